@@ -1,0 +1,129 @@
+"""An index of positions along one axis: what it may be, and its canonical form (SPEC S1)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskedlinear_core import checks
+from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Positions along one axis.
+
+    Attributes:
+        values: A slice, an int64 NumPy vector, or a traced vector (of integers or bools) of a framework.
+        length: The length of the bool vector that the positions were read from; None for other forms.
+        views: The NumPy vector as arrays of frameworks (see `arrays.register_viewer`).
+    """
+
+    values: Any
+    length: int | None = None
+    views: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the positions cannot be read now."""
+        return not self.views and not isinstance(self.values, slice | np.ndarray)
+
+    @property
+    def is_traced_bool(self) -> bool:
+        """Whether this is a bool vector that cannot be read now: how many positions it selects is unknown."""
+        return self.is_traced and dtype_name(self.values) == "bool"
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        """What varies without recompilation: the vector of positions, if there is one."""
+        return () if isinstance(self.values, slice) else (self.values,)
+
+    @property
+    def static(self) -> Hashable:
+        """What does not vary without recompilation."""
+        if isinstance(self.values, slice):
+            return self.values.start, self.values.stop, self.values.step
+        return self.length
+
+    def with_leaves(self, leaves: tuple[Any, ...]) -> Index:
+        """Return the index with another vector of positions, unchecked (for pytrees)."""
+        return Index(leaves[0], self.length) if leaves else self
+
+    def positions(self, kind: str, size: int) -> np.ndarray:
+        """Return the canonical positions: int64, within [0, size), sorted, each once.
+
+        Args:
+            kind: Name of the mask kind, for messages.
+            size: Number of features along the axis.
+
+        Raises:
+            IndexError: A position lies outside of [-size, size).
+            ValueError: The index was a bool vector of another length than `size`.
+
+        Example:
+            >>> as_index("columns", [-1, 0, 0]).positions("columns", 4)
+            array([0, 3])
+        """
+        if isinstance(self.values, slice):
+            return np.sort(np.arange(size)[self.values])
+        if self.length is not None:
+            checks.bool_length(kind, self.length, size)
+        if self.values.size:
+            checks.index_range(kind, int(self.values.min()), int(self.values.max()), size)
+        return np.unique(np.where(self.values < 0, self.values + size, self.values))
+
+    def says_the_same(self, other: Index) -> bool:
+        """Tell whether two readable indices select the same, as far as can be told without the axis' size."""
+        if isinstance(self.values, slice) or isinstance(other.values, slice):
+            return isinstance(self.values, slice) and isinstance(other.values, slice) and self.values == other.values
+        return self.length == other.length and np.array_equal(np.unique(self.values), np.unique(other.values))
+
+    def __repr__(self) -> str:
+        """Return the index as it would be written, long ones shortened."""
+        if isinstance(self.values, slice):
+            return repr(self.values)
+        if self.is_traced:
+            return f"<traced {dtype_name(self.values)} of shape {tuple(self.values.shape)}>"
+        listed = self.values.tolist()
+        if len(listed) <= 8:
+            return repr(listed)
+        return f"[{', '.join(map(repr, listed[:3]))}, ..., {listed[-1]!r}] ({len(listed)} positions)"
+
+
+def as_index(kind: str, value: Any) -> Index:
+    """Turn what a user may write for an index into an `Index`.
+
+    Args:
+        kind: Name of the mask kind, for messages.
+        value: Sequence of ints, integer vector of any framework, slice, or bool vector.
+
+    Raises:
+        TypeError: It is none of these, or not of integers.
+        ValueError: It is not one-dimensional.
+
+    Example:
+        >>> as_index("columns", [True, False, True])
+        [0, 2]
+        >>> as_index("columns", range(20))
+        [0, 1, 2, ..., 19] (20 positions)
+    """
+    if isinstance(value, slice):
+        checks.slice_bounds(kind, value)
+        return Index(value)
+    if is_framework_array(value):
+        checks.index_dtype(kind, dtype_name(value))
+        checks.index_rank(kind, tuple(value.shape))
+        values = read(value)
+        if values is None:
+            return Index(value)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        values = checks.index_sequence(kind, value)
+        checks.index_dtype(kind, values.dtype.name)
+        checks.index_rank(kind, values.shape)
+    else:
+        checks.refuse_index(kind, value)
+    numbers = np.flatnonzero(values) if values.dtype == np.bool_ else values.astype(np.int64)
+    return Index(numbers, values.size if values.dtype == np.bool_ else None, views(numbers))

@@ -1,0 +1,28 @@
+"""A gradient-masked linear layer for JAX: y = x W^T + b, where only chosen positions of W learn.
+
+The torch twin is `maskedlinear_torch`: the same names, the same meaning.
+"""
+
+try:
+    import jax as _jax
+except ImportError as error:
+    raise ImportError("maskedlinear_jax needs jax: pip install 'maskedlinear[jax]'") from error
+
+from maskedlinear_core import Mask as Mask
+from maskedlinear_core import arrays as _arrays
+from maskedlinear_core import blocks as blocks
+from maskedlinear_core import columns as columns
+from maskedlinear_core import elements as elements
+from maskedlinear_core import masks as _masks
+from maskedlinear_core import rows as rows
+from maskedlinear_core import select as select
+from maskedlinear_core import simplify as simplify
+from maskedlinear_core import submatrix as submatrix
+from maskedlinear_jax import kinds as _kinds
+from maskedlinear_jax.functional import masked_linear as masked_linear
+from maskedlinear_jax.module import MaskedLinear as MaskedLinear
+from maskedlinear_jax.module import combine as combine
+from maskedlinear_jax.module import partition as partition
+
+_arrays.register_reader(_jax.Array, _kinds.read)
+_kinds.register_pytrees(_masks.KINDS)

@@ -1,0 +1,78 @@
+"""The public function: checks, casts, and the call of the rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from maskedlinear_core import arrays, checks, masks
+from maskedlinear_jax import _compat, kinds, rule
+
+
+def masked_linear(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    grad_mask: Any,
+    bias_mask: Any = None,
+    forward_mode: bool = False,
+) -> Array:
+    """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
+
+    The value is that of `input @ weight.T + bias`, bit for bit. All derivatives, of any order and
+    mode, are those of `x @ where(M, W, stop_gradient(W)).T + where(m, b, stop_gradient(b))`.
+
+    Args:
+        input: x, shape (*batch, in_features); any number of batch dimensions, including none.
+        weight: W, shape (out_features, in_features).
+        bias: b, shape (out_features,), or None.
+        grad_mask: M: `columns(...)`, `rows(...)`, `submatrix(...)`, `blocks(...)`, `elements(...)`, a
+            combination of these, or a bool array of the weight's shape. True = the gradient flows.
+            A mask is a pytree: passed as an argument, other positions of the same count never recompile.
+        bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
+        forward_mode: True for outermost forward mode (jvp, jacfwd, linearize, reverse over forward),
+            which JAX forbids through custom_vjp. Same values and derivatives, in both modes.
+
+    Returns:
+        y, shape (*batch, out_features), of the arguments' dtype (float32, float64, bfloat16 or float16).
+
+    Raises:
+        TypeError: A wrong kind of argument, or a dtype that is not supported or not shared (SPEC S10).
+        ValueError: Shapes or devices that do not fit.
+        IndexError: A position outside of the weight.
+
+    Example:
+        >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])
+        >>> jax.grad(lambda w: masked_linear(x, w, grad_mask=masks.columns([1])).sum())(w)
+        Array([[0., 2.]], dtype=float32)
+    """
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Array | np.ndarray) and not (name == "bias" and value is None):
+            checks.refuse_array(name, value)
+    checks.flag("forward_mode", forward_mode)
+    mask = masks.as_mask(grad_mask)
+    if bias_mask is not None and not arrays.is_framework_array(bias_mask):
+        checks.refuse_array("bias_mask", bias_mask)
+    checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
+    input, weight = jnp.asarray(input), jnp.asarray(weight)
+    bias = None if bias is None else jnp.asarray(bias)
+    if bias_mask is not None:
+        bias_mask = jnp.asarray(bias_mask)
+    kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]))
+    return rule.masked(kind, positions, input, weight, bias, bias_mask, forward_mode=forward_mode)
+
+
+def _spec(array: Any) -> checks.Spec:
+    dtype = arrays.dtype_name(array)
+    if dtype == "float64" and not _compat.x64_enabled():
+        checks.refuse_float64()
+    return checks.Spec(tuple(array.shape), dtype, _compat.device_of(array))
+
+
+def _maybe_spec(array: Any) -> checks.Spec | None:
+    return None if array is None else _spec(array)

@@ -1,0 +1,25 @@
+"""A gradient-masked linear layer for torch: y = x W^T + b, where only chosen positions of W learn.
+
+The JAX twin is `maskedlinear_jax`: the same names, the same meaning.
+"""
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError("maskedlinear_torch needs torch: pip install 'maskedlinear[torch]'") from error
+
+from maskedlinear_core import Mask as Mask
+from maskedlinear_core import arrays as _arrays
+from maskedlinear_core import blocks as blocks
+from maskedlinear_core import columns as columns
+from maskedlinear_core import elements as elements
+from maskedlinear_core import rows as rows
+from maskedlinear_core import select as select
+from maskedlinear_core import simplify as simplify
+from maskedlinear_core import submatrix as submatrix
+from maskedlinear_torch.functional import masked_linear as masked_linear
+from maskedlinear_torch.kinds import read as _read
+from maskedlinear_torch.module import MaskedLinear as MaskedLinear
+
+_arrays.register_reader(_torch.Tensor, _read)
+_arrays.register_viewer("torch", _torch.from_numpy)

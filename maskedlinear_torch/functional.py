@@ -1,0 +1,85 @@
+"""The public function: checks, casts, and the call of the rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskedlinear_core import arrays, checks, masks
+from maskedlinear_torch import kinds, rule
+
+
+def masked_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    grad_mask: Any,
+    bias_mask: Any = None,
+    forward_mode: bool = False,
+) -> Tensor:
+    """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
+
+    The value is that of `torch.nn.functional.linear`, bit for bit. All derivatives, of any order and
+    mode, are those of `x @ where(M, W, W.detach()).T + where(m, b, b.detach())`.
+
+    Args:
+        input: x, shape (*batch, in_features); any number of batch dimensions, including none.
+        weight: W, shape (out_features, in_features).
+        bias: b, shape (out_features,), or None.
+        grad_mask: M: `columns(...)`, `rows(...)`, `submatrix(...)`, `blocks(...)`, `elements(...)`, a
+            combination of these, or a bool array of the weight's shape. True = the gradient flows.
+        bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
+        forward_mode: The JAX twin needs True for outermost forward mode; here both modes always work.
+
+    Returns:
+        y, shape (*batch, out_features), of the arguments' dtype (float32, float64, bfloat16 or
+        float16), or of autocast's.
+
+    Raises:
+        TypeError: A wrong kind of argument, or a dtype that is not supported or not shared (SPEC S10).
+        ValueError: Shapes or devices that do not fit.
+        IndexError: A position outside of the weight.
+
+    Example:
+        >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]], requires_grad=True)
+        >>> masked_linear(x, w, grad_mask=masks.columns([1])).sum().backward()
+        >>> w.grad
+        tensor([[0., 2.]])
+    """
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            checks.refuse_array(name, value)
+    checks.flag("forward_mode", forward_mode)
+    mask = masks.as_mask(grad_mask)
+    if bias_mask is not None and not arrays.is_framework_array(bias_mask):
+        checks.refuse_array("bias_mask", bias_mask)
+    input, weight, bias = _autocast(input, weight, bias)
+    checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
+    if bias_mask is not None:
+        bias_mask = torch.as_tensor(bias_mask, device=weight.device)
+    kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
+    return rule.masked(kind, positions, input, weight, bias, bias_mask)
+
+
+def _spec(tensor: Any) -> checks.Spec:
+    return checks.Spec(tuple(tensor.shape), arrays.dtype_name(tensor), getattr(tensor, "device", None))
+
+
+def _maybe_spec(tensor: Any) -> checks.Spec | None:
+    return None if tensor is None else _spec(tensor)
+
+
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    # As autocast does for F.linear: every float but float64 is cast, and the cast is differentiated.
+    device = weight.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    return cast(input), cast(weight), None if bias is None else cast(bias)

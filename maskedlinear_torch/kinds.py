@@ -1,0 +1,274 @@
+"""The kinds of mask: what each keeps of the input, and its packed gradient (SPEC S1, S6).
+
+Letters: B batch, O out_features, I in_features; x (*B, I) input, g (*B, O) cotangent, W (O, I) weight,
+M (O, I) mask. A kind holds what is static; the arrays of positions travel beside it, so that they can
+be batched, traced and moved. Every kind answers the same questions:
+
+    keep(x)             what of x the backward needs
+    unkeep(k)           its transpose: back to the shape of x
+    product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
+    place(values)       the dense gradient: packed values among zeros
+    take(W)             its transpose: the packed entries of W
+    tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
+    mask()              M, in a shape that broadcasts to (O, I)
+
+Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
+canonical by number: a duplicate or a position out of range becomes the size of the axis, which is
+read as zero and never written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskedlinear_core import checks, masks
+from maskedlinear_core.indices import Index
+from maskedlinear_torch import _compat
+
+Arrays = tuple[Any, ...]
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Submatrix:
+    """Columns, rows and their crossings; arrays = (rows, columns), None = all of the axis."""
+
+    exact: bool
+
+    def keep(self, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._take(x, columns, -1)
+
+    def unkeep(self, kept: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._put(kept, columns, -1, in_features)
+
+    def product(self, g: Tensor, kept: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return flat(self._take(g, rows, -1)).t() @ flat(kept)
+
+    def place(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
+
+    def take(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._take(self._take(weight, rows, 0), columns, 1)
+
+    def tangent(
+        self, kept: Tensor, values: Tensor, out_features: int, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
+        return self._put(kept @ values.t(), rows, -1, out_features)
+
+    def mask(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._line(weight, rows, 0)[:, None] & self._line(weight, columns, 1)
+
+    def _line(self, weight: Tensor, index: Tensor | None, dim: int) -> Tensor:
+        if index is None:
+            return torch.ones(1, dtype=torch.bool, device=weight.device)
+        return self._put(torch.ones_like(index, dtype=torch.bool), index, 0, weight.shape[dim])
+
+    def _take(self, tensor: Tensor, index: Tensor | None, dim: int) -> Tensor:
+        return tensor if index is None else take(tensor, index, dim, exact=self.exact)
+
+    def _put(self, values: Tensor, index: Tensor | None, dim: int, size: int) -> Tensor:
+        return values if index is None else put(values, index, dim, size, exact=self.exact)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a grid (Y, X) of blocks (h, w); arrays = (flat block numbers n,)."""
+
+    grid_shape: Shape
+    block_shape: Shape
+    exact: bool
+
+    def keep(self, x: Tensor, numbers: Tensor) -> Tensor:
+        return x
+
+    def unkeep(self, kept: Tensor, in_features: int, numbers: Tensor) -> Tensor:
+        return kept
+
+    def product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+        # (n, h, B) times (n, B, w): one small product per block.
+        return self._rows(flat(g), numbers).permute(1, 2, 0) @ self._columns(flat(kept), numbers).transpose(0, 1)
+
+    def place(self, values: Tensor, shape: Shape, numbers: Tensor) -> Tensor:
+        (y, x), (h, w) = self.grid_shape, self.block_shape
+        grid = put(values, numbers, 0, y * x, exact=self.exact)
+        return grid.reshape(y, x, h, w).transpose(1, 2).reshape(shape)
+
+    def take(self, weight: Tensor, numbers: Tensor) -> Tensor:
+        (y, x), (h, w) = self.grid_shape, self.block_shape
+        return take(weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
+
+    def tangent(self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor) -> Tensor:
+        (y, x), (h, _) = self.grid_shape, self.block_shape
+        parts = (self._columns(flat(kept), numbers).transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1)
+        sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, numbers // x, parts)
+        return sums[:, :y].reshape(*kept.shape[:-1], out_features)
+
+    def mask(self, weight: Tensor, numbers: Tensor) -> Tensor:
+        block = torch.ones_like(numbers, dtype=torch.bool)[:, None, None].expand(-1, *self.block_shape)
+        return self.place(block, (weight.shape[0], weight.shape[1]), numbers)
+
+    def _rows(self, g: Tensor, numbers: Tensor) -> Tensor:
+        (y, x), (h, _) = self.grid_shape, self.block_shape
+        return take(g.reshape(-1, y, h), numbers // x, 1, exact=self.exact)
+
+    def _columns(self, kept: Tensor, numbers: Tensor) -> Tensor:
+        (_, x), (_, w) = self.grid_shape, self.block_shape
+        return take(kept.reshape(-1, x, w), numbers % x, 1, exact=True)
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Single elements; arrays = (M,)."""
+
+    def keep(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x
+
+    def unkeep(self, kept: Tensor, in_features: int, mask: Tensor) -> Tensor:
+        return kept
+
+    def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+        return flat(g).t() @ flat(kept)
+
+    def place(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
+        return torch.where(mask, values, 0)
+
+    def take(self, weight: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, weight, 0)
+
+    def tangent(self, kept: Tensor, values: Tensor, out_features: int, mask: Tensor) -> Tensor:
+        return kept @ values.t()
+
+    def mask(self, weight: Tensor, mask: Tensor) -> Tensor:
+        return mask
+
+
+Kind = Submatrix | Blocks | Elements
+"""What the rule works with."""
+
+
+def resolve(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
+    """Return the kind and the arrays of positions of a mask for a weight of that shape.
+
+    Args:
+        mask: Any mask; its positions may be traced.
+        shape: (out_features, in_features).
+        device: Where the positions shall be.
+
+    Raises:
+        IndexError, ValueError: As `Mask.to_array`, for positions that can be read.
+    """
+    # Dynamo would run the NumPy code on tensors: to it all positions are traced.
+    if mask.is_traced or torch.compiler.is_dynamo_compiling():
+        return _resolve_traced(mask, shape, device)
+    positions = mask.canonical(shape)
+    arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in positions.arrays)
+    return exact_kind(positions), arrays
+
+
+def exact_kind(positions: masks.Positions) -> Kind:
+    """Return the kind for canonical positions."""
+    if positions.kind == "submatrix":
+        return Submatrix(exact=True)
+    if positions.kind == "blocks":
+        return Blocks(positions.grid_shape, positions.block_shape, exact=True)
+    return Elements()
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Return (*B, F) as (B, F). The size is spelled out: -1 cannot be told where F is 0."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
+    """Return `tensor[index]` along `dim`; an index equal to the size, possible if not exact, reads zero."""
+    if not exact:
+        tensor = torch.cat([tensor, torch.zeros_like(tensor.narrow(dim, 0, 1))], dim)
+    return tensor.index_select(dim, index)
+
+
+def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> Tensor:
+    """Return zeros with `values` at `index` along `dim`; an index equal to the size is dropped."""
+    shape = list(values.shape)
+    shape[dim] = size if exact else size + 1
+    zeros = values.new_zeros(shape)
+    if _compat.in_functorch_transform():
+        # vmap has no rule for index_copy, and none for writing batched values into zeros in place.
+        dims = [1] * len(shape)
+        dims[dim] = -1
+        written = zeros.scatter(dim, index.reshape(dims).expand(values.shape), values)
+    else:
+        written = zeros.index_copy_(dim, index, values)
+    return written if exact else written.narrow(dim, 0, size)
+
+
+def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
+    if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
+        return Submatrix(exact=False), (None, _by_number(mask.index, shape[1], device))
+    if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
+        return Submatrix(exact=False), (_by_number(mask.index, shape[0], device), None)
+    if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
+        rows, columns = _by_number(mask.rows, shape[0], device), _by_number(mask.columns, shape[1], device)
+        return Submatrix(exact=False), (rows, columns)
+    if isinstance(mask, masks.Blocks):
+        checks.mask_shape("blocks", mask.shape, shape)
+        numbers = _by_number(mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
+        return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
+    return Elements(), (_dense(mask, shape, device),)
+
+
+def _dense(mask: masks.Mask, shape: Shape, device: torch.device) -> Tensor:
+    # How many positions a traced bool vector selects is unknown, so it can only be priced as elements.
+    if isinstance(mask, masks.Combination):
+        return type(mask).combine(*(_dense(operand, shape, device) for operand in mask.masks))
+    if isinstance(mask, masks.Elements):
+        checks.mask_shape("elements", mask.shape, shape)
+        return torch.as_tensor(mask.views["torch"] if mask.views else mask.array, device=device)
+    if isinstance(mask, masks.Columns):
+        return _line("columns", mask.index, shape[1], device).expand(shape)
+    if isinstance(mask, masks.Rows):
+        return _line("rows", mask.index, shape[0], device)[:, None].expand(shape)
+    if isinstance(mask, masks.Submatrix):
+        rows = _line("submatrix rows", mask.rows, shape[0], device)
+        return rows[:, None] & _line("submatrix columns", mask.columns, shape[1], device)
+    kind, arrays = _resolve_traced(mask, shape, device)
+    return kind.mask(torch.empty(shape, device=device), *arrays)
+
+
+def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
+    if index.is_traced_bool:
+        checks.bool_length(name, index.values.shape[0], size)
+        return torch.as_tensor(index.values, device=device)
+    numbers = _by_number(index, size, device)
+    return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, exact=False)
+
+
+def _by_number(index: Index, size: int, device: torch.device) -> Tensor:
+    """Return positions in [0, size], where a duplicate or a position out of range is `size`."""
+    if index.views:  # first: Dynamo cannot guard a NumPy array that it meets inside a torch.func transform
+        numbers = index.views["torch"].to(device)
+    elif isinstance(index.values, slice):
+        return torch.arange(size, device=device)[index.values]
+    else:
+        numbers = torch.as_tensor(index.values, device=device).long()
+    numbers = torch.where(numbers < 0, numbers + size, numbers)
+    numbers = torch.where((numbers < 0) | (numbers >= size), size, numbers)
+    turn = torch.arange(numbers.shape[0], device=device)
+    # One of several equal positions wins, whichever: they read and write the same.
+    winner = put(turn, numbers, 0, size + 1, exact=True)
+    return torch.where(winner.index_select(0, numbers) == turn, numbers, size)
+
+
+def read(tensor: Tensor) -> np.ndarray | None:
+    """Return the values of a tensor as NumPy, or None if it is traced (the core's reader for torch)."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    try:
+        tensor = (tensor.detach() if tensor.requires_grad else tensor).cpu()
+        return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    except RuntimeError:  # a batched, fake or meta tensor has no storage to read
+        return None

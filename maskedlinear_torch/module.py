@@ -1,0 +1,220 @@
+"""The layer: a drop-in for `torch.nn.Linear` whose weight gradient is masked (SPEC S8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskedlinear_core import checks, initial, masks
+from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_torch import kinds, rule
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer of which only the masked positions learn; all else is `torch.nn.Linear`.
+
+    The weight is a full parameter with a masked gradient. Weight decay and momentum are the
+    optimizer's: they can still move a frozen entry, since a masked gradient is not a frozen weight.
+    The state_dict is that of `nn.Linear`; the positions are buffers outside of it.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: Whether the layer has a bias.
+        grad_mask: As for `masked_linear`, with readable positions. True = the gradient flows.
+        bias_mask: Bool vector (out_features,); None = all of the bias trains.
+        seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
+        device: Of the parameters and positions.
+        dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
+
+    Raises:
+        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+
+    Example:
+        >>> layer = MaskedLinear(4, 2, grad_mask=masks.columns([0, 3]), seed=0)
+        >>> layer(torch.ones(1, 4)).sum().backward()
+        >>> layer.weight.grad
+        tensor([[1., 0., 0., 1.],
+                [1., 0., 0., 1.]])
+    """
+
+    _bias_positions: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        seed: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        in_features = checks.features("in_features", in_features)
+        out_features = checks.features("out_features", out_features)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        checks.float_dtype(str(dtype).removeprefix("torch."))
+        if seed is not None:
+            checks.seed(seed)
+        mask = masks.as_mask(grad_mask)
+        mask.canonical((out_features, in_features))
+        bias_values = _bias_mask(bias_mask, bias, out_features)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._set_masks(mask, bias_values)
+        if seed is not None:
+            self._draw(initial.linear_bound(in_features), seed)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, grad_mask: Any, bias_mask: Any = None) -> Self:
+        """Return a masked layer around the very parameters of `linear` (shared, not copied).
+
+        Args:
+            linear: The layer to convert.
+            grad_mask: As for the constructor.
+            bias_mask: As for the constructor.
+
+        Raises:
+            TypeError: `linear` is not a `torch.nn.Linear`.
+
+        Example:
+            >>> linear = nn.Linear(3, 2)
+            >>> MaskedLinear.from_linear(linear, grad_mask=masks.rows([0])).weight is linear.weight
+            True
+        """
+        if not isinstance(linear, nn.Linear):
+            checks.refuse_layer("a torch.nn.Linear", linear)
+        has_bias = linear.bias is not None
+        layer = cls(
+            linear.in_features, linear.out_features, has_bias, grad_mask=grad_mask, bias_mask=bias_mask,
+            device="meta", dtype=linear.weight.dtype,
+        )  # fmt: skip
+        layer.weight = linear.weight
+        if has_bias:
+            layer.bias = linear.bias
+        layer._set_masks(layer._mask, layer._bias_values)
+        return layer.train(linear.training)
+
+    def to_linear(self) -> nn.Linear:
+        """Return a plain layer around the very parameters of this one.
+
+        Example:
+            >>> type(MaskedLinear(3, 2, grad_mask=masks.rows([0])).to_linear()).__name__
+            'Linear'
+        """
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.weight.dtype
+        )
+        linear.weight = self.weight
+        if self.bias is not None:
+            linear.bias = self.bias
+        return linear.train(self.training)
+
+    @classmethod
+    def from_location(
+        cls, in_features: int, out_features: int, location: np.ndarray, bias: bool = True, *, seed: int | None = None
+    ) -> Self:
+        """Return the layer of the original `LinearCraft`: the columns at `location` learn.
+
+        Args:
+            in_features: I.
+            out_features: O.
+            location: NumPy array of input features.
+            bias: Whether the layer has a bias.
+            seed: As for the constructor. Values are drawn from uniform(-0.1, 0.1) either way.
+
+        Raises:
+            TypeError: `location` is not a NumPy array of integers.
+
+        Example:
+            >>> MaskedLinear.from_location(20, 3, np.array([1, 5]))
+            MaskedLinear(in_features=20, out_features=3, bias=True, grad_mask=columns([1, 5]))
+        """
+        if not isinstance(location, np.ndarray):
+            checks.refuse_location(location)
+        layer = cls(in_features, out_features, bias, grad_mask=masks.columns(location))
+        if seed is not None:
+            checks.seed(seed)
+            layer._draw(initial.LOCATION_BOUND, seed)
+        else:
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -initial.LOCATION_BOUND, initial.LOCATION_BOUND)
+        return layer
+
+    @property
+    def grad_mask(self) -> masks.Mask:
+        """The mask. Setting another of the same kind and count changes positions in place: nothing recompiles."""
+        return self._mask
+
+    @grad_mask.setter
+    def grad_mask(self, grad_mask: Any) -> None:
+        mask = masks.as_mask(grad_mask)
+        mask.canonical((self.out_features, self.in_features))
+        self._set_masks(mask, self._bias_values)
+
+    @property
+    def bias_mask(self) -> np.ndarray | None:
+        """The bias mask as a bool vector, or None if all of the bias trains."""
+        return None if self._bias_values is None else self._bias_values.copy()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        if not isinstance(input, Tensor):
+            checks.refuse_array("input", input)
+        input, weight, bias = _autocast(input, self.weight, self.bias)
+        checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), None)
+        return rule.masked(self._kind, self._positions(), input, weight, bias, self._bias_positions)
+
+    def extra_repr(self) -> str:
+        """Describe sizes and masks."""
+        trained = "" if self._bias_values is None else f", bias_mask={int(self._bias_values.sum())} trained"
+        return f"{super().extra_repr()}, grad_mask={self._mask!r}{trained}"
+
+    def _positions(self) -> kinds.Arrays:
+        return tuple(getattr(self, f"_position_{i}") for i in range(self._position_count))
+
+    def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
+        kind, arrays = kinds.resolve(mask, (self.out_features, self.in_features), self.weight.device)
+        self._mask, self._bias_values = mask, bias_values
+        self._kind, self._position_count = kind, len(arrays)
+        for i, array in enumerate(arrays):
+            self._set_buffer(f"_position_{i}", array)
+        trained = None if bias_values is None else torch.from_numpy(bias_values).to(self.weight.device)
+        self._set_buffer("_bias_positions", trained)
+
+    def _set_buffer(self, name: str, values: Tensor | None) -> None:
+        old = self._buffers.get(name)
+        if old is not None and values is not None and old.shape == values.shape and old.device == values.device:
+            old.copy_(values)  # in place, so that compiled code sees it
+        else:
+            self.register_buffer(name, values, persistent=False)
+
+    def _draw(self, bound: float, seed: int) -> None:
+        weight, bias = initial.parameters(
+            self.out_features, self.in_features, self.bias is not None, bound=bound, seed=seed,
+            dtype=dtype_name(self.weight),
+        )  # fmt: skip
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(weight))
+            if bias is not None:
+                self.bias.copy_(torch.from_numpy(bias))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Positions on the meta device have no values, and to_empty() makes any: say them anew.
+        super()._apply(fn, recurse)
+        self._set_masks(self._mask, self._bias_values)
+        return self
+
+
+def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray | None:
+    if bias_mask is None:
+        return None
+    values = bias_mask if is_framework_array(bias_mask) else np.asarray(bias_mask)
+    checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
+    return to_numpy(values).copy()

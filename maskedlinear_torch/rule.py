@@ -1,0 +1,160 @@
+"""The derivative rule, written to the equation (SPEC S2-S4).
+
+With M the mask, m the bias mask, and V = where(M, W, stop_gradient(W)), the view of W through which
+alone W is differentiated:
+
+    y       = x W^T + b
+    d_x     = g V                         never masked
+    d_W     = where(M, g^T x, +0.0)       as place(product(g, keep(x))): only the wanted entries are computed
+    d_b     = where(m, sum g, +0.0)
+    y'      = x' V^T + tangent(keep(x), take(W')) + where(m, b', 0)
+
+V has the values of W. Where something differentiates the rule itself, V is what keeps the frozen
+entries out of every higher derivative: with W in its place a gradient penalty would reach them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from maskedlinear_torch import _compat
+from maskedlinear_torch.kinds import Arrays, Kind, flat
+
+
+def masked(
+    kind: Kind, arrays: Arrays, input: Tensor, weight: Tensor, bias: Tensor | None, bias_mask: Tensor | None
+) -> Tensor:
+    """Apply the rule to checked arguments.
+
+    Args:
+        kind: The kind of mask.
+        arrays: Its positions.
+        input: (*B, I).
+        weight: (O, I).
+        bias: (O,) or None.
+        bias_mask: Bool (O,); None = all of the bias trains.
+
+    Returns:
+        (*B, O).
+    """
+    transformed = _compat.in_functorch_transform() or _compat.in_dual_level()
+    if transformed and torch.compiler.is_dynamo_compiling():
+        # Dynamo differentiates through the forward of a Function and drops its rule there: without
+        # an error, the frozen entries would learn. The reference program needs no rule.
+        return reference(kind, arrays, input, weight, bias, bias_mask)
+    if not transformed and not (weight.requires_grad and torch.is_grad_enabled()):
+        # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
+        return F.linear(input, weight, _bias_view(bias, bias_mask))
+    # Dynamo refuses a Function that defines jvp.
+    rule = _Reverse if torch.compiler.is_dynamo_compiling() else _Rule
+    output, _ = rule.apply(kind, input, weight, bias, bias_mask, *arrays)
+    return output
+
+
+def reference(
+    kind: Kind, arrays: Arrays, input: Tensor, weight: Tensor, bias: Tensor | None, bias_mask: Tensor | None
+) -> Tensor:
+    """Return the same by the program that defines the op (SPEC S4), at the price of a copy of W and a dense dW."""
+    return F.linear(input, weight_view(kind, arrays, weight), _bias_view(bias, bias_mask))
+
+
+def weight_view(kind: Kind, arrays: Arrays, weight: Tensor) -> Tensor:
+    """Return V = where(M, W, stop_gradient(W))."""
+    return torch.where(kind.mask(weight, *arrays), weight, weight.detach())
+
+
+def _bias_view(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
+    if bias is None or bias_mask is None:
+        return bias
+    return torch.where(bias_mask, bias, bias.detach())
+
+
+class _Reverse(torch.autograd.Function):
+    """The rule in reverse mode. Outputs: y, and what is kept of x (None where that is x itself)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | None, bias_mask: Tensor | None, *arrays: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        # What is kept must be an output: a tensor made in setup_context is unknown to autograd, and
+        # double backward through it is wrong without an error.
+        kept = kind.keep(input, *arrays)
+        return F.linear(input, weight, bias), None if kept is input else kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        kind, input, weight, _, bias_mask, *arrays = inputs
+        _, kept = output
+        ctx.kind = kind
+        ctx.in_features = input.shape[-1]
+        # A cotangent that does not exist stays None: as zeros it would be added to d_x at full cost.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input if kept is None else kept, weight, bias_mask, *arrays)
+        ctx.save_for_forward(input, weight, bias_mask, *arrays)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, kept_cotangent = cotangents
+        kept, weight, bias_mask, *arrays = ctx.saved_tensors
+        kind: Kind = ctx.kind
+        _, input_wanted, weight_wanted, bias_wanted, *_ = ctx.needs_input_grad
+        d_input = d_weight = d_bias = None
+        if g is not None:
+            if input_wanted:
+                d_input = g @ (weight_view(kind, arrays, weight) if _is_differentiated(weight) else weight)
+            if weight_wanted:
+                d_weight = kind.place(kind.product(g, kept, *arrays), tuple(weight.shape), *arrays)
+            if bias_wanted:
+                d_bias = flat(g).sum(0)
+                d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
+        if kept_cotangent is not None and input_wanted:
+            d_kept = kind.unkeep(kept_cotangent, ctx.in_features, *arrays)
+            d_input = d_kept if d_input is None else d_input + d_kept
+        return None, d_input, d_weight, d_bias, None, *(None for _ in arrays)
+
+
+class _Rule(_Reverse):
+    """The rule in both modes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None]:
+        _, d_input, d_weight, d_bias, *_ = tangents
+        input, weight, bias_mask, *arrays = ctx.saved_tensors
+        kind: Kind = ctx.kind
+        with _compat.forward_mode_enabled():
+            # The tensors carry this level's tangents; the rule is in terms of what is below it.
+            input, weight = _primal(input), _primal(weight)
+            terms = []
+            if d_input is not None:
+                terms.append(d_input @ weight_view(kind, arrays, weight).t())
+            if d_weight is not None:
+                taken = kind.take(d_weight, *arrays)
+                terms.append(kind.tangent(kind.keep(input, *arrays), taken, weight.shape[0], *arrays))
+            if d_bias is not None:
+                d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
+                terms.append(d_bias.expand(*input.shape[:-1], weight.shape[0]))
+            kept = kind.keep(input, *arrays)
+            if kept is input:
+                d_kept = None
+            else:
+                d_kept = torch.zeros_like(kept) if d_input is None else kind.keep(d_input, *arrays)
+            return sum(terms[1:], start=terms[0]), d_kept
+
+
+def _primal(tensor: Tensor) -> Tensor:
+    return forward_ad.unpack_dual(tensor).primal
+
+
+def _is_differentiated(weight: Tensor) -> bool:
+    # Safe to skip the view: with grad mode off nothing records the backward for reverse mode, every
+    # torch.func transform keeps it on, and in forward mode a derivative in W arrives as its tangent.
+    return torch.is_grad_enabled() or forward_ad.unpack_dual(weight).tangent is not None
