@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -47,6 +47,7 @@ def masked_linear(
         IndexError: A position outside of the weight.
 
     Example:
+        >>> import jax
         >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])
         >>> jax.grad(lambda w: masked_linear(x, w, grad_mask=masks.columns([1])).sum())(w)
         Array([[0., 2.]], dtype=float32)

@@ -187,7 +187,9 @@ def flat(tensor: Tensor) -> Tensor:
 def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
     """Return `tensor[index]` along `dim`; an index equal to the size, possible if not exact, reads zero."""
     if not exact:
-        tensor = torch.cat([tensor, torch.zeros_like(tensor.narrow(dim, 0, 1))], dim)
+        shape = list(tensor.shape)
+        shape[dim] = 1
+        tensor = torch.cat([tensor, tensor.new_zeros(shape)], dim)
     return tensor.index_select(dim, index)
 
 

@@ -1,0 +1,271 @@
+"""Planning and running the grid: which cells there are, and the verdict on each (SPEC S11)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import time
+import tomllib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from parity import bounds, cases, compare, transforms
+from parity.cases import Problem
+from parity.records import DEVICES, DTYPES, WORLDS, Cell, Record, Verdict
+from parity.transforms import Transform
+
+QUICK_CASES = ("columns", "elements", "wide-columns")
+
+Choice = Collection[str] | None
+
+
+def plan(
+    *,
+    devices: Collection[str] = ("cpu",),
+    dtypes: Choice = None,
+    masks: Choice = None,
+    transforms: Choice = None,
+    cases: Choice = None,
+    worlds: Choice = None,
+    tiers: Choice = None,
+    quick: bool = False,
+) -> list[Cell]:
+    """Return the cells that are asked for; None leaves a choice open.
+
+    Args:
+        devices: "cpu", "cuda".
+        dtypes: Names of dtypes.
+        masks: Kinds of mask.
+        transforms: Names of transforms.
+        cases: Ids of cases.
+        worlds: Names of worlds.
+        tiers: "exact", "random".
+        quick: A selection that runs in well under a minute.
+
+    Example:
+        >>> [cell.id for cell in plan(cases=["rows"], dtypes=["float32"], transforms=["vjp"], worlds=["jax-jit"])]
+        ['rows/float32/vjp/jax-jit/cpu/exact']
+    """
+
+    def wanted(choice: Choice, name: str) -> bool:
+        return choice is None or name in choice
+
+    cells = []
+    for (case, dtype, transform, tier), device in _product(quick, devices):
+        if not (wanted(cases, case) and wanted(dtypes, dtype) and wanted(transforms, transform)):
+            continue
+        mask = _case(case).mask
+        if not (wanted(masks, mask) and wanted(tiers, tier)):
+            continue
+        cells += [
+            Cell(case, mask, dtype, transform, world, device, tier)
+            for world in WORLDS
+            if wanted(worlds, world) and _runs_in(case, dtype, transform, world, quick)
+        ]
+    return cells
+
+
+def run(
+    cells: Collection[Cell], *, seed: int = 0, subjects: dict[str, Callable[..., Any]] | None = None
+) -> Iterator[Record]:
+    """Run cells one by one, yielding a record of each.
+
+    Args:
+        cells: From `plan`.
+        seed: Of the numbers.
+        subjects: Another masked_linear to test, by framework ("torch", "jax"): a port, or a sabotaged twin.
+    """
+    errors: dict[tuple[str, ...], _Error] = {}
+    for cell in cells:
+        started = time.perf_counter()
+        outcome = _outcome(cell, seed, (subjects or {}).get(cell.world.split("-")[0]))
+        twin_ratio = None
+        if outcome.error is not None and outcome.verdict == "within bound":
+            key = (cell.case, cell.dtype, cell.transform, cell.device, cell.tier)
+            if cell.world == "torch-eager":
+                errors[key] = outcome.error
+            elif cell.world.startswith("jax") and key in errors:
+                outcome, twin_ratio = _compare_errors(outcome, errors[key])
+        yield Record(
+            cell,
+            transforms.BY_NAME[cell.transform].clause,
+            outcome.verdict,
+            outcome.known,
+            outcome.reason,
+            outcome.finding,
+            None if outcome.error is None else outcome.error.largest,
+            twin_ratio,
+            seed,
+            time.perf_counter() - started,
+        )
+
+
+@dataclass(frozen=True)
+class _Error:
+    """Error over bound of a cell: largest, root mean square, and over how many elements."""
+
+    largest: float
+    rms: float
+    elements: int
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    verdict: Verdict
+    reason: str = ""
+    finding: Any = None
+    known: bool = False
+    error: _Error | None = None
+
+
+def _outcome(cell: Cell, seed: int, subject: Callable[..., Any] | None) -> _Outcome:
+    world = world_of(cell.world)
+    transform = transforms.BY_NAME[cell.transform]
+    if cell.device not in world.devices():
+        return _Outcome("no device", f"{world.FRAMEWORK} sees no {cell.device} here")
+    problem = cases.make(_case(cell.case), cell.dtype, cell.tier, seed)
+    expected = known(cell)
+    if expected is not None and expected.get("crashes"):
+        return _Outcome("unsupported", expected["reason"], known=True)
+    try:
+        outputs = world.run(transform, problem, cell.world, cell.device, **({"subject": subject} if subject else {}))
+    except Exception as error:
+        # Whatever the framework raises, it is the cell's result, and the run goes on.
+        listed = expected is not None and expected["error"] in f"{type(error).__name__}: {error}"
+        reason = expected["reason"] if listed and expected else f"{type(error).__name__}: {_first_line(error)}"
+        return _Outcome("unsupported", reason, known=listed)
+    if expected is not None:
+        return _Outcome("differs", "listed in known.toml as unsupported, but it works: take it off the list")
+    try:
+        error = judge(transform, problem, cell.tier, outputs)
+    except compare.Mismatch as mismatch:
+        return _Outcome("differs", str(mismatch), mismatch.finding)
+    return _Outcome("identical" if error is None else "within bound", error=error)
+
+
+def judge(transform: Transform, problem: Problem, tier: str, outputs: dict[str, np.ndarray]) -> _Error | None:
+    """Hold outputs against the oracle.
+
+    Returns:
+        None where bits were compared, else the error over its bound.
+
+    Raises:
+        Mismatch: An output is not what it must be.
+    """
+    outputs = transform.finish(problem, outputs)
+    native = outputs.pop("native", None)
+    if native is not None:
+        compare.assert_same_bits("output", outputs["output"], native, "the framework's own linear layer is the forward")
+    want = transform.oracle(problem)
+    missing = sorted(set(want) ^ set(outputs))
+    if missing:
+        raise AssertionError(f"{transform.name} gave other outputs than the oracle: {missing}")
+    for name, got in outputs.items():
+        compare.assert_same_shape(name, got, want[name])
+        if "mask" not in transform.name and "everything" not in transform.name:
+            compare.assert_frozen_zero(name, got, transforms.frozen(problem, name, got.shape))
+        elif name == "weight":
+            still = ~np.stack([problem.mask_array(copy) for copy in range(cases.COPIES)])
+            compare.assert_frozen_zero(name, got, still)
+    if not transform.values:
+        return None
+    if tier == "exact":
+        for name, got in outputs.items():
+            compare.assert_same_bits(name, got, want[name])
+        return None
+    return _held_to_bound(transform, problem, outputs, want)
+
+
+def _held_to_bound(transform: Transform, problem: Problem, outputs: Any, want: Any) -> _Error:
+    size = transforms.majorant(problem)
+    majorants = transform.oracle(size)
+    case = problem.case
+    terms = case.in_features + case.out_features + int(np.prod(case.batch))
+    # Stored at most: y, its bias sum, a factor of the test function, and the same again per derivative.
+    stages = 4 * (transform.order + 1)
+    ratios = []
+    for name, got in outputs.items():
+        bound = bounds.error_bound(majorants[name], problem.dtype, terms=terms, stages=stages)
+        compare.assert_within(name, got, want[name], bound)
+        ratios.append(compare.error_ratio(got, want[name], bound).ravel())
+    flat = np.concatenate(ratios)
+    return _Error(float(flat.max(initial=0.0)), float(np.sqrt(np.mean(flat**2))) if flat.size else 0.0, flat.size)
+
+
+def _compare_errors(outcome: _Outcome, torch: _Error) -> tuple[_Outcome, float | None]:
+    assert outcome.error is not None
+    try:
+        rms = {"torch": torch.rms, "jax": outcome.error.rms}
+        return outcome, compare.assert_error_ratio(rms, outcome.error.elements)
+    except compare.Mismatch as mismatch:
+        return _Outcome("differs", str(mismatch), mismatch.finding, error=outcome.error), mismatch.finding.ratio
+
+
+def known(cell: Cell) -> dict[str, Any] | None:
+    """Return the entry of known.toml that lists a cell as unsupported, or None."""
+    for entry in _known():
+        if fnmatch(cell.transform, entry["transform"]) and fnmatch(cell.world, entry["world"]):
+            return entry
+    return None
+
+
+@functools.cache
+def _known() -> list[dict[str, Any]]:
+    return tomllib.loads(resources.files("parity").joinpath("known.toml").read_text("utf-8"))["unsupported"]
+
+
+def world_of(name: str) -> Any:
+    """Return the module of a world."""
+    return importlib.import_module(f"parity.{name.split('-')[0]}_world")
+
+
+def _product(quick: bool, devices: Collection[str]) -> Iterator[tuple[tuple[str, str, str, str], str]]:
+    for device in DEVICES:
+        if device in devices:
+            for combination in _combinations(quick):
+                yield combination, device
+
+
+@functools.cache
+def _combinations(quick: bool) -> tuple[tuple[str, str, str, str], ...]:
+    found = []
+    for case in cases.CASES:
+        if quick and case.id not in QUICK_CASES:
+            continue
+        tier = "random" if case.wide else "exact"
+        for dtype in DTYPES:
+            if not (dtype == "float32" or ((case.core or case.wide) and not quick)):
+                continue
+            problem = cases.make(case, dtype, tier, 0)
+            exact = cases.exact_order(problem) if tier == "exact" else 3
+            found += [
+                (case.id, dtype, transform.name, tier)
+                for transform in transforms.TRANSFORMS
+                if transform.order <= exact and transform.applies(problem) and not (case.wide and transform.dense)
+            ]
+    return tuple(found)
+
+
+def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> bool:
+    # The compilers take a second or so for each program: they get the core cases, the eager worlds all.
+    if world in ("torch-eager", "jax-eager"):
+        return not (quick and world == "jax-eager" and case != "columns")
+    if quick and world == "torch-compiled":
+        return case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
+    chosen = _case(case)
+    if quick:
+        return case == "columns" or chosen.wide
+    return chosen.core and dtype in ("float32", "bfloat16") or (chosen.wide and dtype == "float32")
+
+
+def _case(name: str) -> cases.Case:
+    return cases.BY_ID[name]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

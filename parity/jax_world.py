@@ -1,0 +1,150 @@
+"""The worlds of JAX: the only file of the engine that imports it. Twin of torch_world.py, function by function."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import maskedlinear_jax
+from maskedlinear_core import masks
+from maskedlinear_jax import kinds
+from parity.cases import Problem, arrays_of
+from parity.transforms import Transform
+
+FRAMEWORK = "jax"
+VERSION = jax.__version__
+SUBJECT = maskedlinear_jax.masked_linear
+
+DTYPES = {name: jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+class Ops:
+    """The names that the programs of transforms.py use."""
+
+    grad = staticmethod(jax.grad)
+    vjp = staticmethod(jax.vjp)
+    jvp = staticmethod(jax.jvp)
+    vmap = staticmethod(jax.vmap)
+    jacrev = staticmethod(jax.jacrev)
+    jacfwd = staticmethod(jax.jacfwd)
+    hessian = staticmethod(jax.hessian)
+
+    @staticmethod
+    def linear(input: Any, weight: Any, bias: Any = None) -> Any:
+        """Compute the framework's own linear layer (S2)."""
+        return input @ weight.T if bias is None else input @ weight.T + bias
+
+    @staticmethod
+    def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
+        gradients = [jax.vjp(f, *theta)[1](cotangent) for cotangent in cotangents]
+        return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*gradients, strict=True))
+
+    @staticmethod
+    def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+        """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
+
+        def penalty(*theta: Any) -> Any:
+            gradient = jax.vjp(f, *theta)[1](cotangent)[0]
+            return (gradient**2).sum() * 0.5
+
+        return jax.grad(penalty, tuple(range(len(theta))))(*theta)
+
+
+class Parts:
+    """What wrong twins are made of (sabotage.py)."""
+
+    where = staticmethod(jnp.where)
+    zeros_like = staticmethod(jnp.zeros_like)
+    stop_gradient = staticmethod(jax.lax.stop_gradient)
+
+    @staticmethod
+    def cast(array: Any, dtype: str) -> Any:
+        """Return the array in another dtype."""
+        return array.astype(DTYPES[dtype])
+
+    @staticmethod
+    def dense(mask: Any, weight: Any) -> Any:
+        """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
+        shape = (weight.shape[0], weight.shape[1])
+        kind, positions = kinds.resolve(masks.as_mask(mask), shape)
+        return jnp.broadcast_to(kind.mask(weight, *positions), shape)
+
+    @staticmethod
+    def under_vmap(array: Any) -> Any:
+        """Return whether the array is batched, as a bool array."""
+        flag = jax.custom_batching.custom_vmap(lambda array: jnp.zeros((), bool))
+        flag.def_vmap(lambda size, batched, array: (jnp.ones((), bool), False))
+        return flag(jax.lax.stop_gradient(array))
+
+    @staticmethod
+    def rule(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an op with forward(x, W, b) and backward(x, W, b, M, m, g) -> (d_x, d_W, d_b), right or wrong."""
+
+        @jax.custom_vjp
+        def rule(x: Any, w: Any, b: Any, mask: Any, bias_mask: Any) -> Any:
+            return forward(x, w, b)
+
+        def first_half(x: Any, w: Any, b: Any, mask: Any, bias_mask: Any) -> Any:
+            # Reverse over reverse differentiates this: masked, so that only the backward's fault shows.
+            view = jnp.where(mask, w, jax.lax.stop_gradient(w))
+            return forward(x, view, b), (x, w, b, mask, bias_mask)
+
+        rule.defvjp(first_half, lambda saved, g: (*backward(*saved, g), None, None))
+        return rule
+
+
+def devices() -> tuple[str, ...]:
+    """Return the devices that are present."""
+    return ("cpu", "cuda") if any(device.platform in ("gpu", "cuda") for device in jax.devices()) else ("cpu",)
+
+
+@contextlib.contextmanager
+def settings(x64: bool = False) -> Iterator[None]:
+    """Set what decides precision: float32 products in float32, never TF32; float64 on request. Restored afterwards."""
+    with jax.default_matmul_precision("highest"), jax.enable_x64(x64):
+        yield
+
+
+def run(
+    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] = SUBJECT
+) -> dict[str, np.ndarray]:
+    """Run a transform's program on a problem and return its outputs as float64.
+
+    Args:
+        transform: What to run.
+        problem: On what.
+        world: "jax-eager" or "jax-jit".
+        device: "cpu" or "cuda".
+        subject: The masked_linear under test.
+    """
+
+    def array(values: np.ndarray) -> jax.Array:
+        return jax.device_put(jnp.asarray(values, DTYPES[problem.dtype]), _device(device))
+
+    with settings(x64=problem.dtype == "float64"):
+        bias_mask = None if problem.bias_mask is None else jnp.asarray(problem.bias_mask)
+
+        def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
+            mask = problem.mask_at(positions) if positions else problem.mask
+            return subject(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
+
+        arrays = arrays_of(problem, array, jnp.asarray)
+        if world == "jax-eager":
+            outputs = transform.program(Ops, f, arrays)
+        else:
+            outputs = jax.jit(lambda a: transform.program(Ops, f, a))(arrays)
+        return {name: _values(output) for name, output in outputs.items()}
+
+
+def _device(name: str) -> Any:
+    return jax.devices("cpu" if name == "cpu" else "gpu")[0]
+
+
+def _values(array: jax.Array) -> np.ndarray:
+    return np.asarray(array).astype(np.float64)

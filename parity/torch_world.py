@@ -1,0 +1,224 @@
+"""The worlds of torch: the only file of the engine that imports it. Twin of jax_world.py, function by function."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import maskedlinear_torch
+from maskedlinear_core import masks
+from maskedlinear_torch import kinds
+from parity.cases import Problem, arrays_of
+from parity.transforms import Transform
+
+FRAMEWORK = "torch"
+VERSION = torch.__version__
+SUBJECT = maskedlinear_torch.masked_linear
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+class Ops:
+    """The names that the programs of transforms.py use."""
+
+    grad = staticmethod(torch.func.grad)
+    vjp = staticmethod(torch.func.vjp)
+    jvp = staticmethod(torch.func.jvp)
+    vmap = staticmethod(torch.func.vmap)
+    jacrev = staticmethod(torch.func.jacrev)
+    jacfwd = staticmethod(torch.func.jacfwd)
+    hessian = staticmethod(torch.func.hessian)
+    linear = staticmethod(F.linear)
+
+    @staticmethod
+    def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
+        leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+        for cotangent in cotangents:
+            f(*leaves).backward(cotangent)
+        return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+
+    @staticmethod
+    def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+        """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
+        leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+        (gradient,) = torch.autograd.grad(f(*leaves), leaves[:1], cotangent, create_graph=True)
+        penalty = (gradient**2).sum() * 0.5
+        return torch.autograd.grad(penalty, leaves, allow_unused=True, materialize_grads=True)
+
+
+class Parts:
+    """What wrong twins are made of (sabotage.py)."""
+
+    where = staticmethod(torch.where)
+    zeros_like = staticmethod(torch.zeros_like)
+    stop_gradient = staticmethod(torch.Tensor.detach)
+
+    @staticmethod
+    def cast(array: Any, dtype: str) -> Any:
+        """Return the array in another dtype."""
+        return array.to(DTYPES[dtype])
+
+    @staticmethod
+    def dense(mask: Any, weight: Any) -> Any:
+        """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
+        shape = (weight.shape[0], weight.shape[1])
+        kind, positions = kinds.resolve(masks.as_mask(mask), shape, weight.device)
+        return kind.mask(weight, *positions).expand(shape)
+
+    @staticmethod
+    def under_vmap(array: Any) -> Any:
+        """Return whether the array is batched, as a bool array."""
+        return torch.tensor("BatchedTensor" in repr(array))
+
+    @staticmethod
+    def rule(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an op with forward(x, W, b) and backward(x, W, b, M, m, g) -> (d_x, d_W, d_b), right or wrong."""
+
+        class Rule(torch.autograd.Function):
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(x: Any, w: Any, b: Any, mask: Any, bias_mask: Any) -> Any:
+                return forward(x, w, b)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+                ctx.save_for_backward(*inputs)
+
+            @staticmethod
+            def backward(ctx: Any, g: Any) -> Any:
+                return (*backward(*ctx.saved_tensors, g), None, None)
+
+        return Rule.apply
+
+    @staticmethod
+    def slice_saved_in_setup_context(x: Any, w: Any, b: Any, columns: Any) -> Any:
+        """Return the layer by a rule that saves x[..., c] made in setup_context: double backward misses it."""
+
+        class Rule(torch.autograd.Function):
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(x: Any, w: Any, b: Any, columns: Any) -> Any:
+                return F.linear(x, w, b)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+                x, w, _, columns = inputs
+                ctx.save_for_backward(x.index_select(-1, columns), w, columns)
+
+            @staticmethod
+            def backward(ctx: Any, g: Any) -> Any:
+                kept, w, columns = ctx.saved_tensors
+                flat = g.reshape(-1, g.shape[-1])
+                d_w = torch.zeros_like(w).index_copy(1, columns, flat.t() @ kept.reshape(-1, kept.shape[-1]))
+                view = w.detach().index_copy(1, columns, w.index_select(1, columns))
+                return g @ view, d_w, flat.sum(0), None
+
+        return Rule.apply(x, w, b, columns)
+
+    @staticmethod
+    def stale_vmap_dimension(x: Any, w: Any, b: Any, mask: Any) -> Any:
+        """Return the layer by a rule whose vmap takes the batched axis of x for the first, wherever it is."""
+
+        class Rule(torch.autograd.Function):
+            @staticmethod
+            def forward(x: Any, w: Any, b: Any, mask: Any) -> Any:
+                return F.linear(x, w, b)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+                ctx.save_for_backward(*inputs)
+
+            @staticmethod
+            def vmap(info: Any, in_dims: Any, x: Any, w: Any, b: Any, mask: Any) -> Any:
+                return Rule.apply(x.select(in_dims[0] or 0, 0), w, b, mask), None
+
+            @staticmethod
+            def backward(ctx: Any, g: Any) -> Any:
+                x, w, _, mask = ctx.saved_tensors
+                return g @ w, torch.where(mask, g.t() @ x, 0), g.sum(0), None
+
+        return Rule.apply(x, w, b, mask)
+
+
+def devices() -> tuple[str, ...]:
+    """Return the devices that are present."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Set what decides precision: float32 products in float32, never TF32. Restored afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def run(
+    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] = SUBJECT
+) -> dict[str, np.ndarray]:
+    """Run a transform's program on a problem and return its outputs as float64.
+
+    Args:
+        transform: What to run.
+        problem: On what.
+        world: "torch-eager" or "torch-compiled".
+        device: "cpu" or "cuda".
+        subject: The masked_linear under test.
+    """
+
+    def array(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(values)).to(DTYPES[problem.dtype]).to(device)
+
+    bias_mask = None if problem.bias_mask is None else torch.from_numpy(problem.bias_mask).to(device)
+
+    def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
+        mask = problem.mask_at(positions) if positions else problem.mask
+        return subject(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
+
+    arrays = arrays_of(problem, array, lambda leaf: torch.from_numpy(leaf).to(device))
+    with settings(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if world == "torch-eager":
+            outputs = transform.program(Ops, f, arrays)
+        else:
+            outputs = _compiled(transform, problem, f, arrays)
+    return {name: _values(output) for name, output in outputs.items()}
+
+
+def _compiled(
+    transform: Transform, problem: Problem, f: Callable[..., Any], arrays: dict[str, Any]
+) -> dict[str, Any]:
+    torch._dynamo.reset()
+    # Inductor writes and compiles C++ for seconds a program; where only the graph is in question, the
+    # same graph runs by AOTAutograd on eager kernels.
+    backend = "inductor" if uses_inductor(transform, problem) else "aot_eager"
+    if transform.name in ("backward", "accumulate", "double-backward"):
+        # The ordinary way is to compile the layer and differentiate outside.
+        return transform.program(Ops, torch.compile(f, fullgraph=True, backend=backend), arrays)
+    program = torch.compile(lambda a: transform.program(Ops, f, a), fullgraph=True, backend=backend)
+    return program(arrays)
+
+
+def uses_inductor(transform: Transform, problem: Problem) -> bool:
+    """Tell whether a compiled cell goes through all of the compiler, or through AOTAutograd on eager kernels."""
+    return (
+        transform.name in ("forward", "backward", "vmap-everything", "hvp-reverse-over-reverse")
+        and problem.case.id in ("columns", "elements")
+        and problem.dtype == "float32"
+    )
+
+
+def _values(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to(torch.float64).cpu().numpy()
