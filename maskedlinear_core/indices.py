@@ -27,6 +27,11 @@ class Index:
     views: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def is_slice(self) -> bool:
+        """Whether this is a slice. Asks for a view first: torch's compiler cannot always touch a NumPy vector."""
+        return not self.views and isinstance(self.values, slice)
+
+    @property
     def is_traced(self) -> bool:
         """Whether the positions cannot be read now."""
         return not self.views and not isinstance(self.values, slice | np.ndarray)
@@ -39,7 +44,7 @@ class Index:
     @property
     def leaves(self) -> tuple[Any, ...]:
         """What varies without recompilation: the vector of positions, if there is one."""
-        return () if isinstance(self.values, slice) else (self.values,)
+        return () if self.is_slice else (self.values,)
 
     @property
     def static(self) -> Hashable:

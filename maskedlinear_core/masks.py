@@ -222,7 +222,7 @@ class Submatrix(Mask):
         return self.rows.static, self.columns.static
 
     def with_leaves(self, leaves: tuple[Any, ...]) -> Submatrix:
-        count = len(self.rows.leaves)
+        count = 0 if self.rows.is_slice else 1
         rows, columns = self.rows.with_leaves(leaves[:count]), self.columns.with_leaves(leaves[count:])
         return _unchecked(Submatrix, rows=rows, columns=columns)
 

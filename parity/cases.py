@@ -154,9 +154,7 @@ class Problem:
 
     def with_copy(self, names: tuple[str, ...], copy: int) -> tuple[Point, np.ndarray]:
         """Return the point and the cotangent that copy number `copy` of the named arguments makes."""
-        theta = {
-            name: self.copies[name][copy] if name in names else value for name, value in self.point.theta.items()
-        }
+        theta = {name: self.copies[name][copy] if name in names else value for name, value in self.point.theta.items()}
         mask = self.mask_array(copy) if "mask" in names else self.point.mask
         cotangent = self.copies["cotangent"][copy] if "cotangent" in names else self.cotangent
         return Point(theta, mask, self.point.bias_mask, self.point.scale), cotangent

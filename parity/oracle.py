@@ -47,7 +47,7 @@ class Point:
 
 def masked(point: Point, tangent: Tree) -> Tree:
     """S3: the part of a tangent that counts: all of x', where(M, W', 0), where(m, b', 0)."""
-    keep = {"input": True, "weight": point.mask, "bias": point.bias_mask}
+    keep = {"input": np.ones((), bool), "weight": point.mask, "bias": point.bias_mask}
     return {name: np.where(keep[name], part, 0.0) for name, part in tangent.items()}
 
 

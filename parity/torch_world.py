@@ -50,7 +50,12 @@ class Ops:
         leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
         (gradient,) = torch.autograd.grad(f(*leaves), leaves[:1], cotangent, create_graph=True)
         penalty = (gradient**2).sum() * 0.5
-        return torch.autograd.grad(penalty, leaves, allow_unused=True, materialize_grads=True)
+        # The penalty depends on the weight alone. Not allow_unused for it: a graph cut off would pass as zero.
+        (d_weight,) = torch.autograd.grad(penalty, leaves[1:2], retain_graph=True)
+        others = torch.autograd.grad(
+            penalty, (leaves[0], *leaves[2:]), allow_unused=True, materialize_grads=True
+        )  # fmt: skip
+        return others[0], d_weight, *others[1:]
 
 
 class Parts:
@@ -197,9 +202,7 @@ def run(
     return {name: _values(output) for name, output in outputs.items()}
 
 
-def _compiled(
-    transform: Transform, problem: Problem, f: Callable[..., Any], arrays: dict[str, Any]
-) -> dict[str, Any]:
+def _compiled(transform: Transform, problem: Problem, f: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
     torch._dynamo.reset()
     # Inductor writes and compiles C++ for seconds a program; where only the graph is in question, the
     # same graph runs by AOTAutograd on eager kernels.

@@ -1,0 +1,14 @@
+"""`python -m parity`: the grid, then the training run (see `python -m parity --help`)."""
+
+import sys
+
+from parity.cli import main
+
+
+def entry() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,137 @@
+"""The command line: what can be asked for, and the exit code (0 as promised, 1 not, 2 not understood)."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import Progress
+
+from parity import cases, grid, report, transforms
+from parity.environment import environment
+from parity.records import DEVICES, DTYPES, TIERS, WORLDS, Record
+
+COMMANDS = ("all", "grid", "digits")
+PLAIN_WIDTH = 120  # of output that goes to a file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    asked = _parse(arguments)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    devices = DEVICES if asked.device == "all" else (asked.device,)
+    cells = grid.plan(
+        devices=devices, dtypes=asked.dtype, masks=asked.mask, transforms=asked.transform, cases=asked.case,
+        worlds=asked.world, tiers=asked.tier, quick=asked.quick,
+    )  # fmt: skip
+    if asked.list:
+        for cell in cells:
+            console.print(cell.id)
+        return 0
+    if asked.command != "digits" and not cells:
+        asked.parser.error("no cell is all of that at once: --list shows what there is")
+    records: list[Record] = []
+    failed = False
+    if asked.command != "digits":
+        absent = _absent(devices, asked.device)
+        there = [cell for cell in cells if cell.device not in absent]
+        for device in absent:
+            console.print(
+                f"[yellow]no device[/]: {device} is not here; its {len(cells) - len(there)} cells did not run"
+            )
+        records = list(report.follow(grid.run(there, seed=asked.seed), len(there), console))
+        report.show_grid(records, console)
+        failed = any(record.failed for record in records)
+    summary = None
+    if asked.command != "grid":
+        summary, digits_failed = _digits(asked, console)
+        failed |= digits_failed
+    if asked.json:
+        report.write_json(asked.json, environment(), records, summary)
+    console.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
+    return int(failed)
+
+
+def _digits(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any], bool]:
+    from parity.digits import run, view
+
+    steps = run.QUICK_STEPS if asked.quick else run.STEPS
+    device = "cpu" if asked.device == "all" else asked.device
+    if device in _absent((device,), "all"):
+        console.print(f"[red]no device[/]: {device} is not here; digits did not run")
+        return {"faults": [f"no device: {device}"]}, True
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("digits", total=2 * steps)
+        task, seen = run.run(
+            seed=asked.seed, steps=steps, device=device, progress=lambda: progress.update(bar, advance=1)
+        )
+    view.show(task, seen, console)
+    return view.summary(task, seen), bool(seen.faults)
+
+
+def _absent(devices: Collection[str], asked: str) -> list[str]:
+    # A device that was asked for by name is left in: its cells are recorded as "no device", and fail.
+    if asked != "all":
+        return []
+    present = set(grid.world_of("torch").devices()) & set(grid.world_of("jax").devices())
+    return [device for device in devices if device not in present]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="parity",
+        description="Hold the torch and the JAX twin of masked_linear to one oracle, then train both on digits.",
+        epilog="Exit code: 0 as promised, 1 if something differs or is unexpectedly unsupported, 2 for bad usage.",
+    )
+    parser.add_argument("command", nargs="?", default="all", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (all)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or all (cpu)")
+    choices = {
+        "dtype": DTYPES,
+        "mask": tuple(dict.fromkeys(case.mask for case in cases.CASES)),
+        "transform": tuple(transforms.BY_NAME),
+        "case": tuple(cases.BY_ID),
+        "world": WORLDS,
+        "tier": TIERS,
+    }
+    for name in choices:
+        parser.add_argument(f"--{name}", action="append", metavar="NAME", help=f"only this {name}; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
+    parser.add_argument("--quick", action="store_true", help="a selection, in under a minute")
+    parser.add_argument("--list", action="store_true", help="print the cells and stop")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep every record, with versions, machine and commit"
+    )
+    asked = parser.parse_args(arguments)
+    _known(parser, "command", [asked.command], COMMANDS)
+    _known(parser, "--device", [asked.device], (*DEVICES, "all"))
+    for name, known in choices.items():
+        given = getattr(asked, name)
+        if given is not None:
+            setattr(asked, name, [part for value in given for part in value.split(",")])
+            _known(parser, f"--{name}", getattr(asked, name), known)
+    if asked.seed < 0:
+        parser.error(f"--seed: expected 0 or more, got {asked.seed}")
+    if asked.json and not asked.json.parent.is_dir():
+        parser.error(f"--json: expected a file in a folder that exists, got {asked.json}")
+    asked.parser = parser
+    return asked
+
+
+def _known(parser: argparse.ArgumentParser, option: str, given: Collection[str], known: Sequence[str]) -> None:
+    for value in given:
+        if value not in known:
+            _unknown(parser, option, value, known)
+
+
+def _unknown(parser: argparse.ArgumentParser, option: str, value: str, known: Sequence[str]) -> NoReturn:
+    near = difflib.get_close_matches(value, known, 1)
+    parser.error(
+        f"{option}: expected one of {', '.join(known)}, got {value!r}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+    )

@@ -1,0 +1,138 @@
+"""What a person sees of a run, and what a file keeps of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from parity.records import VERDICTS, WORLDS, Record
+
+STYLE = {
+    "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "differs": "bold red",
+}  # fmt: skip
+SYMBOL = {"identical": "=", "within bound": "~", "unsupported": "o", "no device": "?", "differs": "X"}
+MOST_FAILURES = 20
+
+
+def follow(records: Iterable[Record], total: int, console: Console) -> Iterator[Record]:
+    """Pass records on, showing how many there were of each verdict; silent where nobody watches."""
+    counts: Counter[str] = Counter()
+    columns = (
+        TextColumn("parity"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=total)
+        for record in records:
+            counts[record.verdict] += 1
+            progress.update(bar, advance=1, description=tally(counts))
+            yield record
+
+
+def tally(counts: Counter[str]) -> str:
+    """Return counts per verdict, best first.
+
+    Example:
+        >>> tally(Counter({"differs": 1, "identical": 3}))
+        '3 identical, 1 differs'
+    """
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+
+
+def show_grid(records: Sequence[Record], console: Console) -> None:
+    """Print the matrix of transforms and worlds, the known gaps, and every failure in full."""
+    console.print(_matrix(records))
+    known = {(r.cell.transform, r.cell.world, r.reason) for r in records if r.verdict == "unsupported" and r.known}
+    for transform, world, reason in sorted(known):
+        console.print(f"[yellow]known gap[/] {transform} in {world}: {reason}", highlight=False)
+    failures = [record for record in records if record.failed]
+    for record in failures[:MOST_FAILURES]:
+        console.print(Panel(Text(failure(record)), title=f"{record.verdict}: {record.cell.id}", border_style="red"))
+    if len(failures) > MOST_FAILURES:
+        console.print(f"... and {len(failures) - MOST_FAILURES} failures more (--json FILE keeps them all)")
+    console.print(f"[bold]{len(records)} cells:[/] {tally(Counter(r.verdict for r in records))}", highlight=False)
+
+
+def failure(record: Record) -> str:
+    """Return everything about a failed cell, and how to run it again."""
+    lines = [f"case {record.cell.case}, clause {record.clause}", record.reason]
+    finding = record.finding
+    if finding is not None and not math.isnan(finding.want):
+        where = f"{finding.output}{list(finding.index)}" if finding.index else finding.output
+        lines.append(f"worst: {where}  got {finding.got!r}  want {finding.want!r}  error/bound {finding.ratio:.3g}")
+    return "\n".join([*lines, f"rerun: {record.rerun}"])
+
+
+def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record], digits: Any) -> None:
+    """Write a run to a file, whole or not at all.
+
+    Args:
+        path: The file.
+        environment: From `parity.environment`.
+        records: One for each cell.
+        digits: What the training run showed, as plain data, or None.
+    """
+    cells = [
+        {**dataclasses.asdict(r.cell), "id": r.cell.id, **_plain(r), "failed": r.failed, "rerun": r.rerun}
+        for r in records
+    ]
+    counts = Counter(record.verdict for record in records)
+    content = {
+        "environment": environment,
+        "counts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "cells": cells,
+        "digits": digits,
+    }
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(_finite(content), indent=1), "utf-8")
+    os.replace(unfinished, path)
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(record).items() if key != "cell"}
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no inf and no NaN: they are written as their names.
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value
+
+
+def _matrix(records: Sequence[Record]) -> Table:
+    worlds = [world for world in WORLDS if any(record.cell.world == world for record in records)]
+    legend = ", ".join(f"[{STYLE[verdict]}]{SYMBOL[verdict]}[/] {verdict}" for verdict in VERDICTS)
+    table = Table(title=f"cells by transform and world: {legend}", title_justify="left")
+    table.add_column("transform", no_wrap=True)
+    table.add_column("clause")
+    for world in worlds:
+        table.add_column(world, justify="right", no_wrap=True)
+    for transform in dict.fromkeys(record.cell.transform for record in records):
+        row = [record for record in records if record.cell.transform == transform]
+        table.add_row(transform, row[0].clause, *(_summary([r for r in row if r.cell.world == w]) for w in worlds))
+    return table
+
+
+def _summary(records: Sequence[Record]) -> Text:
+    counts = Counter(record.verdict for record in records)
+    parts = [Text(f"{SYMBOL[v]}{counts[v]}", style=STYLE[v]) for v in VERDICTS if counts[v]]
+    return Text(" ").join(parts) if parts else Text("-", style="dim")
