@@ -15,6 +15,7 @@ import numpy as np
 Reader = Callable[[Any], "np.ndarray | None"]
 
 _READERS: list[tuple[type, Reader]] = []
+_COMPILERS: list[tuple[Callable[[], bool], Callable[[Any], Any]]] = []
 _VIEWERS: dict[str, Callable[[np.ndarray], Any]] = {}
 
 
@@ -38,6 +39,24 @@ def register_viewer(framework: str, viewer: Callable[[np.ndarray], Any]) -> None
         viewer: Makes the framework's array, sharing memory with the NumPy array.
     """
     _VIEWERS[framework] = viewer
+
+
+def register_compiler(is_tracing: Callable[[], bool], as_array: Callable[[Any], Any]) -> None:
+    """Let masks be written inside of compiled code, where a framework's compiler cannot follow NumPy.
+
+    Args:
+        is_tracing: Tells whether the compiler is tracing now.
+        as_array: Makes the framework's array of a sequence or a NumPy array, and returns anything else as it is.
+    """
+    _COMPILERS.append((is_tracing, as_array))
+
+
+def visible(value: Any) -> Any:
+    """Return positions as an array that the compiler tracing now can follow; where none is, as they came."""
+    for is_tracing, as_array in _COMPILERS:
+        if is_tracing():
+            return as_array(value)
+    return value
 
 
 def views(array: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskedlinear_core import checks
-from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views
+from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +118,7 @@ def as_index(kind: str, value: Any) -> Index:
     if isinstance(value, slice):
         checks.slice_bounds(kind, value)
         return Index(value)
+    value = visible(value)
     if is_framework_array(value):
         checks.index_dtype(kind, dtype_name(value))
         checks.index_rank(kind, tuple(value.shape))

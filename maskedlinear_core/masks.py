@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskedlinear_core import checks
-from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views
+from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views, visible
 from maskedlinear_core.indices import as_index
 
 Shape = tuple[int, int]
@@ -251,7 +251,7 @@ class Blocks(Mask):
     def __init__(self, grid: Any, block_shape: Any) -> None:
         if not is_framework_array(grid) and not isinstance(grid, list | tuple):
             checks.refuse_bool_matrix("blocks", "grid", grid)
-        values = read(grid)
+        values = read(visible(grid))
         if values is None:
             checks.traced_blocks()
         checks.bool_matrix("blocks", "grid", values.shape, values.dtype.name)
@@ -314,6 +314,7 @@ class Elements(Mask):
     def __init__(self, array: Any) -> None:
         if not is_framework_array(array) and not isinstance(array, list | tuple):
             checks.refuse_bool_matrix("elements", "array", array)
+        array = visible(array)
         values = array if is_framework_array(array) else np.asarray(array)
         checks.bool_matrix("elements", "array", tuple(values.shape), dtype_name(values))
         known = read(values)

@@ -17,9 +17,10 @@ from maskedlinear_core import rows as rows
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
+from maskedlinear_torch import kinds as _kinds
 from maskedlinear_torch.functional import masked_linear as masked_linear
-from maskedlinear_torch.kinds import read as _read
 from maskedlinear_torch.module import MaskedLinear as MaskedLinear
 
-_arrays.register_reader(_torch.Tensor, _read)
+_arrays.register_reader(_torch.Tensor, _kinds.read)
 _arrays.register_viewer("torch", _torch.from_numpy)
+_arrays.register_compiler(_torch.compiler.is_dynamo_compiling, _kinds.as_tensor)

@@ -274,3 +274,12 @@ def read(tensor: Tensor) -> np.ndarray | None:
         return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
     except RuntimeError:  # a batched, fake or meta tensor has no storage to read
         return None
+
+
+def as_tensor(value: Any) -> Any:
+    """Return a sequence or a NumPy array as a tensor, anything else as it is (for masks written in compiled code)."""
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, list | tuple | range):
+        return torch.tensor(list(value), dtype=None if len(value) else torch.long)
+    return value

@@ -1,0 +1,84 @@
+"""Settings of the test run: JAX on the CPU, everything seeded, and the fixture that runs cells of the grid."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import maskedlinear_jax
+import maskedlinear_torch
+from parity import plan, run
+from parity.report import failure
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+
+
+def _check_cells(transform, expected):
+    """Run every cell of a transform, in all worlds at once so that the frameworks' errors are compared.
+
+    No cell fails, and there are at least as many in each world as expected.
+    """
+    records = list(run(plan(transforms=[transform])))
+    failures = [failure(record) for record in records if record.failed]
+    assert not failures, "\n\n".join(failures)
+    for world, at_least in expected.items():
+        ran = sum(record.cell.world == world for record in records)
+        assert ran >= at_least, f"only {ran} cells of {transform} in {world}, expected {at_least}"
+
+
+@pytest.fixture(scope="session")
+def check_cells():
+    return _check_cells
+
+
+TORCH = SimpleNamespace(
+    name="torch",
+    twin=maskedlinear_torch,
+    masked_linear=maskedlinear_torch.masked_linear,
+    MaskedLinear=maskedlinear_torch.MaskedLinear,
+    array=lambda values, dtype="float32": torch.tensor(np.asarray(values)).to(getattr(torch, dtype)),
+    integers=lambda values, dtype="int64": torch.tensor(values, dtype=getattr(torch, dtype)),
+    bools=lambda values: torch.tensor(np.asarray(values, bool)),
+    numpy=lambda tensor: tensor.detach().to(torch.float64).numpy(),
+    grad=torch.func.grad,
+    vmap=torch.func.vmap,
+    vjp=torch.func.vjp,
+)
+
+JAX = SimpleNamespace(
+    name="jax",
+    twin=maskedlinear_jax,
+    masked_linear=maskedlinear_jax.masked_linear,
+    MaskedLinear=maskedlinear_jax.MaskedLinear,
+    array=lambda values, dtype="float32": jnp.asarray(np.asarray(values), dtype),
+    integers=lambda values, dtype="int32": jnp.asarray(values, dtype),
+    bools=lambda values: jnp.asarray(np.asarray(values, bool)),
+    numpy=lambda array: np.asarray(array).astype(np.float64),
+    grad=jax.grad,
+    vmap=jax.vmap,
+    vjp=jax.vjp,
+)
+
+
+@pytest.fixture(params=[TORCH, JAX], ids=lambda twin: twin.name)
+def twin(request):
+    """Each twin in turn, with what tests need of its framework."""
+    return request.param
+
+
+@pytest.fixture
+def twins():
+    """Both twins."""
+    return TORCH, JAX

@@ -1,0 +1,19 @@
+"""Whole Jacobians and Hessians (S4, S5).
+
+Every case, in every world; the numbers say how many cells there are, so that none goes missing in silence.
+"""
+
+import pytest
+
+from parity.records import WORLDS
+
+CELLS = {
+    "jacrev": (44, 10, 44, 10),
+    "jacfwd": (44, 10, 44, 10),
+    "hessian": (41, 7, 41, 7),
+}
+
+
+@pytest.mark.parametrize("transform", CELLS)
+def test_jacobians(check_cells, transform):
+    check_cells(transform, dict(zip(WORLDS, CELLS[transform], strict=True)))

@@ -1,0 +1,18 @@
+"""First-order forward mode (S3, S5).
+
+Every case, in every world; the numbers say how many cells there are, so that none goes missing in silence.
+"""
+
+import pytest
+
+from parity.records import WORLDS
+
+CELLS = {
+    "jvp": (68, 15, 68, 15),
+    "jvp-default-rule": (68, 15, 68, 15),
+}
+
+
+@pytest.mark.parametrize("transform", CELLS)
+def test_jvp(check_cells, transform):
+    check_cells(transform, dict(zip(WORLDS, CELLS[transform], strict=True)))
