@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 def in_functorch_transform() -> bool:
     """Tell whether a torch.func transform is running, in eager mode or while Dynamo traces one."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()
 
 
 def in_dual_level() -> bool:

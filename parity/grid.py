@@ -86,7 +86,8 @@ def run(
         started = time.perf_counter()
         outcome = _outcome(cell, seed, (subjects or {}).get(cell.world.split("-")[0]))
         twin_ratio = None
-        if outcome.error is not None and outcome.verdict == "within bound":
+        # Not in float64: there the oracle errs as much, and in the same way as the framework whose BLAS NumPy shares.
+        if outcome.error is not None and outcome.verdict == "within bound" and cell.dtype != "float64":
             key = (cell.case, cell.dtype, cell.transform, cell.device, cell.tier)
             if cell.world == "torch-eager":
                 errors[key] = outcome.error
@@ -257,15 +258,21 @@ def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> 
     if world == "torch-eager":
         return True
     if world == "jax-eager":
-        # JAX compiles every operation of a new shape by itself: of order three, the core cases.
-        third = transforms.BY_NAME[transform].order == 3
-        return case == "columns" if quick else not third or _case(case).core or _case(case).wide
+        # JAX compiles every operation of a new shape and dtype by itself: higher orders where they tell most.
+        order = transforms.BY_NAME[transform].order
+        if quick:
+            return case == "columns"
+        if dtype != "float32":
+            return order <= 1
+        return order <= 2 or _case(case).core or _case(case).wide
     if quick and world == "torch-compiled":
         return case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
     chosen = _case(case)
     if quick:
         return case == "columns" or chosen.wide
-    return (chosen.core and dtype in ("float32", "bfloat16")) or (chosen.wide and dtype == "float32")
+    if world == "torch-compiled" and dtype not in ("float32", "bfloat16"):
+        return False
+    return chosen.core or (chosen.wide and dtype == "float32")
 
 
 def _case(name: str) -> cases.Case:

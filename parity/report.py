@@ -27,7 +27,7 @@ MOST_FAILURES = 20
 
 
 def follow(records: Iterable[Record], total: int, console: Console) -> Iterator[Record]:
-    """Pass records on, showing how many there were of each verdict; silent where nobody watches."""
+    """Pass records on, showing how many there were of each verdict: as a bar, or as a line now and then in a file."""
     counts: Counter[str] = Counter()
     columns = (
         TextColumn("parity"),
@@ -41,6 +41,9 @@ def follow(records: Iterable[Record], total: int, console: Console) -> Iterator[
         for record in records:
             counts[record.verdict] += 1
             progress.update(bar, advance=1, description=tally(counts))
+            done = sum(counts.values())
+            if not console.is_terminal and done % max(1, total // 10) == 0:
+                console.print(f"{done} of {total} cells: {tally(counts)}")
             yield record
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
@@ -54,6 +56,26 @@ def torch_kept(x, w, forward):
 def test_flops_in_torch(name):
     mask, share = SHARES[name]
     assert torch_flops(mask) == DENSE * (2 + share)
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_flops_of_compiled_torch(name):
+    mask, share = SHARES[name]
+    x, w, _, _ = torch_step(mask)
+    counted = []
+
+    def count(graph, inputs):
+        for node in graph.graph.nodes:
+            if node.target in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                left, right = (arg.meta["val"].shape for arg in node.args)
+                counted.append(2 * left.numel() * right[-1])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=count, bw_compiler=count)
+    compiled = torch.compile(lambda x, w: in_torch(x, w, grad_mask=mask), fullgraph=True, backend=backend)
+    compiled(x, w).sum().backward()
+    # The compiler cannot read elements: that none of them trains is not seen.
+    assert sum(counted) == DENSE * (2 + (1 if name == "none of elements" else share))
 
 
 @pytest.mark.parametrize("forward_mode", [False, True], ids=["custom_vjp", "custom_jvp"])

@@ -8,8 +8,8 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jvp": (68, 15, 68, 15),
-    "jvp-default-rule": (68, 15, 68, 15),
+    "jvp": (68, 15, 68, 25),
+    "jvp-default-rule": (68, 15, 68, 25),
 }
 
 

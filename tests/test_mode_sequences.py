@@ -8,20 +8,20 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "modes-f": (68, 15, 68, 15),
-    "modes-r": (68, 15, 68, 15),
-    "modes-ff": (65, 12, 65, 12),
-    "modes-fr": (65, 12, 65, 12),
-    "modes-rf": (65, 12, 65, 12),
-    "modes-rr": (65, 12, 65, 12),
-    "modes-fff": (64, 11, 36, 11),
-    "modes-ffr": (64, 11, 36, 11),
-    "modes-frf": (64, 11, 36, 11),
-    "modes-frr": (64, 11, 36, 11),
-    "modes-rff": (64, 11, 36, 11),
-    "modes-rfr": (64, 11, 36, 11),
-    "modes-rrf": (64, 11, 36, 11),
-    "modes-rrr": (64, 11, 36, 11),
+    "modes-f": (68, 15, 68, 25),
+    "modes-r": (68, 15, 68, 25),
+    "modes-ff": (65, 12, 38, 22),
+    "modes-fr": (65, 12, 38, 22),
+    "modes-rf": (65, 12, 38, 22),
+    "modes-rr": (65, 12, 38, 22),
+    "modes-fff": (64, 11, 10, 21),
+    "modes-ffr": (64, 11, 10, 21),
+    "modes-frf": (64, 11, 10, 21),
+    "modes-frr": (64, 11, 10, 21),
+    "modes-rff": (64, 11, 10, 21),
+    "modes-rfr": (64, 11, 10, 21),
+    "modes-rrf": (64, 11, 10, 21),
+    "modes-rrr": (64, 11, 10, 21),
 }
 
 

@@ -73,4 +73,8 @@ def test_random_choice_is_pinned():
 
 
 PINNED = "columns([2, 4, 9])"
-"""The three smallest of the ten numbers 0.512 0.950 0.144 0.949 0.312 0.423 0.828 0.409 0.550 0.028. Of NumPy's PCG64, whose stream is stable: if this changes, saved seeds choose other weights."""
+"""The three smallest of 0.512 0.950 0.144 0.949 0.312 0.423 0.828 0.409 0.550 0.028.
+
+These are the first ten numbers of NumPy's PCG64, whose stream is stable: if this changes, saved seeds choose
+other weights.
+"""

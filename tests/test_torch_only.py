@@ -85,7 +85,7 @@ def test_without_gradients_it_is_linear(mode):
     "wanted", [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
 )
 def test_gradients_go_where_they_are_wanted(wanted):
-    x, w, b = (leaf.detach().requires_grad_(want) for leaf, want in zip(leaves(), wanted, strict=True))
+    x, w, b = (leaf.detach().requires_grad_(bool(want)) for leaf, want in zip(leaves(), wanted, strict=True))
     masked_linear(x, w, b, grad_mask=columns([0])).sum().backward()
     assert tuple(leaf.grad is not None for leaf in (x, w, b)) == wanted
 

@@ -8,12 +8,12 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vjp": (68, 15, 68, 15),
-    "vjp-forward-mode-rule": (68, 15, 68, 15),
-    "backward": (68, 15, 68, 15),
-    "accumulate": (68, 15, 68, 15),
-    "adjoint": (68, 15, 68, 15),
-    "non-finite": (68, 15, 68, 15),
+    "vjp": (68, 15, 68, 25),
+    "vjp-forward-mode-rule": (68, 15, 68, 25),
+    "backward": (68, 15, 68, 25),
+    "accumulate": (68, 15, 68, 25),
+    "adjoint": (68, 15, 68, 25),
+    "non-finite": (68, 15, 68, 25),
 }
 
 

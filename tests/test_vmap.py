@@ -8,14 +8,14 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vmap-input": (68, 15, 68, 15),
-    "vmap-weight": (68, 15, 68, 15),
-    "vmap-bias": (66, 15, 66, 15),
-    "vmap-cotangent": (68, 15, 68, 15),
-    "vmap-mask": (61, 15, 61, 15),
-    "vmap-input-weight": (68, 15, 68, 15),
-    "vmap-everything": (61, 15, 61, 15),
-    "per-sample-gradients": (46, 10, 46, 10),
+    "vmap-input": (68, 15, 68, 25),
+    "vmap-weight": (68, 15, 68, 25),
+    "vmap-bias": (66, 15, 66, 25),
+    "vmap-cotangent": (68, 15, 68, 25),
+    "vmap-mask": (61, 15, 61, 25),
+    "vmap-input-weight": (68, 15, 68, 25),
+    "vmap-everything": (61, 15, 61, 25),
+    "per-sample-gradients": (46, 10, 46, 20),
 }
 
 

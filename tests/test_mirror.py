@@ -1,0 +1,123 @@
+"""The twins mirror each other: the same files, public names, order of definitions, signatures and argument names."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import maskedlinear_jax
+import maskedlinear_torch
+
+FOLDERS = [Path(package.__file__).parent for package in (maskedlinear_torch, maskedlinear_jax)]
+FILES = sorted(path.name for path in FOLDERS[0].glob("*.py"))
+
+# Intended differences, each with its reason.
+ONLY_PUBLIC_IN_JAX = {
+    "partition": "jax.grad refuses integer leaves such as positions; torch keeps those as buffers",
+    "combine": "the way back from partition",
+}
+ONLY_DEFINED_IN_ONE = {
+    "kinds.py": {
+        "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
+        "as_tensor",  # Dynamo cannot follow NumPy inside of compiled code
+        "_gather",  # JAX is told where positions are unique
+        "_narrow",  # JAX has 32-bit integers by default
+    },
+    "rule.py": {
+        "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form of a rule
+        "_Wanted",  # torch has ctx.needs_input_grad
+        "_weight_view_jvp", "_value", "_is_primal", "_primal", "_is_differentiated",  # inner workings of either form
+        "reference",  # what torch.compile traces under torch.func
+    },
+    "functional.py": {"_autocast"},  # JAX has no autocast
+    "module.py": {"partition", "combine", "_is_float"},
+    "_compat.py": set(),  # private names of a framework have no twin
+}  # fmt: skip
+MODULE_DIFFERENCES = {
+    "device": "JAX arrays are placed by device_put",
+    "key": "JAX has no global random generator",
+}
+
+
+def names(module):
+    return {name for name in vars(module) if not name.startswith("_")} - {"functional", "kinds", "module", "rule"}
+
+
+def definitions(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    return [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+
+
+def test_same_files():
+    assert FILES == sorted(path.name for path in FOLDERS[1].glob("*.py"))
+
+
+def test_same_public_names():
+    assert names(maskedlinear_torch) == names(maskedlinear_jax) - set(ONLY_PUBLIC_IN_JAX)
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name not in ("__init__.py", "_compat.py")])
+def test_same_definitions_in_the_same_order(file):
+    one_sided = ONLY_DEFINED_IN_ONE[file]
+    ours, theirs = ([n for n in definitions(folder / file) if n not in one_sided] for folder in FOLDERS)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("file", sorted(ONLY_DEFINED_IN_ONE))
+def test_listed_differences_are_real(file):
+    sets = [set(definitions(folder / file)) for folder in FOLDERS]
+    for name in ONLY_DEFINED_IN_ONE[file]:
+        assert (name in sets[0]) != (name in sets[1]), f"{name} is no difference any more"
+
+
+def parameters(function):
+    return {
+        name: (parameter.kind, parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in MODULE_DIFFERENCES
+    }
+
+
+@pytest.mark.parametrize("name", ["masked_linear", "MaskedLinear", "columns", "rows", "submatrix", "blocks", "elements"])
+def test_same_signatures(name):
+    ours, theirs = getattr(maskedlinear_torch, name), getattr(maskedlinear_jax, name)
+    assert parameters(ours) == parameters(theirs)
+    assert list(parameters(ours)) == list(parameters(theirs))
+
+
+@pytest.mark.parametrize("name", ["from_linear", "to_linear", "from_location"])
+def test_same_constructors(name):
+    ours, theirs = (getattr(package.MaskedLinear, name) for package in (maskedlinear_torch, maskedlinear_jax))
+    assert parameters(ours) == parameters(theirs)
+
+
+def test_masks_are_keyword_only():
+    for package in (maskedlinear_torch, maskedlinear_jax):
+        for function in (package.masked_linear, package.MaskedLinear):
+            for name in ("grad_mask", "bias_mask"):
+                assert inspect.signature(function).parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_same_arguments_are_documented():
+    for name in ("masked_linear", "MaskedLinear"):
+        documented = []
+        for package in (maskedlinear_torch, maskedlinear_jax):
+            text = inspect.getdoc(getattr(package, name)).partition("Args:")[2].partition("Raises:")[0]
+            signature = inspect.signature(getattr(package, name)).parameters
+            documented.append({p for p in signature if f"    {p}: " in text} - set(MODULE_DIFFERENCES))
+        assert documented[0] == documented[1]
+        assert documented[0] >= {"grad_mask", "bias_mask"}
+
+
+@pytest.mark.parametrize("kind", ["Submatrix", "Blocks", "Elements"])
+def test_kinds_have_the_same_methods(kind):
+    from maskedlinear_jax import kinds as in_jax
+    from maskedlinear_torch import kinds as in_torch
+
+    ours, theirs = (
+        [name for name, value in vars(getattr(module, kind)).items() if inspect.isfunction(value) and name[:2] != "__"]
+        for module in (in_torch, in_jax)
+    )
+    # unkeep is the transpose of keep, which JAX derives by itself.
+    assert [name for name in ours if name != "unkeep"] == theirs
