@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed |= digits_failed
     if asked.json:
         report.write_json(asked.json, environment(), records, summary)
+    if asked.summary:
+        report.write_summary(asked.summary, environment(), records, summary)
     console.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
     return int(failed)
 
@@ -107,6 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep every record, with versions, machine and commit"
     )
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="keep counts and extremes, on one page")
     asked = parser.parse_args(arguments)
     _known(parser, "command", [asked.command], COMMANDS)
     _known(parser, "--device", [asked.device], (*DEVICES, "all"))
@@ -117,8 +120,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             _known(parser, f"--{name}", getattr(asked, name), known)
     if asked.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {asked.seed}")
-    if asked.json and not asked.json.parent.is_dir():
-        parser.error(f"--json: expected a file in a folder that exists, got {asked.json}")
+    for option in ("json", "summary"):
+        file = getattr(asked, option)
+        if file and not file.parent.is_dir():
+            parser.error(f"--{option}: expected a file in a folder that exists, got {file}")
     asked.parser = parser
     return asked
 

@@ -101,8 +101,47 @@ def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record
         "cells": cells,
         "digits": digits,
     }
+    _write(path, content)
+
+
+def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Record], digits: Any) -> None:
+    """Write what a run showed in one page: counts, extremes, and the end of the training run.
+
+    Args:
+        path: The file.
+        environment: From `parity.environment`.
+        records: One for each cell.
+        digits: What the training run showed, as plain data, or None.
+    """
+    ratios = [record.ratio for record in records if record.ratio is not None]
+    twins = [record.twin_ratio for record in records if record.twin_ratio is not None]
+    content = {
+        "environment": environment,
+        "cells": len(records),
+        "counts": {verdict: sum(r.verdict == verdict for r in records) for verdict in VERDICTS},
+        "cells by world": {world: sum(record.cell.world == world for record in records) for world in WORLDS},
+        "known gaps": sorted({f"{r.cell.transform} in {r.cell.world}: {r.reason}" for r in records if r.known}),
+        "failed": [record.cell.id for record in records if record.failed],
+        "largest error over bound": max(ratios, default=None),
+        "RMS error of JAX over torch": [min(twins, default=None), max(twins, default=None)],
+        "seconds": round(sum(record.seconds for record in records), 1),
+        "digits": digits
+        and {
+            "steps": digits["steps"],
+            "final loss": {name: losses[-1] for name, losses in digits["losses"].items()},
+            "accuracy on images held back": digits["test_accuracy"],
+            "largest difference of a weight": digits["largest_difference"][-1],
+            "frozen weights and biases": digits["frozen"],
+            "of them changed": digits["frozen_changed"],
+            "faults": digits["faults"],
+        },
+    }
+    _write(path, content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(_finite(content), indent=1), "utf-8")
+    unfinished.write_text(json.dumps(_finite(content), indent=1) + "\n", "utf-8")
     os.replace(unfinished, path)
 
 

@@ -25,7 +25,7 @@ ONLY_DEFINED_IN_ONE = {
         "_narrow",  # JAX has 32-bit integers by default
     },
     "rule.py": {
-        "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form of a rule
+        "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form
         "_Wanted",  # torch has ctx.needs_input_grad
         "_weight_view_jvp", "_value", "_is_primal", "_primal", "_is_differentiated",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
@@ -50,7 +50,7 @@ def definitions(path):
 
 
 def test_same_files():
-    assert FILES == sorted(path.name for path in FOLDERS[1].glob("*.py"))
+    assert sorted(path.name for path in FOLDERS[1].glob("*.py")) == FILES
 
 
 def test_same_public_names():
@@ -79,7 +79,9 @@ def parameters(function):
     }
 
 
-@pytest.mark.parametrize("name", ["masked_linear", "MaskedLinear", "columns", "rows", "submatrix", "blocks", "elements"])
+@pytest.mark.parametrize(
+    "name", ["masked_linear", "MaskedLinear", "columns", "rows", "submatrix", "blocks", "elements"]
+)
 def test_same_signatures(name):
     ours, theirs = getattr(maskedlinear_torch, name), getattr(maskedlinear_jax, name)
     assert parameters(ours) == parameters(theirs)

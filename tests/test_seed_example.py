@@ -19,7 +19,9 @@ LOCATION = np.array([0, 3, 25])
 
 
 def run_example(name):
-    seen = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, check=False, cwd=EXAMPLES.parent)
+    seen = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, check=False, cwd=EXAMPLES.parent
+    )
     assert seen.returncode == 0, seen.stderr
     return seen.stdout
 
@@ -58,7 +60,9 @@ def test_bias_gradient_is_in_the_slot_of_the_bias(twin):
 
 def test_bias_learns_when_the_weight_does_not(twin):
     x, w = twin.array(np.ones((2, 30))), twin.array(np.ones((4, 30)))
-    _, pull = twin.vjp(lambda b: twin.masked_linear(x, w, b, grad_mask=columns(LOCATION)).sum(), twin.array(np.zeros(4)))
+    _, pull = twin.vjp(
+        lambda b: twin.masked_linear(x, w, b, grad_mask=columns(LOCATION)).sum(), twin.array(np.zeros(4))
+    )
     np.testing.assert_array_equal(twin.numpy(pull(twin.array(1.0))[0]), np.full(4, 2.0))
 
 

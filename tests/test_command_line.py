@@ -1,0 +1,137 @@
+"""`python -m parity`: exit codes, filters, what a failure says, and the file it leaves."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from parity import cli, grid
+from parity.records import Finding, Record
+from parity.report import failure
+
+
+def parity(*arguments):
+    """Run in a process of its own."""
+    command = [sys.executable, "-m", "parity", *arguments]
+    seen = subprocess.run(command, capture_output=True, text=True, check=False)
+    return seen.returncode, seen.stdout, seen.stderr
+
+
+SMALL = ("--case", "columns", "--dtype", "float32", "--transform", "forward,vjp", "--world", "torch-eager,jax-eager")
+
+
+def test_success_is_zero_and_leaves_every_record(tmp_path):
+    file = tmp_path / "report.json"
+    code, printed, errors = parity("grid", *SMALL, "--json", str(file))
+    assert code == 0, errors
+    assert "4 cells: 4 identical" in printed
+    report = json.loads(file.read_text("utf-8"))
+    assert report["counts"]["identical"] == len(report["cells"]) == 4
+    assert {"python", "numpy", "torch", "jax", "commit", "machine"} <= set(report["environment"])
+    assert {"case", "transform", "world", "device", "dtype", "tier", "verdict", "clause"} <= set(report["cells"][0])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+USAGE = {
+    "unknown transform": (["--transform", "vpj"], "did you mean 'vjp'?"),
+    "unknown case": (["--case", "colums"], "did you mean 'columns'?"),
+    "unknown dtype": (["--dtype", "float23"], "did you mean 'float32'?"),
+    "unknown mask": (["--mask", "diagonals"], "expected one of columns, rows"),
+    "unknown world": (["--world", "jax"], "expected one of torch-eager"),
+    "unknown device": (["--device", "tpu"], "expected one of cpu, cuda, all"),
+    "unknown command": (["girds"], "did you mean 'grid'?"),
+    "unknown option": (["--tolerance", "1"], "unrecognized arguments: --tolerance"),
+    "no such combination": (["grid", "--case", "columns", "--tier", "random"], "no cell is all of that at once"),
+    "negative seed": (["--seed", "-1"], "expected 0 or more, got -1"),
+    "no such folder": (["--json", "/nowhere/at/all.json"], "expected a file in a folder that exists"),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_bad_usage_is_two(name, capsys):
+    arguments, says = USAGE[name]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert says in capsys.readouterr().err
+
+
+def test_bad_usage_is_two_from_outside():
+    assert parity("--transform", "vpj")[0] == 2
+
+
+def test_absent_device_that_was_asked_for_is_a_failure():
+    code, printed, _ = parity("grid", *SMALL, "--device", "cuda")
+    assert code == 1
+    assert "torch sees no cuda here" in printed
+
+
+def test_absent_device_among_all_is_said_and_not_counted():
+    code, printed, _ = parity("grid", *SMALL, "--device", "all")
+    assert code == 0
+    assert "no device: cuda is not here; its 4 cells did not run" in printed
+    assert "4 cells: 4 identical" in printed
+
+
+def test_list_names_cells_without_running_them(capsys):
+    assert cli.main(["--list", *SMALL]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "columns/float32/forward/torch-eager/cpu/exact",
+        "columns/float32/forward/jax-eager/cpu/exact",
+        "columns/float32/vjp/torch-eager/cpu/exact",
+        "columns/float32/vjp/jax-eager/cpu/exact",
+    ]
+
+
+def test_list_imports_no_framework():
+    code = "import sys; from parity import cli; cli.main(['--list']); print(*{'torch', 'jax'} & set(sys.modules))"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = seen.stdout.splitlines()
+    assert lines[-1] == ""
+    assert len(lines) > 5000
+
+
+def test_difference_is_one_and_names_everything(monkeypatch, capsys):
+    """A wrong twin in the place of the right one: exit code, case, clause, element, got, want, ratio, rerun."""
+    from maskedlinear_core import columns
+    from parity import torch_world
+
+    right = torch_world.SUBJECT
+
+    def wrong(*args, grad_mask, **keywords):
+        return right(*args, grad_mask=columns([1]), **keywords)
+
+    real = grid.run
+    monkeypatch.setattr(grid, "run", lambda cells, seed: real(cells, seed=seed, subjects={"torch": wrong}))
+    assert cli.main(["grid", *SMALL, "--seed", "5"]) == 1
+    printed = capsys.readouterr().out
+    for part in ("case columns, clause S3", "weight[", "got ", "want 0.0", "error/bound inf", "FAILED", "1 differs"):
+        assert part in printed
+    assert "--transform vjp --world torch-eager" in printed.replace("\n", " ")
+    assert "--seed 5" in printed
+
+
+def test_rerun_command_runs_that_cell_alone():
+    (cell,) = grid.plan(cases=["rows"], dtypes=["float32"], transforms=["vjp"], worlds=["jax-eager"])
+    (record,) = grid.run([cell], seed=7)
+    arguments = record.rerun.split()[3:]
+    code, printed, _ = parity(*arguments)
+    assert code == 0
+    assert "1 cells: 1 identical" in printed
+
+
+def test_failure_text():
+    (cell,) = grid.plan(cases=["rows"], dtypes=["float32"], transforms=["vjp"], worlds=["jax-eager"])
+    finding = Finding("weight", (1, 2), 0.25, 0.0, float("inf"), "")
+    record = Record(cell, "S3", "differs", False, "why", finding, None, None, 0, 0.0)
+    assert failure(record).splitlines() == [
+        "case rows, clause S3",
+        "why",
+        "worst: weight[1, 2]  got 0.25  want 0.0  error/bound inf",
+        f"rerun: {record.rerun}",
+    ]
+
+
+def test_the_plan_does_not_shrink():
+    assert len(grid.plan()) >= 5600
+    assert {cell.world for cell in grid.plan(quick=True)} == {cell.world for cell in grid.plan()}
