@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,11 @@ from parity.transforms import Transform
 FRAMEWORK = "jax"
 VERSION = jax.__version__
 SUBJECT = maskedlinear_jax.masked_linear
+
+CACHED = 400
+"""Cells after which JAX forgets what it compiled: every one compiles programs of its own, and keeps them in memory."""
+
+_cells = itertools.count(1)
 
 DTYPES = {name: jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -139,7 +145,10 @@ def run(
             outputs = transform.program(Ops, f, arrays)
         else:
             outputs = jax.jit(lambda a: transform.program(Ops, f, a))(arrays)
-        return {name: _values(output) for name, output in outputs.items()}
+        values = {name: _values(output) for name, output in outputs.items()}
+    if next(_cells) % CACHED == 0:
+        jax.clear_caches()
+    return values
 
 
 def _device(name: str) -> Any:
