@@ -1,10 +1,10 @@
 """What a gradient mask is, independent of any framework: kinds, algebra, selection, checks (SPEC S1, S10)."""
 
 from maskedlinear_core import select as select
+from maskedlinear_core.constructors import blocks as blocks
+from maskedlinear_core.constructors import columns as columns
+from maskedlinear_core.constructors import elements as elements
+from maskedlinear_core.constructors import rows as rows
+from maskedlinear_core.constructors import submatrix as submatrix
 from maskedlinear_core.masks import Mask as Mask
-from maskedlinear_core.masks import blocks as blocks
-from maskedlinear_core.masks import columns as columns
-from maskedlinear_core.masks import elements as elements
-from maskedlinear_core.masks import rows as rows
-from maskedlinear_core.masks import submatrix as submatrix
 from maskedlinear_core.simplify import simplify as simplify

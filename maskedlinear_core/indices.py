@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from maskedlinear_core import checks
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views, visible
+from maskedlinear_core.checks import mask as mask_checks
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,9 @@ class Index:
         if isinstance(self.values, slice):
             return np.sort(np.arange(size)[self.values])
         if self.length is not None:
-            checks.bool_length(kind, self.length, size)
+            mask_checks.bool_length(kind, self.length, size)
         if self.values.size:
-            checks.index_range(kind, int(self.values.min()), int(self.values.max()), size)
+            mask_checks.index_range(kind, int(self.values.min()), int(self.values.max()), size)
         return np.unique(np.where(self.values < 0, self.values + size, self.values))
 
     def says_the_same(self, other: Index) -> bool:
@@ -116,20 +116,20 @@ def as_index(kind: str, value: Any) -> Index:
         [0, 1, 2, ..., 19] (20 positions)
     """
     if isinstance(value, slice):
-        checks.slice_bounds(kind, value)
+        mask_checks.slice_bounds(kind, value)
         return Index(value)
     value = visible(value)
     if is_framework_array(value):
-        checks.index_dtype(kind, dtype_name(value))
-        checks.index_rank(kind, tuple(value.shape))
+        mask_checks.index_dtype(kind, dtype_name(value))
+        mask_checks.index_rank(kind, tuple(value.shape))
         values = read(value)
         if values is None:
             return Index(value)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        values = checks.index_sequence(kind, value)
-        checks.index_dtype(kind, values.dtype.name)
-        checks.index_rank(kind, values.shape)
+        values = mask_checks.index_sequence(kind, value)
+        mask_checks.index_dtype(kind, values.dtype.name)
+        mask_checks.index_rank(kind, values.shape)
     else:
-        checks.refuse_index(kind, value)
+        mask_checks.refuse_index(kind, value)
     numbers = np.flatnonzero(values) if values.dtype == np.bool_ else values.astype(np.int64)
     return Index(numbers, values.size if values.dtype == np.bool_ else None, views(numbers))

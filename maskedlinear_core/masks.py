@@ -9,29 +9,15 @@ may be traced (values not known yet, as under `jax.jit`): then only a twin can a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from maskedlinear_core import checks
+from maskedlinear_core import positions
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views, visible
+from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.indices import as_index
-
-Shape = tuple[int, int]
-
-
-class Positions(NamedTuple):
-    """The canonical form of a mask for one weight shape: what the twins compute with.
-
-    kind "submatrix": arrays = (rows, columns), each sorted int64 or None for all of the axis.
-    kind "blocks": arrays = (flat block numbers,), with the block shape and the shape of the grid.
-    kind "elements": arrays = (bool array of the weight's shape,).
-    """
-
-    kind: str
-    arrays: tuple[np.ndarray | None, ...]
-    grid_shape: Shape = (0, 0)
-    block_shape: Shape = (0, 0)
+from maskedlinear_core.positions import Positions, Shape
 
 
 class Mask:
@@ -78,20 +64,20 @@ class Mask:
             TypeError: The mask is traced.
 
         Example:
-            >>> columns([0, -1]).to_array((2, 3))
+            >>> Columns([0, -1]).to_array((2, 3))
             array([[ True, False,  True],
                    [ True, False,  True]])
         """
-        size = checks.weight_shape(tuple(shape))
+        size = mask_checks.weight_shape(tuple(shape))
         if self.is_traced:
-            checks.traced_mask()
-        return self._array(size)
+            mask_checks.traced_mask()
+        return positions.to_array(self.canonical(size), size)
 
     def density(self, shape: tuple[int, ...]) -> float:
         """Return the trainable share p of a weight of that shape (0.0 for an empty weight).
 
         Example:
-            >>> columns([0, 1]).density((3, 8))
+            >>> Columns([0, 1]).density((3, 8))
             0.25
         """
         array = self.to_array(shape)
@@ -104,19 +90,16 @@ class Mask:
             IndexError, ValueError, TypeError: As `to_array`.
 
         Example:
-            >>> columns([2, 0, 0]).canonical((4, 3)).arrays
+            >>> Columns([2, 0, 0]).canonical((4, 3)).arrays
             (None, array([0, 2]))
         """
-        size = checks.weight_shape(tuple(shape))
+        size = mask_checks.weight_shape(tuple(shape))
         if self.is_traced:
-            checks.traced_mask()
+            mask_checks.traced_mask()
         memo = self.__dict__.setdefault("_memo", {})
         if size not in memo:
             memo[size] = self._canonical(size)
         return memo[size]
-
-    def _array(self, shape: Shape) -> np.ndarray:
-        raise NotImplementedError
 
     def _canonical(self, shape: Shape) -> Positions:
         raise NotImplementedError
@@ -176,9 +159,6 @@ class Lines(Mask):
     def is_traced(self) -> bool:
         return self.index.is_traced
 
-    def _array(self, shape: Shape) -> np.ndarray:
-        return _submatrix_array(self._canonical(shape), shape)
-
     def _same(self, other: Lines) -> bool:
         return self.index.says_the_same(other.index)
 
@@ -193,7 +173,7 @@ class Columns(Lines):
     axis = 1
 
     def _canonical(self, shape: Shape) -> Positions:
-        return _submatrix(None, self.index.positions(self.kind, shape[self.axis]), shape)
+        return positions.submatrix(None, self.index.positions(self.kind, shape[self.axis]), shape)
 
 
 class Rows(Lines):
@@ -203,7 +183,7 @@ class Rows(Lines):
     axis = 0
 
     def _canonical(self, shape: Shape) -> Positions:
-        return _submatrix(self.index.positions(self.kind, shape[self.axis]), None, shape)
+        return positions.submatrix(self.index.positions(self.kind, shape[self.axis]), None, shape)
 
 
 class Submatrix(Mask):
@@ -233,10 +213,7 @@ class Submatrix(Mask):
     def _canonical(self, shape: Shape) -> Positions:
         rows = self.rows.positions("submatrix rows", shape[0])
         columns = self.columns.positions("submatrix columns", shape[1])
-        return _submatrix(rows, columns, shape)
-
-    def _array(self, shape: Shape) -> np.ndarray:
-        return _submatrix_array(self._canonical(shape), shape)
+        return positions.submatrix(rows, columns, shape)
 
     def _same(self, other: Submatrix) -> bool:
         return self.rows.says_the_same(other.rows) and self.columns.says_the_same(other.columns)
@@ -250,12 +227,12 @@ class Blocks(Mask):
 
     def __init__(self, grid: Any, block_shape: Any) -> None:
         if not is_framework_array(grid) and not isinstance(grid, list | tuple):
-            checks.refuse_bool_matrix("blocks", "grid", grid)
+            mask_checks.refuse_bool_matrix("blocks", "grid", grid)
         values = read(visible(grid))
         if values is None:
-            checks.traced_blocks()
-        checks.bool_matrix("blocks", "grid", values.shape, values.dtype.name)
-        self.block_shape = checks.block_shape(block_shape)
+            mask_checks.traced_blocks()
+        mask_checks.bool_matrix("blocks", "grid", values.shape, values.dtype.name)
+        self.block_shape = mask_checks.block_shape(block_shape)
         self.grid_shape: Shape = (values.shape[0], values.shape[1])
         self.numbers = as_index("blocks", np.flatnonzero(values))  # the trainable blocks, row by row
 
@@ -291,15 +268,8 @@ class Blocks(Mask):
         return self.numbers.positions("blocks", self.grid_shape[0] * self.grid_shape[1])
 
     def _canonical(self, shape: Shape) -> Positions:
-        checks.mask_shape("blocks", self.shape, shape)
-        numbers = self._numbers()
-        if numbers.size == 0 or numbers.size == self.grid_shape[0] * self.grid_shape[1]:
-            return _all_or_nothing(numbers.size > 0)
-        return Positions("blocks", (numbers,), self.grid_shape, self.block_shape)
-
-    def _array(self, shape: Shape) -> np.ndarray:
-        checks.mask_shape("blocks", self.shape, shape)
-        return np.kron(self.grid, np.ones(self.block_shape, np.bool_))
+        mask_checks.mask_shape("blocks", self.shape, shape)
+        return positions.blocks(self._numbers(), self.grid_shape, self.block_shape)
 
     def __repr__(self) -> str:
         if self.is_traced:
@@ -313,10 +283,10 @@ class Elements(Mask):
 
     def __init__(self, array: Any) -> None:
         if not is_framework_array(array) and not isinstance(array, list | tuple):
-            checks.refuse_bool_matrix("elements", "array", array)
+            mask_checks.refuse_bool_matrix("elements", "array", array)
         array = visible(array)
         values = array if is_framework_array(array) else np.asarray(array)
-        checks.bool_matrix("elements", "array", tuple(values.shape), dtype_name(values))
+        mask_checks.bool_matrix("elements", "array", tuple(values.shape), dtype_name(values))
         known = read(values)
         self.array: Any = values if known is None else known.copy()
         self.views: dict[str, Any] = {} if known is None else views(self.array)
@@ -339,14 +309,8 @@ class Elements(Mask):
         return not self.views and not isinstance(self.array, np.ndarray)
 
     def _canonical(self, shape: Shape) -> Positions:
-        checks.mask_shape("elements", self.shape, shape)
-        if not self.array.any():
-            return _all_or_nothing(False)
-        return _all_or_nothing(True) if self.array.all() else Positions("elements", (self.array,))
-
-    def _array(self, shape: Shape) -> np.ndarray:
-        checks.mask_shape("elements", self.shape, shape)
-        return self.array.copy()
+        mask_checks.mask_shape("elements", self.shape, shape)
+        return positions.elements(self.array)
 
     def __repr__(self) -> str:
         if self.is_traced:
@@ -363,7 +327,7 @@ class Combination(Mask):
     def __init__(self, *masks: Mask) -> None:
         self.masks = masks
         if len(masks) == 2:
-            checks.combined_shapes(masks[0].shape, masks[1].shape)
+            mask_checks.combined_shapes(masks[0].shape, masks[1].shape)
 
     @property
     def mask(self) -> Mask:
@@ -386,13 +350,7 @@ class Combination(Mask):
         return any(mask.is_traced for mask in self.masks)
 
     def _canonical(self, shape: Shape) -> Positions:
-        # Imported here: simplify needs the kinds defined above.
-        from maskedlinear_core.simplify import simplify
-
-        return simplify(self._array(shape)).canonical(shape)
-
-    def _array(self, shape: Shape) -> np.ndarray:
-        return type(self).combine(*(mask._array(shape) for mask in self.masks))
+        return positions.cheapest(type(self).combine(*(mask.to_array(shape) for mask in self.masks)))
 
     def _same(self, other: Combination) -> bool:
         return all(mine == theirs for mine, theirs in zip(self.masks, other.masks, strict=True))
@@ -429,160 +387,8 @@ KINDS: tuple[type[Mask], ...] = (Columns, Rows, Submatrix, Blocks, Elements, Com
 """Every class of mask, for a framework that registers them as pytrees."""
 
 
-def columns(index: Any) -> Columns:
-    """Train whole columns of the weight, i.e. what is learned from some input features.
-
-    Args:
-        index: Sequence of ints, integer vector (NumPy, torch or JAX), slice, or bool vector of length
-            in_features. Negative counts from the end; order and duplicates carry no meaning.
-
-    Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one, and only these
-        columns of the input are kept for the backward (SPEC S6).
-
-    Raises:
-        TypeError: The index is not made of integers or bools.
-        ValueError: The index is not one-dimensional.
-
-    Example:
-        >>> columns([3, 1, -1])
-        columns([3, 1, -1])
-        >>> columns([0, 1]) == columns([1, 0, 0])
-        True
-    """
-    return Columns(index)
-
-
-def rows(index: Any) -> Rows:
-    """Train whole rows of the weight, i.e. what some output features learn.
-
-    Args:
-        index: As for `columns`, over the out_features.
-
-    Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one.
-
-    Raises:
-        TypeError: The index is not made of integers or bools.
-        ValueError: The index is not one-dimensional.
-
-    Example:
-        >>> rows(slice(0, 2)).density((8, 5))
-        0.25
-    """
-    return Rows(index)
-
-
-def submatrix(rows: Any, columns: Any) -> Submatrix:
-    """Train the crossings of some rows with some columns.
-
-    Args:
-        rows: As for `rows`.
-        columns: As for `columns`.
-
-    Returns:
-        The mask (SPEC S1). Cost and kept input shrink as for `columns`, cost also as for `rows`.
-
-    Raises:
-        TypeError: An index is not made of integers or bools.
-        ValueError: An index is not one-dimensional.
-
-    Example:
-        >>> submatrix([0], [1, 2]).to_array((2, 3))
-        array([[False,  True,  True],
-               [False, False, False]])
-    """
-    return Submatrix(rows, columns)
-
-
-def blocks(grid: Any, block_shape: Any) -> Blocks:
-    """Train whole blocks of a regular grid.
-
-    Args:
-        grid: Bool array (block rows, block columns): True = this block trains. Its values must be
-            readable: the number of blocks decides the cost.
-        block_shape: (rows, columns) of one block; the weight's shape is the grid's times this.
-
-    Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one.
-
-    Raises:
-        TypeError: The grid is not bool, or traced; the block shape is not a pair of integers.
-        ValueError: The grid is not two-dimensional, or a block size is not positive.
-
-    Example:
-        >>> blocks(np.array([[True, False]]), (2, 2)).to_array((2, 4))
-        array([[ True,  True, False, False],
-               [ True,  True, False, False]])
-    """
-    return Blocks(grid, block_shape)
-
-
-def elements(array: Any) -> Elements:
-    """Train single elements.
-
-    Args:
-        array: Bool array of the weight's shape (out_features, in_features).
-
-    Returns:
-        The mask (SPEC S1). The dense dW is computed, and masked.
-
-    Raises:
-        TypeError: The array is not bool.
-        ValueError: The array is not two-dimensional.
-
-    Example:
-        >>> elements(np.eye(3, dtype=bool))
-        elements(3 of 9 in a weight of (3, 3))
-    """
-    return Elements(array)
-
-
-def as_mask(value: Any) -> Mask:
-    """Return what `grad_mask=` may be as a mask: a mask itself, or a plain bool array (SPEC S1).
-
-    Raises:
-        TypeError: It is neither.
-        ValueError: The array is not two-dimensional.
-
-    Example:
-        >>> as_mask(np.ones((2, 2), bool))
-        elements(4 of 4 in a weight of (2, 2))
-    """
-    if isinstance(value, Mask):
-        return value
-    if not is_framework_array(value):
-        checks.refuse_mask(value)
-    return Elements(value)
-
-
 def _unchecked(kind: type[Any], **attributes: Any) -> Any:
     # Pytrees are rebuilt with placeholders for leaves: nothing may be checked or read here.
     mask = object.__new__(kind)
     mask.__dict__.update(attributes)
     return mask
-
-
-def _submatrix(rows: np.ndarray | None, columns: np.ndarray | None, shape: Shape) -> Positions:
-    # All of an axis is None: no gather. Nothing of the rows is said as nothing of the columns, so
-    # that a frozen layer keeps nothing of its input whichever way it was written.
-    if rows is not None and rows.size == shape[0]:
-        rows = None
-    if columns is not None and columns.size == shape[1]:
-        columns = None
-    if (rows is not None and rows.size == 0) or (columns is not None and columns.size == 0):
-        return _all_or_nothing(False)
-    return Positions("submatrix", (rows, columns))
-
-
-def _all_or_nothing(everything: bool) -> Positions:
-    return Positions("submatrix", (None, None if everything else np.zeros(0, np.int64)))
-
-
-def _submatrix_array(positions: Positions, shape: Shape) -> np.ndarray:
-    rows, columns = positions.arrays
-    array = np.zeros(shape, np.bool_)
-    rows = np.arange(shape[0]) if rows is None else rows
-    columns = np.arange(shape[1]) if columns is None else columns
-    array[np.ix_(rows, columns)] = True
-    return array

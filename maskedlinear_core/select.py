@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maskedlinear_core import checks
 from maskedlinear_core.arrays import is_framework_array, to_numpy
-from maskedlinear_core.masks import Mask, blocks, columns, elements, rows
+from maskedlinear_core.checks import mask as mask_checks
+from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import selection as selection_checks
+from maskedlinear_core.constructors import blocks, columns, elements, rows
+from maskedlinear_core.masks import Mask
 
 Along = Literal["elements", "columns", "rows", "blocks"]
 
@@ -63,9 +66,9 @@ def random(
         >>> random((4, 8), 0.25, along="columns", seed=0).density((4, 8))
         0.25
     """
-    size = checks.weight_shape(tuple(shape))
+    size = mask_checks.weight_shape(tuple(shape))
     totals, build = _candidates("random", np.zeros(size), along, block_shape)
-    draws = np.random.Generator(np.random.PCG64(checks.seed(seed))).random(totals.size)
+    draws = np.random.Generator(np.random.PCG64(module_checks.seed(seed))).random(totals.size)
     chosen = np.argsort(draws, kind="stable")[: _count("random", density, totals.size)]
     return build(_marked(chosen, totals.shape))
 
@@ -87,7 +90,7 @@ def n_of_m(scores: Any, n: int, m: int) -> Mask:
         array([[False,  True,  True, False]])
     """
     values = _scores("n_of_m", scores)
-    checks.group(n, m, values.shape[1])
+    selection_checks.group(n, m, values.shape[1])
     groups = values.reshape(values.shape[0], values.shape[1] // m, m)
     order = np.argsort(-groups, axis=-1, kind="stable")
     wanted = np.zeros(groups.shape, np.bool_)
@@ -97,11 +100,11 @@ def n_of_m(scores: Any, n: int, m: int) -> Mask:
 
 def _scores(name: str, scores: Any) -> np.ndarray:
     if not is_framework_array(scores):
-        checks.refuse_scores(name, type(scores).__name__)
+        selection_checks.refuse_scores(name, type(scores).__name__)
     values = to_numpy(scores)
     if values.dtype.kind not in "fiub":
-        checks.refuse_scores(name, values.dtype.name)
-    checks.scores(name, values.shape, bool(np.isnan(values.astype(np.float64)).any()))
+        selection_checks.refuse_scores(name, values.dtype.name)
+    selection_checks.scores(name, values.shape, bool(np.isnan(values.astype(np.float64)).any()))
     return values.astype(np.float64)
 
 
@@ -109,14 +112,14 @@ def _candidates(
     name: str, values: np.ndarray, along: str, block_shape: Any
 ) -> tuple[np.ndarray, Callable[[np.ndarray], Mask]]:
     """Return the score of each candidate, and what makes a mask of a bool array over the candidates."""
-    checks.along(name, along, block_shape is not None)
+    selection_checks.along(name, along, block_shape is not None)
     if along == "columns":
         return _sum(values), columns
     if along == "rows":
         return _sum(values.T), rows
     if along == "blocks":
-        h, w = checks.block_shape(block_shape)
-        checks.blocks_fit(name, values.shape, (h, w))
+        h, w = mask_checks.block_shape(block_shape)
+        selection_checks.blocks_fit(name, values.shape, (h, w))
         grid = values.reshape(values.shape[0] // h, h, values.shape[1] // w, w)
         totals = _sum(grid.transpose(1, 3, 0, 2).reshape(h * w, *grid.shape[::2]))
         return totals, lambda chosen: blocks(chosen, (h, w))
@@ -132,7 +135,7 @@ def _sum(values: np.ndarray) -> np.ndarray:
 
 
 def _count(name: str, density: float, candidates: int) -> int:
-    checks.density(name, density)
+    selection_checks.density(name, density)
     return int(np.floor(float(density) * candidates + 0.5))
 
 

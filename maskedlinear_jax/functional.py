@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import arrays, checks, masks
+from maskedlinear_core import arrays, constructors
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_jax import _compat, kinds, rule
 
 
@@ -48,17 +49,17 @@ def masked_linear(
     Example:
         >>> import jax
         >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])
-        >>> jax.grad(lambda w: masked_linear(x, w, grad_mask=masks.columns([1])).sum())(w)
+        >>> jax.grad(lambda w: masked_linear(x, w, grad_mask=constructors.columns([1])).sum())(w)
         Array([[0., 2.]], dtype=float32)
     """
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Array | np.ndarray) and not (name == "bias" and value is None):
-            checks.refuse_array(name, value)
-    checks.flag("forward_mode", forward_mode)
-    mask = masks.as_mask(grad_mask)
+            call_checks.refuse_array(name, value)
+    call_checks.flag("forward_mode", forward_mode)
+    mask = constructors.as_mask(grad_mask)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
-        checks.refuse_array("bias_mask", bias_mask)
-    checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
+        call_checks.refuse_array("bias_mask", bias_mask)
+    call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
     input, weight = jnp.asarray(input), jnp.asarray(weight)
     bias = None if bias is None else jnp.asarray(bias)
     if bias_mask is not None:
@@ -67,12 +68,12 @@ def masked_linear(
     return rule.masked(kind, positions, input, weight, bias, bias_mask, forward_mode=forward_mode)
 
 
-def _spec(array: Any) -> checks.Spec:
+def _spec(array: Any) -> call_checks.Spec:
     dtype = arrays.dtype_name(array)
     if dtype == "float64" and not _compat.x64_enabled():
-        checks.refuse_float64()
-    return checks.Spec(tuple(array.shape), dtype, _compat.device_of(array))
+        call_checks.refuse_float64()
+    return call_checks.Spec(tuple(array.shape), dtype, _compat.device_of(array))
 
 
-def _maybe_spec(array: Any) -> checks.Spec | None:
+def _maybe_spec(array: Any) -> call_checks.Spec | None:
     return None if array is None else _spec(array)

@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import checks, masks
+from maskedlinear_core import masks
+from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.indices import Index
 
 Arrays = tuple[Any, ...]
@@ -203,7 +204,7 @@ def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
     if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
         return Submatrix(exact=False), (_by_number(mask.rows, shape[0]), _by_number(mask.columns, shape[1]))
     if isinstance(mask, masks.Blocks):
-        checks.mask_shape("blocks", mask.shape, shape)
+        mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number(mask.numbers, mask.grid_shape[0] * mask.grid_shape[1])
         return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
     return Elements(), (_dense(mask, shape),)
@@ -214,7 +215,7 @@ def _dense(mask: masks.Mask, shape: Shape) -> Array:
     if isinstance(mask, masks.Combination):
         return type(mask).combine(*(_dense(operand, shape) for operand in mask.masks))
     if isinstance(mask, masks.Elements):
-        checks.mask_shape("elements", mask.shape, shape)
+        mask_checks.mask_shape("elements", mask.shape, shape)
         return jnp.asarray(mask.array)
     if isinstance(mask, masks.Columns):
         return jnp.broadcast_to(_line("columns", mask.index, shape[1]), shape)
@@ -229,7 +230,7 @@ def _dense(mask: masks.Mask, shape: Shape) -> Array:
 
 def _line(name: str, index: Index, size: int) -> Array:
     if index.is_traced_bool:
-        checks.bool_length(name, index.values.shape[0], size)
+        mask_checks.bool_length(name, index.values.shape[0], size)
         return jnp.asarray(index.values)
     numbers = _by_number(index, size)
     return put(jnp.ones_like(numbers, bool), numbers, 0, size, exact=False)

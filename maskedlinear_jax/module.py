@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import checks, initial, masks
+from maskedlinear_core import constructors, initial
 from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import module as module_checks
 from maskedlinear_jax import _compat
 from maskedlinear_jax.functional import masked_linear
 
@@ -40,7 +42,7 @@ class MaskedLinear:
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
 
     Example:
-        >>> layer = MaskedLinear(4, 2, grad_mask=masks.columns([0, 3]), seed=0)
+        >>> layer = MaskedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
         >>> params, rest = partition(layer)
         >>> jax.grad(lambda params: combine(params, rest)(jnp.ones((1, 4))).sum())(params).weight
         Array([[1., 0., 0., 1.],
@@ -64,18 +66,18 @@ class MaskedLinear:
         key: Array | None = None,
         dtype: Any = None,
     ) -> None:
-        in_features = checks.features("in_features", in_features)
-        out_features = checks.features("out_features", out_features)
+        in_features = module_checks.features("in_features", in_features)
+        out_features = module_checks.features("out_features", out_features)
         dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-        checks.float_dtype(dtype.name)
+        module_checks.float_dtype(dtype.name)
         if dtype == np.float64 and not _compat.x64_enabled():
-            checks.refuse_float64()
+            call_checks.refuse_float64()
         if seed is not None:
-            checks.seed(seed)
-        mask = masks.as_mask(grad_mask)
+            module_checks.seed(seed)
+        mask = constructors.as_mask(grad_mask)
         mask.canonical((out_features, in_features))
         bias_values = _bias_mask(bias_mask, bias, out_features)
-        checks.one_source(seed is not None, key is not None)
+        module_checks.one_source(seed is not None, key is not None)
         self.grad_mask, self.bias_mask = mask, bias_values
         self._draw(out_features, in_features, bias, initial.linear_bound(in_features), seed, key, dtype)
 
@@ -93,15 +95,15 @@ class MaskedLinear:
             TypeError: `linear` has no such arrays.
 
         Example:
-            >>> linear = MaskedLinear(3, 2, grad_mask=masks.columns(slice(None)), seed=0)
-            >>> MaskedLinear.from_linear(linear, grad_mask=masks.rows([0])).weight is linear.weight
+            >>> linear = MaskedLinear(3, 2, grad_mask=constructors.columns(slice(None)), seed=0)
+            >>> MaskedLinear.from_linear(linear, grad_mask=constructors.rows([0])).weight is linear.weight
             True
         """
         weight: Any = getattr(linear, "weight", None)
         bias: Any = getattr(linear, "bias", None)
         if not is_framework_array(weight) or len(weight.shape) != 2:
-            checks.refuse_layer("a layer with a weight (out_features, in_features)", linear)
-        mask = masks.as_mask(grad_mask)
+            module_checks.refuse_layer("a layer with a weight (out_features, in_features)", linear)
+        mask = constructors.as_mask(grad_mask)
         mask.canonical(weight.shape)
         bias_values = _bias_mask(bias_mask, bias is not None, weight.shape[0])
         return cls.tree_unflatten(None, (weight, bias, mask, bias_values))
@@ -110,10 +112,10 @@ class MaskedLinear:
         """Return a layer around the very arrays of this one, all of which learns: a plain linear layer.
 
         Example:
-            >>> MaskedLinear(3, 2, grad_mask=masks.rows([0]), seed=0).to_linear().grad_mask
+            >>> MaskedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0).to_linear().grad_mask
             columns(slice(None, None, None))
         """
-        return MaskedLinear.from_linear(self, grad_mask=masks.columns(slice(None)))
+        return MaskedLinear.from_linear(self, grad_mask=constructors.columns(slice(None)))
 
     @classmethod
     def from_location(
@@ -144,8 +146,8 @@ class MaskedLinear:
             MaskedLinear(in_features=20, out_features=3, bias=True, grad_mask=columns([1, 5]))
         """
         if not isinstance(location, np.ndarray):
-            checks.refuse_location(location)
-        layer = cls(in_features, out_features, bias, grad_mask=masks.columns(location), seed=seed, key=key)
+            module_checks.refuse_location(location)
+        layer = cls(in_features, out_features, bias, grad_mask=constructors.columns(location), seed=seed, key=key)
         layer._draw(out_features, in_features, bias, initial.LOCATION_BOUND, seed, key, layer.weight.dtype)
         return layer
 
@@ -170,7 +172,7 @@ class MaskedLinear:
         """Return a copy with some of weight, bias, grad_mask and bias_mask replaced, unchecked.
 
         Example:
-            >>> layer = MaskedLinear(3, 2, grad_mask=masks.rows([0]), seed=0)
+            >>> layer = MaskedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
             >>> layer.replace(weight=layer.weight + 1).grad_mask
             rows([0])
         """
@@ -252,5 +254,5 @@ def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray 
     if bias_mask is None:
         return None
     values = bias_mask if is_framework_array(bias_mask) else np.asarray(bias_mask)
-    checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
+    module_checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
     return to_numpy(values).copy()

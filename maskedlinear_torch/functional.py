@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskedlinear_core import arrays, checks, masks
+from maskedlinear_core import arrays, constructors
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_torch import kinds, rule
 
 
@@ -45,30 +46,30 @@ def masked_linear(
 
     Example:
         >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]], requires_grad=True)
-        >>> masked_linear(x, w, grad_mask=masks.columns([1])).sum().backward()
+        >>> masked_linear(x, w, grad_mask=constructors.columns([1])).sum().backward()
         >>> w.grad
         tensor([[0., 2.]])
     """
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            checks.refuse_array(name, value)
-    checks.flag("forward_mode", forward_mode)
-    mask = masks.as_mask(grad_mask)
+            call_checks.refuse_array(name, value)
+    call_checks.flag("forward_mode", forward_mode)
+    mask = constructors.as_mask(grad_mask)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
-        checks.refuse_array("bias_mask", bias_mask)
+        call_checks.refuse_array("bias_mask", bias_mask)
     input, weight, bias = _autocast(input, weight, bias)
-    checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
+    call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
     if bias_mask is not None:
         bias_mask = torch.as_tensor(bias_mask, device=weight.device)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
     return rule.masked(kind, positions, input, weight, bias, bias_mask)
 
 
-def _spec(tensor: Any) -> checks.Spec:
-    return checks.Spec(tuple(tensor.shape), arrays.dtype_name(tensor), getattr(tensor, "device", None))
+def _spec(tensor: Any) -> call_checks.Spec:
+    return call_checks.Spec(tuple(tensor.shape), arrays.dtype_name(tensor), getattr(tensor, "device", None))
 
 
-def _maybe_spec(tensor: Any) -> checks.Spec | None:
+def _maybe_spec(tensor: Any) -> call_checks.Spec | None:
     return None if tensor is None else _spec(tensor)
 
 

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskedlinear_core import checks, masks
+from maskedlinear_core import masks
+from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_torch import _compat
 
@@ -217,7 +218,7 @@ def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tup
         rows, columns = _by_number(mask.rows, shape[0], device), _by_number(mask.columns, shape[1], device)
         return Submatrix(exact=False), (rows, columns)
     if isinstance(mask, masks.Blocks):
-        checks.mask_shape("blocks", mask.shape, shape)
+        mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number(mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
         return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
     return Elements(), (_dense(mask, shape, device),)
@@ -228,7 +229,7 @@ def _dense(mask: masks.Mask, shape: Shape, device: torch.device) -> Tensor:
     if isinstance(mask, masks.Combination):
         return type(mask).combine(*(_dense(operand, shape, device) for operand in mask.masks))
     if isinstance(mask, masks.Elements):
-        checks.mask_shape("elements", mask.shape, shape)
+        mask_checks.mask_shape("elements", mask.shape, shape)
         return torch.as_tensor(mask.views["torch"] if mask.views else mask.array, device=device)
     if isinstance(mask, masks.Columns):
         return _line("columns", mask.index, shape[1], device).expand(shape)
@@ -243,7 +244,7 @@ def _dense(mask: masks.Mask, shape: Shape, device: torch.device) -> Tensor:
 
 def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
     if index.is_traced_bool:
-        checks.bool_length(name, index.values.shape[0], size)
+        mask_checks.bool_length(name, index.values.shape[0], size)
         return torch.as_tensor(index.values, device=device)
     numbers = _by_number(index, size, device)
     return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, exact=False)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskedlinear_core import checks, initial, masks
+from maskedlinear_core import constructors, initial, masks
 from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import module as module_checks
 from maskedlinear_torch import kinds, rule
 from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
 
@@ -36,7 +38,7 @@ class MaskedLinear(nn.Linear):
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
 
     Example:
-        >>> layer = MaskedLinear(4, 2, grad_mask=masks.columns([0, 3]), seed=0)
+        >>> layer = MaskedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
         >>> layer(torch.ones(1, 4)).sum().backward()
         >>> layer.weight.grad
         tensor([[1., 0., 0., 1.],
@@ -57,13 +59,13 @@ class MaskedLinear(nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        in_features = checks.features("in_features", in_features)
-        out_features = checks.features("out_features", out_features)
+        in_features = module_checks.features("in_features", in_features)
+        out_features = module_checks.features("out_features", out_features)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        checks.float_dtype(str(dtype).removeprefix("torch."))
+        module_checks.float_dtype(str(dtype).removeprefix("torch."))
         if seed is not None:
-            checks.seed(seed)
-        mask = masks.as_mask(grad_mask)
+            module_checks.seed(seed)
+        mask = constructors.as_mask(grad_mask)
         mask.canonical((out_features, in_features))
         bias_values = _bias_mask(bias_mask, bias, out_features)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
@@ -85,11 +87,11 @@ class MaskedLinear(nn.Linear):
 
         Example:
             >>> linear = nn.Linear(3, 2)
-            >>> MaskedLinear.from_linear(linear, grad_mask=masks.rows([0])).weight is linear.weight
+            >>> MaskedLinear.from_linear(linear, grad_mask=constructors.rows([0])).weight is linear.weight
             True
         """
         if not isinstance(linear, nn.Linear):
-            checks.refuse_layer("a torch.nn.Linear", linear)
+            module_checks.refuse_layer("a torch.nn.Linear", linear)
         has_bias = linear.bias is not None
         layer = cls(
             linear.in_features, linear.out_features, has_bias, grad_mask=grad_mask, bias_mask=bias_mask,
@@ -105,7 +107,7 @@ class MaskedLinear(nn.Linear):
         """Return a plain layer around the very parameters of this one.
 
         Example:
-            >>> type(MaskedLinear(3, 2, grad_mask=masks.rows([0])).to_linear()).__name__
+            >>> type(MaskedLinear(3, 2, grad_mask=constructors.rows([0])).to_linear()).__name__
             'Linear'
         """
         linear = nn.Linear(
@@ -137,10 +139,10 @@ class MaskedLinear(nn.Linear):
             MaskedLinear(in_features=20, out_features=3, bias=True, grad_mask=columns([1, 5]))
         """
         if not isinstance(location, np.ndarray):
-            checks.refuse_location(location)
-        layer = cls(in_features, out_features, bias, grad_mask=masks.columns(location))
+            module_checks.refuse_location(location)
+        layer = cls(in_features, out_features, bias, grad_mask=constructors.columns(location))
         if seed is not None:
-            checks.seed(seed)
+            module_checks.seed(seed)
             layer._draw(initial.LOCATION_BOUND, seed)
         else:
             for parameter in layer.parameters():
@@ -154,7 +156,7 @@ class MaskedLinear(nn.Linear):
 
     @grad_mask.setter
     def grad_mask(self, grad_mask: Any) -> None:
-        mask = masks.as_mask(grad_mask)
+        mask = constructors.as_mask(grad_mask)
         mask.canonical((self.out_features, self.in_features))
         self._set_masks(mask, self._bias_values)
 
@@ -166,9 +168,9 @@ class MaskedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
-            checks.refuse_array("input", input)
+            call_checks.refuse_array("input", input)
         input, weight, bias = _autocast(input, self.weight, self.bias)
-        checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), None)
+        call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), None)
         return rule.masked(self._kind, self._positions(), input, weight, bias, self._bias_positions)
 
     def extra_repr(self) -> str:
@@ -193,7 +195,8 @@ class MaskedLinear(nn.Linear):
         if old is not None and values is not None and old.shape == values.shape and old.device == values.device:
             old.copy_(values)  # in place, so that compiled code sees it
         else:
-            self.register_buffer(name, values, persistent=False)
+            # A copy: the next mask is written into the buffer, and must not be written into this one's positions.
+            self.register_buffer(name, None if values is None else values.clone(), persistent=False)
 
     def _draw(self, bound: float, seed: int) -> None:
         weight, bias = initial.parameters(
@@ -216,5 +219,5 @@ def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray 
     if bias_mask is None:
         return None
     values = bias_mask if is_framework_array(bias_mask) else np.asarray(bias_mask)
-    checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
+    module_checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
     return to_numpy(values).copy()

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from maskedlinear_core import masks
-from maskedlinear_core.masks import Mask, blocks, columns, elements, rows, submatrix
+from maskedlinear_core import constructors, masks
+from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
+from maskedlinear_core.masks import Mask
 from parity import oracle
 from parity.oracle import Point, Tree
 
@@ -161,7 +162,7 @@ class Problem:
 
     def mask_at(self, leaves: tuple[Any, ...]) -> Any:
         """Return a mask of the same kind with other positions, of any framework."""
-        return masks.as_mask(self.mask).with_leaves(leaves)
+        return constructors.as_mask(self.mask).with_leaves(leaves)
 
     def mask_array(self, copy: int) -> np.ndarray:
         """Return the bool array of one of the stacked masks."""
@@ -193,7 +194,7 @@ def make(case: Case, dtype: str, tier: str, seed: int) -> Problem:
     trains = bias_mask[case.bias_mask] if case.bias else None
     point = Point(
         theta(),
-        masks.as_mask(mask).to_array(case.shape),
+        constructors.as_mask(mask).to_array(case.shape),
         np.ones(case.out_features, bool) if trains is None else trains,
         _round(draw(outputs, "cotangent"), dtype),
     )
@@ -254,7 +255,7 @@ def _non_finite(values: np.ndarray) -> np.ndarray:
 
 
 def _mask_copies(mask: Mask | np.ndarray) -> tuple[np.ndarray, ...] | None:
-    mask = masks.as_mask(mask)
+    mask = constructors.as_mask(mask)
     if isinstance(mask, masks.Combination) or not mask.leaves:
         return None
     if isinstance(mask, masks.Elements):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import maskedlinear_jax
-from maskedlinear_core import masks
+from maskedlinear_core import constructors
 from maskedlinear_jax import kinds
 from parity.cases import Problem, arrays_of
 from parity.transforms import Transform
@@ -78,7 +78,7 @@ class Parts:
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])
-        kind, positions = kinds.resolve(masks.as_mask(mask), shape)
+        kind, positions = kinds.resolve(constructors.as_mask(mask), shape)
         return jnp.broadcast_to(kind.mask(weight, *positions), shape)
 
     @staticmethod

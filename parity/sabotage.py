@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maskedlinear_core import masks
+from maskedlinear_core import constructors
 from parity.grid import plan, world_of
 from parity.records import Cell
 
@@ -100,7 +100,7 @@ def _with(change: Callable[..., dict[str, Any]]) -> Callable[[Any, Layer], Layer
 
 
 def _columns_off_by_one(parts: Any, *, grad_mask: Any, **_: Any) -> dict[str, Any]:
-    return {"grad_mask": masks.columns([int(i) + 1 for i in grad_mask.index.values])}
+    return {"grad_mask": constructors.columns([int(i) + 1 for i in grad_mask.index.values])}
 
 
 def _mask_on_input(parts: Any, *, input: Any, weight: Any, grad_mask: Any, **_: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _mask_in_forward(parts: Any, *, weight: Any, grad_mask: Any, **_: Any) -> di
 
 
 def _seed_fault(parts: Any, *, weight: Any, grad_mask: Any, **_: Any) -> dict[str, Any]:
-    return {"grad_mask": grad_mask | masks.columns(slice(20, None))}
+    return {"grad_mask": grad_mask | constructors.columns(slice(20, None))}
 
 
 def _bias_by_rows(parts: Any, *, weight: Any, grad_mask: Any, **_: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ _BOUND = "times the bound"
 SABOTAGES = (
     Sabotage("mask inverted", _with(lambda parts, *, grad_mask, **_: {"grad_mask": ~grad_mask}),
              "columns", "vjp", "weight", _LEAK),
-    Sabotage("mask ignored", _with(lambda parts, **_: {"grad_mask": masks.columns(slice(None))}),
+    Sabotage("mask ignored", _with(lambda parts, **_: {"grad_mask": constructors.columns(slice(None))}),
              "elements", "vjp", "weight", _LEAK),
     Sabotage("one column off", _with(_columns_off_by_one), "columns", "vjp", "weight", _LEAK),
     Sabotage("columns beyond 20 train, as in the seed", _with(_seed_fault), "wide-columns", "vjp", "weight", _LEAK),

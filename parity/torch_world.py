@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import maskedlinear_torch
-from maskedlinear_core import masks
+from maskedlinear_core import constructors
 from maskedlinear_torch import kinds
 from parity.cases import Problem, arrays_of
 from parity.transforms import Transform
@@ -74,7 +74,7 @@ class Parts:
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])
-        kind, positions = kinds.resolve(masks.as_mask(mask), shape, weight.device)
+        kind, positions = kinds.resolve(constructors.as_mask(mask), shape, weight.device)
         return kind.mask(weight, *positions).expand(shape)
 
     @staticmethod

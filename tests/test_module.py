@@ -161,6 +161,16 @@ def test_another_mask_can_be_set():
         np.testing.assert_array_equal(gradients(layer)[0], gradients(TorchLinear(6, 4, grad_mask=mask))[0])
 
 
+def test_setting_another_mask_leaves_the_old_one_alone():
+    for first, second in ((columns([0]), columns([3])), (elements(np.eye(4, 6) == 1), elements(np.eye(4, 6, 1) == 1))):
+        before = first.to_array((4, 6))
+        layer = TorchLinear(6, 4, grad_mask=first, bias_mask=(kept := np.array([True, False, True, True])))
+        layer.grad_mask = second
+        np.testing.assert_array_equal(first.to_array((4, 6)), before)
+        np.testing.assert_array_equal(kept, [True, False, True, True])
+        assert layer.grad_mask == second
+
+
 def test_models_of_one_shape_stack_under_vmap():
     """torch.func.stack_module_state, with another mask in each model."""
     layers = [TorchLinear(6, 4, grad_mask=columns([i, i + 1]), seed=i) for i in range(3)]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskedlinear_core import initial, select
-from maskedlinear_core.masks import Mask, submatrix
+from maskedlinear_core.constructors import submatrix
+from maskedlinear_core.masks import Mask
 
 LEARNING_RATE = 0.5
 BATCH = 128

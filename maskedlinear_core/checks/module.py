@@ -1,0 +1,103 @@
+"""The arguments of a module (SPEC S8, S10)."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NoReturn
+
+from maskedlinear_core.checks.words import FLOAT_DTYPES, Shape, is_integer, one_of
+
+
+def features(name: str, value: Any) -> int:
+    """Check and return a number of features of a module.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is negative.
+    """
+    if not is_integer(value):
+        raise TypeError(f"MaskedLinear: expected {name} to be an integer, got {value!r}; pass a number of features")
+    if value < 0:
+        raise ValueError(f"MaskedLinear: expected {name} of at least 0, got {value}; pass a number of features")
+    return operator.index(value)
+
+
+def seed(value: Any) -> int:
+    """Check and return a seed.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is negative.
+    """
+    if not is_integer(value):
+        raise TypeError(f"MaskedLinear: expected seed to be an integer, got {value!r}; e.g. seed=0")
+    if value < 0:
+        raise ValueError(f"MaskedLinear: expected a seed of at least 0, got {value}; e.g. seed=0")
+    return operator.index(value)
+
+
+def float_dtype(name: str) -> None:
+    """Check the dtype of a module's parameters.
+
+    Raises:
+        TypeError: It is not a supported float.
+    """
+    if name not in FLOAT_DTYPES:
+        raise TypeError(f"MaskedLinear: expected dtype {one_of(FLOAT_DTYPES)}, got {name}; choose one of these")
+
+
+def module_bias_mask(has_bias: bool, shape: Shape, dtype: str, out_features: int) -> None:
+    """Check the bias mask of a module.
+
+    Raises:
+        TypeError: It is not bool.
+        ValueError: It has no bias to mask, or not one entry per output feature.
+    """
+    if not has_bias:
+        raise ValueError(
+            "MaskedLinear: expected a bias beside bias_mask, got bias=False; leave bias_mask out or set bias=True"
+        )
+    if dtype != "bool":
+        raise TypeError(
+            f"MaskedLinear: expected a bool bias_mask (True = the gradient flows), got dtype {dtype}; "
+            "compare first, e.g. values != 0"
+        )
+    if tuple(shape) != (out_features,):
+        raise ValueError(
+            f"MaskedLinear: expected a bias_mask of shape ({out_features},), one per output feature, "
+            f"got shape {tuple(shape)}; check out_features"
+        )
+
+
+def refuse_layer(expected: str, value: object) -> NoReturn:
+    """Refuse a layer of another class.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(f"MaskedLinear: expected {expected}, got {type(value).__name__}; convert that layer only")
+
+
+def refuse_location(value: object) -> NoReturn:
+    """Refuse a `location` that is not a NumPy index array (the seed's constructor).
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"MaskedLinear: expected location to be a NumPy array of integer positions, got {type(value).__name__}; "
+        "use grad_mask=columns(...) for other kinds of index"
+    )
+
+
+def one_source(seed_given: bool, key_given: bool) -> None:
+    """Check that a layer without a global generator is told where its numbers come from, once.
+
+    Raises:
+        ValueError: Neither or both of seed and key are given.
+    """
+    if seed_given == key_given:
+        got = "both" if seed_given else "neither"
+        raise ValueError(
+            f"MaskedLinear: expected exactly one of seed and key, got {got}; seed= gives both frameworks the same bits"
+        )
