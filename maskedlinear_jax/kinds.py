@@ -198,14 +198,15 @@ def _gather(array: Array, index: Array, axis: int) -> Array:
 
 def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
     if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (None, _by_number(mask.index, shape[1]))
+        return Submatrix(exact=False), (None, _by_number("columns", mask.index, shape[1]))
     if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (_by_number(mask.index, shape[0]), None)
+        return Submatrix(exact=False), (_by_number("rows", mask.index, shape[0]), None)
     if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
-        return Submatrix(exact=False), (_by_number(mask.rows, shape[0]), _by_number(mask.columns, shape[1]))
+        rows = _by_number("submatrix rows", mask.rows, shape[0])
+        return Submatrix(exact=False), (rows, _by_number("submatrix columns", mask.columns, shape[1]))
     if isinstance(mask, masks.Blocks):
         mask_checks.mask_shape("blocks", mask.shape, shape)
-        numbers = _by_number(mask.numbers, mask.grid_shape[0] * mask.grid_shape[1])
+        numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1])
         return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
     return Elements(), (_dense(mask, shape),)
 
@@ -232,12 +233,14 @@ def _line(name: str, index: Index, size: int) -> Array:
     if index.is_traced_bool:
         mask_checks.bool_length(name, index.values.shape[0], size)
         return jnp.asarray(index.values)
-    numbers = _by_number(index, size)
+    numbers = _by_number(name, index, size)
     return put(jnp.ones_like(numbers, bool), numbers, 0, size, exact=False)
 
 
-def _by_number(index: Index, size: int) -> Array:
+def _by_number(name: str, index: Index, size: int) -> Array:
     """Return positions, where a duplicate or a position out of range is one of its own beyond `size`."""
+    if index.length is not None:
+        mask_checks.bool_length(name, index.length, size)
     if isinstance(index.values, slice):
         return jnp.arange(size)[index.values]
     numbers = jnp.asarray(index.values).astype(jnp.int32)

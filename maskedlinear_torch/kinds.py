@@ -211,15 +211,15 @@ def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> T
 
 def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
     if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (None, _by_number(mask.index, shape[1], device))
+        return Submatrix(exact=False), (None, _by_number("columns", mask.index, shape[1], device))
     if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (_by_number(mask.index, shape[0], device), None)
+        return Submatrix(exact=False), (_by_number("rows", mask.index, shape[0], device), None)
     if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
-        rows, columns = _by_number(mask.rows, shape[0], device), _by_number(mask.columns, shape[1], device)
-        return Submatrix(exact=False), (rows, columns)
+        rows = _by_number("submatrix rows", mask.rows, shape[0], device)
+        return Submatrix(exact=False), (rows, _by_number("submatrix columns", mask.columns, shape[1], device))
     if isinstance(mask, masks.Blocks):
         mask_checks.mask_shape("blocks", mask.shape, shape)
-        numbers = _by_number(mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
+        numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
         return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
     return Elements(), (_dense(mask, shape, device),)
 
@@ -246,16 +246,18 @@ def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
     if index.is_traced_bool:
         mask_checks.bool_length(name, index.values.shape[0], size)
         return torch.as_tensor(index.values, device=device)
-    numbers = _by_number(index, size, device)
+    numbers = _by_number(name, index, size, device)
     return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, exact=False)
 
 
-def _by_number(index: Index, size: int, device: torch.device) -> Tensor:
+def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tensor:
     """Return positions in [0, size], where a duplicate or a position out of range is `size`."""
+    if index.length is not None:
+        mask_checks.bool_length(name, index.length, size)
     if index.views:  # first: Dynamo cannot guard a NumPy array that it meets inside a torch.func transform
         numbers = index.views["torch"].to(device)
     elif isinstance(index.values, slice):
-        return torch.arange(size, device=device)[index.values]
+        return torch.tensor(list(range(*index.values.indices(size))), dtype=torch.long, device=device)
     else:
         numbers = torch.as_tensor(index.values, device=device).long()
     numbers = torch.where(numbers < 0, numbers + size, numbers)

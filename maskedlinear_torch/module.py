@@ -179,6 +179,9 @@ class MaskedLinear(nn.Linear):
         return f"{super().extra_repr()}, grad_mask={self._mask!r}{trained}"
 
     def _positions(self) -> kinds.Arrays:
+        if not self.weight.is_meta and any(buffer.is_meta for buffer in self._buffers.values() if buffer is not None):
+            # load_state_dict(assign=True) brings parameters from meta, and no buffers that it does not hold.
+            self._set_masks(self._mask, self._bias_values)
         return tuple(getattr(self, f"_position_{i}") for i in range(self._position_count))
 
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:

@@ -81,7 +81,7 @@ def twin(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def twins():
     """Both twins."""
     return TORCH, JAX

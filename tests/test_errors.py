@@ -221,6 +221,12 @@ def test_errors_come_when_jax_traces(twins):
         wrong.lower(jax.ShapeDtypeStruct((2, 5), np.float32))
 
 
+def test_length_of_bools_is_known_when_positions_are_not(twins):
+    wrong = jax.jit(lambda mask: call(twins[1], grad_mask=mask))
+    with pytest.raises(ValueError, match="bool vector of length 4, one per input feature, got length 3"):
+        wrong(columns([True, False, True]))
+
+
 def test_traced_blocks_are_refused(twins):
     with pytest.raises(TypeError, match="grid whose values can be read, got a traced array"):
         jax.jit(lambda grid: blocks(grid, (1, 1)).leaves[0])(np.ones((O, I), bool))

@@ -154,6 +154,14 @@ def test_made_on_meta_and_filled_later_keeps_the_positions():
     np.testing.assert_array_equal(gradients(layer)[1], [5, 0, 5, 5])
 
 
+def test_made_on_meta_and_assigned_later_keeps_the_positions():
+    layer = TorchLinear(6, 4, grad_mask=columns([0, 3]), bias_mask=[True, False, True, True], device="meta")
+    layer.load_state_dict(nn.Linear(6, 4).state_dict(), assign=True)
+    layer.requires_grad_(True)
+    np.testing.assert_array_equal(gradients(layer)[0], gradients(TorchLinear(6, 4, grad_mask=columns([0, 3])))[0])
+    np.testing.assert_array_equal(gradients(layer)[1], [5, 0, 5, 5])
+
+
 def test_another_mask_can_be_set():
     layer = TorchLinear(6, 4, grad_mask=columns([0]), seed=0)
     for mask in MASKS.values():

@@ -126,6 +126,7 @@ WRITTEN_INSIDE = {
     "rows": lambda: rows((1, -1)),
     "range": lambda: columns(range(2)),
     "slice": lambda: columns(slice(1, 3)),
+    "slice backwards": lambda: columns(slice(None, None, -2)),
     "bools": lambda: columns([True, False, False, True, False, False]),
     "submatrix": lambda: submatrix([1], [0, 2]),
     "union": lambda: columns([1]) | rows([0]),  # not ~: Dynamo cannot invert an object, make complements outside
