@@ -258,13 +258,14 @@ def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> 
     if world == "torch-eager":
         return True
     if world == "jax-eager":
-        # JAX compiles every operation of a new shape and dtype by itself: higher orders where they tell most.
+        # JAX compiles every operation of a new shape and dtype by itself: higher orders where they tell most,
+        # and under jit, which takes one compilation for all of a program.
         order = transforms.BY_NAME[transform].order
         if quick:
             return case == "columns"
-        if dtype != "float32":
+        if dtype != "float32" or _case(case).wide:
             return order <= 1
-        return order <= 2 or _case(case).core or _case(case).wide
+        return order <= 2 or case in QUICK_CASES
     if quick and world == "torch-compiled":
         return case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
     chosen = _case(case)

@@ -21,7 +21,7 @@ FRAMEWORK = "jax"
 VERSION = jax.__version__
 SUBJECT = maskedlinear_jax.masked_linear
 
-CACHED = 400
+CACHED = 800
 """Cells after which JAX forgets what it compiled: every one compiles programs of its own, and keeps them in memory."""
 
 _cells = itertools.count(1)

@@ -35,7 +35,7 @@ def test_figures_are_those_of_the_recorded_run():
     assert EVIDENCE["environment"]["torch"] in quoted
     assert EVIDENCE["environment"]["jax"] in quoted
     digits = EVIDENCE["digits"]
-    assert f"{digits['frozen weights and biases']} frozen" in quoted
+    assert f"0 of {digits['frozen weights and biases']} frozen" in quoted
     for accuracy in digits["accuracy on images held back"].values():
         assert f"{accuracy:.1%}" in quoted
 
