@@ -34,7 +34,12 @@ class Index:
     @property
     def is_traced(self) -> bool:
         """Whether the positions cannot be read now."""
-        return not self.views and not isinstance(self.values, slice | np.ndarray)
+        return not self.views and not self.is_slice and self._known() is None
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the positions are one vector, as they are but for stacked masks."""
+        return len(getattr(self.values, "shape", ())) == 1
 
     @property
     def is_traced_bool(self) -> bool:
@@ -76,23 +81,52 @@ class Index:
             return np.sort(np.arange(size)[self.values])
         if self.length is not None:
             mask_checks.bool_length(kind, self.length, size)
-        if self.values.size:
-            mask_checks.index_range(kind, int(self.values.min()), int(self.values.max()), size)
-        return np.unique(np.where(self.values < 0, self.values + size, self.values))
+        values = self._known()
+        assert values is not None, "callers ask is_traced first"
+        mask_checks.index_rank(kind, values.shape)
+        if values.dtype == np.bool_:
+            mask_checks.bool_length(kind, values.size, size)
+            return np.flatnonzero(values)
+        if values.size:
+            mask_checks.index_range(kind, int(values.min()), int(values.max()), size)
+        values = values.astype(np.int64)
+        return np.unique(np.where(values < 0, values + size, values))
 
     def says_the_same(self, other: Index) -> bool:
         """Tell whether two readable indices select the same, as far as can be told without the axis' size."""
         if isinstance(self.values, slice) or isinstance(other.values, slice):
             return isinstance(self.values, slice) and isinstance(other.values, slice) and self.values == other.values
-        return self.length == other.length and np.array_equal(np.unique(self.values), np.unique(other.values))
+        mine, theirs = self._known(), other._known()
+        assert mine is not None
+        assert theirs is not None, "callers ask is_traced first"
+        return self.length == other.length and np.array_equal(np.unique(mine), np.unique(theirs))
+
+    def _known(self) -> np.ndarray | None:
+        # Leaves of a pytree come back as a framework's arrays, and for a while as anything at all.
+        if isinstance(self.values, np.ndarray):
+            return self.values
+        return read(self.values) if is_framework_array(self.values) else None
+
+    def __getstate__(self) -> tuple[Any, int | None]:
+        # Without the views: a pickled mask must be readable where that framework is absent.
+        return self.values, self.length
+
+    def __setstate__(self, state: tuple[Any, int | None]) -> None:
+        values, length = state
+        seen = views(values) if isinstance(values, np.ndarray) else {}
+        for name, value in (("values", values), ("length", length), ("views", seen)):
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         """Return the index as it would be written, long ones shortened."""
         if isinstance(self.values, slice):
             return repr(self.values)
-        if self.is_traced:
+        if not is_framework_array(self.values):
+            return f"<{self.values!r}>"
+        values = self._known()
+        if values is None or values.ndim != 1:
             return f"<traced {dtype_name(self.values)} of shape {tuple(self.values.shape)}>"
-        listed = self.values.tolist()
+        listed = (np.flatnonzero(values) if values.dtype == np.bool_ else values).tolist()
         if len(listed) <= 8:
             return repr(listed)
         return f"[{', '.join(map(repr, listed[:3]))}, ..., {listed[-1]!r}] ({len(listed)} positions)"
@@ -120,7 +154,8 @@ def as_index(kind: str, value: Any) -> Index:
         return Index(value)
     value = visible(value)
     if is_framework_array(value):
-        mask_checks.index_dtype(kind, dtype_name(value))
+        if tuple(value.shape) != (0,):  # an empty array is of floats wherever nobody said otherwise
+            mask_checks.index_dtype(kind, dtype_name(value))
         mask_checks.index_rank(kind, tuple(value.shape))
         values = read(value)
         if values is None:
@@ -131,5 +166,7 @@ def as_index(kind: str, value: Any) -> Index:
         mask_checks.index_rank(kind, values.shape)
     else:
         mask_checks.refuse_index(kind, value)
+    if values.size and values.dtype == np.uint64:
+        mask_checks.index_size(kind, int(values.max()))
     numbers = np.flatnonzero(values) if values.dtype == np.bool_ else values.astype(np.int64)
     return Index(numbers, values.size if values.dtype == np.bool_ else None, views(numbers))

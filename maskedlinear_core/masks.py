@@ -68,7 +68,7 @@ class Mask:
             array([[ True, False,  True],
                    [ True, False,  True]])
         """
-        size = mask_checks.weight_shape(tuple(shape))
+        size = mask_checks.weight_shape(shape)
         if self.is_traced:
             mask_checks.traced_mask()
         return positions.to_array(self.canonical(size), size)
@@ -93,7 +93,7 @@ class Mask:
             >>> Columns([2, 0, 0]).canonical((4, 3)).arrays
             (None, array([0, 2]))
         """
-        size = mask_checks.weight_shape(tuple(shape))
+        size = mask_checks.weight_shape(shape)
         if self.is_traced:
             mask_checks.traced_mask()
         memo = self.__dict__.setdefault("_memo", {})
@@ -272,7 +272,7 @@ class Blocks(Mask):
         return positions.blocks(self._numbers(), self.grid_shape, self.block_shape)
 
     def __repr__(self) -> str:
-        if self.is_traced:
+        if self.numbers.is_traced or not self.numbers.is_vector:
             return f"blocks({self.numbers!r} of {self.grid_shape}, {self.block_shape})"
         total = self.grid_shape[0] * self.grid_shape[1]
         return f"blocks({self._numbers().size} of {total} in a grid of {self.grid_shape}, {self.block_shape})"
@@ -306,16 +306,35 @@ class Elements(Mask):
 
     @property
     def is_traced(self) -> bool:
-        return not self.views and not isinstance(self.array, np.ndarray)
+        return not self.views and self._known() is None
 
     def _canonical(self, shape: Shape) -> Positions:
         mask_checks.mask_shape("elements", self.shape, shape)
-        return positions.elements(self.array)
+        known = self._known()
+        assert known is not None, "canonical asks is_traced first"
+        return positions.elements(known)
+
+    def _known(self) -> np.ndarray | None:
+        # Leaves of a pytree come back as a framework's arrays, and for a while as anything at all.
+        if isinstance(self.array, np.ndarray):
+            return self.array
+        return read(self.array) if is_framework_array(self.array) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the views: a pickled mask must be readable where that framework is absent.
+        return {"array": self.array}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.array = state["array"]
+        self.views = views(self.array) if isinstance(self.array, np.ndarray) else {}
 
     def __repr__(self) -> str:
-        if self.is_traced:
+        if not is_framework_array(self.array):
+            return f"elements(<{self.array!r}>)"
+        known = self._known()
+        if known is None or known.ndim != 2:
             return f"elements(<traced bool of shape {tuple(self.array.shape)}>)"
-        return f"elements({np.count_nonzero(self.array)} of {self.array.size} in a weight of {self.shape})"
+        return f"elements({np.count_nonzero(known)} of {known.size} in a weight of {self.shape})"
 
 
 class Combination(Mask):

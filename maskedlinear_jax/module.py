@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from maskedlinear_core import constructors, initial
-from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_core.arrays import dtype_name, is_framework_array, read, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_jax import _compat
@@ -68,8 +68,8 @@ class MaskedLinear:
     ) -> None:
         in_features = module_checks.features("in_features", in_features)
         out_features = module_checks.features("out_features", out_features)
+        module_checks.float_dtype(_name_of_dtype(jnp.float32 if dtype is None else dtype))
         dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-        module_checks.float_dtype(dtype.name)
         if dtype == np.float64 and not _compat.x64_enabled():
             call_checks.refuse_float64()
         if seed is not None:
@@ -103,6 +103,8 @@ class MaskedLinear:
         bias: Any = getattr(linear, "bias", None)
         if not is_framework_array(weight) or len(weight.shape) != 2:
             module_checks.refuse_layer("a layer with a weight (out_features, in_features)", linear)
+        if bias is not None and tuple(getattr(bias, "shape", ())) != (weight.shape[0],):
+            module_checks.refuse_layer("a layer with a bias (out_features,) or None", linear)
         mask = constructors.as_mask(grad_mask)
         mask.canonical(weight.shape)
         bias_values = _bias_mask(bias_mask, bias is not None, weight.shape[0])
@@ -184,7 +186,8 @@ class MaskedLinear:
         """Describe sizes and masks."""
         if not hasattr(self.weight, "shape"):
             return f"MaskedLinear(weight={self.weight!r}, bias={self.bias!r})"
-        trained = "" if self.bias_mask is None else f", bias_mask={int(np.sum(self.bias_mask))} trained"
+        trains = read(self.bias_mask) if is_framework_array(self.bias_mask) else None
+        trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"
         return (
             f"MaskedLinear(in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, grad_mask={self.grad_mask!r}{trained})"
@@ -244,6 +247,13 @@ def combine(params: Any, rest: Any) -> Any:
         {'a': Array([1.], dtype=float32), 'b': 2}
     """
     return jax.tree.map(lambda a, b: b if a is None else a, params, rest, is_leaf=lambda leaf: leaf is None)
+
+
+def _name_of_dtype(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
 
 
 def _is_float(leaf: Any) -> bool:

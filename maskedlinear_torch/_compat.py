@@ -1,4 +1,4 @@
-"""The private parts of torch that no public name replaces, in one place (tests/test_torch_private.py watches them)."""
+"""The private parts of torch that no public name replaces, in one place (tests/test_private_names.py watches them)."""
 
 from __future__ import annotations
 

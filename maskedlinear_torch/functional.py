@@ -60,7 +60,7 @@ def masked_linear(
     input, weight, bias = _autocast(input, weight, bias)
     call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
     if bias_mask is not None:
-        bias_mask = torch.as_tensor(bias_mask, device=weight.device)
+        bias_mask = kinds.bools(bias_mask, weight.device)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
     return rule.masked(kind, positions, input, weight, bias, bias_mask)
 

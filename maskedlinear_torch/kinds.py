@@ -286,3 +286,14 @@ def as_tensor(value: Any) -> Any:
     if isinstance(value, list | tuple | range):
         return torch.tensor(list(value), dtype=None if len(value) else torch.long)
     return value
+
+
+def bools(values: Any, device: torch.device) -> Tensor:
+    """Return a bool vector of any framework as a tensor of its own: the caller's may change before the backward."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    return (
+        torch.as_tensor(values, device=device)
+        if torch.compiler.is_dynamo_compiling()
+        else torch.tensor(np.asarray(values), device=device)
+    )

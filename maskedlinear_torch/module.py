@@ -61,8 +61,9 @@ class MaskedLinear(nn.Linear):
     ) -> None:
         in_features = module_checks.features("in_features", in_features)
         out_features = module_checks.features("out_features", out_features)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        module_checks.float_dtype(str(dtype).removeprefix("torch."))
+        name_of_dtype = str(torch.get_default_dtype() if dtype is None else dtype).removeprefix("torch.")
+        module_checks.float_dtype(name_of_dtype)
+        dtype = getattr(torch, name_of_dtype)
         if seed is not None:
             module_checks.seed(seed)
         mask = constructors.as_mask(grad_mask)
@@ -162,8 +163,12 @@ class MaskedLinear(nn.Linear):
 
     @property
     def bias_mask(self) -> np.ndarray | None:
-        """The bias mask as a bool vector, or None if all of the bias trains."""
+        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
         return None if self._bias_values is None else self._bias_values.copy()
+
+    @bias_mask.setter
+    def bias_mask(self, bias_mask: Any) -> None:
+        self._set_masks(self._mask, _bias_mask(bias_mask, self.bias is not None, self.out_features))
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
@@ -195,11 +200,13 @@ class MaskedLinear(nn.Linear):
 
     def _set_buffer(self, name: str, values: Tensor | None) -> None:
         old = self._buffers.get(name)
+        with torch.inference_mode(False):  # a buffer made there could not be saved for a later backward
+            values = None if values is None else values.clone()
         if old is not None and values is not None and old.shape == values.shape and old.device == values.device:
             old.copy_(values)  # in place, so that compiled code sees it
         else:
             # A copy: the next mask is written into the buffer, and must not be written into this one's positions.
-            self.register_buffer(name, None if values is None else values.clone(), persistent=False)
+            self.register_buffer(name, values, persistent=False)
 
     def _draw(self, bound: float, seed: int) -> None:
         weight, bias = initial.parameters(

@@ -108,7 +108,7 @@ class _Reverse(torch.autograd.Function):
         d_input = d_weight = d_bias = None
         if g is not None:
             if input_wanted:
-                d_input = g @ (weight_view(kind, arrays, weight) if _is_differentiated(weight) else weight)
+                d_input = g @ (weight_view(kind, arrays, weight) if _is_differentiated() else weight)
             if weight_wanted:
                 d_weight = kind.place(kind.product(g, kept, *arrays), tuple(weight.shape), *arrays)
             if bias_wanted:
@@ -154,7 +154,8 @@ def _primal(tensor: Tensor) -> Tensor:
     return forward_ad.unpack_dual(tensor).primal
 
 
-def _is_differentiated(weight: Tensor) -> bool:
-    # Safe to skip the view: with grad mode off nothing records the backward for reverse mode, every
-    # torch.func transform keeps it on, and in forward mode a derivative in W arrives as its tangent.
-    return torch.is_grad_enabled() or forward_ad.unpack_dual(weight).tangent is not None
+def _is_differentiated() -> bool:
+    # Safe to skip the view otherwise: with grad mode off nothing records the backward for reverse mode, and
+    # outside of dual levels and transforms there is no forward mode. Asking W for a tangent would not do: it
+    # shows those of the innermost level only.
+    return torch.is_grad_enabled() or _compat.in_dual_level() or _compat.in_functorch_transform()

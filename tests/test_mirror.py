@@ -20,7 +20,7 @@ ONLY_PUBLIC_IN_JAX = {
 ONLY_DEFINED_IN_ONE = {
     "kinds.py": {
         "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
-        "as_tensor",  # Dynamo cannot follow NumPy inside of compiled code
+        "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_gather",  # JAX is told where positions are unique
         "_narrow",  # JAX has 32-bit integers by default
     },
@@ -31,7 +31,7 @@ ONLY_DEFINED_IN_ONE = {
         "reference",  # what torch.compile traces under torch.func
     },
     "functional.py": {"_autocast"},  # JAX has no autocast
-    "module.py": {"partition", "combine", "_is_float"},
+    "module.py": {"partition", "combine", "_is_float", "_name_of_dtype"},
     "_compat.py": set(),  # private names of a framework have no twin
 }  # fmt: skip
 MODULE_DIFFERENCES = {

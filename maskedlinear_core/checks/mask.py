@@ -36,6 +36,16 @@ def index_rank(kind: str, shape: Shape) -> None:
         )
 
 
+def index_size(kind: str, highest: int) -> None:
+    """Check that positions are numbers an index can hold.
+
+    Raises:
+        IndexError: They exceed 63 bits.
+    """
+    if highest >= 2**63:
+        raise IndexError(f"{kind}: expected positions below 2**63, got {highest}; check how it was computed")
+
+
 def index_sequence(kind: str, value: Sequence[Any]) -> np.ndarray:
     """Return a sequence of positions as an array; an empty one is of integers.
 
