@@ -101,6 +101,32 @@ class Mask:
             memo[size] = self._canonical(size)
         return memo[size]
 
+    def packed(self, shape: tuple[int, ...]) -> Mask:
+        """Return the same positions in the order of packed values, in a form whose leaves tell how many there are.
+
+        That makes a mask of elements fit to be traced in packed form (SPEC S7): under jit and compile the
+        values of a bool array, and so the number of its elements, cannot be known.
+
+        Raises:
+            IndexError, ValueError, TypeError: As `to_array`.
+
+        Example:
+            >>> Columns([2, 0, 0]).packed((4, 3))
+            columns([0, 2])
+            >>> Elements([[True, False], [False, True]]).packed((2, 2)).leaves
+            (array([0, 3]),)
+        """
+        size = mask_checks.weight_shape(shape)
+        found = positions.packed(self.canonical(size))
+        if found.kind == "entries":
+            return Entries(found.arrays[0], size)
+        if found.kind == "blocks":
+            return Blocks(positions.grid(found), found.block_shape)
+        rows, columns = found.arrays
+        if rows is None:
+            return Columns(slice(None) if columns is None else columns)
+        return Rows(rows) if columns is None else Submatrix(rows, columns)
+
     def _canonical(self, shape: Shape) -> Positions:
         raise NotImplementedError
 
@@ -337,6 +363,42 @@ class Elements(Mask):
         return f"elements({np.count_nonzero(known)} of {known.size} in a weight of {self.shape})"
 
 
+class Entries(Mask):
+    """Single elements by their flat positions, row by row: what `packed` makes of elements."""
+
+    def __init__(self, index: Any, shape: Shape) -> None:
+        self.index = as_index("entries", index)
+        self._shape = shape
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        return self.index.leaves
+
+    @property
+    def static(self) -> Hashable:
+        return self._shape, self.index.static
+
+    def with_leaves(self, leaves: tuple[Any, ...]) -> Entries:
+        return _unchecked(Entries, index=self.index.with_leaves(leaves), _shape=self._shape)
+
+    @property
+    def is_traced(self) -> bool:
+        return self.index.is_traced
+
+    def _canonical(self, shape: Shape) -> Positions:
+        mask_checks.mask_shape("entries", self._shape, shape)
+        array = np.zeros(shape, np.bool_)
+        array.flat[self.index.positions("entries", array.size)] = True
+        return positions.elements(array)
+
+    def __repr__(self) -> str:
+        return f"entries({self.index!r} in a weight of {self._shape})"
+
+
 class Combination(Mask):
     """A mask made of masks, resolved to the cheapest kind once the weight's shape is known."""
 
@@ -402,7 +464,7 @@ class Intersection(Combination):
     combine = staticmethod(lambda left, right: left & right)
 
 
-KINDS: tuple[type[Mask], ...] = (Columns, Rows, Submatrix, Blocks, Elements, Complement, Union, Intersection)
+KINDS: tuple[type[Mask], ...] = (Columns, Rows, Submatrix, Blocks, Elements, Entries, Complement, Union, Intersection)
 """Every class of mask, for a framework that registers them as pytrees."""
 
 

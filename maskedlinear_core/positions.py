@@ -11,6 +11,12 @@ Shape = tuple[int, int]
 SMALLEST_BLOCK = 64
 """Blocks of fewer elements are left to elements: gathering them costs more than the dense product saves."""
 
+SPARSE = 1024
+"""Elements that are one in so many or fewer get one dot product each instead of a share of the dense product.
+
+Measured at 1024 x 1024 on a CPU: torch gains from one in 512 on (3.8 times at batch 2048), JAX from one in 1024.
+"""
+
 
 class Positions(NamedTuple):
     """The canonical form of a mask for one weight shape: what the twins compute with.
@@ -18,6 +24,7 @@ class Positions(NamedTuple):
     kind "submatrix": arrays = (rows, columns), each sorted int64 or None for all of the axis.
     kind "blocks": arrays = (flat block numbers,), with the block shape and the shape of the grid.
     kind "elements": arrays = (bool array of the weight's shape,).
+    kind "entries": arrays = (flat positions, row by row,): elements where they are few or packed.
     """
 
     kind: str
@@ -52,7 +59,20 @@ def elements(array: np.ndarray) -> Positions:
     """Return single elements."""
     if not array.any():
         return all_or_nothing(False)
-    return all_or_nothing(True) if array.all() else Positions("elements", (array,))
+    if array.all():
+        return all_or_nothing(True)
+    few = np.count_nonzero(array) * SPARSE <= array.size
+    return entries(array) if few else Positions("elements", (array,))
+
+
+def entries(array: np.ndarray) -> Positions:
+    """Return single elements by their flat positions."""
+    return Positions("entries", (np.flatnonzero(array),))
+
+
+def packed(positions: Positions) -> Positions:
+    """Return the form whose arrays say how many positions there are, in the order of packed values (SPEC S7)."""
+    return entries(_first(positions)) if positions.kind == "elements" else positions
 
 
 def all_or_nothing(everything: bool) -> Positions:
@@ -69,25 +89,48 @@ def cheapest(array: np.ndarray) -> Positions:
     height, width = _period(array), _period(array.T)
     if height * width < SMALLEST_BLOCK:
         return elements(array)
-    grid = array[::height, ::width]
-    return blocks(np.flatnonzero(grid), (grid.shape[0], grid.shape[1]), (height, width))
+    some = array[::height, ::width]
+    return blocks(np.flatnonzero(some), (some.shape[0], some.shape[1]), (height, width))
+
+
+def row_chunks(count: int, shape: Shape) -> list[tuple[int, int]]:
+    """Return the ranges of rows in which a dense product is made to take `count` entries of it.
+
+    A range holds about as many elements as are taken, but at least a sixteenth of the weight (smaller products
+    are slow) and at most half of it (nothing is of the weight's size).
+    """
+    rows, columns = shape
+    height = max(-(-count // max(columns, 1)), -(-rows // 16), 1)
+    height = min(height, max(-(-rows // 2), 1))
+    return [(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
 def to_array(positions: Positions, shape: Shape) -> np.ndarray:
     """Return the bool array that positions stand for."""
     if positions.kind == "elements":
-        (array,) = positions.arrays
-        assert array is not None
-        return array.copy()
+        return _first(positions).copy()
+    if positions.kind == "entries":
+        array = np.zeros(shape, np.bool_)
+        array.flat[_first(positions)] = True
+        return array
     if positions.kind == "blocks":
-        (numbers,) = positions.arrays
-        assert numbers is not None
-        grid = np.zeros(positions.grid_shape, np.bool_)
-        grid.flat[numbers] = True
-        return np.kron(grid, np.ones(positions.block_shape, np.bool_))
+        return np.kron(grid(positions), np.ones(positions.block_shape, np.bool_))
     rows, columns = (np.arange(n) if a is None else a for a, n in zip(positions.arrays, shape, strict=True))
     array = np.zeros(shape, np.bool_)
     array[np.ix_(rows, columns)] = True
+    return array
+
+
+def grid(positions: Positions) -> np.ndarray:
+    """Return the bool grid of blocks: True for a trainable one."""
+    array = np.zeros(positions.grid_shape, np.bool_)
+    array.flat[_first(positions)] = True
+    return array
+
+
+def _first(positions: Positions) -> np.ndarray:
+    array = positions.arrays[0]
+    assert array is not None, "only a submatrix leaves an axis out"
     return array
 
 

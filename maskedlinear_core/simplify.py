@@ -38,7 +38,7 @@ def simplify(array: Any) -> Mask:
     kind, arrays, _, block_shape = positions.cheapest(wanted)
     if kind == "blocks":
         return blocks(wanted[:: block_shape[0], :: block_shape[1]], block_shape)
-    if kind == "elements":
+    if kind in ("elements", "entries"):
         return elements(wanted)
     some_rows, some_columns = arrays
     if some_rows is None:

@@ -8,14 +8,16 @@ be batched, traced and moved. Every kind answers the same questions:
     product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
     place(values)       the dense gradient: packed values among zeros
     take(W)             its transpose: the packed entries of W
+    write(W, values)    W with packed values in the place of its entries
     tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
+    values_shape()      the shape of packed values
     mask()              M, in a shape that broadcasts to (O, I)
 
 The torch twin has `unkeep` beside these, the transpose of `keep`, which JAX derives by itself.
 
 Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
-canonical by number: a duplicate or a position out of range becomes one beyond the axis, which is
-read as zero and never written.
+canonical by number: they are sorted, and a duplicate or a position out of range becomes one beyond
+the axis, which is read as zero and never written.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import masks
+from maskedlinear_core import masks, positions
 from maskedlinear_core.checks import mask as mask_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 
 Arrays = tuple[Any, ...]
@@ -55,10 +58,17 @@ class Submatrix:
     def take(self, weight: Array, rows: Array | None, columns: Array | None) -> Array:
         return self._take(self._take(weight, rows, 0), columns, 1)
 
+    def write(self, weight: Array, values: Array, rows: Array | None, columns: Array | None) -> Array:
+        values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
+        return values if rows is None else self._write(weight, values, rows, 0)
+
     def tangent(
         self, kept: Array, values: Array, out_features: int, rows: Array | None, columns: Array | None
     ) -> Array:
         return self._put(kept @ values.T, rows, -1, out_features)
+
+    def values_shape(self, shape: Shape, rows: Array | None, columns: Array | None) -> tuple[int, ...]:
+        return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
 
     def mask(self, weight: Array, rows: Array | None, columns: Array | None) -> Array:
         return self._line(weight, rows, 0)[:, None] & self._line(weight, columns, 1)
@@ -73,6 +83,9 @@ class Submatrix:
 
     def _put(self, values: Array, index: Array | None, axis: int, size: int) -> Array:
         return values if index is None else put(values, index, axis, size, exact=self.exact)
+
+    def _write(self, array: Array, values: Array, index: Array, axis: int) -> Array:
+        return write(array, values, index, axis, exact=self.exact)
 
 
 @dataclass(frozen=True)
@@ -99,11 +112,20 @@ class Blocks:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         return take(weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
 
+    def write(self, weight: Array, values: Array, numbers: Array) -> Array:
+        (y, x), (h, w) = self.grid_shape, self.block_shape
+        grid = weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w)
+        grid = write(grid, values, numbers, 0, exact=self.exact)
+        return grid.reshape(y, x, h, w).swapaxes(1, 2).reshape(weight.shape)
+
     def tangent(self, kept: Array, values: Array, out_features: int, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         parts = (self._columns(flat(kept), numbers).swapaxes(0, 1) @ values.swapaxes(1, 2)).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, numbers // x].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
+
+    def values_shape(self, shape: Shape, numbers: Array) -> tuple[int, ...]:
+        return numbers.shape[0], *self.block_shape
 
     def mask(self, weight: Array, numbers: Array) -> Array:
         block = jnp.ones((numbers.shape[0], *self.block_shape), bool)
@@ -120,55 +142,141 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Elements:
-    """Single elements; arrays = (M,)."""
+    """Single elements; arrays = (M,). Packed here means: among zeros, as the dense product gives them."""
 
     def keep(self, x: Array, mask: Array) -> Array:
         return x
 
     def product(self, g: Array, kept: Array, mask: Array) -> Array:
-        return flat(g).T @ flat(kept)
+        dense = flat(g).T @ flat(kept)
+        return jnp.where(mask, dense, jnp.zeros_like(dense))
 
     def place(self, values: Array, shape: Shape, mask: Array) -> Array:
-        return jnp.where(mask, values, jnp.zeros_like(values))
+        return values
 
     def take(self, weight: Array, mask: Array) -> Array:
         return jnp.where(mask, weight, jnp.zeros_like(weight))
 
+    def write(self, weight: Array, values: Array, mask: Array) -> Array:
+        return jnp.where(mask, values, weight)
+
     def tangent(self, kept: Array, values: Array, out_features: int, mask: Array) -> Array:
         return kept @ values.T
+
+    def values_shape(self, shape: Shape, mask: Array) -> tuple[int, ...]:
+        return shape
 
     def mask(self, weight: Array, mask: Array) -> Array:
         return mask
 
 
-Kind = Submatrix | Blocks | Elements
+@dataclass(frozen=True)
+class Entries:
+    """Single elements that are few, or packed; arrays = (flat positions n,), row by row.
+
+    Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Else the dense
+    product is made some rows at a time and the wanted entries are taken: nothing of the weight's size.
+    """
+
+    in_features: int
+    exact: bool
+
+    def keep(self, x: Array, flat_positions: Array) -> Array:
+        return x
+
+    def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
+        g, kept = flat(g), flat(kept)
+        if self._are_few(flat_positions, g.shape[1]):
+            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
+            terms = _wide(_gather(g.T, rows, 0)) * _wide(_gather(kept.T, columns, 0))
+            return terms.sum(1).astype(g.dtype)
+        values = jnp.zeros(flat_positions.shape, g.dtype)
+        for start, stop in self._chunks(flat_positions, g.shape[1]):
+            part = g[:, start:stop].T @ kept
+            inside, local = self._within(flat_positions, start, stop)
+            values = jnp.where(inside, _gather(part.reshape(part.size), local, 0), values)
+        return values
+
+    def place(self, values: Array, shape: Shape, flat_positions: Array) -> Array:
+        return put(values, flat_positions, 0, shape[0] * shape[1], exact=self.exact).reshape(shape)
+
+    def take(self, weight: Array, flat_positions: Array) -> Array:
+        return take(weight.reshape(weight.size), flat_positions, 0, exact=self.exact)
+
+    def write(self, weight: Array, values: Array, flat_positions: Array) -> Array:
+        line = weight.reshape(weight.size)
+        return write(line, values, flat_positions, 0, exact=self.exact).reshape(weight.shape)
+
+    def tangent(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
+        x = flat(kept)
+        if self._are_few(flat_positions, out_features):
+            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
+            terms = _wide(_gather(x, columns, 1)) * _wide(values)
+            sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
+            return sums.astype(x.dtype).reshape(*kept.shape[:-1], out_features)
+        parts = []
+        for start, stop in self._chunks(flat_positions, out_features):
+            size = (stop - start) * self.in_features
+            inside, local = self._within(flat_positions, start, stop)
+            # What belongs to other rows is written beyond the end, where it is dropped.
+            local = jnp.where(inside, local, size + jnp.arange(local.shape[0]))
+            part = put(values, local, 0, size, exact=False)
+            parts.append(x @ part.reshape(stop - start, self.in_features).T)
+        return jnp.concatenate(parts, 1).reshape(*kept.shape[:-1], out_features)
+
+    def values_shape(self, shape: Shape, flat_positions: Array) -> tuple[int, ...]:
+        return (flat_positions.shape[0],)
+
+    def mask(self, weight: Array, flat_positions: Array) -> Array:
+        ones = jnp.ones_like(flat_positions, bool)
+        return self.place(ones, (weight.shape[0], weight.shape[1]), flat_positions)
+
+    def _are_few(self, flat_positions: Array, out_features: int) -> bool:
+        return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
+
+    def _chunks(self, flat_positions: Array, out_features: int) -> list[tuple[int, int]]:
+        return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
+
+    def _within(self, flat_positions: Array, start: int, stop: int) -> tuple[Array, Array]:
+        first, last = start * self.in_features, stop * self.in_features
+        inside = (flat_positions >= first) & (flat_positions < last)
+        return inside, (flat_positions - first).clip(0, last - first - 1)
+
+
+Kind = Submatrix | Blocks | Elements | Entries
 """What the rule works with."""
 
 
-def resolve(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
+def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Kind, Arrays]:
     """Return the kind and the arrays of positions of a mask for a weight of that shape.
 
     Args:
         mask: Any mask; its positions may be traced.
         shape: (out_features, in_features).
+        packed: Whether values are packed (SPEC S7): then the arrays must tell how many positions there are.
 
     Raises:
         IndexError, ValueError: As `Mask.to_array`, for positions that can be read.
+        TypeError: Packed, and how many positions there are cannot be known now.
     """
     if mask.is_traced:
-        return _resolve_traced(mask, shape)
-    positions = mask.canonical(shape)
-    arrays = tuple(None if array is None else _narrow(array) for array in positions.arrays)
-    return exact_kind(positions), arrays
+        kind, traced = _resolve_traced(mask, shape)
+        if packed and isinstance(kind, Elements):
+            packed_checks.refuse_traced(repr(mask))
+        return kind, traced
+    found = mask.canonical(shape)
+    found = positions.packed(found) if packed else found
+    arrays = tuple(None if array is None else _narrow(array) for array in found.arrays)
+    return exact_kind(found, shape), arrays
 
 
-def exact_kind(positions: masks.Positions) -> Kind:
+def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
     """Return the kind for canonical positions."""
-    if positions.kind == "submatrix":
+    if found.kind == "submatrix":
         return Submatrix(exact=True)
-    if positions.kind == "blocks":
-        return Blocks(positions.grid_shape, positions.block_shape, exact=True)
-    return Elements()
+    if found.kind == "blocks":
+        return Blocks(found.grid_shape, found.block_shape, exact=True)
+    return Entries(shape[1], exact=True) if found.kind == "entries" else Elements()
 
 
 def flat(array: Array) -> Array:
@@ -191,9 +299,20 @@ def put(values: Array, index: Array, axis: int, size: int, *, exact: bool) -> Ar
     return zeros.at[where].set(values, mode="drop", unique_indices=True, indices_are_sorted=exact)
 
 
+def write(array: Array, values: Array, index: Array, axis: int, *, exact: bool) -> Array:
+    """Return a copy of `array` with `values` at `index` along `axis`; an index beyond the axis is dropped."""
+    where = (*(slice(None) for _ in range(axis % values.ndim)), index)
+    return array.at[where].set(values, mode="drop", unique_indices=True, indices_are_sorted=exact)
+
+
 def _gather(array: Array, index: Array, axis: int) -> Array:
     # As take, for an index that may name a position more than once.
     return jnp.take(array, index, axis, mode="fill", fill_value=0)
+
+
+def _wide(array: Array) -> Array:
+    # Products of 16-bit numbers are summed in float32, as the dense product does.
+    return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
@@ -208,6 +327,10 @@ def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
         mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1])
         return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
+    if isinstance(mask, masks.Entries):
+        mask_checks.mask_shape("entries", mask.shape, shape)
+        numbers = _by_number("entries", mask.index, shape[0] * shape[1])
+        return Entries(shape[1], exact=False), (numbers,)
     return Elements(), (_dense(mask, shape),)
 
 
@@ -238,18 +361,18 @@ def _line(name: str, index: Index, size: int) -> Array:
 
 
 def _by_number(name: str, index: Index, size: int) -> Array:
-    """Return positions, where a duplicate or a position out of range is one of its own beyond `size`."""
+    """Return positions, sorted, where a duplicate or a position out of range is one of its own beyond `size`."""
     if index.length is not None:
         mask_checks.bool_length(name, index.length, size)
     if isinstance(index.values, slice):
-        return jnp.arange(size)[index.values]
+        return jnp.sort(jnp.arange(size)[index.values])
     numbers = jnp.asarray(index.values).astype(jnp.int32)
     turn = jnp.arange(numbers.shape[0], dtype=jnp.int32)
     numbers = jnp.where(numbers < 0, numbers + size, numbers)
     numbers = jnp.where((numbers < 0) | (numbers >= size), size, numbers)
     # One of several equal positions wins, whichever: they read and write the same.
     winner = jnp.zeros(size + 1, jnp.int32).at[numbers].set(turn)
-    return jnp.where((winner[numbers] == turn) & (numbers < size), numbers, size + turn)
+    return jnp.sort(jnp.where((winner[numbers] == turn) & (numbers < size), numbers, size + turn))
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

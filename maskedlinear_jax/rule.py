@@ -11,6 +11,13 @@ alone W is differentiated:
 
 V has the values of W. Where something differentiates the rule itself, V is what keeps the frozen
 entries out of every higher derivative: with W in its place a gradient penalty would reach them.
+
+In packed form (SPEC S7) the trainable entries are a leaf of their own, the values v, over a constant
+matrix W. It is the same rule with
+
+    V       = write(W, v)
+    d_v     = product(g, keep(x))         for d_W
+    y'      = x' V^T + tangent(keep(x), v') + where(m, b', 0)
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskedlinear_jax import _compat
-from maskedlinear_jax.kinds import Arrays, Kind, Shape, flat
+from maskedlinear_jax.kinds import Arrays, Kind, flat
 
 
 def masked(
@@ -34,6 +41,7 @@ def masked(
     weight: Array,
     bias: Array | None,
     bias_mask: Array | None,
+    values: Array | None = None,
     *,
     forward_mode: bool,
 ) -> Array:
@@ -46,75 +54,103 @@ def masked(
         weight: (O, I).
         bias: (O,) or None.
         bias_mask: Bool (O,); None = all of the bias trains.
+        values: The packed entries, over a weight that is then a constant; None = the weight itself learns.
         forward_mode: Whether outermost forward mode must work, which JAX forbids through custom_vjp.
 
     Returns:
         (*B, O).
     """
     rule = _rule if forward_mode else _reverse
-    return rule(kind, input, weight, bias, bias_mask, arrays)
+    learned, frozen = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
+    return rule(kind, input, learned, bias, bias_mask, frozen, arrays)
+
+
+def weight_view(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None = None) -> Array:
+    """Return V: where(M, W, stop_gradient(W)) of a weight that learns, write(W, v) of values over a frozen one."""
+    if frozen is None:
+        return _identity(kind, learned, arrays)
+    return kind.write(frozen, learned.astype(frozen.dtype), *arrays)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def weight_view(kind: Kind, weight: Array, arrays: Arrays) -> Array:
-    """Return V = where(M, W, stop_gradient(W)); written as an identity with that derivative, it copies nothing."""
+def _identity(kind: Kind, weight: Array, arrays: Arrays) -> Array:
+    """Return W, with the derivative of V: it copies nothing."""
     return weight
 
 
-@partial(weight_view.defjvp, symbolic_zeros=True)
-def _weight_view_jvp(kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Any]:
+@partial(_identity.defjvp, symbolic_zeros=True)
+def _identity_jvp(kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Any]:
     (weight, arrays), (d_weight, _) = primals, tangents
-    view = weight_view(kind, weight, arrays)
+    view = _identity(kind, weight, arrays)
     if _compat.is_symbolic_zero(d_weight):
         return view, jnp.zeros_like(weight)
     return view, jnp.where(kind.mask(weight, *arrays), d_weight, jnp.zeros_like(d_weight))
 
 
+def _matrix(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None) -> Array:
+    # The values of V, where nothing differentiates them.
+    return learned if frozen is None else weight_view(kind, arrays, learned, frozen)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reverse(
-    kind: Kind, input: Array, weight: Array, bias: Array | None, bias_mask: Array | None, arrays: Arrays
+    kind: Kind,
+    input: Array,
+    learned: Array,
+    bias: Array | None,
+    bias_mask: Array | None,
+    frozen: Array | None,
+    arrays: Arrays,
 ) -> Array:
     """Compute y, with the rule in reverse mode; what JAX derives from its two halves is right in both modes."""
-    return _value(input, weight, bias)
+    return _value(input, _matrix(kind, arrays, learned, frozen), bias)
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Wanted:
-    """Which arguments something differentiates, and the shape of W: what the backward knows without arrays."""
+    """Which arguments something differentiates, and what learns: what the backward knows without arrays."""
 
     input: bool
-    weight: bool
+    learned: bool
     bias: bool
-    weight_shape: Shape
+    is_dense: bool
+    learned_shape: tuple[int, ...]
+    learned_dtype: Any
 
 
-def _forward(kind: Kind, input: Any, weight: Any, bias: Any, bias_mask: Any, arrays: Any) -> tuple[Array, Any]:
-    shape = (weight.value.shape[0], weight.value.shape[1])
-    wanted = _Wanted(input.perturbed, weight.perturbed, bias is not None and bias.perturbed, shape)
-    input, weight, bias, bias_mask, arrays = jax.tree.map(
-        lambda leaf: leaf.value, (input, weight, bias, bias_mask, arrays), is_leaf=_is_primal
+def _forward(
+    kind: Kind, input: Any, learned: Any, bias: Any, bias_mask: Any, frozen: Any, arrays: Any
+) -> tuple[Array, Any]:
+    perturbed = input.perturbed, learned.perturbed, bias is not None and bias.perturbed
+    wanted = _Wanted(*perturbed, frozen is None, learned.value.shape, learned.value.dtype)
+    input, learned, bias, bias_mask, frozen, arrays = jax.tree.map(
+        lambda leaf: leaf.value, (input, learned, bias, bias_mask, frozen, arrays), is_leaf=_is_primal
     )
     # Masked in the value as well: forward over reverse differentiates this half.
-    view = weight_view(kind, weight, arrays)
-    kept = kind.keep(input, *arrays) if wanted.weight else None
-    residual = (wanted, kept, view if wanted.input else None, bias_mask, arrays)
-    return _value(input, view, _bias_view(bias, bias_mask)), residual
+    view = weight_view(kind, arrays, learned, frozen)
+    kept = kind.keep(input, *arrays) if wanted.learned else None
+    # In packed form V is not kept but written again: nothing of the weight's size is.
+    source = (view if frozen is None else learned, frozen) if wanted.input else None
+    return _value(input, view, _bias_view(bias, bias_mask)), (wanted, kept, source, bias_mask, arrays)
 
 
 def _backward(kind: Kind, residual: Any, g: Any) -> tuple[Any, ...]:
-    wanted, kept, view, bias_mask, arrays = residual
+    wanted, kept, source, bias_mask, arrays = residual
     if _compat.is_symbolic_zero(g):
-        return None, None, None, None, None
-    d_input = d_weight = d_bias = None
+        return None, None, None, None, None, None
+    d_input = d_learned = d_bias = None
     if wanted.input:
-        d_input = g @ view
-    if wanted.weight:
-        d_weight = kind.place(kind.product(g, kept, *arrays), wanted.weight_shape, *arrays)
+        d_input = g @ _matrix(kind, arrays, *source)
+    if wanted.learned:
+        dtype = wanted.learned_dtype
+        d_learned = kind.product(g.astype(dtype), kept.astype(dtype), *arrays)
+        if wanted.is_dense:
+            d_learned = kind.place(d_learned, wanted.learned_shape, *arrays)
     if wanted.bias:
         d_bias = flat(g).sum(0)
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
-    return d_input, d_weight, d_bias, None, None
+    return d_input, d_learned, d_bias, None, None, None
 
 
 _reverse.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -122,22 +158,28 @@ _reverse.defvjp(_forward, _backward, symbolic_zeros=True)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _rule(
-    kind: Kind, input: Array, weight: Array, bias: Array | None, bias_mask: Array | None, arrays: Arrays
+    kind: Kind,
+    input: Array,
+    learned: Array,
+    bias: Array | None,
+    bias_mask: Array | None,
+    frozen: Array | None,
+    arrays: Arrays,
 ) -> Array:
     """Compute y, with the rule in forward mode; JAX transposes it into reverse mode."""
-    return _value(input, weight, bias)
+    return _value(input, _matrix(kind, arrays, learned, frozen), bias)
 
 
 @partial(_rule.defjvp, symbolic_zeros=True)
 def _tangent(kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (input, weight, bias, bias_mask, arrays), (d_input, d_weight, d_bias, _, _) = primals, tangents
-    output = _rule(kind, input, weight, bias, bias_mask, arrays)
+    (input, learned, bias, bias_mask, frozen, arrays), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
+    output = _rule(kind, input, learned, bias, bias_mask, frozen, arrays)
     terms = []
     if not _compat.is_symbolic_zero(d_input):
-        terms.append(d_input @ weight_view(kind, weight, arrays).T)
-    if not _compat.is_symbolic_zero(d_weight):
-        taken = kind.take(d_weight, *arrays)
-        terms.append(kind.tangent(kind.keep(input, *arrays), taken, weight.shape[0], *arrays))
+        terms.append(d_input @ weight_view(kind, arrays, learned, frozen).T)
+    if not _compat.is_symbolic_zero(d_learned):
+        taken = kind.take(d_learned, *arrays) if frozen is None else d_learned.astype(frozen.dtype)
+        terms.append(kind.tangent(kind.keep(input, *arrays), taken, output.shape[-1], *arrays))
     if bias is not None and not _compat.is_symbolic_zero(d_bias):
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
         terms.append(jnp.broadcast_to(d_bias, output.shape))

@@ -18,6 +18,11 @@ def in_dual_level() -> bool:
     return forward_ad._current_level >= 0
 
 
+def in_transform() -> bool:
+    """Tell whether anything but ordinary reverse mode may be differentiating or batching."""
+    return in_functorch_transform() or in_dual_level()
+
+
 def forward_mode_enabled() -> AbstractContextManager[None]:
     """Switch forward mode back on inside a `jvp` rule, which torch runs with it off.
 

@@ -9,12 +9,14 @@ be batched, traced and moved. Every kind answers the same questions:
     product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
     place(values)       the dense gradient: packed values among zeros
     take(W)             its transpose: the packed entries of W
+    write(W, values)    W with packed values in the place of its entries
     tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
+    values_shape()      the shape of packed values
     mask()              M, in a shape that broadcasts to (O, I)
 
 Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
-canonical by number: a duplicate or a position out of range becomes the size of the axis, which is
-read as zero and never written.
+canonical by number: they are sorted, and a duplicate or a position out of range becomes the size of
+the axis, which is read as zero and never written.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskedlinear_core import masks
+from maskedlinear_core import masks, positions
 from maskedlinear_core.checks import mask as mask_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_torch import _compat
 
@@ -56,10 +59,17 @@ class Submatrix:
     def take(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._take(self._take(weight, rows, 0), columns, 1)
 
+    def write(self, weight: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
+        return values if rows is None else self._write(weight, values, rows, 0)
+
     def tangent(
         self, kept: Tensor, values: Tensor, out_features: int, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
         return self._put(kept @ values.t(), rows, -1, out_features)
+
+    def values_shape(self, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> tuple[int, ...]:
+        return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
 
     def mask(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._line(weight, rows, 0)[:, None] & self._line(weight, columns, 1)
@@ -74,6 +84,9 @@ class Submatrix:
 
     def _put(self, values: Tensor, index: Tensor | None, dim: int, size: int) -> Tensor:
         return values if index is None else put(values, index, dim, size, exact=self.exact)
+
+    def _write(self, tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
+        return write(tensor, values, index, dim, exact=self.exact)
 
 
 @dataclass(frozen=True)
@@ -103,11 +116,20 @@ class Blocks:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         return take(weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
 
+    def write(self, weight: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
+        (y, x), (h, w) = self.grid_shape, self.block_shape
+        grid = weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w)
+        grid = write(grid, values, numbers, 0, exact=self.exact)
+        return grid.reshape(y, x, h, w).transpose(1, 2).reshape(weight.shape)
+
     def tangent(self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor) -> Tensor:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         parts = (self._columns(flat(kept), numbers).transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1)
         sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, numbers // x, parts)
         return sums[:, :y].reshape(*kept.shape[:-1], out_features)
+
+    def values_shape(self, shape: Shape, numbers: Tensor) -> tuple[int, ...]:
+        return numbers.shape[0], *self.block_shape
 
     def mask(self, weight: Tensor, numbers: Tensor) -> Tensor:
         block = torch.ones_like(numbers, dtype=torch.bool)[:, None, None].expand(-1, *self.block_shape)
@@ -124,7 +146,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Elements:
-    """Single elements; arrays = (M,)."""
+    """Single elements; arrays = (M,). Packed here means: among zeros, as the dense product gives them."""
 
     def keep(self, x: Tensor, mask: Tensor) -> Tensor:
         return x
@@ -133,51 +155,141 @@ class Elements:
         return kept
 
     def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
-        return flat(g).t() @ flat(kept)
+        dense = flat(g).t() @ flat(kept)
+        if dense.requires_grad or _compat.in_transform() or torch.compiler.is_dynamo_compiling():
+            return torch.where(mask, dense, 0)
+        return dense.masked_fill_(mask.logical_not(), 0)  # in place: no second gradient of the weight's size
 
     def place(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
-        return torch.where(mask, values, 0)
+        return values
 
     def take(self, weight: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, weight, 0)
 
+    def write(self, weight: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, values, weight)
+
     def tangent(self, kept: Tensor, values: Tensor, out_features: int, mask: Tensor) -> Tensor:
         return kept @ values.t()
+
+    def values_shape(self, shape: Shape, mask: Tensor) -> tuple[int, ...]:
+        return shape
 
     def mask(self, weight: Tensor, mask: Tensor) -> Tensor:
         return mask
 
 
-Kind = Submatrix | Blocks | Elements
+@dataclass(frozen=True)
+class Entries:
+    """Single elements that are few, or packed; arrays = (flat positions n,), row by row.
+
+    Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Else the dense
+    product is made some rows at a time and the wanted entries are taken: nothing of the weight's size.
+    """
+
+    in_features: int
+    exact: bool
+
+    def keep(self, x: Tensor, flat_positions: Tensor) -> Tensor:
+        return x
+
+    def unkeep(self, kept: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
+        return kept
+
+    def product(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
+        g, kept = flat(g), flat(kept)
+        if self._are_few(flat_positions, g.shape[1]):
+            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
+            terms = _wide(take(g, rows, 1, exact=self.exact)) * _wide(kept.index_select(1, columns))
+            return terms.sum(0).to(g.dtype)
+        values = g.new_zeros(flat_positions.shape)
+        for start, stop in self._chunks(flat_positions, g.shape[1]):
+            part = g[:, start:stop].t() @ kept
+            inside, local = self._within(flat_positions, start, stop)
+            values = torch.where(inside, part.reshape(part.numel()).index_select(0, local), values)
+        return values
+
+    def place(self, values: Tensor, shape: Shape, flat_positions: Tensor) -> Tensor:
+        return put(values, flat_positions, 0, shape[0] * shape[1], exact=self.exact).reshape(shape)
+
+    def take(self, weight: Tensor, flat_positions: Tensor) -> Tensor:
+        return take(weight.reshape(weight.numel()), flat_positions, 0, exact=self.exact)
+
+    def write(self, weight: Tensor, values: Tensor, flat_positions: Tensor) -> Tensor:
+        line = weight.reshape(weight.numel())
+        return write(line, values, flat_positions, 0, exact=self.exact).reshape(weight.shape)
+
+    def tangent(self, kept: Tensor, values: Tensor, out_features: int, flat_positions: Tensor) -> Tensor:
+        x = flat(kept)
+        if self._are_few(flat_positions, out_features):
+            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
+            terms = _wide(x.index_select(1, columns)) * _wide(values)
+            sums = terms.new_zeros(x.shape[0], out_features + 1).index_add(1, rows, terms)
+            return sums[:, :out_features].to(x.dtype).reshape(*kept.shape[:-1], out_features)
+        parts = []
+        for start, stop in self._chunks(flat_positions, out_features):
+            size = (stop - start) * self.in_features
+            inside, local = self._within(flat_positions, start, stop)
+            # What belongs to other rows is written one beyond the end.
+            part = put(values, torch.where(inside, local, size), 0, size + 1, exact=True)
+            parts.append(x @ part[:size].reshape(stop - start, self.in_features).t())
+        return torch.cat(parts, 1).reshape(*kept.shape[:-1], out_features)
+
+    def values_shape(self, shape: Shape, flat_positions: Tensor) -> tuple[int, ...]:
+        return (flat_positions.shape[0],)
+
+    def mask(self, weight: Tensor, flat_positions: Tensor) -> Tensor:
+        ones = torch.ones_like(flat_positions, dtype=torch.bool)
+        return self.place(ones, (weight.shape[0], weight.shape[1]), flat_positions)
+
+    def _are_few(self, flat_positions: Tensor, out_features: int) -> bool:
+        return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
+
+    def _chunks(self, flat_positions: Tensor, out_features: int) -> list[tuple[int, int]]:
+        return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
+
+    def _within(self, flat_positions: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        first, last = start * self.in_features, stop * self.in_features
+        inside = (flat_positions >= first) & (flat_positions < last)
+        return inside, (flat_positions - first).clamp(0, last - first - 1)
+
+
+Kind = Submatrix | Blocks | Elements | Entries
 """What the rule works with."""
 
 
-def resolve(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
+def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> tuple[Kind, Arrays]:
     """Return the kind and the arrays of positions of a mask for a weight of that shape.
 
     Args:
         mask: Any mask; its positions may be traced.
         shape: (out_features, in_features).
         device: Where the positions shall be.
+        packed: Whether values are packed (SPEC S7): then the arrays must tell how many positions there are.
 
     Raises:
         IndexError, ValueError: As `Mask.to_array`, for positions that can be read.
+        TypeError: Packed, and how many positions there are cannot be known now.
     """
     # Dynamo would run the NumPy code on tensors: to it all positions are traced.
     if mask.is_traced or torch.compiler.is_dynamo_compiling():
-        return _resolve_traced(mask, shape, device)
-    positions = mask.canonical(shape)
-    arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in positions.arrays)
-    return exact_kind(positions), arrays
+        kind, traced = _resolve_traced(mask, shape, device)
+        if packed and isinstance(kind, Elements):
+            packed_checks.refuse_traced(repr(mask))
+        return kind, traced
+    found = mask.canonical(shape)
+    found = positions.packed(found) if packed else found
+    arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
+    return exact_kind(found, shape), arrays
 
 
-def exact_kind(positions: masks.Positions) -> Kind:
+def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
     """Return the kind for canonical positions."""
-    if positions.kind == "submatrix":
+    if found.kind == "submatrix":
         return Submatrix(exact=True)
-    if positions.kind == "blocks":
-        return Blocks(positions.grid_shape, positions.block_shape, exact=True)
-    return Elements()
+    if found.kind == "blocks":
+        return Blocks(found.grid_shape, found.block_shape, exact=True)
+    return Entries(shape[1], exact=True) if found.kind == "entries" else Elements()
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -200,13 +312,34 @@ def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> T
     shape[dim] = size if exact else size + 1
     zeros = values.new_zeros(shape)
     if _compat.in_functorch_transform():
-        # vmap has no rule for index_copy, and none for writing batched values into zeros in place.
-        dims = [1] * len(shape)
-        dims[dim] = -1
-        written = zeros.scatter(dim, index.reshape(dims).expand(values.shape), values)
+        written = _scatter(zeros, values, index, dim)
     else:
         written = zeros.index_copy_(dim, index, values)
     return written if exact else written.narrow(dim, 0, size)
+
+
+def write(tensor: Tensor, values: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
+    """Return a copy of `tensor` with `values` at `index` along `dim`; an index equal to the size is dropped."""
+    if not exact:
+        shape = list(tensor.shape)
+        shape[dim] = 1
+        padded = torch.cat([tensor, tensor.new_zeros(shape)], dim)
+        return write(padded, values, index, dim, exact=True).narrow(dim, 0, tensor.shape[dim])
+    if _compat.in_functorch_transform():
+        return _scatter(tensor, values, index, dim)
+    return tensor.index_copy(dim, index, values)
+
+
+def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
+    # vmap has no rule for index_copy, and none for writing batched values in place.
+    dims = [1] * values.dim()
+    dims[dim] = -1
+    return tensor.scatter(dim, index.reshape(dims).expand(values.shape), values)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    # Products of 16-bit numbers are summed in float32, as the dense product does.
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
@@ -221,6 +354,10 @@ def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tup
         mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
         return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
+    if isinstance(mask, masks.Entries):
+        mask_checks.mask_shape("entries", mask.shape, shape)
+        numbers = _by_number("entries", mask.index, shape[0] * shape[1], device)
+        return Entries(shape[1], exact=False), (numbers,)
     return Elements(), (_dense(mask, shape, device),)
 
 
@@ -251,13 +388,13 @@ def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
 
 
 def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tensor:
-    """Return positions in [0, size], where a duplicate or a position out of range is `size`."""
+    """Return positions in [0, size], sorted, where a duplicate or a position out of range is `size`."""
     if index.length is not None:
         mask_checks.bool_length(name, index.length, size)
     if index.views:  # first: Dynamo cannot guard a NumPy array that it meets inside a torch.func transform
         numbers = index.views["torch"].to(device)
     elif isinstance(index.values, slice):
-        return torch.tensor(list(range(*index.values.indices(size))), dtype=torch.long, device=device)
+        return torch.tensor(sorted(range(*index.values.indices(size))), dtype=torch.long, device=device)
     else:
         numbers = torch.as_tensor(index.values, device=device).long()
     numbers = torch.where(numbers < 0, numbers + size, numbers)
@@ -265,7 +402,7 @@ def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tens
     turn = torch.arange(numbers.shape[0], device=device)
     # One of several equal positions wins, whichever: they read and write the same.
     winner = put(turn, numbers, 0, size + 1, exact=True)
-    return torch.where(winner.index_select(0, numbers) == turn, numbers, size)
+    return torch.where(winner.index_select(0, numbers) == turn, numbers, size).sort().values
 
 
 def read(tensor: Tensor) -> np.ndarray | None:

@@ -15,14 +15,17 @@ class Spec(NamedTuple):
     device: Any = None
 
 
-def linear(input: Spec, weight: Spec, bias: Spec | None, bias_mask: Spec | None) -> None:
-    """Check the array arguments of `masked_linear`: input (*batch, I), weight (O, I), bias and bias_mask (O,).
+def linear(
+    input: Spec, weight: Spec, bias: Spec | None, bias_mask: Spec | None, *, function: str = "masked_linear"
+) -> None:
+    """Check the array arguments of a layer: input (*batch, I), weight (O, I), bias and bias_mask (O,).
 
     Args:
         input: Specification of the input.
         weight: Specification of the weight.
         bias: Specification of the bias, or None.
         bias_mask: Specification of the bias mask, or None.
+        function: Name of the public function, for messages.
 
     Raises:
         TypeError: A dtype is not a supported float, or the dtypes differ.
@@ -39,62 +42,61 @@ def linear(input: Spec, weight: Spec, bias: Spec | None, bias_mask: Spec | None)
     for name, spec in (("input", input), ("weight", weight), ("bias", bias)):
         if spec is not None and spec.dtype not in FLOAT_DTYPES:
             raise TypeError(
-                f"masked_linear: expected {name} of dtype {one_of(FLOAT_DTYPES)}, got {spec.dtype}; "
-                f"convert {name} first"
+                f"{function}: expected {name} of dtype {one_of(FLOAT_DTYPES)}, got {spec.dtype}; convert {name} first"
             )
     if len(weight.shape) != 2:
         raise ValueError(
-            f"masked_linear: expected a weight of shape (out_features, in_features), got shape {weight.shape}; "
+            f"{function}: expected a weight of shape (out_features, in_features), got shape {weight.shape}; "
             "reshape it to two dimensions"
         )
     if not input.shape:
         raise ValueError(
-            "masked_linear: expected an input of shape (*batch, in_features), got a scalar; "
+            f"{function}: expected an input of shape (*batch, in_features), got a scalar; "
             "give it at least the feature dimension"
         )
     if input.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"masked_linear: expected an input with {weight.shape[1]} features (weight has shape {weight.shape}), "
+            f"{function}: expected an input with {weight.shape[1]} features (weight has shape {weight.shape}), "
             f"got input of shape {input.shape}; check that the weight is (out_features, in_features)"
         )
     if input.dtype != weight.dtype:
         raise TypeError(
-            f"masked_linear: expected input and weight of one dtype, got {input.dtype} and {weight.dtype}; "
+            f"{function}: expected input and weight of one dtype, got {input.dtype} and {weight.dtype}; "
             "convert one of them (nothing is promoted silently)"
         )
     if bias is not None:
-        _vector("bias", bias, weight.shape)
+        _vector(function, "bias", bias, weight.shape)
         if bias.dtype != weight.dtype:
             raise TypeError(
-                f"masked_linear: expected bias and weight of one dtype, got {bias.dtype} and {weight.dtype}; "
+                f"{function}: expected bias and weight of one dtype, got {bias.dtype} and {weight.dtype}; "
                 "convert one of them (nothing is promoted silently)"
             )
     if bias_mask is not None:
         if bias is None:
             raise ValueError(
-                "masked_linear: expected a bias beside bias_mask, got bias=None; leave bias_mask out or give a bias"
+                f"{function}: expected a bias beside bias_mask, got bias=None; leave bias_mask out or give a bias"
             )
         if bias_mask.dtype != "bool":
             raise TypeError(
-                f"masked_linear: expected a bool bias_mask (True = the gradient flows), got dtype {bias_mask.dtype}; "
+                f"{function}: expected a bool bias_mask (True = the gradient flows), got dtype {bias_mask.dtype}; "
                 "compare first, e.g. values != 0"
             )
-        _vector("bias_mask", bias_mask, weight.shape)
+        _vector(function, "bias_mask", bias_mask, weight.shape)
     for name, spec in (("input", input), ("bias", bias)):
         if spec is not None and None not in (spec.device, weight.device) and spec.device != weight.device:
             raise ValueError(
-                f"masked_linear: expected {name} on the weight's device {weight.device}, got {spec.device}; "
+                f"{function}: expected {name} on the weight's device {weight.device}, got {spec.device}; "
                 f"move {name} first"
             )
 
 
-def refuse_array(name: str, value: object) -> NoReturn:
+def refuse_array(name: str, value: object, *, function: str = "masked_linear") -> NoReturn:
     """Refuse an argument that is not an array of the framework.
 
     Raises:
         TypeError: Always.
     """
-    raise TypeError(f"masked_linear: expected {name} to be an array, got {type(value).__name__}; convert it first")
+    raise TypeError(f"{function}: expected {name} to be an array, got {type(value).__name__}; convert it first")
 
 
 def refuse_float64() -> NoReturn:
@@ -131,9 +133,9 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"masked_linear: expected {name} to be True or False, got {value!r}; pass a bool")
 
 
-def _vector(name: str, spec: Spec, weight_shape: Shape) -> None:
+def _vector(function: str, name: str, spec: Spec, weight_shape: Shape) -> None:
     if tuple(spec.shape) != (weight_shape[0],):
         raise ValueError(
-            f"masked_linear: expected {name} of shape ({weight_shape[0]},), one per output feature, "
+            f"{function}: expected {name} of shape ({weight_shape[0]},), one per output feature, "
             f"got shape {tuple(spec.shape)}; check that the weight is (out_features, in_features)"
         )

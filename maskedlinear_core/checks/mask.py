@@ -238,4 +238,6 @@ def weight_shape(value: object) -> tuple[int, int]:
 
 
 def _features(kind: str) -> str:
+    if kind == "entries":
+        return "entries of the weight"
     return "output features" if kind in ("rows", "submatrix rows") else "input features"

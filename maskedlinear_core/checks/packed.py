@@ -1,0 +1,89 @@
+"""The packed form (SPEC S7, S10)."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from maskedlinear_core.checks.call import Spec
+from maskedlinear_core.checks.words import FLOAT_DTYPES, Shape, one_of
+
+
+def weight(function: str, spec: Spec) -> None:
+    """Check a weight that is packed or unpacked.
+
+    Raises:
+        TypeError: It is not of a supported float.
+        ValueError: It is not two-dimensional.
+    """
+    if spec.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{function}: expected weight of dtype {one_of(FLOAT_DTYPES)}, got {spec.dtype}; convert weight first"
+        )
+    if len(spec.shape) != 2:
+        raise ValueError(
+            f"{function}: expected a weight of shape (out_features, in_features), got shape {tuple(spec.shape)}; "
+            "reshape it to two dimensions"
+        )
+
+
+def values(function: str, spec: Spec, expected: Shape, weight: Spec) -> None:
+    """Check packed values against the mask and the weight.
+
+    Args:
+        function: Name of the public function, for messages.
+        spec: Of the values.
+        expected: The shape that the mask gives.
+        weight: Of the frozen matrix.
+
+    Raises:
+        TypeError: The dtype is neither the weight's nor float32 over a 16-bit weight.
+        ValueError: The shape or the device differs.
+
+    Example:
+        >>> values("unpack", Spec((3,), "float32"), (2,), Spec((4, 4), "float32"))
+        Traceback (most recent call last):
+        ...
+        ValueError: unpack: expected values of shape (2,) for this mask, got shape (3,); pack(weight, grad_mask=...) \
+makes them
+    """
+    allowed = [weight.dtype, *(["float32"] if weight.dtype in ("bfloat16", "float16") else [])]
+    if spec.dtype not in allowed:
+        raise TypeError(
+            f"{function}: expected values of dtype {' or '.join(allowed)} over a weight of {weight.dtype}, "
+            f"got {spec.dtype}; convert one of them (nothing is promoted silently)"
+        )
+    if tuple(spec.shape) != tuple(expected):
+        raise ValueError(
+            f"{function}: expected values of shape {tuple(expected)} for this mask, got shape {tuple(spec.shape)}; "
+            "pack(weight, grad_mask=...) makes them"
+        )
+    if None not in (spec.device, weight.device) and spec.device != weight.device:
+        raise ValueError(
+            f"{function}: expected values on the weight's device {weight.device}, got {spec.device}; move values first"
+        )
+
+
+def refuse_traced(mask: str) -> NoReturn:
+    """Refuse a mask whose number of positions cannot be known now.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"packed form: expected a mask whose number of positions is known, got {mask}; inside of jit, vmap and compile "
+        "use mask.packed(weight.shape), made outside"
+    )
+
+
+def one_shape(weight_given: bool, shape_given: bool) -> None:
+    """Check that `repack` is told the weight's shape, once.
+
+    Raises:
+        ValueError: Neither or both of weight and shape are given.
+    """
+    if weight_given == shape_given:
+        got = "both" if weight_given else "neither"
+        raise ValueError(
+            f"repack: expected exactly one of weight and shape, got {got}; give weight= for values (what is newly "
+            "trainable starts from it) and shape= for an optimizer's moments (it starts from zero)"
+        )
