@@ -23,10 +23,11 @@ from maskedlinear_jax.functional import masked_linear as masked_linear
 from maskedlinear_jax.module import MaskedLinear as MaskedLinear
 from maskedlinear_jax.module import combine as combine
 from maskedlinear_jax.module import partition as partition
-from maskedlinear_jax.pack import pack as pack
-from maskedlinear_jax.pack import packed_linear as packed_linear
-from maskedlinear_jax.pack import repack as repack
-from maskedlinear_jax.pack import unpack as unpack
+from maskedlinear_jax.packed_module import PackedLinear as PackedLinear
+from maskedlinear_jax.packing import pack as pack
+from maskedlinear_jax.packing import packed_linear as packed_linear
+from maskedlinear_jax.packing import repack as repack
+from maskedlinear_jax.packing import unpack as unpack
 
 _arrays.register_reader(_jax.Array, _kinds.read)
 _kinds.register_pytrees(_masks.KINDS)

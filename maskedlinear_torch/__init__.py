@@ -20,10 +20,11 @@ from maskedlinear_core import submatrix as submatrix
 from maskedlinear_torch import kinds as _kinds
 from maskedlinear_torch.functional import masked_linear as masked_linear
 from maskedlinear_torch.module import MaskedLinear as MaskedLinear
-from maskedlinear_torch.pack import pack as pack
-from maskedlinear_torch.pack import packed_linear as packed_linear
-from maskedlinear_torch.pack import repack as repack
-from maskedlinear_torch.pack import unpack as unpack
+from maskedlinear_torch.packed_module import PackedLinear as PackedLinear
+from maskedlinear_torch.packing import pack as pack
+from maskedlinear_torch.packing import packed_linear as packed_linear
+from maskedlinear_torch.packing import repack as repack
+from maskedlinear_torch.packing import unpack as unpack
 
 _arrays.register_reader(_torch.Tensor, _kinds.read)
 _arrays.register_viewer("torch", _torch.from_numpy)

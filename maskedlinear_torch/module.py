@@ -17,7 +17,65 @@ from maskedlinear_torch import kinds, rule
 from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
 
 
-class MaskedLinear(nn.Linear):
+class Layer(nn.Module):
+    """What the layers have in common: their masks, whose positions are buffers outside of the state_dict."""
+
+    in_features: int
+    out_features: int
+    bias: Any
+    _is_packed = False
+    _bias_positions: Tensor | None
+    _mask: masks.Mask
+    _bias_values: np.ndarray | None
+
+    @property
+    def bias_mask(self) -> np.ndarray | None:
+        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
+        return None if self._bias_values is None else self._bias_values.copy()
+
+    @bias_mask.setter
+    def bias_mask(self, bias_mask: Any) -> None:
+        self._set_masks(self._mask, _bias_mask(bias_mask, self.bias is not None, self.out_features))
+
+    def _positions(self) -> kinds.Arrays:
+        if not self._home().is_meta and any(buffer.is_meta for buffer in self._buffers.values() if buffer is not None):
+            # load_state_dict(assign=True) brings parameters from meta, and no buffers that it does not hold.
+            self._set_masks(self._mask, self._bias_values)
+        return tuple(getattr(self, f"_position_{i}") for i in range(self._position_count))
+
+    def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
+        device = self._home().device
+        shape = (self.out_features, self.in_features)
+        kind, arrays = kinds.resolve(mask, shape, device, packed=self._is_packed)
+        self._mask, self._bias_values = mask, bias_values
+        self._kind, self._position_count = kind, len(arrays)
+        for i, array in enumerate(arrays):
+            self._set_buffer(f"_position_{i}", array)
+        trained = None if bias_values is None else torch.from_numpy(bias_values).to(device)
+        self._set_buffer("_bias_positions", trained)
+
+    def _set_buffer(self, name: str, values: Tensor | None) -> None:
+        old = self._buffers.get(name)
+        with torch.inference_mode(False):  # a buffer made there could not be saved for a later backward
+            values = None if values is None else values.clone()
+        if old is not None and values is not None and old.shape == values.shape and old.device == values.device:
+            old.copy_(values)  # in place, so that compiled code sees it
+        else:
+            # A copy: the next mask is written into the buffer, and must not be written into this one's positions.
+            self.register_buffer(name, values, persistent=False)
+
+    def _home(self) -> Tensor:
+        # The matrix, wherever it is: positions live with it.
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Positions on the meta device have no values, and to_empty() makes any: say them anew.
+        super()._apply(fn, recurse)
+        self._set_masks(self._mask, self._bias_values)
+        return self
+
+
+class MaskedLinear(Layer, nn.Linear):
     """A linear layer of which only the masked positions learn; all else is `torch.nn.Linear`.
 
     The weight is a full parameter with a masked gradient. Weight decay and momentum are the
@@ -45,8 +103,6 @@ class MaskedLinear(nn.Linear):
                 [1., 0., 0., 1.]])
     """
 
-    _bias_positions: Tensor | None
-
     def __init__(
         self,
         in_features: int,
@@ -69,7 +125,7 @@ class MaskedLinear(nn.Linear):
         mask = constructors.as_mask(grad_mask)
         mask.canonical((out_features, in_features))
         bias_values = _bias_mask(bias_mask, bias, out_features)
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         self._set_masks(mask, bias_values)
         if seed is not None:
             self._draw(initial.linear_bound(in_features), seed)
@@ -161,15 +217,6 @@ class MaskedLinear(nn.Linear):
         mask.canonical((self.out_features, self.in_features))
         self._set_masks(mask, self._bias_values)
 
-    @property
-    def bias_mask(self) -> np.ndarray | None:
-        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
-        return None if self._bias_values is None else self._bias_values.copy()
-
-    @bias_mask.setter
-    def bias_mask(self, bias_mask: Any) -> None:
-        self._set_masks(self._mask, _bias_mask(bias_mask, self.bias is not None, self.out_features))
-
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
@@ -183,30 +230,8 @@ class MaskedLinear(nn.Linear):
         trained = "" if self._bias_values is None else f", bias_mask={int(self._bias_values.sum())} trained"
         return f"{super().extra_repr()}, grad_mask={self._mask!r}{trained}"
 
-    def _positions(self) -> kinds.Arrays:
-        if not self.weight.is_meta and any(buffer.is_meta for buffer in self._buffers.values() if buffer is not None):
-            # load_state_dict(assign=True) brings parameters from meta, and no buffers that it does not hold.
-            self._set_masks(self._mask, self._bias_values)
-        return tuple(getattr(self, f"_position_{i}") for i in range(self._position_count))
-
-    def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
-        kind, arrays = kinds.resolve(mask, (self.out_features, self.in_features), self.weight.device)
-        self._mask, self._bias_values = mask, bias_values
-        self._kind, self._position_count = kind, len(arrays)
-        for i, array in enumerate(arrays):
-            self._set_buffer(f"_position_{i}", array)
-        trained = None if bias_values is None else torch.from_numpy(bias_values).to(self.weight.device)
-        self._set_buffer("_bias_positions", trained)
-
-    def _set_buffer(self, name: str, values: Tensor | None) -> None:
-        old = self._buffers.get(name)
-        with torch.inference_mode(False):  # a buffer made there could not be saved for a later backward
-            values = None if values is None else values.clone()
-        if old is not None and values is not None and old.shape == values.shape and old.device == values.device:
-            old.copy_(values)  # in place, so that compiled code sees it
-        else:
-            # A copy: the next mask is written into the buffer, and must not be written into this one's positions.
-            self.register_buffer(name, values, persistent=False)
+    def _home(self) -> Tensor:
+        return self.weight
 
     def _draw(self, bound: float, seed: int) -> None:
         weight, bias = initial.parameters(
@@ -217,12 +242,6 @@ class MaskedLinear(nn.Linear):
             self.weight.copy_(torch.from_numpy(weight))
             if bias is not None:
                 self.bias.copy_(torch.from_numpy(bias))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Positions on the meta device have no values, and to_empty() makes any: say them anew.
-        super()._apply(fn, recurse)
-        self._set_masks(self._mask, self._bias_values)
-        return self
 
 
 def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray | None:

@@ -45,6 +45,8 @@ class Case:
         wide: Whether this is a case of long sums, for the random tier.
         data: For the random tier: "normal", "wide exponents" or "same sign".
         core: Whether it runs in every dtype and every world; else in float32 and in the eager worlds.
+        packed: Whether the layer is computed in packed form (S7): x unpack(W, pack(W))^T + b, as a function of W.
+            The derivatives by W, through `pack`, are then those of the masked layer.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Case:
     wide: bool = False
     data: str = "normal"
     core: bool = False
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,6 +79,12 @@ def _checkerboard(block_shape: tuple[int, int]) -> Callable[[tuple[int, int]], M
         return blocks(grid, block_shape)
 
     return build
+
+
+def _few(shape: tuple[int, int]) -> Mask:
+    array = np.zeros(shape, bool)
+    array[[3, 60, 61], [5, 2, 95]] = True
+    return elements(array)
 
 
 CASES = (
@@ -121,6 +130,19 @@ CASES = (
          bias_mask="some", wide=True),
     Case("wide-elements-same-sign", "elements", lambda s: elements(_random_bools(s)), "sums that only grow", 24, 768,
          (48,), wide=True, data="same sign"),
+    Case("wide-few-elements", "elements", _few, "so few that each is a dot product", 64, 96, (128,), wide=True),
+    Case("packed-columns", "columns", lambda s: columns([0, 3]), "packed columns", bias_mask="some", packed=True),
+    Case("packed-rows", "rows", lambda s: rows([2, -1, 2]), "packed rows, said out of order", packed=True),
+    Case("packed-submatrix", "submatrix", lambda s: submatrix([0, 3], [5, 2, 1]), "packed on both axes", batch=(2, 2),
+         packed=True),
+    Case("packed-blocks", "blocks", _checkerboard((2, 3)), "packed blocks", packed=True),
+    Case("packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "packed elements",
+         bias_mask="some", packed=True),
+    Case("packed-none", "none", lambda s: columns([]), "nothing to pack", bias=False, packed=True),
+    Case("wide-packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "taken row by row",
+         40, 64, (96,), wide=True, packed=True),
+    Case("wide-packed-few", "elements", lambda s: _few(s).packed(s), "packed elements that are few", 64, 96, (128,),
+         wide=True, packed=True),
 )  # fmt: skip
 """Every case, by what it adds."""
 

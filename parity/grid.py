@@ -260,7 +260,7 @@ def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> 
     if world == "jax-eager":
         # JAX compiles every operation of a new shape and dtype by itself: higher orders where they tell most,
         # and under jit, which takes one compilation for all of a program.
-        order = transforms.BY_NAME[transform].order
+        order = transforms.BY_NAME[transform].order + _case(case).packed
         if quick:
             return case == "columns"
         if dtype != "float32" or _case(case).wide:
@@ -269,6 +269,9 @@ def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> 
     if quick and world == "torch-compiled":
         return case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
     chosen = _case(case)
+    if chosen.packed and not quick:
+        # By the same rule as the core cases: compiled where the kinds differ most.
+        return dtype == "float32" and (world == "jax-jit" or case in ("packed-columns", "packed-elements"))
     if quick:
         return case == "columns" or chosen.wide
     if world == "torch-compiled" and dtype not in ("float32", "bfloat16"):

@@ -19,7 +19,16 @@ from parity.transforms import Transform
 
 FRAMEWORK = "jax"
 VERSION = jax.__version__
-SUBJECT = maskedlinear_jax.masked_linear
+
+
+def _packed(input: Any, weight: Any, bias: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
+    # The matrix is a constant to packed_linear: all that flows to the weight flows through its values.
+    values = maskedlinear_jax.pack(weight, grad_mask=grad_mask)
+    return maskedlinear_jax.packed_linear(input, weight, values, bias, grad_mask=grad_mask, **keywords)
+
+
+SUBJECTS = {False: maskedlinear_jax.masked_linear, True: _packed}
+"""What is tested, by whether the case is packed."""
 
 CACHED = 800
 """Cells after which JAX forgets what it compiled: every one compiles programs of its own, and keeps them in memory."""
@@ -68,6 +77,8 @@ class Parts:
     where = staticmethod(jnp.where)
     zeros_like = staticmethod(jnp.zeros_like)
     stop_gradient = staticmethod(jax.lax.stop_gradient)
+    pack = staticmethod(maskedlinear_jax.pack)
+    packed_linear = staticmethod(maskedlinear_jax.packed_linear)
 
     @staticmethod
     def cast(array: Any, dtype: str) -> Any:
@@ -118,7 +129,7 @@ def settings(x64: bool = False) -> Iterator[None]:
 
 
 def run(
-    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] = SUBJECT
+    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] | None = None
 ) -> dict[str, np.ndarray]:
     """Run a transform's program on a problem and return its outputs as float64.
 
@@ -127,8 +138,9 @@ def run(
         problem: On what.
         world: "jax-eager" or "jax-jit".
         device: "cpu" or "cuda".
-        subject: The masked_linear under test.
+        subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
     """
+    layer = subject or SUBJECTS[problem.case.packed]
 
     def array(values: np.ndarray) -> jax.Array:
         return jax.device_put(jnp.asarray(values, DTYPES[problem.dtype]), _device(device))
@@ -138,7 +150,7 @@ def run(
 
         def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
             mask = problem.mask_at(positions) if positions else problem.mask
-            return subject(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
+            return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
 
         arrays = arrays_of(problem, array, jnp.asarray)
         if world == "jax-eager":

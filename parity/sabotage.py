@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskedlinear_core import constructors
+from parity.cases import BY_ID
 from parity.grid import plan, world_of
 from parity.records import Cell
 
@@ -48,7 +49,7 @@ class Sabotage:
     def subject(self, framework: str) -> dict[str, Layer]:
         """Return the wrong layer, as `parity.run` takes it."""
         world = world_of(f"{framework}-eager")
-        return {framework: self.make(world.Parts, world.SUBJECT)}
+        return {framework: self.make(world.Parts, world.SUBJECTS[BY_ID[self.case].packed])}
 
 
 def _linear(x: Any, w: Any, b: Any) -> Any:
@@ -132,6 +133,29 @@ def _times_mask(parts: Any, x: Any, w: Any, mask: Any, g: Any) -> dict[str, Any]
     return {"weight": (_flat(g).T @ _flat(x)) * parts.cast(mask, "float32")}
 
 
+def _packed_off_by_one(parts: Any, honest: Layer) -> Layer:
+    def layer(x: Any, w: Any, b: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
+        values = parts.pack(w, **_columns_off_by_one(parts, grad_mask=grad_mask))
+        return parts.packed_linear(x, w, values, b, grad_mask=grad_mask, **keywords)
+
+    return layer
+
+
+def _matrix_learns(parts: Any, honest: Layer) -> Layer:
+    def layer(x: Any, w: Any, b: Any = None, **keywords: Any) -> Any:
+        return honest(x, parts.stop_gradient(w), b, **keywords) + _linear(x, w - parts.stop_gradient(w), None)
+
+    return layer
+
+
+def _values_cut_off(parts: Any, honest: Layer) -> Layer:
+    def layer(x: Any, w: Any, b: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
+        values = parts.stop_gradient(parts.pack(w, grad_mask=grad_mask))
+        return parts.packed_linear(x, w, values, b, grad_mask=grad_mask, **keywords)
+
+    return layer
+
+
 def _plain_in_forward_mode(parts: Any, honest: Layer) -> Layer:
     def layer(x: Any, w: Any, b: Any = None, *, forward_mode: bool = False, **keywords: Any) -> Any:
         return _linear(x, w, b) if forward_mode else honest(x, w, b, **keywords)
@@ -212,6 +236,9 @@ SABOTAGES = (
              _by_rule(lambda parts, x, w, mask, g: {"input": parts.stop_gradient(g @ w)}),
              "blocks", "hvp-reverse-over-reverse", "input", _BITS),
     Sabotage("bfloat16 accumulator", _by_rule(_bfloat16_accumulator), "wide-elements", "vjp", "weight", _BOUND),
+    Sabotage("packed entries of other columns", _packed_off_by_one, "packed-columns", "forward", "output", _BITS),
+    Sabotage("the matrix under the packed values learns", _matrix_learns, "packed-columns", "vjp", "weight", _LEAK),
+    Sabotage("packed values cut off from their gradient", _values_cut_off, "packed-elements", "vjp", "weight", _BITS),
     Sabotage("slice saved in setup_context", _torch_only(_slice_saved),
              "columns-bools", "hvp-reverse-over-reverse", "input", _BITS, ("torch",)),
     Sabotage("stale vmap dimension",

@@ -19,7 +19,16 @@ from parity.transforms import Transform
 
 FRAMEWORK = "torch"
 VERSION = torch.__version__
-SUBJECT = maskedlinear_torch.masked_linear
+
+
+def _packed(input: Any, weight: Any, bias: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
+    # The matrix is a constant to packed_linear: all that flows to the weight flows through its values.
+    values = maskedlinear_torch.pack(weight, grad_mask=grad_mask)
+    return maskedlinear_torch.packed_linear(input, weight, values, bias, grad_mask=grad_mask, **keywords)
+
+
+SUBJECTS = {False: maskedlinear_torch.masked_linear, True: _packed}
+"""What is tested, by whether the case is packed."""
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -64,6 +73,8 @@ class Parts:
     where = staticmethod(torch.where)
     zeros_like = staticmethod(torch.zeros_like)
     stop_gradient = staticmethod(torch.Tensor.detach)
+    pack = staticmethod(maskedlinear_torch.pack)
+    packed_linear = staticmethod(maskedlinear_torch.packed_linear)
 
     @staticmethod
     def cast(array: Any, dtype: str) -> Any:
@@ -171,7 +182,7 @@ def settings() -> Iterator[None]:
 
 
 def run(
-    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] = SUBJECT
+    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] | None = None
 ) -> dict[str, np.ndarray]:
     """Run a transform's program on a problem and return its outputs as float64.
 
@@ -180,8 +191,9 @@ def run(
         problem: On what.
         world: "torch-eager" or "torch-compiled".
         device: "cpu" or "cuda".
-        subject: The masked_linear under test.
+        subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
     """
+    layer = subject or SUBJECTS[problem.case.packed]
 
     def array(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(values)).to(DTYPES[problem.dtype]).to(device)
@@ -190,7 +202,7 @@ def run(
 
     def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
         mask = problem.mask_at(positions) if positions else problem.mask
-        return subject(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
+        return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
 
     arrays = arrays_of(problem, array, lambda leaf: torch.from_numpy(leaf).to(device))
     with settings(), warnings.catch_warnings():

@@ -96,7 +96,7 @@ def test_difference_is_one_and_names_everything(monkeypatch, capsys):
     from maskedlinear_core import columns
     from parity import torch_world
 
-    right = torch_world.SUBJECT
+    right = torch_world.SUBJECTS[False]
 
     def wrong(*args, grad_mask, **keywords):
         return right(*args, grad_mask=columns([1]), **keywords)

@@ -8,7 +8,7 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "forward": (68, 15, 68, 25),
+    "forward": (86, 18, 86, 34),
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jacrev": (44, 10, 44, 20),
-    "jacfwd": (44, 10, 44, 20),
-    "hessian": (41, 7, 29, 17),
+    "jacrev": (50, 12, 50, 26),
+    "jacfwd": (50, 12, 50, 26),
+    "hessian": (47, 9, 29, 23),
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jvp": (68, 15, 68, 25),
-    "jvp-default-rule": (68, 15, 68, 25),
+    "jvp": (86, 18, 78, 34),
+    "jvp-default-rule": (86, 18, 78, 34),
 }
 
 

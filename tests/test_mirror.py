@@ -23,15 +23,19 @@ ONLY_DEFINED_IN_ONE = {
         "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_gather",  # JAX is told where positions are unique
         "_narrow",  # JAX has 32-bit integers by default
+        "_scatter",  # vmap has no rule for index_copy
     },
     "rule.py": {
         "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form
         "_Wanted",  # torch has ctx.needs_input_grad
-        "_weight_view_jvp", "_value", "_is_primal", "_primal", "_is_differentiated",  # inner workings of either form
+        "_identity", "_identity_jvp", "_value", "_is_primal", "_primal", "_is_differentiated",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
     },
     "functional.py": {"_autocast"},  # JAX has no autocast
-    "module.py": {"partition", "combine", "_is_float", "_name_of_dtype"},
+    "packing.py": set(),
+    "packed_module.py": {"_bits"},  # the matrix is an integer leaf: a pytree has no parameters that take no gradient
+    "module.py": {"Layer",  # positions are buffers in torch, leaves in JAX
+                  "partition", "combine", "_is_float", "_name_of_dtype"},
     "_compat.py": set(),  # private names of a framework have no twin
 }  # fmt: skip
 MODULE_DIFFERENCES = {
@@ -40,8 +44,11 @@ MODULE_DIFFERENCES = {
 }
 
 
+FILE_NAMES = {path.removesuffix(".py") for path in FILES}
+
+
 def names(module):
-    return {name for name in vars(module) if not name.startswith("_")} - {"functional", "kinds", "module", "rule"}
+    return {name for name in vars(module) if not name.startswith("_")} - FILE_NAMES
 
 
 def definitions(path):

@@ -8,20 +8,20 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "modes-f": (68, 15, 68, 25),
-    "modes-r": (68, 15, 68, 25),
-    "modes-ff": (65, 12, 33, 22),
-    "modes-fr": (65, 12, 33, 22),
-    "modes-rf": (65, 12, 33, 22),
-    "modes-rr": (65, 12, 33, 22),
-    "modes-fff": (64, 11, 2, 21),
-    "modes-ffr": (64, 11, 2, 21),
-    "modes-frf": (64, 11, 2, 21),
-    "modes-frr": (64, 11, 2, 21),
-    "modes-rff": (64, 11, 2, 21),
-    "modes-rfr": (64, 11, 2, 21),
-    "modes-rrf": (64, 11, 2, 21),
-    "modes-rrr": (64, 11, 2, 21),
+    "modes-f": (86, 18, 78, 34),
+    "modes-r": (86, 18, 78, 34),
+    "modes-ff": (83, 15, 33, 31),
+    "modes-fr": (83, 15, 33, 31),
+    "modes-rf": (83, 15, 33, 31),
+    "modes-rr": (83, 15, 33, 31),
+    "modes-fff": (82, 14, 2, 30),
+    "modes-ffr": (82, 14, 2, 30),
+    "modes-frf": (82, 14, 2, 30),
+    "modes-frr": (82, 14, 2, 30),
+    "modes-rff": (82, 14, 2, 30),
+    "modes-rfr": (82, 14, 2, 30),
+    "modes-rrf": (82, 14, 2, 30),
+    "modes-rrr": (82, 14, 2, 30),
 }
 
 

@@ -8,11 +8,11 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "hvp-forward-over-reverse": (65, 12, 33, 22),
-    "hvp-reverse-over-reverse": (65, 12, 33, 22),
-    "hvp-reverse-over-forward": (65, 12, 33, 22),
-    "gradient-penalty": (65, 12, 33, 22),
-    "double-backward": (65, 12, 33, 22),
+    "hvp-forward-over-reverse": (83, 15, 33, 31),
+    "hvp-reverse-over-reverse": (83, 15, 33, 31),
+    "hvp-reverse-over-forward": (83, 15, 33, 31),
+    "gradient-penalty": (83, 15, 33, 31),
+    "double-backward": (83, 15, 33, 31),
 }
 
 

@@ -8,12 +8,12 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vjp": (68, 15, 68, 25),
-    "vjp-forward-mode-rule": (68, 15, 68, 25),
-    "backward": (68, 15, 68, 25),
-    "accumulate": (68, 15, 68, 25),
-    "adjoint": (68, 15, 68, 25),
-    "non-finite": (68, 15, 68, 25),
+    "vjp": (86, 18, 78, 34),
+    "vjp-forward-mode-rule": (86, 18, 78, 34),
+    "backward": (86, 18, 78, 34),
+    "accumulate": (86, 18, 78, 34),
+    "adjoint": (86, 18, 78, 34),
+    "non-finite": (86, 18, 78, 34),
 }
 
 

@@ -8,14 +8,14 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vmap-input": (68, 15, 68, 25),
-    "vmap-weight": (68, 15, 68, 25),
-    "vmap-bias": (66, 15, 66, 25),
-    "vmap-cotangent": (68, 15, 68, 25),
-    "vmap-mask": (61, 15, 61, 25),
-    "vmap-input-weight": (68, 15, 68, 25),
-    "vmap-everything": (61, 15, 61, 25),
-    "per-sample-gradients": (46, 10, 46, 20),
+    "vmap-input": (86, 18, 78, 34),
+    "vmap-weight": (86, 18, 78, 34),
+    "vmap-bias": (83, 18, 75, 33),
+    "vmap-cotangent": (86, 18, 78, 34),
+    "vmap-mask": (79, 18, 71, 34),
+    "vmap-input-weight": (86, 18, 78, 34),
+    "vmap-everything": (79, 18, 71, 34),
+    "per-sample-gradients": (52, 12, 52, 26),
 }
 
 

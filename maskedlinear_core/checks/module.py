@@ -101,3 +101,17 @@ def one_source(seed_given: bool, key_given: bool) -> None:
         raise ValueError(
             f"MaskedLinear: expected exactly one of seed and key, got {got}; seed= gives both frameworks the same bits"
         )
+
+
+def values_dtype(name: str, weight: str) -> None:
+    """Check the dtype of packed values against the weight's.
+
+    Raises:
+        TypeError: It is neither the weight's nor float32 over a 16-bit weight.
+    """
+    allowed = [weight, *(["float32"] if weight in ("bfloat16", "float16") else [])]
+    if name not in allowed:
+        raise TypeError(
+            f"PackedLinear: expected values_dtype {' or '.join(allowed)} over a weight of {weight}, got {name}; "
+            "choose one of these"
+        )

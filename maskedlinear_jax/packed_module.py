@@ -1,0 +1,241 @@
+"""The layer in packed form: a pytree module that pays only for what learns (SPEC S7, S8)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from maskedlinear_core import constructors, masks
+from maskedlinear_core.arrays import dtype_name, is_framework_array, read
+from maskedlinear_core.checks import module as module_checks
+from maskedlinear_jax import kinds, packing, rule
+from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
+
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class PackedLinear:
+    """A linear layer whose trainable entries are a leaf of their own, over a matrix that is a constant.
+
+    Gradients, optimizer state and all-reduce traffic have the size of `values`. No optimizer can move a
+    frozen entry: it is not handed one.
+
+    The layer is a pytree of values, bias, grad_mask, bias_mask and the bits of the matrix. The matrix travels
+    as unsigned integers, so that nothing which goes by dtype (`partition`, `equinox.partition`, `jax.grad`,
+    weight decay) takes it for a parameter; `base` is the matrix in floats, and `weight` the matrix with the
+    values in their places. Under jit the change of view costs nothing.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: Whether the layer has a bias.
+        grad_mask: As for `masked_linear`, with readable positions. True = it learns.
+        bias_mask: Bool vector (out_features,); None = all of the bias trains.
+        seed: Draw the initial values with NumPy: the same bits as the torch twin.
+        key: Draw them with `jax.random` instead. Exactly one of seed and key must be given.
+        dtype: float32, float64, bfloat16 or float16; None = float32.
+        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+
+    Raises:
+        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+
+    Example:
+        >>> from maskedlinear_jax import combine, partition
+        >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
+        >>> params, rest = partition(layer)
+        >>> jax.grad(lambda params: combine(params, rest)(jnp.ones((1, 4))).sum())(params).values
+        Array([[1., 1.],
+               [1., 1.]], dtype=float32)
+    """
+
+    values: Any
+    bias: Any
+    grad_mask: Any
+    bias_mask: Any
+    base_bits: Any
+    _dtype: str
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        seed: int | None = None,
+        key: Array | None = None,
+        dtype: Any = None,
+        values_dtype: Any = None,
+    ) -> None:
+        masked = MaskedLinear(
+            in_features, out_features, bias, grad_mask=grad_mask, bias_mask=bias_mask, seed=seed, key=key, dtype=dtype
+        )
+        self._take_over(masked, masked.grad_mask, masked.bias_mask, values_dtype)
+
+    @classmethod
+    def from_linear(cls, linear: Any, *, grad_mask: Any, bias_mask: Any = None, values_dtype: Any = None) -> Self:
+        """Return a packed layer with the numbers of `linear`.
+
+        Args:
+            linear: A layer with a `weight` (out_features, in_features) and a `bias` or None, such as
+                `equinox.nn.Linear` or a `MaskedLinear`.
+            grad_mask: As for the constructor.
+            bias_mask: As for the constructor.
+            values_dtype: As for the constructor.
+
+        Raises:
+            TypeError: `linear` has no such arrays.
+
+        Example:
+            >>> linear = MaskedLinear(3, 2, grad_mask=constructors.columns(slice(None)), seed=0)
+            >>> packed = PackedLinear.from_linear(linear, grad_mask=constructors.rows([0]))
+            >>> bool((packed.weight == linear.weight).all()), packed.values.shape
+            (True, (1, 3))
+        """
+        masked = MaskedLinear.from_linear(linear, grad_mask=grad_mask, bias_mask=bias_mask)
+        module_checks.float_dtype(dtype_name(masked.weight))
+        layer = object.__new__(cls)
+        layer._take_over(masked, masked.grad_mask, masked.bias_mask, values_dtype)
+        return layer
+
+    def to_linear(self) -> MaskedLinear:
+        """Return a layer with the trained weight, all of which learns: a plain linear layer.
+
+        Example:
+            >>> PackedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0).to_linear().grad_mask
+            columns(slice(None, None, None))
+        """
+        return MaskedLinear.from_linear(self, grad_mask=constructors.columns(slice(None)))
+
+    @classmethod
+    def from_location(
+        cls,
+        in_features: int,
+        out_features: int,
+        location: np.ndarray,
+        bias: bool = True,
+        *,
+        seed: int | None = None,
+        key: Array | None = None,
+    ) -> Self:
+        """Return the packed form of the original `LinearCraft`: see `MaskedLinear.from_location`.
+
+        Example:
+            >>> PackedLinear.from_location(20, 3, np.array([1, 5]), seed=0).values.shape
+            (3, 2)
+        """
+        masked = MaskedLinear.from_location(in_features, out_features, location, bias, seed=seed, key=key)
+        return cls.from_linear(masked, grad_mask=masked.grad_mask)
+
+    @property
+    def in_features(self) -> int:
+        """I, the number of input features."""
+        return self.base_bits.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        """O, the number of output features."""
+        return self.base_bits.shape[-2]
+
+    @property
+    def base(self) -> Array:
+        """The constant matrix (out_features, in_features). What it holds at trainable positions counts for nothing."""
+        return jax.lax.bitcast_convert_type(self.base_bits, jnp.dtype(self._dtype))
+
+    @property
+    def weight(self) -> Array:
+        """The whole weight (out_features, in_features): the matrix with the values in their places.
+
+        Differentiable: what reads the weight instead of calling the layer trains the values as well.
+        """
+        kind, positions = kinds.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
+        return rule.weight_view(kind, positions, self.values, self.base)
+
+    def repack(self, grad_mask: Any) -> Self:
+        """Return a layer of which other positions learn. What the others were trained to stays.
+
+        For another mask of the same kind and count nothing recompiles. An optimizer's moments move along by
+        the function `repack`, with `shape=`.
+
+        Args:
+            grad_mask: The new mask.
+
+        Raises:
+            TypeError, ValueError, IndexError: A wrong mask (SPEC S10).
+
+        Example:
+            >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 1]), seed=0)
+            >>> bool((layer.repack(constructors.columns([1, 3])).weight == layer.weight).all())
+            True
+        """
+        whole, shape = self.weight, (self.out_features, self.in_features)
+        # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
+        values = packing.repack(self.values, self.grad_mask, grad_mask, weight=whole)
+        mask = constructors.as_mask(grad_mask)
+        mask = mask if mask.is_traced else mask.packed(shape)
+        return self.replace(values=values, grad_mask=mask, base_bits=_bits(whole))
+
+    def __call__(self, input: Array, *, forward_mode: bool = False) -> Array:
+        """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        return packing.packed_linear(
+            input, self.base, self.values, self.bias,
+            grad_mask=self.grad_mask, bias_mask=self.bias_mask, forward_mode=forward_mode,
+        )  # fmt: skip
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some of values, bias, grad_mask, bias_mask and base_bits replaced, unchecked.
+
+        Example:
+            >>> layer = PackedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
+            >>> layer.replace(values=layer.values + 1).grad_mask
+            rows([0])
+        """
+        changed = copy.copy(self)
+        changed.__dict__.update(changes)
+        return changed
+
+    def __repr__(self) -> str:
+        """Describe sizes and masks."""
+        if not hasattr(self.base_bits, "shape"):
+            return f"PackedLinear(values={self.values!r}, bias={self.bias!r})"
+        trains = read(self.bias_mask) if is_framework_array(self.bias_mask) else None
+        trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"
+        return (
+            f"PackedLinear(in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, grad_mask={self.grad_mask!r}{trained})"
+        )
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], str]:
+        """Return the leaves with their names (for pytrees)."""
+        names = ("values", "bias", "grad_mask", "bias_mask", "base_bits")
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self._dtype
+
+    @classmethod
+    def tree_unflatten(cls, static: str, leaves: Any) -> Self:
+        """Return the module with these leaves, unchecked (for pytrees)."""
+        layer = object.__new__(cls)
+        layer.values, layer.bias, layer.grad_mask, layer.bias_mask, layer.base_bits = leaves
+        layer._dtype = static
+        return layer
+
+    def _take_over(self, linear: MaskedLinear, mask: masks.Mask, bias_mask: Any, values_dtype: Any) -> None:
+        weight = jnp.asarray(linear.weight)
+        dtype = weight.dtype.name if values_dtype is None else _name_of_dtype(values_dtype)
+        module_checks.values_dtype(dtype, weight.dtype.name)
+        self._dtype = weight.dtype.name
+        self.bias, self.bias_mask = linear.bias, bias_mask
+        # In packed order and with a known count: so it can be traced.
+        self.grad_mask = mask.packed((weight.shape[0], weight.shape[1]))
+        self.values = packing.pack(weight, grad_mask=self.grad_mask).astype(dtype)
+        self.base_bits = _bits(weight)
+
+
+def _bits(weight: Array) -> Array:
+    return jax.lax.bitcast_convert_type(weight, _BITS[weight.dtype.itemsize])

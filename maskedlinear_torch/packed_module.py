@@ -1,0 +1,281 @@
+"""The layer in packed form: a drop-in for `torch.nn.Linear` that pays only for what learns (SPEC S7, S8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskedlinear_core import constructors, masks
+from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import module as module_checks
+from maskedlinear_torch import packing, rule
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
+
+
+class PackedLinear(Layer):
+    """A linear layer whose trainable entries are a parameter of their own, over a matrix that is a constant.
+
+    Gradients, optimizer state and all-reduce traffic have the size of `values`. No optimizer can move a
+    frozen entry: it is not handed one.
+
+    Parameters: `values` (what `pack` gives), `bias` (out_features,), and `base` (out_features,
+    in_features), which never requires a gradient. `weight` is computed: `base` with the values in their
+    places. The state_dict is that of `nn.Linear`, its weight written out; `save_packed` stores the share.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: Whether the layer has a bias.
+        grad_mask: As for `masked_linear`, with readable positions. True = it learns.
+        bias_mask: Bool vector (out_features,); None = all of the bias trains.
+        seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
+        device: Of the parameters and positions.
+        dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
+        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+
+    Raises:
+        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+
+    Example:
+        >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
+        >>> layer(torch.ones(1, 4)).sum().backward()
+        >>> layer.values.grad
+        tensor([[1., 1.],
+                [1., 1.]])
+        >>> {name: tuple(value.shape) for name, value in layer.state_dict().items()}
+        {'weight': (2, 4), 'bias': (2,)}
+    """
+
+    _is_packed = True
+    values: nn.Parameter
+    base: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        seed: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        values_dtype: torch.dtype | None = None,
+    ) -> None:
+        masked = MaskedLinear(
+            in_features, out_features, bias,
+            grad_mask=grad_mask, bias_mask=bias_mask, seed=seed, device=device, dtype=dtype,
+        )  # fmt: skip
+        super().__init__()
+        self._take_over(masked, masked.grad_mask, masked.bias_mask, values_dtype)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, *, grad_mask: Any, bias_mask: Any = None, values_dtype: torch.dtype | None = None
+    ) -> Self:
+        """Return a packed layer over the memory of `linear`: its bias shared, its weight the constant matrix.
+
+        Args:
+            linear: The layer to convert, or a `MaskedLinear`. It is not to be trained any more.
+            grad_mask: As for the constructor.
+            bias_mask: As for the constructor.
+            values_dtype: As for the constructor.
+
+        Raises:
+            TypeError: `linear` is not a `torch.nn.Linear`.
+
+        Example:
+            >>> linear = nn.Linear(3, 2)
+            >>> packed = PackedLinear.from_linear(linear, grad_mask=constructors.rows([0]))
+            >>> torch.equal(packed.weight, linear.weight), tuple(packed.values.shape)
+            (True, (1, 3))
+        """
+        if not isinstance(linear, nn.Linear):
+            module_checks.refuse_layer("a torch.nn.Linear", linear)
+        mask = constructors.as_mask(grad_mask)
+        mask.canonical((linear.out_features, linear.in_features))
+        bias_values = _bias_mask(bias_mask, linear.bias is not None, linear.out_features)
+        module_checks.float_dtype(dtype_name(linear.weight))
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take_over(linear, mask, bias_values, values_dtype)
+        return layer.train(linear.training)
+
+    def to_linear(self) -> nn.Linear:
+        """Return a plain layer with the trained weight, and the very bias of this one.
+
+        Example:
+            >>> type(PackedLinear(3, 2, grad_mask=constructors.rows([0])).to_linear()).__name__
+            'Linear'
+        """
+        linear = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.base.dtype
+        )
+        linear.weight = nn.Parameter(self.weight.detach())
+        if self.bias is not None:
+            linear.bias = self.bias
+        return linear.train(self.training)
+
+    @classmethod
+    def from_location(
+        cls, in_features: int, out_features: int, location: np.ndarray, bias: bool = True, *, seed: int | None = None
+    ) -> Self:
+        """Return the packed form of the original `LinearCraft`: see `MaskedLinear.from_location`.
+
+        Example:
+            >>> PackedLinear.from_location(20, 3, np.array([1, 5])).values.shape
+            torch.Size([3, 2])
+        """
+        masked = MaskedLinear.from_location(in_features, out_features, location, bias, seed=seed)
+        return cls.from_linear(masked, grad_mask=masked.grad_mask)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight (out_features, in_features): a copy of `base` with the values in their places.
+
+        Differentiable: what reads the weight instead of calling the layer trains the values as well.
+        """
+        return rule.weight_view(self._kind, self._positions(), self.values, self.base.detach())
+
+    @property
+    def grad_mask(self) -> masks.Mask:
+        """The mask. Setting another is `repack` without an optimizer."""
+        return self._mask
+
+    @grad_mask.setter
+    def grad_mask(self, grad_mask: Any) -> None:
+        self.repack(grad_mask)
+
+    def repack(self, grad_mask: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Let other positions learn from now on. What they were trained to stays; what learns anew starts from there.
+
+        For another mask of the same kind and count everything changes in place, and nothing recompiles.
+        Otherwise `values` becomes another parameter.
+
+        Args:
+            grad_mask: The new mask.
+            optimizer: Its moments of the values move along: what stays trainable keeps its history, what is
+                new starts from zero. Left out, a parameter of another shape must be handed to it by hand.
+
+        Raises:
+            TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+
+        Example:
+            >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 1]), seed=0)
+            >>> before = layer.weight
+            >>> layer.repack(constructors.columns([1, 3]))
+            >>> torch.equal(layer.weight, before)
+            True
+        """
+        old, new = self._mask, constructors.as_mask(grad_mask)
+        new.canonical((self.out_features, self.in_features))
+        with torch.no_grad():
+            whole = self.weight
+            # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
+            values = packing.repack(self.values.detach(), old, new, weight=whole)
+            parameter = self.values
+            if values.shape != parameter.shape:
+                self.values = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            else:
+                parameter.copy_(values)
+            self.base.copy_(whole)
+        self._set_masks(new, self._bias_values)
+        if optimizer is not None:
+            self._repack_state(optimizer, parameter, old, new)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        if not isinstance(input, Tensor):
+            call_checks.refuse_array("input", input, function="packed_linear")
+        input, base, bias = _autocast(input, self.base, self.bias)
+        call_checks.linear(_spec(input), _spec(base), _maybe_spec(bias), None, function="packed_linear")
+        return rule.masked(self._kind, self._positions(), input, base, bias, self._bias_positions, self.values)
+
+    def extra_repr(self) -> str:
+        """Describe sizes and masks."""
+        trained = "" if self._bias_values is None else f", bias_mask={int(self._bias_values.sum())} trained"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"grad_mask={self._mask!r}{trained}"
+        )
+
+    def _home(self) -> Tensor:
+        return self.base
+
+    def _take_over(
+        self, linear: nn.Linear, mask: masks.Mask, bias_values: np.ndarray | None, values_dtype: torch.dtype | None
+    ) -> None:
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.base = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        dtype = linear.weight.dtype if values_dtype is None else values_dtype
+        module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))
+        self.register_parameter("bias", linear.bias)
+        self._set_masks(mask, bias_values)
+        values = self._kind.take(self.base.detach(), *self._positions())
+        self.values = nn.Parameter(values.to(dtype, copy=True).contiguous())
+
+    def _repack_state(
+        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, old: masks.Mask, new: masks.Mask
+    ) -> None:
+        for group in optimizer.param_groups:
+            group["params"] = [self.values if one is parameter else one for one in group["params"]]
+        state = optimizer.state.pop(parameter, None)
+        if not state:
+            return
+        shape = self.out_features, self.in_features
+        expected = parameter.shape
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == expected and value.dim():
+                state[name] = packing.repack(value, old, new, shape=shape)
+        optimizer.state[self.values] = state
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, value in (("weight", self.weight), ("bias", self.bias)):
+            if value is not None:
+                destination[prefix + name] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # As a plain layer would, whose weight is then taken apart.
+        assign = bool(local_metadata.get("assign_to_params_buffers"))
+        plain = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None,
+            device="meta" if assign else self.base.device, dtype=self.base.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            if not assign:
+                plain.weight.copy_(self.weight)
+                if self.bias is not None:
+                    plain.bias.copy_(self.bias)
+            plain._load_from_state_dict(
+                dict(state_dict), prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
+            )
+            if plain.weight.is_meta:
+                return
+            if assign:
+                self.base = nn.Parameter(plain.weight.detach(), requires_grad=False)
+                self._set_masks(self._mask, self._bias_values)
+                values = self._kind.take(self.base.detach(), *self._positions()).to(self.values.dtype)
+                self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
+                self.bias = None if self.bias is None else nn.Parameter(plain.bias.detach())
+                return
+            self.base.copy_(plain.weight)
+            if not torch.equal(plain.weight, self.weight):
+                self.values.copy_(self._kind.take(plain.weight, *self._positions()))
+            if self.bias is not None:
+                self.bias.copy_(plain.bias)
