@@ -20,6 +20,10 @@ from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
 from maskedlinear_jax import kinds as _kinds
 from maskedlinear_jax.functional import masked_linear as masked_linear
+from maskedlinear_jax.hold import apply_updates as apply_updates
+from maskedlinear_jax.hold import assert_frozen as assert_frozen
+from maskedlinear_jax.hold import grad_masks as grad_masks
+from maskedlinear_jax.hold import hold_frozen as hold_frozen
 from maskedlinear_jax.module import MaskedLinear as MaskedLinear
 from maskedlinear_jax.module import combine as combine
 from maskedlinear_jax.module import partition as partition

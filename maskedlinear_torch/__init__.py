@@ -18,7 +18,12 @@ from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
 from maskedlinear_torch import kinds as _kinds
+from maskedlinear_torch.convert import mask_linears as mask_linears
+from maskedlinear_torch.convert import unmask_linears as unmask_linears
 from maskedlinear_torch.functional import masked_linear as masked_linear
+from maskedlinear_torch.hold import assert_frozen as assert_frozen
+from maskedlinear_torch.hold import grad_masks as grad_masks
+from maskedlinear_torch.hold import hold_frozen as hold_frozen
 from maskedlinear_torch.module import MaskedLinear as MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear as PackedLinear
 from maskedlinear_torch.packing import pack as pack

@@ -28,7 +28,8 @@ ONLY_DEFINED_IN_ONE = {
     "rule.py": {
         "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form
         "_Wanted",  # torch has ctx.needs_input_grad
-        "_identity", "_identity_jvp", "_value", "_is_primal", "_primal", "_is_differentiated",  # inner workings of either form
+        "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
+        "_value", "_is_primal", "_primal", "_is_differentiated",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
     },
     "functional.py": {"_autocast"},  # JAX has no autocast
