@@ -19,6 +19,8 @@ from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
 from maskedlinear_jax import kinds as _kinds
+from maskedlinear_jax.convert import mask_linears as mask_linears
+from maskedlinear_jax.convert import unmask_linears as unmask_linears
 from maskedlinear_jax.functional import masked_linear as masked_linear
 from maskedlinear_jax.hold import apply_updates as apply_updates
 from maskedlinear_jax.hold import assert_frozen as assert_frozen

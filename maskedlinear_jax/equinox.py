@@ -1,0 +1,105 @@
+"""Masked layers for Equinox models: drop-ins for `equinox.nn.Linear` (SPEC S8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import Array
+
+from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_jax import convert, module, packed_module
+
+try:
+    import equinox as eqx
+except ImportError as error:
+    raise ImportError("maskedlinear_jax.equinox needs equinox: pip install 'maskedlinear[equinox]'") from error
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class MaskedLinear(module.MaskedLinear):
+    """`maskedlinear_jax.MaskedLinear`, called as Equinox calls its layers.
+
+    Positions are integer leaves: `equinox.partition(model, equinox.is_inexact_array)` and
+    `equinox.filter_grad` leave them alone.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+        >>> layer = MaskedLinear.from_linear(linear, grad_mask=columns([0]))
+        >>> eqx.filter_grad(lambda layer: layer(jax.numpy.ones(3)).sum())(layer).weight
+        Array([[1., 0., 0.],
+               [1., 0., 0.]], dtype=float32)
+    """
+
+    def __call__(self, input: Array, *, forward_mode: bool = False, key: Any = None) -> Array:
+        """Return y of shape (*batch, out_features); `key` is ignored, as by `equinox.nn.Linear`."""
+        return super().__call__(input, forward_mode=forward_mode)
+
+    def to_linear(self) -> Any:
+        """Return an `equinox.nn.Linear` around the very arrays of this layer."""
+        return _plain(self)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class PackedLinear(packed_module.PackedLinear):
+    """`maskedlinear_jax.PackedLinear`, called as Equinox calls its layers.
+
+    The matrix and the positions are integer leaves: `equinox.is_inexact_array` selects the values and the bias.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> linear = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+        >>> layer = PackedLinear.from_linear(linear, grad_mask=columns([0]))
+        >>> [leaf.shape for leaf in jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))]
+        [(2, 1), (2,)]
+    """
+
+    def __call__(self, input: Array, *, forward_mode: bool = False, key: Any = None) -> Array:
+        """Return y of shape (*batch, out_features); `key` is ignored, as by `equinox.nn.Linear`."""
+        return super().__call__(input, forward_mode=forward_mode)
+
+    def to_linear(self) -> Any:
+        """Return an `equinox.nn.Linear` with the trained weight."""
+        return _plain(self)
+
+
+def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, values_dtype: Any = None) -> Any:
+    """Return an Equinox model whose `equinox.nn.Linear` layers are masked ones.
+
+    As `maskedlinear_jax.mask_linears`; names are dotted paths, e.g. "layers.0".
+
+    Raises:
+        TypeError, ValueError, IndexError: As there; a layer with "scalar" features is refused.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> model = eqx.nn.MLP(4, 2, 8, depth=1, key=jax.random.key(0))
+        >>> mask_linears(model, {"layers.0": columns([1])}).layers[0]
+        MaskedLinear(in_features=4, out_features=8, bias=True, grad_mask=columns([1]))
+    """
+    return convert.convert(model, masks, _ADAPTER, packed=packed, values_dtype=values_dtype)
+
+
+def unmask_linears(model: Any) -> Any:
+    """Return an Equinox model whose masked layers are `equinox.nn.Linear` with the trained weights."""
+    return convert.unmask_linears(model)
+
+
+def _is_plain(node: Any) -> bool:
+    if not isinstance(node, eqx.nn.Linear):
+        return False
+    if type(node) is not eqx.nn.Linear:
+        convert_checks.refuse_subclass("model", node)
+    return "scalar" not in (node.in_features, node.out_features)
+
+
+def _plain(layer: Any) -> Any:
+    shape = layer.in_features, layer.out_features
+    empty = eqx.filter_eval_shape(eqx.nn.Linear, *shape, use_bias=layer.bias is not None, key=jax.random.key(0))
+    linear = eqx.tree_at(lambda linear: linear.weight, empty, layer.weight)
+    return linear if layer.bias is None else eqx.tree_at(lambda linear: linear.bias, linear, layer.bias)
+
+
+_ADAPTER = convert.Adapter(_is_plain, MaskedLinear, PackedLinear)
