@@ -34,6 +34,8 @@ from maskedlinear_jax.packing import pack as pack
 from maskedlinear_jax.packing import packed_linear as packed_linear
 from maskedlinear_jax.packing import repack as repack
 from maskedlinear_jax.packing import unpack as unpack
+from maskedlinear_jax.storage import load_packed as load_packed
+from maskedlinear_jax.storage import save_packed as save_packed
 
 _arrays.register_reader(_jax.Array, _kinds.read)
 _kinds.register_pytrees(_masks.KINDS)

@@ -30,6 +30,8 @@ from maskedlinear_torch.packing import pack as pack
 from maskedlinear_torch.packing import packed_linear as packed_linear
 from maskedlinear_torch.packing import repack as repack
 from maskedlinear_torch.packing import unpack as unpack
+from maskedlinear_torch.storage import load_packed as load_packed
+from maskedlinear_torch.storage import save_packed as save_packed
 
 _arrays.register_reader(_torch.Tensor, _kinds.read)
 _arrays.register_viewer("torch", _torch.from_numpy)
