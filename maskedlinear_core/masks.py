@@ -396,7 +396,10 @@ class Entries(Mask):
         return positions.elements(array)
 
     def __repr__(self) -> str:
-        return f"entries({self.index!r} in a weight of {self._shape})"
+        if self.index.is_traced or not self.index.is_vector:
+            return f"elements({self.index!r} in a weight of {self._shape})"
+        size = self._shape[0] * self._shape[1]
+        return f"elements({self.index.positions('entries', size).size} of {size} in a weight of {self._shape})"
 
 
 class Combination(Mask):

@@ -8,7 +8,8 @@ the positions in their shortest form; the matrix is known by the fingerprint of 
     <layer>.bias_mask   bits, eight to a byte, if there is one
     <layer>.rows, .columns, .blocks    sorted positions, in the shortest unsigned integer
     <layer>.entries     elements: bits, eight to a byte, or gaps between positions, whichever is shorter
-    metadata            "maskedlinear": JSON of version, checksum of the file, and per layer: kind, shapes, dtypes, fingerprint
+    metadata            "maskedlinear": JSON of the version, the checksum of the file, and of every layer its kind,
+                        shapes, dtypes and fingerprint
 """
 
 from __future__ import annotations

@@ -174,8 +174,7 @@ class PackedLinear(Layer):
             >>> torch.equal(layer.weight, before)
             True
         """
-        old, new = self._mask, constructors.as_mask(grad_mask)
-        new.canonical((self.out_features, self.in_features))
+        old, new = self._mask, constructors.as_mask(grad_mask).packed((self.out_features, self.in_features))
         with torch.no_grad():
             whole = self.weight
             # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
@@ -217,7 +216,7 @@ class PackedLinear(Layer):
         dtype = linear.weight.dtype if values_dtype is None else values_dtype
         module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))
         self.register_parameter("bias", linear.bias)
-        self._set_masks(mask, bias_values)
+        self._set_masks(mask.packed((self.out_features, self.in_features)), bias_values)
         values = self._kind.take(self.base.detach(), *self._positions())
         self.values = nn.Parameter(values.to(dtype, copy=True).contiguous())
 
