@@ -44,20 +44,19 @@ class _Layer(nnx.Module):
         self.use_bias = linear.use_bias
         self.dtype, self.param_dtype, self.precision = linear.dtype, linear.param_dtype, linear.precision
         self.promote_dtype = linear.promote_dtype
-        self.bias = linear.bias
         # In packed order and with a known count: so it can be traced.
         self.positions = Positions(mask.packed((self.out_features, self.in_features)))
         bias_values = _bias_mask(bias_mask, linear.bias is not None, self.out_features)
         self.bias_positions = None if bias_values is None else Positions(jnp.asarray(bias_values))
+        self._take_bias_over(linear.bias)
+
+    def _take_bias_over(self, bias: Any) -> None:
+        self.bias = bias
 
     @property
     def grad_mask(self) -> masks.Mask:
         """The mask. Another of the same kind and count recompiles nothing."""
         return self.positions.get_value()
-
-    def _masks(self) -> dict[str, Any]:
-        bias = None if self.bias_positions is None else self.bias_positions.get_value()
-        return {"grad_mask": self.grad_mask, "bias_mask": bias}
 
     def _cast(self, *arrays: Any) -> Any:
         return self.promote_dtype(arrays, dtype=self.dtype)
@@ -74,7 +73,8 @@ class _Layer(nnx.Module):
             )
         )  # fmt: skip
         linear.kernel = nnx.Param(kernel)
-        linear.bias = self.bias
+        if self.use_bias:
+            linear.bias = self.bias if isinstance(self.bias, nnx.Param) else nnx.Param(self.bias)
         return linear
 
 
@@ -133,16 +133,17 @@ class MaskedLinear(_Layer):
     def __call__(self, inputs: Array) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         bias = None if self.bias is None else self.bias.get_value()
+        bias_mask = None if self.bias_positions is None else self.bias_positions.get_value()
         inputs, kernel, bias = self._cast(inputs, self.kernel.get_value(), bias)
         with self._precision():
-            return masked_linear(inputs, kernel.T, bias, **self._masks())
+            return masked_linear(inputs, kernel.T, bias, grad_mask=self.grad_mask, bias_mask=bias_mask)
 
 
 class PackedLinear(_Layer):
     """A drop-in for `flax.nnx.Linear` that pays only for what learns: see `maskedlinear_jax.PackedLinear`.
 
-    `values` and `bias` are `nnx.Param`; the matrix is `Frozen`: `nnx.Optimizer(model, tx, wrt=nnx.Param)` does not
-    see it.
+    `values` and `bias_values` are `nnx.Param`; the matrix, and the bias under its trainable part, are `Frozen`:
+    `nnx.Optimizer(model, tx, wrt=nnx.Param)` does not see them.
 
     Args:
         in_features: I.
@@ -206,15 +207,30 @@ class PackedLinear(_Layer):
         base = self.base.get_value().T
         return packing.unpack(base, self.values.get_value(), grad_mask=self.grad_mask).T
 
+    @property
+    def bias(self) -> Any:
+        """The whole bias (out_features,), or None."""
+        if self.bias_positions is None or self.bias_base is None:
+            return None if self.bias_values is None else self.bias_values.get_value()
+        values = self.bias_values.get_value()
+        (index,) = jnp.nonzero(self.bias_positions.get_value(), size=values.shape[0])
+        return self.bias_base.get_value().at[index].set(values)
+
+    def _take_bias_over(self, bias: Any) -> None:
+        if self.bias_positions is None:
+            self.bias_values, self.bias_base = bias, None
+        else:
+            whole, trains = bias.get_value(), self.bias_positions.get_value()
+            self.bias_values, self.bias_base = nnx.Param(whole[trains]), Frozen(whole)
+
     def __call__(self, inputs: Array) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
-        bias = None if self.bias is None else self.bias.get_value()
-        inputs, base, bias = self._cast(inputs, self.base.get_value(), bias)
+        inputs, base, bias = self._cast(inputs, self.base.get_value(), self.bias)
         values = self.values.get_value()
         # Values are float32 over a 16-bit matrix, or of the matrix' own dtype, whatever it is cast to.
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
         with self._precision():
-            return packing.packed_linear(inputs, base.T, values, bias, **self._masks())
+            return packing.packed_linear(inputs, base.T, values, bias, grad_mask=self.grad_mask)
 
 
 def mask_linears(

@@ -26,10 +26,10 @@ class PackedLinear:
     Gradients, optimizer state and all-reduce traffic have the size of `values`. No optimizer can move a
     frozen entry: it is not handed one.
 
-    The layer is a pytree of values, bias, grad_mask, bias_mask and the bits of the matrix. The matrix travels
-    as unsigned integers, so that nothing which goes by dtype (`partition`, `equinox.partition`, `jax.grad`,
-    weight decay) takes it for a parameter; `base` is the matrix in floats, and `weight` the matrix with the
-    values in their places. Under jit the change of view costs nothing.
+    The layer is a pytree of values, bias_values, grad_mask, bias_mask and the bits of what is frozen: the matrix
+    and, if part of the bias is frozen, the bias. These travel as unsigned integers, so that nothing which goes by
+    dtype (`partition`, `equinox.partition`, `jax.grad`, weight decay) takes them for parameters; `base` is the
+    matrix in floats, `weight` and `bias` are put together of all. Under jit the change of view costs nothing.
 
     Args:
         in_features: I.
@@ -55,10 +55,11 @@ class PackedLinear:
     """
 
     values: Any
-    bias: Any
+    bias_values: Any
     grad_mask: Any
     bias_mask: Any
     base_bits: Any
+    bias_bits: Any
     _dtype: str
 
     def __init__(
@@ -158,6 +159,16 @@ class PackedLinear:
         kind, positions = kinds.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
         return rule.weight_view(kind, positions, self.values, self.base)
 
+    @property
+    def bias(self) -> Any:
+        """The whole bias (out_features,), or None."""
+        if self.bias_bits is None:
+            return self.bias_values
+        base = jax.lax.bitcast_convert_type(self.bias_bits, jnp.dtype(self._dtype))
+        # How many entries train is known, which ones may be traced.
+        (index,) = jnp.nonzero(self.bias_mask, size=self.bias_values.shape[0])
+        return base.at[index].set(self.bias_values)
+
     def repack(self, grad_mask: Any) -> Self:
         """Return a layer of which other positions learn. What the others were trained to stays.
 
@@ -185,12 +196,11 @@ class PackedLinear:
     def __call__(self, input: Array, *, forward_mode: bool = False) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         return packing.packed_linear(
-            input, self.base, self.values, self.bias,
-            grad_mask=self.grad_mask, bias_mask=self.bias_mask, forward_mode=forward_mode,
+            input, self.base, self.values, self.bias, grad_mask=self.grad_mask, forward_mode=forward_mode
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some of values, bias, grad_mask, bias_mask and base_bits replaced, unchecked.
+        """Return a copy with some of its leaves replaced, unchecked: values, bias_values, grad_mask and so on.
 
         Example:
             >>> layer = PackedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
@@ -204,24 +214,24 @@ class PackedLinear:
     def __repr__(self) -> str:
         """Describe sizes and masks."""
         if not hasattr(self.base_bits, "shape"):
-            return f"PackedLinear(values={self.values!r}, bias={self.bias!r})"
+            return f"PackedLinear(values={self.values!r}, bias_values={self.bias_values!r})"
         trains = read(self.bias_mask) if is_framework_array(self.bias_mask) else None
         trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"
         return (
             f"PackedLinear(in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, grad_mask={self.grad_mask!r}{trained})"
+            f"bias={self.bias_values is not None}, grad_mask={self.grad_mask!r}{trained})"
         )
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], str]:
         """Return the leaves with their names (for pytrees)."""
-        names = ("values", "bias", "grad_mask", "bias_mask", "base_bits")
+        names = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
         return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self._dtype
 
     @classmethod
     def tree_unflatten(cls, static: str, leaves: Any) -> Self:
         """Return the module with these leaves, unchecked (for pytrees)."""
         layer = object.__new__(cls)
-        layer.values, layer.bias, layer.grad_mask, layer.bias_mask, layer.base_bits = leaves
+        layer.values, layer.bias_values, layer.grad_mask, layer.bias_mask, layer.base_bits, layer.bias_bits = leaves
         layer._dtype = static
         return layer
 
@@ -230,7 +240,10 @@ class PackedLinear:
         dtype = weight.dtype.name if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, weight.dtype.name)
         self._dtype = weight.dtype.name
-        self.bias, self.bias_mask = linear.bias, bias_mask
+        self.bias_values, self.bias_mask, self.bias_bits = linear.bias, bias_mask, None
+        if bias_mask is not None:
+            bias = jnp.asarray(linear.bias)
+            self.bias_values, self.bias_bits = bias[np.flatnonzero(bias_mask)], _bits(bias)
         # In packed order and with a known count: so it can be traced.
         self.grad_mask = mask.packed((weight.shape[0], weight.shape[1]))
         self.values = packing.pack(weight, grad_mask=self.grad_mask).astype(dtype)

@@ -118,9 +118,11 @@ def _filled(module: Any, stored: Stored) -> Any:
     values = _array(stored.values)
     bias = None if stored.bias is None else _array(stored.bias)
     if stored.form == "packed":
-        if not isinstance(module, PackedLinear):
-            module = PackedLinear.from_linear(module, grad_mask=stored.mask)
-        return module.replace(values=values, bias=bias, grad_mask=stored.mask, bias_mask=stored.bias_mask)
+        matrix = module.base if isinstance(module, PackedLinear) else module.weight
+        kind = type(module) if isinstance(module, PackedLinear) else PackedLinear
+        plain = MaskedLinear.tree_unflatten(None, (matrix, bias, stored.mask, None))
+        filled = kind.from_linear(plain, grad_mask=stored.mask, bias_mask=stored.bias_mask)
+        return filled.replace(values=values)
     weight = packing.unpack(module.weight, values, grad_mask=stored.mask)
     return MaskedLinear.from_linear(
         MaskedLinear.tree_unflatten(None, (weight, bias, stored.mask, None)),

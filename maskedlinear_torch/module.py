@@ -51,8 +51,8 @@ class Layer(nn.Module):
         self._kind, self._position_count = kind, len(arrays)
         for i, array in enumerate(arrays):
             self._set_buffer(f"_position_{i}", array)
-        trained = None if bias_values is None else torch.from_numpy(bias_values).to(device)
-        self._set_buffer("_bias_positions", trained)
+        trained = None if bias_values is None else np.flatnonzero(bias_values) if self._is_packed else bias_values
+        self._set_buffer("_bias_positions", None if trained is None else torch.from_numpy(trained).to(device))
 
     def _set_buffer(self, name: str, values: Tensor | None) -> None:
         old = self._buffers.get(name)

@@ -24,9 +24,10 @@ class PackedLinear(Layer):
     Gradients, optimizer state and all-reduce traffic have the size of `values`. No optimizer can move a
     frozen entry: it is not handed one.
 
-    Parameters: `values` (what `pack` gives), `bias` (out_features,), and `base` (out_features,
-    in_features), which never requires a gradient. `weight` is computed: `base` with the values in their
-    places. The state_dict is that of `nn.Linear`, its weight written out; `save_packed` stores the share.
+    Parameters: `values` (what `pack` gives) and `bias_values` (the trainable entries of the bias); and `base`
+    (out_features, in_features) and, if part of the bias is frozen, `bias_base` (out_features,), which never
+    require a gradient. `weight` and `bias` are put together of these. The state_dict is that of `nn.Linear`,
+    its weight and bias written out; `save_packed` stores the share.
 
     Args:
         in_features: I.
@@ -55,6 +56,8 @@ class PackedLinear(Layer):
     _is_packed = True
     values: nn.Parameter
     base: nn.Parameter
+    bias_values: nn.Parameter | None
+    bias_base: nn.Parameter | None
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class PackedLinear(Layer):
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
-        """Return a plain layer with the trained weight, and the very bias of this one.
+        """Return a plain layer with the trained weight and bias (the very bias of this one, if all of it trains).
 
         Example:
             >>> type(PackedLinear(3, 2, grad_mask=constructors.rows([0])).to_linear()).__name__
@@ -120,7 +123,7 @@ class PackedLinear(Layer):
         )
         linear.weight = nn.Parameter(self.weight.detach())
         if self.bias is not None:
-            linear.bias = self.bias
+            linear.bias = self.bias if self.bias_base is None else nn.Parameter(self.bias.detach())
         return linear.train(self.training)
 
     @classmethod
@@ -143,6 +146,27 @@ class PackedLinear(Layer):
         Differentiable: what reads the weight instead of calling the layer trains the values as well.
         """
         return rule.weight_view(self._kind, self._positions(), self.values, self.base.detach())
+
+    @property
+    def bias(self) -> Any:
+        """The whole bias (out_features,), or None: the parameter itself if all of it trains."""
+        if self.bias_base is None:
+            return self.bias_values
+        assert self.bias_values is not None
+        return self.bias_base.detach().index_copy(0, self._bias_index(), self.bias_values)
+
+    @property
+    def bias_mask(self) -> np.ndarray | None:
+        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
+        return None if self._bias_values is None else self._bias_values.copy()
+
+    @bias_mask.setter
+    def bias_mask(self, bias_mask: Any) -> None:
+        values = _bias_mask(bias_mask, self.bias is not None, self.out_features)
+        with torch.no_grad():
+            whole = None if self.bias is None else self.bias.detach().clone()
+            self._set_masks(self._mask, values)
+            self._take_bias_over(whole)
 
     @property
     def grad_mask(self) -> masks.Mask:
@@ -193,9 +217,10 @@ class PackedLinear(Layer):
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
             call_checks.refuse_array("input", input, function="packed_linear")
+        positions = self._positions()
         input, base, bias = _autocast(input, self.base, self.bias)
         call_checks.linear(_spec(input), _spec(base), _maybe_spec(bias), None, function="packed_linear")
-        return rule.masked(self._kind, self._positions(), input, base, bias, self._bias_positions, self.values)
+        return rule.masked(self._kind, positions, input, base, bias, None, self.values)
 
     def extra_repr(self) -> str:
         """Describe sizes and masks."""
@@ -215,10 +240,28 @@ class PackedLinear(Layer):
         self.base = nn.Parameter(linear.weight.detach(), requires_grad=False)
         dtype = linear.weight.dtype if values_dtype is None else values_dtype
         module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))
-        self.register_parameter("bias", linear.bias)
         self._set_masks(mask.packed((self.out_features, self.in_features)), bias_values)
         values = self._kind.take(self.base.detach(), *self._positions())
         self.values = nn.Parameter(values.to(dtype, copy=True).contiguous())
+        self.register_parameter("bias_values", None)
+        self._take_bias_over(linear.bias)
+
+    def _take_bias_over(self, bias: Tensor | None) -> None:
+        # Where nothing is frozen the bias is the parameter itself.
+        old = self.bias_values
+        if bias is None or self._bias_values is None:
+            base, values = None, bias
+        else:
+            base, values = bias.detach(), bias.detach().index_select(0, self._bias_index())
+        self.bias_base = None if base is None else nn.Parameter(base, requires_grad=False)
+        if old is not None and values is not None and old.shape == values.shape:
+            old.copy_(values)
+        elif values is not None:
+            self.bias_values = values if isinstance(values, nn.Parameter) else nn.Parameter(values)
+
+    def _bias_index(self) -> Tensor:
+        assert self._bias_positions is not None, "asked for only where part of the bias is frozen"
+        return self._bias_positions
 
     def _repack_state(
         self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, old: masks.Mask, new: masks.Mask
@@ -259,7 +302,7 @@ class PackedLinear(Layer):
         with torch.no_grad():
             if not assign:
                 plain.weight.copy_(self.weight)
-                if self.bias is not None:
+                if plain.bias is not None:
                     plain.bias.copy_(self.bias)
             plain._load_from_state_dict(
                 dict(state_dict), prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
@@ -267,14 +310,15 @@ class PackedLinear(Layer):
             if plain.weight.is_meta:
                 return
             if assign:
+                learns = self.values.requires_grad
                 self.base = nn.Parameter(plain.weight.detach(), requires_grad=False)
                 self._set_masks(self._mask, self._bias_values)
                 values = self._kind.take(self.base.detach(), *self._positions()).to(self.values.dtype)
-                self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
-                self.bias = None if self.bias is None else nn.Parameter(plain.bias.detach())
+                self.values = nn.Parameter(values, requires_grad=learns)
+                self.bias_values = None
+                self._take_bias_over(plain.bias)
                 return
             self.base.copy_(plain.weight)
             if not torch.equal(plain.weight, self.weight):
                 self.values.copy_(self._kind.take(plain.weight, *self._positions()))
-            if self.bias is not None:
-                self.bias.copy_(plain.bias)
+            self._take_bias_over(plain.bias)

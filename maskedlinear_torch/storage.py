@@ -125,11 +125,13 @@ def _fill(module: Any, stored: Stored) -> None:
     if isinstance(module, PackedLinear):
         module.values = nn.Parameter(values, requires_grad=module.values.requires_grad)
         module._set_masks(stored.mask, stored.bias_mask)
+        module.bias_values = None
+        module._take_bias_over(None if stored.bias is None else _tensor(stored.bias).to(values.device))
     else:
         module._set_masks(stored.mask, stored.bias_mask)
         module.weight.copy_(packing.unpack(module.weight, values, grad_mask=stored.mask))
-    if stored.bias is not None:
-        module.bias.copy_(_tensor(stored.bias))
+        if stored.bias is not None:
+            module.bias.copy_(_tensor(stored.bias))
 
 
 def _bits(tensor: Tensor) -> Numbers:
