@@ -16,11 +16,6 @@ from maskedlinear_jax import kinds
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
 
-try:
-    import optax
-except ImportError:  # the rest of the package does without
-    optax = None
-
 
 def hold_frozen(optimizer: Any, model: Any) -> Any:
     """Keep the frozen entries of masked layers, and their moments, bit for bit as they are in every step.
@@ -55,8 +50,10 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
         >>> assert_frozen(layer, combine(optax.apply_updates(params, updates), rest))
         4
     """
-    if optax is None:
-        raise ImportError("hold_frozen needs optax: pip install 'maskedlinear[optax]'")
+    try:
+        import optax  # not on import: the rest of the package does without, and starts faster
+    except ImportError as error:
+        raise ImportError("hold_frozen needs optax: pip install 'maskedlinear[optax]'") from error
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         frozen_checks.refuse_optimizer("an optax.GradientTransformation", optimizer)
     held = grad_masks(model) if _has_layers(model) else model

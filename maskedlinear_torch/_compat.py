@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -21,6 +23,39 @@ def in_dual_level() -> bool:
 def in_transform() -> bool:
     """Tell whether anything but ordinary reverse mode may be differentiating or batching."""
     return in_functorch_transform() or in_dual_level()
+
+
+def is_distributed(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is a DTensor, without importing that."""
+    return hasattr(tensor, "device_mesh")
+
+
+def on_each_device(
+    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tensor: Any, index: Any, dim: int
+) -> Any:
+    """Apply a linear operation on the parts of a DTensor, not cut along `dim`, and return a DTensor placed alike."""
+    from torch.distributed.tensor import DTensor, Replicate  # not on import: it takes a second
+
+    whole = [Replicate() if placement.is_shard(dim % tensor.dim()) else placement for placement in tensor.placements]
+    part = tensor.redistribute(placements=whole).to_local()
+    return DTensor.from_local(operation(part, index.to_local()), tensor.device_mesh, whole, run_check=False)
+
+
+def placed_like(tensor: Any, other: Any) -> Any:
+    """Return a DTensor placed as another is."""
+    return tensor.redistribute(placements=other.placements)
+
+
+def beside(weight: Any) -> Callable[[torch.Tensor | None], Any]:
+    """Return what puts positions, the same on every device, on the devices that hold the parts of a DTensor."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * weight.device_mesh.ndim
+
+    def put(tensor: torch.Tensor | None) -> Any:
+        return None if tensor is None else DTensor.from_local(tensor, weight.device_mesh, everywhere, run_check=False)
+
+    return put
 
 
 def forward_mode_enabled() -> AbstractContextManager[None]:

@@ -308,6 +308,10 @@ def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
 
 def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> Tensor:
     """Return zeros with `values` at `index` along `dim`; an index equal to the size is dropped."""
+    if _compat.is_distributed(values):
+        # Linear along `dim`: each device does its part, as long as the parts are not cut there.
+        local = lambda values, index: put(values, index, dim, size, exact=exact)  # noqa: E731
+        return _compat.on_each_device(local, values, index, dim)
     shape = list(values.shape)
     shape[dim] = size if exact else size + 1
     zeros = values.new_zeros(shape)

@@ -56,6 +56,9 @@ def masked(
     Returns:
         (*B, O).
     """
+    if _compat.is_distributed(weight):
+        beside = _compat.beside(weight)
+        arrays, bias_mask = tuple(map(beside, arrays)), beside(bias_mask)
     transformed = _compat.in_transform()
     if transformed and torch.compiler.is_dynamo_compiling():
         # Dynamo differentiates through the forward of a Function and drops its rule there: without
@@ -150,6 +153,8 @@ class _Reverse(torch.autograd.Function):
                 d_learned = kind.product(g.to(learned.dtype), kept.to(learned.dtype), *arrays)
                 if frozen is None:
                     d_learned = kind.place(d_learned, (learned.shape[0], learned.shape[1]), *arrays)
+                if _compat.is_distributed(learned):
+                    d_learned = _compat.placed_like(d_learned, learned)
             if bias_wanted:
                 d_bias = flat(g).sum(0)
                 d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)

@@ -1,0 +1,214 @@
+"""JAX's engines on eight host devices: jit over NamedSharding, shard_map, data parallel, scan over layers, donation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import maskedlinear_jax as mj
+from maskedlinear_core import blocks, columns, elements, rows, submatrix
+from parity.bounds import error_bound
+
+O, I, BATCH = 16, 24, 8
+MASKS = {
+    "columns": columns([0, 3, 9]),
+    "rows": rows([1, 6]),
+    "submatrix": submatrix([1, 6, 15], [0, 3]),
+    "blocks": blocks(np.eye(8, dtype=bool), (2, 3)),
+    "elements": elements(np.random.default_rng(0).random((O, I)) < 0.3),
+}
+CUTS = {"by rows": P("d", None), "by columns": P(None, "d"), "replicated": P()}
+FORMS = ("masked", "packed")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    assert len(jax.devices()) == 8, "the tests run on eight host devices (tests/conftest.py)"
+    return Mesh(np.array(jax.devices()), ("d",))
+
+
+def numbers(exact):
+    """Input, weight and bias: small integers, of which every sum is exact, or random."""
+    rng = np.random.default_rng(1)
+    shapes = ((BATCH, I), (O, I), (O,))
+    return [(rng.integers(-2, 3, s) if exact else rng.standard_normal(s)).astype(np.float32) for s in shapes]
+
+
+def make(form, mask, weight, bias):
+    plain = mj.MaskedLinear.tree_unflatten(None, (jnp.asarray(weight), jnp.asarray(bias), mask, None))
+    return (mj.PackedLinear if form == "packed" else mj.MaskedLinear).from_linear(plain, grad_mask=mask)
+
+
+def leaf(tree, form):
+    return tree.values if form == "packed" else tree.weight
+
+
+def loss(params, rest, x):
+    return jnp.square(mj.combine(params, rest)(x)).sum()
+
+
+def assert_right(form, mask, got, exact, x, w, b):
+    """The gradient of sum y^2 is 2 y^T x: bit for bit on exact inputs, else within the bound of the two sums."""
+    take = (lambda a: np.asarray(mj.pack(a.astype(np.float32), grad_mask=mask))) if form == "packed" else (
+        lambda a: np.where(mask.to_array((O, I)), a, 0.0))  # fmt: skip
+    with jax.enable_x64(True):
+        double = [a.astype(np.float64) for a in (x, w, b)]
+        if form == "packed":
+            take = lambda a: np.asarray(mj.pack(a, grad_mask=mask))  # noqa: E731
+        want = take(2 * (double[0] @ double[1].T + double[2]).T @ double[0])
+        sizes = [np.abs(a) for a in double]
+        size = take(2 * (sizes[0] @ sizes[1].T + sizes[2]).T @ sizes[0])
+    got = np.asarray(got)
+    if exact:
+        np.testing.assert_array_equal(got, want)
+    else:
+        assert (np.abs(got - want) <= error_bound(size, "float32", terms=I + 1 + BATCH, stages=6)).all()
+
+
+def sharded(layer, form, cut, mesh):
+    """The layer with its matrix cut; all else on every device."""
+    everywhere = NamedSharding(mesh, P())
+    placed = jax.tree.map(lambda a: jax.device_put(a, everywhere), layer)
+    name = "base_bits" if form == "packed" else "weight"
+    return placed.replace(**{name: jax.device_put(getattr(placed, name), NamedSharding(mesh, CUTS[cut]))})
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "random"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_jit_over_named_sharding(mesh, kind, cut, form, exact):
+    x, w, b = numbers(exact)
+    params, rest = mj.partition(sharded(make(form, MASKS[kind], w, b), form, cut, mesh))
+    grads = jax.jit(jax.grad(loss))(params, rest, jax.device_put(x, NamedSharding(mesh, P())))
+    assert_right(form, MASKS[kind], leaf(grads, form), exact, x, w, b)
+    if form == "masked" and cut != "replicated":
+        # Asked to lie as its weight does, the gradient is computed in parts.
+        where = jax.tree.map(lambda leaf: leaf.sharding, params)
+        grads = jax.jit(jax.grad(loss), out_shardings=where)(params, rest, x)
+        assert grads.weight.sharding.spec == params.weight.sharding.spec
+        assert_right(form, MASKS[kind], grads.weight, exact, x, w, b)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "random"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_data_parallel(mesh, kind, form, exact):
+    x, w, b = numbers(exact)
+    params, rest = jax.device_put(mj.partition(make(form, MASKS[kind], w, b)), NamedSharding(mesh, P()))
+    step = jax.jit(jax.grad(loss))
+    grads = step(params, rest, jax.device_put(x, NamedSharding(mesh, P("d"))))
+    assert_right(form, MASKS[kind], leaf(grads, form), exact, x, w, b)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_all_reduce_carries_packed_values_only(mesh, kind):
+    x, w, b = numbers(True)
+    layer = make("packed", MASKS[kind], w, b)
+    params, rest = jax.device_put(mj.partition(layer), NamedSharding(mesh, P()))
+    program = jax.jit(jax.grad(loss)).lower(params, rest, jax.device_put(x, NamedSharding(mesh, P("d")))).compile()
+    reduced = [line for line in program.as_text().splitlines() if "all-reduce(" in line and "=" in line]
+    assert reduced
+    largest = max(int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for line in reduced
+                  for shape in __import__("re").findall(r"f32\[([\d,]*)\]", line.split("all-reduce(")[0]))  # fmt: skip
+    # Elements are reduced by chunks of rows, each of which is no more than half of the weight.
+    limit = layer.values.size if kind != "elements" else O * I // 2
+    assert largest <= max(limit, O)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "random"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_shard_map(mesh, kind, form, exact):
+    x, w, b = numbers(exact)
+    params, rest = mj.partition(make(form, MASKS[kind], w, b))
+
+    def part(params, rest, x):
+        # Each device differentiates its own part of the batch, then gradients are added.
+        params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, "d", to="varying"), params)
+        return jax.lax.psum(jax.grad(loss)(params, rest, x), "d")
+
+    grads = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(P(), P(), P("d")), out_specs=P()))(params, rest, x)
+    assert_right(form, MASKS[kind], leaf(grads, form), exact, x, w, b)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_scan_over_layers(kind, form):
+    """Eight layers stacked along a new axis: the gradients of each are those of the loop."""
+    mask = MASKS[kind]
+    draw = np.random.default_rng(2).standard_normal
+    square = [(draw((I, I)) / 8).astype(np.float32) for _ in range(8)]
+    wide = np.zeros((I, I), bool)
+    wide[:O] = mask.to_array((O, I))
+    layers = [
+        make(form, elements(wide) if kind == "elements" else mask_of(kind), w, draw(I).astype(np.float32))
+        for w in square
+    ]
+    params = [mj.partition(layer)[0] for layer in layers]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    rests = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[mj.partition(layer)[1] for layer in layers])
+    x = draw((BATCH, I)).astype(np.float32)
+
+    def scanned(stacked, x):
+        def body(h, layer):
+            return jnp.tanh(mj.combine(*layer)(h)), None
+
+        return jnp.square(jax.lax.scan(body, x, (stacked, rests))[0]).sum()
+
+    def looped(params, x):
+        for one, layer in zip(params, layers, strict=True):
+            x = jnp.tanh(mj.combine(one, mj.partition(layer)[1])(x))
+        return jnp.square(x).sum()
+
+    seen, want = jax.jit(jax.grad(scanned))(stacked, x), jax.grad(looped)(params, x)
+    for i, one in enumerate(want):
+        got = np.asarray(leaf(seen, form)[i])
+        size = np.abs(np.asarray(leaf(one, form))).max()
+        # The same formula in two programs: sums of at most I terms in each of 8 layers, forward and backward.
+        np.testing.assert_allclose(got, leaf(one, form), rtol=0, atol=2 * 8 * I * 2**-24 * max(size, 1.0))
+        np.testing.assert_array_equal(got == 0, np.asarray(leaf(one, form)) == 0)
+
+
+def mask_of(kind):
+    return {
+        "columns": columns([0, 3, 9]),
+        "rows": rows([1, 6]),
+        "submatrix": submatrix([1, 6, 15], [0, 3]),
+        "blocks": blocks(np.eye(8, dtype=bool), (3, 3)),
+    }[kind]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_donation(form):
+    """The step may write into its arguments: parameters and state are given up, the matrix is not."""
+    x, w, b = numbers(False)
+    layer = make(form, MASKS["columns"], w, b)
+    optimizer = optax.adamw(0.01, weight_decay=0.1)
+    optimizer = mj.hold_frozen(optimizer, layer) if form == "masked" else optimizer
+    params, rest = mj.partition(layer)
+    before = jax.tree.map(jnp.copy, layer)
+    state = optimizer.init(params)
+
+    def step(params, state, rest, x):
+        updates, state = optimizer.update(jax.grad(loss)(params, rest, x), state, params)
+        return mj.apply_updates(params, updates), state
+
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    given = params
+    for _ in range(3):
+        params, state = donated(params, state, rest, x)
+    assert leaf(given, form).is_deleted()
+    assert mj.assert_frozen(before, mj.combine(params, rest)) == O * I - 3 * O
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rematerialisation_and_ahead_of_time_compilation(form):
+    x, w, b = numbers(True)
+    params, rest = mj.partition(make(form, MASKS["submatrix"], w, b))
+    checkpointed = jax.grad(lambda params, rest, x: jnp.square(jax.checkpoint(mj.combine(params, rest))(x)).sum())
+    compiled = jax.jit(checkpointed).lower(params, rest, x).compile()
+    assert_right(form, MASKS["submatrix"], leaf(compiled(params, rest, x), form), True, x, w, b)
