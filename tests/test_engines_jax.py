@@ -1,5 +1,7 @@
 """JAX's engines on eight host devices: jit over NamedSharding, shard_map, data parallel, scan over layers, donation."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +115,7 @@ def test_all_reduce_carries_packed_values_only(mesh, kind):
     reduced = [line for line in program.as_text().splitlines() if "all-reduce(" in line and "=" in line]
     assert reduced
     largest = max(int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for line in reduced
-                  for shape in __import__("re").findall(r"f32\[([\d,]*)\]", line.split("all-reduce(")[0]))  # fmt: skip
+                  for shape in re.findall(r"f32\[([\d,]*)\]", line.split("all-reduce(")[0]))  # fmt: skip
     # Elements are reduced by chunks of rows, each of which is no more than half of the weight.
     limit = layer.values.size if kind != "elements" else O * I // 2
     assert largest <= max(limit, O)
