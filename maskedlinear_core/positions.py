@@ -96,11 +96,11 @@ def cheapest(array: np.ndarray) -> Positions:
 def row_chunks(count: int, shape: Shape) -> list[tuple[int, int]]:
     """Return the ranges of rows in which a dense product is made to take `count` entries of it.
 
-    A range holds about as many elements as are taken, but at least a sixteenth of the weight (smaller products
-    are slow) and at most half of it (nothing is of the weight's size).
+    A range holds about as many elements as are taken, but at least a quarter of the weight (each takes a
+    compiler its time) and at most half of it (nothing is of the weight's size).
     """
     rows, columns = shape
-    height = max(-(-count // max(columns, 1)), -(-rows // 16), 1)
+    height = max(-(-count // max(columns, 1)), -(-rows // 4), 1)
     height = min(height, max(-(-rows // 2), 1))
     return [(start, min(start + height, rows)) for start in range(0, rows, height)]
 

@@ -1,6 +1,10 @@
 """JAX's engines on eight host devices: jit over NamedSharding, shard_map, data parallel, scan over layers, donation."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -214,3 +218,15 @@ def test_rematerialisation_and_ahead_of_time_compilation(form):
     checkpointed = jax.grad(lambda params, rest, x: jnp.square(jax.checkpoint(mj.combine(params, rest))(x)).sum())
     compiled = jax.jit(checkpointed).lower(params, rest, x).compile()
     assert_right(form, MASKS["submatrix"], leaf(compiled(params, rest, x), form), True, x, w, b)
+
+
+def test_example_on_eight_devices():
+    """What the README says to type."""
+    root = Path(__file__).parent.parent
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(root / "examples" / "cluster" / "train_jax.py")]
+    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("step")]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0] / 2

@@ -143,6 +143,19 @@ def seen(tmp_path_factory):
     return cells
 
 
+def test_example_under_torchrun():
+    """What the README says to type on a cluster."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+               "--rdzv-endpoint", "localhost:0", str(root / "examples" / "cluster" / "train_torch.py")]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("step")]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0] / 2
+
+
 ENGINES = ("DDP", "FSDP2", "DTensor by rows", "DTensor by columns", "DTensor replicated")
 
 

@@ -10,6 +10,8 @@ PACKAGES = {
     "maskedlinear_core.select": set(),
     "maskedlinear_torch": {"torch"},
     "maskedlinear_jax": {"jax"},
+    "maskedlinear_jax.equinox": {"jax"},
+    "maskedlinear_jax.nnx": {"jax"},
     "parity": set(),
     "parity.cli": set(),
     "parity.sabotage": set(),

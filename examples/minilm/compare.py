@@ -74,7 +74,9 @@ def conversion(batch):
 def parting(torch_model, jax_model):
     """Return how far two models, fine-tuned from one start, have parted: over all values, and over what they moved."""
     start = jax_training.values_of(jax_training.packed(jax_encoder.load()))
-    ours = {name: m.values.detach().numpy() for name, m in torch_model.named_modules() if isinstance(m, mt.PackedLinear)}
+    ours = {
+        name: m.values.detach().numpy() for name, m in torch_model.named_modules() if isinstance(m, mt.PackedLinear)
+    }
     theirs = {name: np.asarray(one) for name, one in jax_training.values_of(jax_model).items()}
     apart = max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
     moved = max(float(np.abs(ours[name] - np.asarray(start[name])).max()) for name in ours)

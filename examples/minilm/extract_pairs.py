@@ -37,7 +37,8 @@ SOURCES = [
     (torch.fft, TORCH, jnp.fft, JAX),
 ]
 UNUSABLE = re.compile(
-    r"alias|scalar constructor|deprecated|see also|implementation of|\bsee\b|in-place|\$|\\|http|version|__|::|>>>|^note",
+    r"alias|scalar constructor|deprecated|see also|"
+    r"implementation of|\bsee\b|in-place|\$|\\|http|version|__|::|>>>|^note",
     re.I,
 )
 

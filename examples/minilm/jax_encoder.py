@@ -17,7 +17,11 @@ import maskedlinear_jax as mj
 
 def load(folder=MODEL, dtype=jnp.float32):
     """Return the model of the package, without the pooler, which embeddings do not use."""
-    numbers = {name: jnp.asarray(a, dtype) for name, a in load_file(folder / "model.safetensors").items() if a.dtype.kind == "f"}
+    numbers = {
+        name: jnp.asarray(a, dtype)
+        for name, a in load_file(folder / "model.safetensors").items()
+        if a.dtype.kind == "f"
+    }
     model = {}
     for name, array in numbers.items():
         if name.startswith("pooler") or name.endswith(".bias"):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax_encoder import encode
+from masks import MASKS
 
 import maskedlinear_jax as mj
-from masks import MASKS
 
 RATE, SCALE = 2e-4, 20.0
 

@@ -1,7 +1,7 @@
 """The sentence encoder in both frameworks: converted, compared, fine-tuned.
 
-    python examples/minilm/run.py               a few minutes on two cores; writes report.json and figure.svg beside itself
-    python examples/minilm/run.py --steps 3     quick
+python examples/minilm/run.py               a few minutes on two cores; writes report.json and figure.svg beside itself
+python examples/minilm/run.py --steps 3     quick
 """
 
 import argparse
@@ -96,7 +96,9 @@ def view(report):
     for i, name in enumerate(("held-back loss before", "held-back loss after")):
         print(f"{name:<30}" + "".join(f"{rows[method]['held back'][i]:>14.4f}" for method in measured))
     rms = report["parting"]["rms"]
-    print(f"torch and JAX after {report['steps']} steps: {rms['apart']:.2g} apart (RMS), having moved {rms['moved']:.2g}")
+    print(
+        f"torch and JAX after {report['steps']} steps: {rms['apart']:.2g} apart (RMS), having moved {rms['moved']:.2g}"
+    )
 
 
 if __name__ == "__main__":

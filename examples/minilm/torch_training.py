@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import torch
+from masks import MASKS, RANK
 from safetensors.torch import save_file
 from torch_encoder import encode, load
 
 import maskedlinear_torch as mt
-from masks import MASKS, RANK
 
 RATE, SCALE = 2e-4, 20.0
 
