@@ -27,6 +27,26 @@ def layer(t, *args, **changes):
     return t.MaskedLinear(*(args or (I, O)), **({"grad_mask": columns([0]), "seed": 0} | changes))
 
 
+def packed(t, **changes):
+    """A right call of packed_linear but for the changes."""
+    given = {
+        "input": t.array(np.ones((2, I))),
+        "weight": t.array(np.ones((O, I))),
+        "values": t.array(np.ones((O, 1))),
+        "bias": None,
+        "grad_mask": columns([0]),
+    }
+    given |= changes
+    arrays = [given.pop(name) for name in ("input", "weight", "values", "bias")]
+    return t.twin.packed_linear(*arrays, **given)
+
+
+def repack(t, **changes):
+    """A right call of repack but for the changes."""
+    given = {"values": t.array(np.ones((O, 1))), "shape": (O, I)} | changes
+    return t.twin.repack(given.pop("values"), columns([0]), columns([1]), **given)
+
+
 F64 = np.ones((2, I))
 WRONG = {
     # arrays
@@ -152,6 +172,42 @@ WRONG = {
                                          lambda t: select.random((4, 4), 0.5, along="blocks", block_shape=(3, 2), seed=0)),
     "m that does not divide": (ValueError, "divide the 5 input features, got m=4",
                                lambda t: select.n_of_m(t.array(np.ones((2, 5))), 2, 4)),
+    # the packed form
+    "pack a list": (TypeError, "pack: expected weight to be an array, got list",
+                    lambda t: t.twin.pack([[1.0]], grad_mask=columns([0]))),
+    "pack a vector": (ValueError, r"pack: expected a weight of shape .*, got shape \(3,\)",
+                      lambda t: t.twin.pack(t.array(np.ones(3)), grad_mask=columns([0]))),
+    "pack integers": (TypeError, "pack: expected weight of dtype .* got int32",
+                      lambda t: t.twin.pack(t.integers([[1]], "int32"), grad_mask=columns([0]))),
+    "pack without a mask": (TypeError, "expected grad_mask to be columns",
+                            lambda t: t.twin.pack(t.array(np.ones((O, I))), grad_mask=None)),
+    "pack out of range": (IndexError, "positions from -4 to 3 for 4 input features, got 4",
+                          lambda t: t.twin.pack(t.array(np.ones((O, I))), grad_mask=columns([4]))),
+    "unpack values of another shape": (ValueError, r"unpack: expected values of shape \(3, 1\) .* got shape \(3, 2\)",
+                                       lambda t: t.twin.unpack(t.array(np.ones((O, I))), t.array(np.ones((O, 2))),
+                                                               grad_mask=columns([0]))),
+    "unpack None": (TypeError, "unpack: expected values to be an array, got NoneType",
+                    lambda t: t.twin.unpack(t.array(np.ones((O, I))), None, grad_mask=columns([0]))),
+    "values coarser than the weight": (TypeError, "values of dtype float32 over a weight of float32, got bfloat16",
+                                       lambda t: packed(t, values=t.array(np.ones((O, 1)), "bfloat16"))),
+    "values of float16 over bfloat16": (TypeError, "values of dtype bfloat16 or float32 over a weight of bfloat16",
+                                        lambda t: packed(t, input=t.array(np.ones((2, I)), "bfloat16"),
+                                                         weight=t.array(np.ones((O, I)), "bfloat16"),
+                                                         values=t.array(np.ones((O, 1)), "float16"))),
+    "packed input of other features": (ValueError, "packed_linear: expected an input with 4 features",
+                                       lambda t: packed(t, input=t.array(np.ones((2, 5))))),
+    "packed input is a list": (TypeError, "packed_linear: expected input to be an array, got list",
+                               lambda t: packed(t, input=[1.0])),
+    "packed bias_mask without a bias": (ValueError, "packed_linear: expected a bias beside bias_mask",
+                                        lambda t: packed(t, bias_mask=t.bools(np.ones(O)))),
+    "packed forward_mode": (TypeError, "expected forward_mode to be True or False", lambda t: packed(t, forward_mode=1)),
+    "repack without shape or weight": (ValueError, "exactly one of weight and shape, got neither",
+                                       lambda t: repack(t, shape=None)),
+    "repack with both": (ValueError, "exactly one of weight and shape, got both",
+                         lambda t: repack(t, weight=t.array(np.ones((O, I))))),
+    "repack another shape": (ValueError, r"repack: expected values of shape \(3, 1\)",
+                             lambda t: repack(t, values=t.array(np.ones((O, 2))))),
+    "repack for no weight": (TypeError, "expected the weight's shape as a pair of integers", lambda t: repack(t, shape=3)),
     "n above m": (ValueError, "0 <= n <= m", lambda t: select.n_of_m(t.array(np.ones((2, 4))), 5, 4)),
 }  # fmt: skip
 
@@ -181,7 +237,7 @@ def test_wrong_call(name, twins):
 
 
 def test_there_are_enough_wrong_calls():
-    assert len(WRONG) >= 70
+    assert len(WRONG) >= 95
 
 
 PYTHONS_OWN = {"no grad_mask", "grad_mask positional"}

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+SNIPPETS = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if text.startswith("import")]
+OUTLINE = next(text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if text.startswith("model ="))
 EVIDENCE = json.loads((ROOT / "parity" / "evidence" / "cpu.json").read_text("utf-8"))
 
 
@@ -49,3 +50,33 @@ def test_the_recorded_run_was_green():
 def test_commands_name_an_extra_that_exists():
     assert TEXT.count("pip install '.[test]'") == 2
     assert "\ntest = [" in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+def test_the_outline_runs(tmp_path, monkeypatch):
+    from torch import nn
+
+    import maskedlinear_torch as mt
+
+    monkeypatch.chdir(tmp_path)
+    layer = nn.ModuleDict({"query": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"encoder": nn.ModuleList([layer])})
+    names = {name: getattr(mt, name) for name in ("mask_linears", "unmask_linears", "save_packed", "columns")}
+    seen = {"model": model, **names}
+    exec(OUTLINE, seen)
+    assert type(seen["model"]["encoder"][0]["query"]) is nn.Linear
+    assert (tmp_path / "tuned.safetensors").exists()
+
+
+def test_minilm_figures_are_those_of_the_recorded_run():
+    report = json.loads((ROOT / "examples" / "minilm" / "report.json").read_text("utf-8"))
+    quoted = TEXT.partition("## A real model")[2].partition("## On many machines")[0]
+    rows = report["fine-tuning"]
+    for method in ("full", "packed", "shira"):
+        assert f"{rows[method]['trained numbers']:,}" in quoted
+        assert f"{rows[method]['bytes of optimizer state'] / 1e6:.1f} MB" in quoted
+        assert f"{rows[method]['bytes of checkpoint'] / 1e6:.2f} MB" in quoted
+        assert f"{rows[method]['held back'][1]:.3f}" in quoted
+    assert f"{report['parting']['rms']['apart']:.1e}" in quoted
+    assert f"{report['parting']['rms']['moved']:.1e}" in quoted
+    assert f"{report['steps']} steps" in quoted
+    assert report["environment"]["commit"] in quoted
