@@ -9,7 +9,7 @@ from masks import MASKS
 
 import maskedlinear_jax as mj
 
-RATE, SCALE = 2e-4, 20.0
+RATE, SCALE = 1e-3, 20.0
 
 
 def loss(model, batch):

@@ -12,7 +12,9 @@ from torch_encoder import encode, load
 
 import maskedlinear_torch as mt
 
-RATE, SCALE = 2e-4, 20.0
+RATES = {"full": 5e-5, "packed": 1e-3, "shira": 1e-3}
+"""Steps of few entries may be longer."""
+SCALE = 20.0
 
 
 def loss(model, batch):
@@ -58,7 +60,7 @@ def train(method, batches, held_back, progress=lambda text: None):
     """
     model = METHODS[method](load())
     learning = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(learning, lr=RATES[method], weight_decay=0.01)
     with torch.no_grad():
         before = loss(model, held_back).item()
     losses, kept, started = [], 0, time.perf_counter()
