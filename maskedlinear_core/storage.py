@@ -95,6 +95,29 @@ def fingerprint(weight: Numbers, mask: Mask) -> str:
     return hashlib.sha256(head + frozen.tobytes()).hexdigest()
 
 
+def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) -> None:
+    """Check that a stored layer belongs to a layer of a model.
+
+    Args:
+        name: Of the layer.
+        stored: What is to be loaded.
+        matrix: The layer's weight, or the constant matrix of a packed layer.
+        has_bias: Whether the layer has a bias.
+
+    Raises:
+        StorageError: Shape, bias, dtype or frozen entries differ.
+    """
+    shape = tuple(matrix.bits.shape)
+    if shape != stored.shape:
+        storage_checks.refuse_layer(name, f"a weight of shape {stored.shape}", str(shape))
+    if has_bias != (stored.bias is not None):
+        storage_checks.refuse_layer(name, *(("no bias", "one") if has_bias else ("a bias", "none")))
+    if matrix.dtype != stored.weight_dtype:
+        storage_checks.refuse_layer(name, f"a weight of {stored.weight_dtype}", matrix.dtype)
+    if fingerprint(matrix, stored.mask) != stored.fingerprint:
+        storage_checks.refuse_layer(name, "the frozen entries that the values were trained over", "others")
+
+
 def write(path: str | os.PathLike[str], layers: Mapping[str, Stored]) -> int:
     """Write layers to a file, wholly or not at all.
 

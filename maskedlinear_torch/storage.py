@@ -107,16 +107,8 @@ def _check(name: str, stored: Stored, module: Any) -> None:
     if not isinstance(module, nn.Linear | PackedLinear):
         got = "no such layer" if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
-    shape = (module.out_features, module.in_features)
-    if shape != stored.shape:
-        storage_checks.refuse_layer(name, f"a weight of shape {stored.shape}", str(shape))
-    if (module.bias is None) != (stored.bias is None):
-        storage_checks.refuse_layer(name, *(("a bias", "none") if module.bias is None else ("no bias", "one")))
     matrix = _bits(module.base if isinstance(module, PackedLinear) else module.weight)
-    if matrix.dtype != stored.weight_dtype:
-        storage_checks.refuse_layer(name, f"a weight of {stored.weight_dtype}", matrix.dtype)
-    if storage.fingerprint(matrix, stored.mask) != stored.fingerprint:
-        storage_checks.refuse_layer(name, "the frozen entries that the values were trained over", "others")
+    storage.check_fits(name, stored, matrix, has_bias=module.bias is not None)
 
 
 @torch.no_grad()
