@@ -67,6 +67,27 @@ def test_kind_decides_the_cost_and_never_the_result(twins, problem):
         np.testing.assert_array_equal(by_kind, by_elements, err_msg=t.name)
 
 
+@settings(max_examples=25, deadline=None)
+@given(problem=problems())
+def test_packed_values_are_the_trainable_entries_and_learn_alike(twins, problem):
+    """S7: unpacking undoes packing, and the packed gradient is the masked one, packed."""
+    mask, point, g = problem
+    shape = point.mask.shape
+    for t in twins:
+        x, w = (t.array(point.theta[name]) for name in ("input", "weight"))
+        values = t.twin.pack(w, grad_mask=mask)
+        assert t.numpy(values).size == point.mask.sum()
+        np.testing.assert_array_equal(t.numpy(t.twin.unpack(w * 0 + 9, values, grad_mask=mask)),
+                                      np.where(point.mask, point.theta["weight"], 9), err_msg=t.name)  # fmt: skip
+        output, pull = t.vjp(lambda v, t=t: t.twin.packed_linear(x, w, v, grad_mask=mask), values)  # noqa: B023
+        np.testing.assert_array_equal(t.numpy(output), point.theta["input"] @ point.theta["weight"].T, err_msg=t.name)
+        dense = t.array(oracle.vjp(point, g)["weight"])
+        want = t.numpy(t.twin.pack(dense, grad_mask=mask))
+        np.testing.assert_array_equal(t.numpy(pull(t.array(g))[0]), want, err_msg=t.name)
+        other = mask.packed(shape)
+        np.testing.assert_array_equal(t.numpy(t.twin.repack(values, mask, other, shape=shape)), t.numpy(values))
+
+
 def test_the_check_sees_a_wrong_gradient(twins):
     point = oracle.Point(
         {"input": np.ones((1, 2)), "weight": np.ones((1, 2))}, np.array([[True, False]]), np.ones(1), np.ones((1, 1))
