@@ -72,9 +72,8 @@ def unmask_linears(model: Any) -> Any:
 
 def convert(model: Any, masks: Mapping[str, Any], adapter: Adapter, *, packed: bool, values_dtype: Any) -> Any:
     """Replace the plain layers of one library in a pytree."""
-    nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=adapter.is_plain)
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): node for path, node in nodes}
-    linears = {name: node for name, node in named.items() if adapter.is_plain(node)}
+    named, structure = _nodes(model, adapter)
+    linears = plain_layers(model, adapter)
     shapes = {name: (linear.weight.shape[0], linear.weight.shape[1]) for name, linear in linears.items()}
     chosen = patterns.choose(linears, masks, shapes)
     _check_tied(model, linears, chosen)
@@ -87,6 +86,16 @@ def convert(model: Any, masks: Mapping[str, Any], adapter: Adapter, *, packed: b
         return adapter.masked.from_linear(node, grad_mask=chosen[name])
 
     return jax.tree.unflatten(structure, [replacement(name, node) for name, node in named.items()])
+
+
+def plain_layers(model: Any, adapter: Adapter) -> dict[str, Any]:
+    """Return the plain layers of one library by their dotted paths."""
+    return {name: node for name, node in _nodes(model, adapter)[0].items() if adapter.is_plain(node)}
+
+
+def _nodes(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Any]:
+    nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=adapter.is_plain)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): node for path, node in nodes}, structure
 
 
 def _check_tied(model: Any, linears: dict[str, Any], chosen: dict[str, masks.Mask]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax import Array
 
+from maskedlinear_core import constructors
+from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_jax import convert, module, packed_module
+from maskedlinear_jax import convert, module, packed_module, storage
 
 try:
     import equinox as eqx
@@ -85,6 +89,38 @@ def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, 
 def unmask_linears(model: Any) -> Any:
     """Return an Equinox model whose masked layers are `equinox.nn.Linear` with the trained weights."""
     return convert.unmask_linears(model)
+
+
+def save_packed(path: str | os.PathLike[str], model: Any) -> int:
+    """Store masks, packed values and biases of the masked layers: `maskedlinear_jax.save_packed`."""
+    return storage.save_packed(path, model)
+
+
+def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
+    """Return a model with stored masks, values and biases, over the weights they were trained on.
+
+    As `maskedlinear_jax.load_packed`; an `equinox.nn.Linear` of a stored name becomes a masked layer.
+
+    Raises:
+        StorageError, OSError: As there.
+
+    Example:
+        >>> import tempfile
+        >>> from maskedlinear_jax import columns
+        >>> plain = eqx.nn.MLP(4, 2, 8, depth=1, key=jax.random.key(0))
+        >>> trained = mask_linears(plain, {"layers.0": columns([1])}, packed=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = save_packed(f"{folder}/model.safetensors", trained)
+        ...     load_packed(f"{folder}/model.safetensors", plain).layers[0]
+        PackedLinear(in_features=4, out_features=8, bias=True, grad_mask=columns([1]))
+    """
+    for form in ("masked", "packed"):
+        # Layers of which nothing learns, for the stored ones to take the place of.
+        names = {name for name, layer in core_storage.read(path).items() if layer.form == form}
+        plain = names & convert.plain_layers(model, _ADAPTER).keys()
+        nothing = {glob.escape(name): constructors.columns([]) for name in plain}
+        model = mask_linears(model, nothing, packed=form == "packed") if nothing else model
+    return storage.load_packed(path, model)
 
 
 def _is_plain(node: Any) -> bool:

@@ -7,6 +7,7 @@ NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskedlinear_core import constructors, masks, patterns
+from maskedlinear_core import storage as core_storage
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
-from maskedlinear_jax import packing
+from maskedlinear_jax import module, packed_module, packing, storage
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
 
@@ -287,7 +289,75 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     return _replace(model, places, {name: layer.to_linear() for name, (layer, *_) in places.items()})
 
 
-def _places(model: nnx.Module, kind: type) -> dict[str, tuple[Any, Any, Any]]:
+def save_packed(path: str | os.PathLike[str], model: nnx.Module) -> int:
+    """Store masks, packed values and biases of the masked layers of a model in one file.
+
+    As `maskedlinear_jax.save_packed`: the same file, which any of the frameworks loads.
+
+    Example:
+        >>> import tempfile
+        >>> from maskedlinear_jax import columns
+        >>> trained = PackedLinear(4, 2, grad_mask=columns([1]), rngs=nnx.Rngs(0))
+        >>> trained.values.set_value(trained.values.get_value() + 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = save_packed(f"{folder}/layer.safetensors", trained)
+        ...     again = load_packed(f"{folder}/layer.safetensors", nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+        >>> bool((again.kernel == trained.kernel).all()), again.grad_mask
+        (True, columns([1]))
+    """
+    if not isinstance(model, nnx.Module):
+        convert_checks.refuse_model("a flax.nnx.Module", model)
+    return storage.save_packed(path, {name: _pytree(layer) for name, (layer, *_) in _places(model, _Layer).items()})
+
+
+def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
+    """Load stored masks, values and biases into a model, in place, over the kernels they were trained on.
+
+    As `maskedlinear_jax.load_packed`; an `nnx.Linear` of a stored name becomes a masked layer.
+
+    Returns:
+        The model; if it is itself a layer, what replaces it.
+
+    Raises:
+        StorageError, OSError: As there. On an error the model is as it was.
+    """
+    if not isinstance(model, nnx.Module):
+        convert_checks.refuse_model("a flax.nnx.Module", model)
+    places = _places(model, (nnx.Linear, _Layer))
+    found = storage.load_packed(path, {name: _pytree(layer) for name, (layer, *_) in places.items()})
+    made: dict[str, Any] = {}
+    for name in core_storage.read(path):
+        layer, loaded = places[name][0], found[name]
+        packed = isinstance(loaded, packed_module.PackedLinear)
+        plain = layer if isinstance(layer, nnx.Linear) else layer.to_linear()
+        linear: Any = nnx.clone(plain)
+        linear.kernel.set_value((loaded.base if packed else loaded.weight).T)
+        if loaded.bias is not None:
+            linear.bias.set_value(loaded.bias)
+        kind: Any = PackedLinear if packed else MaskedLinear
+        made[name] = kind.from_linear(linear, grad_mask=loaded.grad_mask, bias_mask=loaded.bias_mask)
+        if packed:
+            made[name].values.set_value(loaded.values)
+    return _replace(model, places, made)
+
+
+def _pytree(layer: Any) -> Any:
+    # The layer as one of the package's own.
+    if isinstance(layer, nnx.Linear):
+        bias = None if layer.bias is None else layer.bias.get_value()
+        everything = constructors.columns(slice(None))
+        return module.MaskedLinear.tree_unflatten(None, (layer.kernel.get_value().T, bias, everything, None))
+    mask, bias_mask = layer.grad_mask, layer.bias_positions
+    bias_mask = None if bias_mask is None else bias_mask.get_value()
+    if isinstance(layer, MaskedLinear):
+        bias = None if layer.bias is None else layer.bias.get_value()
+        return module.MaskedLinear.tree_unflatten(None, (layer.kernel.get_value().T, bias, mask, bias_mask))
+    plain = module.MaskedLinear.tree_unflatten(None, (layer.base.get_value().T, layer.bias, mask, None))
+    packed = packed_module.PackedLinear.from_linear(plain, grad_mask=mask, bias_mask=bias_mask)
+    return packed.replace(values=layer.values.get_value())
+
+
+def _places(model: nnx.Module, kind: Any) -> dict[str, tuple[Any, Any, Any]]:
     # Each node of a kind by its dotted path, with the node that holds it and under which key.
     by_path = dict(nnx.iter_graph(model))
     return {

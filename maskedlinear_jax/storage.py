@@ -109,17 +109,15 @@ def _check(name: str, stored: Stored, module: Any) -> None:
 def _filled(module: Any, stored: Stored) -> Any:
     values = _array(stored.values)
     bias = None if stored.bias is None else _array(stored.bias)
-    if stored.form == "packed":
-        matrix = module.base if isinstance(module, PackedLinear) else module.weight
-        kind = type(module) if isinstance(module, PackedLinear) else PackedLinear
-        plain = MaskedLinear.tree_unflatten(None, (matrix, bias, stored.mask, None))
-        filled = kind.from_linear(plain, grad_mask=stored.mask, bias_mask=stored.bias_mask)
-        return filled.replace(values=values)
-    weight = packing.unpack(module.weight, values, grad_mask=stored.mask)
-    return MaskedLinear.from_linear(
-        MaskedLinear.tree_unflatten(None, (weight, bias, stored.mask, None)),
-        grad_mask=stored.mask, bias_mask=stored.bias_mask,
-    )  # fmt: skip
+    # A layer of an adapter stays one.
+    kind: Any = PackedLinear if stored.form == "packed" else MaskedLinear
+    kind = type(module) if isinstance(module, kind) else kind
+    matrix = module.base if isinstance(module, PackedLinear) else module.weight
+    if stored.form == "masked":
+        matrix = packing.unpack(matrix, values, grad_mask=stored.mask)
+    plain = MaskedLinear.tree_unflatten(None, (matrix, bias, stored.mask, None))
+    filled = kind.from_linear(plain, grad_mask=stored.mask, bias_mask=stored.bias_mask)
+    return filled.replace(values=values) if stored.form == "packed" else filled
 
 
 def _bits(array: Array) -> Numbers:

@@ -321,3 +321,62 @@ def test_a_missing_library_names_its_extra(adapter, monkeypatch):
     monkeypatch.delitem(sys.modules, f"maskedlinear_jax.{name}")
     with pytest.raises(ImportError, match=rf"needs {adapter}: pip install 'maskedlinear\[{name}\]'"):
         importlib.import_module(f"maskedlinear_jax.{name}")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_every_library_loads_what_another_saved(tmp_path, packed):
+    """One network in torch, NNX and Equinox: trained in one, loaded in the others over their own plain layers."""
+    names = {"layers.0": columns([0, 2]), "layers.1": elements(np.eye(8) > 0)}
+    plain = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8)])})
+    weights = [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in plain["layers"]]
+
+    class Stack(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.List([nnx.Linear(6, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 8, rngs=nnx.Rngs(0))])
+            for layer, (weight, bias) in zip(self.layers, weights, strict=True):
+                layer.kernel.set_value(jnp.asarray(weight.T))
+                layer.bias.set_value(jnp.asarray(bias))
+
+    class Module(eqx.Module):
+        layers: list
+
+        def __init__(self):
+            empty = [eqx.nn.Linear(6, 8, key=jax.random.key(0)), eqx.nn.Linear(8, 8, key=jax.random.key(0))]
+            both = lambda layer: (layer.weight, layer.bias)  # noqa: E731
+            self.layers = [
+                eqx.tree_at(both, layer, tuple(map(jnp.asarray, parts)))
+                for layer, parts in zip(empty, weights, strict=True)
+            ]
+
+    model = mt.mask_linears(copy.deepcopy(plain), names, packed=packed)
+    model["layers"][0].bias_mask = np.arange(8) < 3
+    with torch.no_grad():
+        for layer in model["layers"]:
+            layer.values.add_(1.0) if packed else layer.weight.add_(torch.from_numpy(
+                layer.grad_mask.to_array((layer.out_features, layer.in_features))).float())  # fmt: skip
+    mt.save_packed(tmp_path / "torch", model)
+    in_flax = in_nnx.load_packed(tmp_path / "torch", Stack())
+    in_nnx.save_packed(tmp_path / "nnx", in_flax)
+    in_eqx = in_equinox.load_packed(tmp_path / "nnx", Module())
+    in_equinox.save_packed(tmp_path / "equinox", in_eqx)
+    again = mt.load_packed(tmp_path / "equinox", copy.deepcopy(plain))
+    assert len({(tmp_path / name).read_bytes() for name in ("torch", "nnx", "equinox")}) == 1
+    for i, layer in enumerate(model["layers"]):
+        want = layer.weight.detach().numpy()
+        np.testing.assert_array_equal(np.asarray(in_flax.layers[i].kernel[...]).T, want)
+        np.testing.assert_array_equal(in_eqx.layers[i].weight, want)
+        np.testing.assert_array_equal(again["layers"][i].weight.detach().numpy(), want)
+        assert type(again["layers"][i]) is (mt.PackedLinear if packed else mt.MaskedLinear)
+        assert type(in_eqx.layers[i]) is (in_equinox.PackedLinear if packed else in_equinox.MaskedLinear)
+    other = Stack()
+    other.layers[1].kernel.set_value(other.layers[1].kernel.get_value() + 1)
+    before = kernels_of(other)
+    with pytest.raises(ValueError, match="expected the frozen entries that the values were trained over, got others"):
+        in_nnx.load_packed(tmp_path / "nnx", other)
+    assert all(type(layer) is nnx.Linear for layer in other.layers)
+    for left, right in zip(before, kernels_of(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def kernels_of(stack):
+    return [np.asarray(layer.kernel[...]) for layer in stack.layers]

@@ -36,7 +36,8 @@ ONLY_DEFINED_IN_ONE = {
     "functional.py": {"_autocast"},  # JAX has no autocast
     "packing.py": set(),
     "convert.py": {
-        "Adapter", "convert", "_is_layer", "_is_own",  # pytrees of several libraries; torch has one kind of module
+        # Pytrees of several libraries; torch has one kind of module.
+        "Adapter", "convert", "plain_layers", "_nodes", "_is_layer", "_is_own",
         "_replace",  # in place
     },
     "hold.py": {
@@ -56,7 +57,7 @@ MODULE_DIFFERENCES = {
 }
 
 
-FILE_NAMES = {path.removesuffix(".py") for path in FILES}
+FILE_NAMES = {path.stem for folder in FOLDERS for path in folder.glob("*.py")}
 
 
 def names(module):
