@@ -289,6 +289,30 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     return _replace(model, places, {name: layer.to_linear() for name, (layer, *_) in places.items()})
 
 
+def grad_masks(model: nnx.Module) -> nnx.State:
+    """Return what trains in a model: like `nnx.as_pure(nnx.state(model, nnx.Param))`, of bool arrays.
+
+    For `maskedlinear_jax.hold_frozen`, around the transformation that `nnx.Optimizer(..., wrt=nnx.Param)` gets.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> layer = MaskedLinear(3, 1, grad_mask=columns([0]), rngs=nnx.Rngs(0))
+        >>> grad_masks(layer)["kernel"].ravel().tolist()
+        [True, False, False]
+    """
+    state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), nnx.state(model, nnx.Param))
+    for path, layer in nnx.iter_graph(model):
+        if isinstance(layer, MaskedLinear):
+            inside = state
+            for part in path:
+                inside = inside[part]
+            trains = layer.grad_mask.to_array((layer.out_features, layer.in_features))
+            inside["kernel"].set_value(jnp.asarray(trains.T))
+            if layer.bias_positions is not None:
+                inside["bias"].set_value(layer.bias_positions.get_value())
+    return nnx.as_pure(state)
+
+
 def save_packed(path: str | os.PathLike[str], model: nnx.Module) -> int:
     """Store masks, packed values and biases of the masked layers of a model in one file.
 

@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 import maskedlinear_jax as mj
+import maskedlinear_jax.nnx as in_nnx
 import maskedlinear_torch as mt
 from maskedlinear_core import columns, elements, rows
 from maskedlinear_core.frozen import FrozenMoved
@@ -205,6 +207,23 @@ def test_hold_with_groups_scaler_closure_and_removal():
     optimizer.step(closure)
     with pytest.raises(FrozenMoved, match="frozen entries moved"):
         mt.assert_frozen(before, layer)
+
+
+@pytest.mark.parametrize("name", JAX)
+def test_held_in_nnx(name):
+    model = nnx.Sequential(nnx.Linear(I, O, rngs=nnx.Rngs(0)), nnx.Linear(O, 2, rngs=nnx.Rngs(1)))
+    in_nnx.mask_linears(model, {"layers.0": columns([0, 3, 5])})
+    optimizer = nnx.Optimizer(model, mj.hold_frozen(JAX[name](), in_nnx.grad_masks(model)), wrt=nnx.Param)
+    before = np.asarray(model.layers[0].kernel[...])
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        optimizer.update(model, nnx.grad(lambda model: jnp.square(model(x)).sum())(model))
+
+    for batch in X[:20]:
+        step(model, optimizer, batch)
+    changed = (np.asarray(model.layers[0].kernel[...]).view(np.uint32) != before.view(np.uint32)).any(1)
+    assert np.flatnonzero(changed).tolist() == [0, 3, 5]
 
 
 def test_the_weights_of_a_lookahead_are_held_too():
