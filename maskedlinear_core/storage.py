@@ -37,6 +37,7 @@ VERSION = 1
 _BLANK = "0" * 64
 # As it stands in the file: JSON in a string of JSON.
 _CHECKSUM = re.compile(rb'\\"checksum\\":\\"([0-9a-f]{64})\\"')
+_SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 _IN_FILE = {"float32": "<f4", "float64": "<f8", "bfloat16": "<u2", "float16": "<f2"}
 _LONGEST_GAP = 255
 
@@ -202,7 +203,8 @@ def _layer(name: str, entry: Mapping[str, Any], tensors: dict[str, np.ndarray]) 
     if bias_bits is not None:
         storage_checks.same(f"the type of {name}.bias_mask", _type(bias_bits), ("uint8", (-(-height // 8),)))
     trains = None if bias_bits is None else np.unpackbits(bias_bits, count=height).astype(bool)
-    storage_checks.same(f"the dtype of {name}.values", values.dtype in (weight_dtype, "float32"), True)
+    if values.dtype != weight_dtype and (values.dtype, _SIZES.get(weight_dtype)) != ("float32", 2):
+        storage_checks.refuse(f"{name} has values of {values.dtype} over a weight of {weight_dtype}")
     if entry["form"] not in ("packed", "masked"):
         storage_checks.refuse(f"{name} has the form {entry['form']!r}")
     return Stored(entry["form"], mask, shape, weight_dtype, str(entry["fingerprint"]), values, bias, trains)

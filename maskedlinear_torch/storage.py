@@ -115,9 +115,12 @@ def _check(name: str, stored: Stored, module: Any) -> None:
 def _fill(module: Any, stored: Stored) -> None:
     values = _tensor(stored.values).to(module.weight.device)
     if isinstance(module, PackedLinear):
-        module.values = nn.Parameter(values, requires_grad=module.values.requires_grad)
+        # Into the parameters where they fit, so that an optimizer that has them goes on with them.
+        if module.values.shape == values.shape and module.values.dtype == values.dtype:
+            module.values.copy_(values)
+        else:
+            module.values = nn.Parameter(values, requires_grad=module.values.requires_grad)
         module._set_masks(stored.mask, stored.bias_mask)
-        module.bias_values = None
         module._take_bias_over(None if stored.bias is None else _tensor(stored.bias).to(values.device))
     else:
         module._set_masks(stored.mask, stored.bias_mask)

@@ -89,7 +89,7 @@ def test_held_in_torch(name, kind):
                     assert not moment.numpy()[never].any()
 
 
-@pytest.mark.parametrize("name", set(TORCH) - STILL_WITHOUT_DECAY)
+@pytest.mark.parametrize("name", sorted(set(TORCH) - STILL_WITHOUT_DECAY))
 def test_a_masked_gradient_alone_does_move(name):
     """What the tests above would look like without holding: the demonstration that they can fail."""
     layer = torch_layer()

@@ -284,6 +284,13 @@ def test_traced_positions(name):
         np.testing.assert_array_equal(np.asarray(gradient(values, mask)).ravel(), ordered(mask, want).ravel())
 
 
+def test_elements_of_an_enormous_weight_are_refused(monkeypatch):
+    monkeypatch.setattr("maskedlinear_core.positions.LARGEST", O * I)
+    for twin, array in ((mt, torch.from_numpy), (mj, jnp.asarray)):
+        with pytest.raises(ValueError, match=r"expected a weight of fewer than 48 elements .* got 48; use columns"):
+            twin.pack(array(W.astype(np.float32)), grad_mask=elements(np.eye(O, I) > 0))
+
+
 def test_a_bool_mask_has_no_count_under_jit():
     with pytest.raises(TypeError, match=r"expected a mask whose number of positions is known.*mask.packed"):
         jax.jit(lambda mask: mj.pack(jnp.ones((2, 2)), grad_mask=elements(mask)))(jnp.ones((2, 2), bool))

@@ -153,6 +153,15 @@ def test_jax_refuses_alike(tmp_path):
         mj.load_packed(tmp_path / "file", [jax_layer(columns([0]))])
 
 
+def test_an_optimizer_goes_on_with_what_is_loaded(tmp_path):
+    layer = torch_layer(columns([1, 2]))
+    mt.save_packed(tmp_path / "file", trained(torch_layer(columns([3, 4]))))
+    values, bias = layer.values, layer.bias
+    mt.load_packed(tmp_path / "file", layer)
+    assert layer.values is values
+    assert layer.bias is bias
+
+
 def test_nothing_to_save(tmp_path):
     for save_packed, model in ((mt.save_packed, nn.Linear(2, 2)), (mj.save_packed, {"w": jnp.ones(2)})):
         with pytest.raises(ValueError, match="expected a model with masked or packed layers, got none"):

@@ -63,6 +63,19 @@ makes them
         )
 
 
+def elements_fit(size: int, limit: int) -> None:
+    """Check that the elements of a weight can be numbered.
+
+    Raises:
+        ValueError: There are too many.
+    """
+    if size >= limit:
+        raise ValueError(
+            f"packed form: expected a weight of fewer than {limit} elements for a mask of single elements, got {size}; "
+            "use columns, rows, submatrix or blocks, or the masked form"
+        )
+
+
 def refuse_traced(mask: str) -> NoReturn:
     """Refuse a mask whose number of positions cannot be known now.
 
