@@ -7,4 +7,6 @@ from maskedlinear_core.constructors import elements as elements
 from maskedlinear_core.constructors import rows as rows
 from maskedlinear_core.constructors import submatrix as submatrix
 from maskedlinear_core.masks import Mask as Mask
+from maskedlinear_core.precision import accuracy_bound as accuracy_bound
+from maskedlinear_core.precision import reproducible as reproducible
 from maskedlinear_core.simplify import simplify as simplify

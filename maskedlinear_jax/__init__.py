@@ -9,11 +9,13 @@ except ImportError as error:
     raise ImportError("maskedlinear_jax needs jax: pip install 'maskedlinear[jax]'") from error
 
 from maskedlinear_core import Mask as Mask
+from maskedlinear_core import accuracy_bound as accuracy_bound
 from maskedlinear_core import arrays as _arrays
 from maskedlinear_core import blocks as blocks
 from maskedlinear_core import columns as columns
 from maskedlinear_core import elements as elements
 from maskedlinear_core import masks as _masks
+from maskedlinear_core import reproducible as reproducible
 from maskedlinear_core import rows as rows
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 
 def is_tracer(value: Any) -> bool:
@@ -29,3 +33,39 @@ def device_of(value: Any) -> Any:
         return None
     devices = value.sharding.device_set
     return next(iter(devices)) if len(devices) == 1 else None
+
+
+def primitive(name: str, implementation: Any, batch: Any, tangent: Any, transpose: Any) -> Primitive:
+    """Return a primitive with a rule for each transformation; `bind` gives it its operands.
+
+    A custom_vjp has no forward mode and a custom_jvp no transpose of its own, so neither can hold a product
+    that is linear by meaning and not by its operations, such as one that rounds.
+    """
+    made = Primitive(name)
+
+    def run(*operands: Any, **params: Any) -> Any:
+        return jax.jit(functools.partial(implementation, **params))(*operands)
+
+    made.def_impl(run)
+    made.def_abstract_eval(lambda *_, aval, **__: aval)
+    batching.primitive_batchers[made] = batch
+    ad.primitive_jvps[made] = tangent
+    ad.primitive_transposes[made] = transpose
+    mlir.register_lowering(made, mlir.lower_fun(implementation, multiple_results=False))
+    return made
+
+
+def bind(made: Primitive, function: Callable[..., Any], operands: Sequence[Any], **params: Any) -> Any:
+    """Apply a primitive that computes `function`: its output's type is found by tracing that."""
+    (aval,) = jax.make_jaxpr(function)(*operands).out_avals
+    return made.bind(*operands, aval=aval, **params)
+
+
+def is_linear(operand: Any) -> bool:
+    """Tell whether an operand of a transpose rule is the one to transpose by."""
+    return ad.is_undefined_primal(operand)
+
+
+def is_zero(tangent: Any) -> bool:
+    """Tell whether a tangent or cotangent of a primitive's rule is a zero that was never computed."""
+    return isinstance(tangent, ad.Zero)

@@ -28,7 +28,14 @@ class Adapter(NamedTuple):
     packed: type[PackedLinear]
 
 
-def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, values_dtype: Any = None) -> Any:
+def mask_linears(
+    model: Any,
+    masks: Mapping[str, Any],
+    *,
+    packed: bool = False,
+    values_dtype: Any = None,
+    precision: Any = "native",
+) -> Any:
     """Return a pytree model whose linear layers are masked ones. The outputs stay the same, bit for bit.
 
     For models of this package's layers; `maskedlinear_jax.equinox` and `maskedlinear_jax.nnx` have it for these
@@ -40,6 +47,7 @@ def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, 
             that returns one, or None to leave the layer as it is. The first pattern that matches counts.
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
         values_dtype: Of packed values; None = the weight's.
+        precision: Of the masked layers, as for `masked_linear`.
 
     Returns:
         The new model; the old one is untouched.
@@ -54,7 +62,7 @@ def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, 
         >>> mask_linears(model, {"in": constructors.columns([1])}, packed=True)
         {'in': PackedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns([1]))}
     """
-    return convert(model, masks, _OWN, packed=packed, values_dtype=values_dtype)
+    return convert(model, masks, _OWN, packed=packed, values_dtype=values_dtype, precision=precision)
 
 
 def unmask_linears(model: Any) -> Any:
@@ -70,7 +78,9 @@ def unmask_linears(model: Any) -> Any:
     return jax.tree.map(lambda node: node.to_linear() if _is_layer(node) else node, model, is_leaf=_is_layer)
 
 
-def convert(model: Any, masks: Mapping[str, Any], adapter: Adapter, *, packed: bool, values_dtype: Any) -> Any:
+def convert(
+    model: Any, masks: Mapping[str, Any], adapter: Adapter, *, packed: bool, values_dtype: Any, precision: Any
+) -> Any:
     """Replace the plain layers of one library in a pytree."""
     named, structure = _nodes(model, adapter)
     linears = plain_layers(model, adapter)
@@ -82,8 +92,10 @@ def convert(model: Any, masks: Mapping[str, Any], adapter: Adapter, *, packed: b
         if name not in chosen:
             return node
         if packed:
-            return adapter.packed.from_linear(node, grad_mask=chosen[name], values_dtype=values_dtype)
-        return adapter.masked.from_linear(node, grad_mask=chosen[name])
+            return adapter.packed.from_linear(
+                node, grad_mask=chosen[name], values_dtype=values_dtype, precision=precision
+            )  # fmt: skip
+        return adapter.masked.from_linear(node, grad_mask=chosen[name], precision=precision)
 
     return jax.tree.unflatten(structure, [replacement(name, node) for name, node in named.items()])
 

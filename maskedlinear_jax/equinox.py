@@ -69,7 +69,14 @@ class PackedLinear(packed_module.PackedLinear):
         return _plain(self)
 
 
-def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, values_dtype: Any = None) -> Any:
+def mask_linears(
+    model: Any,
+    masks: Mapping[str, Any],
+    *,
+    packed: bool = False,
+    values_dtype: Any = None,
+    precision: Any = "native",
+) -> Any:
     """Return an Equinox model whose `equinox.nn.Linear` layers are masked ones.
 
     As `maskedlinear_jax.mask_linears`; names are dotted paths, e.g. "layers.0".
@@ -83,7 +90,9 @@ def mask_linears(model: Any, masks: Mapping[str, Any], *, packed: bool = False, 
         >>> mask_linears(model, {"layers.0": columns([1])}).layers[0]
         MaskedLinear(in_features=4, out_features=8, bias=True, grad_mask=columns([1]))
     """
-    return convert.convert(model, masks, _ADAPTER, packed=packed, values_dtype=values_dtype)
+    return convert.convert(
+        model, masks, _ADAPTER, packed=packed, values_dtype=values_dtype, precision=precision
+    )  # fmt: skip
 
 
 def unmask_linears(model: Any) -> Any:

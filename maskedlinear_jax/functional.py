@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import Array
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_jax import _compat, kinds, rule
+from maskedlinear_jax import precision as precisions
 
 
 def masked_linear(
@@ -21,6 +23,7 @@ def masked_linear(
     grad_mask: Any,
     bias_mask: Any = None,
     forward_mode: bool = False,
+    precision: Any = "native",
 ) -> Array:
     """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
 
@@ -37,6 +40,8 @@ def masked_linear(
         bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
         forward_mode: True for outermost forward mode (jvp, jacfwd, linearize, reverse over forward),
             which JAX forbids through custom_vjp. Same values and derivatives, in both modes.
+        precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
+            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the arguments' dtype (float32, float64, bfloat16 or float16).
@@ -65,7 +70,15 @@ def masked_linear(
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]))
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, forward_mode=forward_mode)
+    chosen = precisions.resolve(precision, "masked_linear", weight, lengths(input, weight))
+    return rule.masked(
+        kind, positions, input, weight, bias, bias_mask, precision=chosen, forward_mode=forward_mode
+    )  # fmt: skip
+
+
+def lengths(input: Array, weight: Array) -> tuple[int, ...]:
+    """Return the lengths of the sums of the three products: in_features, out_features, and the flattened batch."""
+    return weight.shape[1], weight.shape[0], math.prod(input.shape[:-1])
 
 
 def _spec(array: Any) -> call_checks.Spec:

@@ -5,15 +5,15 @@ M (O, I) mask. A kind holds what is static; the arrays of positions travel besid
 be batched, traced and moved. Every kind answers the same questions:
 
     keep(x)             what of x the backward needs
+    unkeep(k)           its transpose: back to the shape of x
     product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
     place(values)       the dense gradient: packed values among zeros
     take(W)             its transpose: the packed entries of W
     write(W, values)    W with packed values in the place of its entries
     tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
+    pull(g, v)          keep(g V)
     values_shape()      the shape of packed values
     mask()              M, in a shape that broadcasts to (O, I)
-
-The torch twin has `unkeep` beside these, the transpose of `keep`, which JAX derives by itself.
 
 Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
 canonical by number: they are sorted, and a duplicate or a position out of range becomes one beyond
@@ -49,6 +49,9 @@ class Submatrix:
     def keep(self, x: Array, rows: Array | None, columns: Array | None) -> Array:
         return self._take(x, columns, -1)
 
+    def unkeep(self, kept: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
+        return self._put(kept, columns, -1, in_features)
+
     def product(self, g: Array, kept: Array, rows: Array | None, columns: Array | None) -> Array:
         return flat(self._take(g, rows, -1)).T @ flat(kept)
 
@@ -66,6 +69,9 @@ class Submatrix:
         self, kept: Array, values: Array, out_features: int, rows: Array | None, columns: Array | None
     ) -> Array:
         return self._put(kept @ values.T, rows, -1, out_features)
+
+    def pull(self, g: Array, values: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
+        return self._take(g, rows, -1) @ values
 
     def values_shape(self, shape: Shape, rows: Array | None, columns: Array | None) -> tuple[int, ...]:
         return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
@@ -99,6 +105,9 @@ class Blocks:
     def keep(self, x: Array, numbers: Array) -> Array:
         return x
 
+    def unkeep(self, kept: Array, in_features: int, numbers: Array) -> Array:
+        return kept
+
     def product(self, g: Array, kept: Array, numbers: Array) -> Array:
         # (n, h, B) times (n, B, w): one small product per block.
         return self._rows(flat(g), numbers).transpose(1, 2, 0) @ self._columns(flat(kept), numbers).swapaxes(0, 1)
@@ -124,6 +133,12 @@ class Blocks:
         sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, numbers // x].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
+    def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
+        (_, x), (_, w) = self.grid_shape, self.block_shape
+        parts = (self._rows(flat(g), numbers).swapaxes(0, 1) @ values).swapaxes(0, 1)
+        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, numbers % x].add(parts)
+        return sums.reshape(*g.shape[:-1], in_features)
+
     def values_shape(self, shape: Shape, numbers: Array) -> tuple[int, ...]:
         return numbers.shape[0], *self.block_shape
 
@@ -147,6 +162,9 @@ class Elements:
     def keep(self, x: Array, mask: Array) -> Array:
         return x
 
+    def unkeep(self, kept: Array, in_features: int, mask: Array) -> Array:
+        return kept
+
     def product(self, g: Array, kept: Array, mask: Array) -> Array:
         dense = flat(g).T @ flat(kept)
         return jnp.where(mask, dense, jnp.zeros_like(dense))
@@ -162,6 +180,9 @@ class Elements:
 
     def tangent(self, kept: Array, values: Array, out_features: int, mask: Array) -> Array:
         return kept @ values.T
+
+    def pull(self, g: Array, values: Array, in_features: int, mask: Array) -> Array:
+        return g @ values
 
     def values_shape(self, shape: Shape, mask: Array) -> tuple[int, ...]:
         return shape
@@ -183,6 +204,9 @@ class Entries:
 
     def keep(self, x: Array, flat_positions: Array) -> Array:
         return x
+
+    def unkeep(self, kept: Array, in_features: int, flat_positions: Array) -> Array:
+        return kept
 
     def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
         g, kept = flat(g), flat(kept)
@@ -216,13 +240,20 @@ class Entries:
             return sums.astype(x.dtype).reshape(*kept.shape[:-1], out_features)
         parts = []
         for start, stop in self._chunks(flat_positions, out_features):
-            size = (stop - start) * self.in_features
-            inside, local = self._within(flat_positions, start, stop)
-            # What belongs to other rows is written beyond the end, where it is dropped.
-            local = jnp.where(inside, local, size + jnp.arange(local.shape[0]))
-            part = put(values, local, 0, size, exact=False)
-            parts.append(x @ part.reshape(stop - start, self.in_features).T)
+            parts.append(x @ self._part(values, flat_positions, start, stop).T)
         return jnp.concatenate(parts, 1).reshape(*kept.shape[:-1], out_features)
+
+    def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
+        line = flat(g)
+        if self._are_few(flat_positions, line.shape[1]):
+            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
+            terms = _wide(_gather(line, rows, 1)) * _wide(values)
+            sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
+            return sums.astype(g.dtype).reshape(*g.shape[:-1], in_features)
+        total = jnp.zeros((line.shape[0], in_features), g.dtype)
+        for start, stop in self._chunks(flat_positions, line.shape[1]):
+            total = total + line[:, start:stop] @ self._part(values, flat_positions, start, stop)
+        return total.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, flat_positions: Array) -> tuple[int, ...]:
         return (flat_positions.shape[0],)
@@ -237,6 +268,13 @@ class Entries:
     def _chunks(self, flat_positions: Array, out_features: int) -> list[tuple[int, int]]:
         return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
 
+    def _part(self, values: Array, flat_positions: Array, start: int, stop: int) -> Array:
+        # The rows from start to stop of the dense matrix: what belongs to others is written beyond the end.
+        size = (stop - start) * self.in_features
+        inside, local = self._within(flat_positions, start, stop)
+        local = jnp.where(inside, local, size + jnp.arange(local.shape[0]))
+        return put(values, local, 0, size, exact=False).reshape(stop - start, self.in_features)
+
     def _within(self, flat_positions: Array, start: int, stop: int) -> tuple[Array, Array]:
         first, last = start * self.in_features, stop * self.in_features
         inside = (flat_positions >= first) & (flat_positions < last)
@@ -245,6 +283,9 @@ class Entries:
 
 Kind = Submatrix | Blocks | Elements | Entries
 """What the rule works with."""
+
+FULL = Submatrix(exact=True)
+"""The kind of all of a weight; its positions are (None, None)."""
 
 
 def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Kind, Arrays]:

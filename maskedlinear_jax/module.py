@@ -14,6 +14,7 @@ from maskedlinear_core import constructors, initial
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import Precision, as_precision, described
 from maskedlinear_jax import _compat
 from maskedlinear_jax.functional import masked_linear
 
@@ -37,6 +38,7 @@ class MaskedLinear:
         seed: Draw the initial values with NumPy: the same bits as the torch twin.
         key: Draw them with `jax.random` instead. Exactly one of seed and key must be given.
         dtype: float32, float64, bfloat16 or float16; None = float32.
+        precision: As for `masked_linear`; `layer.replace(precision=as_precision(...))` changes it.
 
     Raises:
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
@@ -53,6 +55,7 @@ class MaskedLinear:
     bias: Any
     grad_mask: Any
     bias_mask: Any
+    precision: Precision
 
     def __init__(
         self,
@@ -65,7 +68,9 @@ class MaskedLinear:
         seed: int | None = None,
         key: Array | None = None,
         dtype: Any = None,
+        precision: Any = "native",
     ) -> None:
+        self.precision = as_precision(precision)
         in_features = module_checks.features("in_features", in_features)
         out_features = module_checks.features("out_features", out_features)
         module_checks.float_dtype(_name_of_dtype(jnp.float32 if dtype is None else dtype))
@@ -82,7 +87,7 @@ class MaskedLinear:
         self._draw(out_features, in_features, bias, initial.linear_bound(in_features), seed, key, dtype)
 
     @classmethod
-    def from_linear(cls, linear: Any, *, grad_mask: Any, bias_mask: Any = None) -> Self:
+    def from_linear(cls, linear: Any, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native") -> Self:
         """Return a masked layer around the very arrays of `linear` (shared, not copied).
 
         Args:
@@ -90,6 +95,7 @@ class MaskedLinear:
                 `equinox.nn.Linear` or another `MaskedLinear`.
             grad_mask: As for the constructor.
             bias_mask: As for the constructor.
+            precision: As for the constructor.
 
         Raises:
             TypeError: `linear` has no such arrays.
@@ -108,7 +114,7 @@ class MaskedLinear:
         mask = constructors.as_mask(grad_mask)
         mask.canonical(weight.shape)
         bias_values = _bias_mask(bias_mask, bias is not None, weight.shape[0])
-        return cls.tree_unflatten(None, (weight, bias, mask, bias_values))
+        return cls.tree_unflatten(as_precision(precision), (weight, bias, mask, bias_values))
 
     def to_linear(self) -> MaskedLinear:
         """Return a layer around the very arrays of this one, all of which learns: a plain linear layer.
@@ -167,11 +173,11 @@ class MaskedLinear:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         return masked_linear(
             input, self.weight, self.bias,
-            grad_mask=self.grad_mask, bias_mask=self.bias_mask, forward_mode=forward_mode,
+            grad_mask=self.grad_mask, bias_mask=self.bias_mask, forward_mode=forward_mode, precision=self.precision,
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some of weight, bias, grad_mask and bias_mask replaced, unchecked.
+        """Return a copy with some of weight, bias, grad_mask, bias_mask and precision replaced, unchecked.
 
         Example:
             >>> layer = MaskedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
@@ -190,19 +196,20 @@ class MaskedLinear:
         trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"
         return (
             f"MaskedLinear(in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, grad_mask={self.grad_mask!r}{trained})"
+            f"bias={self.bias is not None}, grad_mask={self.grad_mask!r}{trained}{described(self.precision)})"
         )
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Precision]:
         """Return the leaves with their names (for pytrees)."""
         names = ("weight", "bias", "grad_mask", "bias_mask")
-        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), None
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self.precision
 
     @classmethod
-    def tree_unflatten(cls, static: None, leaves: Any) -> Self:
+    def tree_unflatten(cls, static: Precision, leaves: Any) -> Self:
         """Return the module with these leaves, unchecked (for pytrees)."""
         layer = object.__new__(cls)
         layer.weight, layer.bias, layer.grad_mask, layer.bias_mask = leaves
+        layer.precision = static
         return layer
 
     def _draw(

@@ -20,6 +20,7 @@ from maskedlinear_core import storage as core_storage
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import Native, Precision, as_precision
 from maskedlinear_jax import module, packed_module, packing, storage
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
@@ -41,11 +42,12 @@ class Frozen(nnx.Variable):
 class _Layer(nnx.Module):
     """What both layers have in common: the mask, and how `nnx.Linear` casts."""
 
-    def _take_over(self, linear: nnx.Linear, mask: masks.Mask, bias_mask: Any) -> None:
+    def _take_over(self, linear: nnx.Linear, mask: masks.Mask, bias_mask: Any, arithmetic: Precision) -> None:
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.use_bias = linear.use_bias
         self.dtype, self.param_dtype, self.precision = linear.dtype, linear.param_dtype, linear.precision
         self.promote_dtype = linear.promote_dtype
+        self.arithmetic = arithmetic
         # In packed order and with a known count: so it can be traced.
         self.positions = Positions(mask.packed((self.out_features, self.in_features)))
         bias_values = _bias_mask(bias_mask, linear.bias is not None, self.out_features)
@@ -91,7 +93,8 @@ class MaskedLinear(_Layer):
         grad_mask: As for `masked_linear`, over the weight (O, I). True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         rngs: As for `nnx.Linear`.
-        keywords: As for `nnx.Linear`.
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+            is then the layer's `arithmetic`.
 
     Example:
         >>> from maskedlinear_jax import columns
@@ -114,19 +117,25 @@ class MaskedLinear(_Layer):
         **keywords: Any,
     ) -> None:
         # NNX modules come to be by their constructor only: `from_linear` goes through it too.
+        arithmetic = _arithmetic(keywords)
         linear = nnx.Linear(in_features, out_features, rngs=rngs, **keywords) if _linear is None else _linear
-        self._take_over(linear, constructors.as_mask(grad_mask), bias_mask)
+        self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
         self.kernel = linear.kernel
 
     @classmethod
-    def from_linear(cls, linear: nnx.Linear, *, grad_mask: Any, bias_mask: Any = None) -> Self:
+    def from_linear(
+        cls, linear: nnx.Linear, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+    ) -> Self:
         """Return a masked layer around the very parameters of `linear`.
 
         Raises:
             TypeError: `linear` is no plain `flax.nnx.Linear`.
         """
         _check_plain("from_linear", linear)
-        return cls(linear.in_features, linear.out_features, grad_mask=grad_mask, bias_mask=bias_mask, _linear=linear)
+        return cls(
+            linear.in_features, linear.out_features,
+            grad_mask=grad_mask, bias_mask=bias_mask, precision=as_precision(precision), _linear=linear,
+        )  # fmt: skip
 
     def to_linear(self) -> nnx.Linear:
         """Return a plain layer with these parameters."""
@@ -138,7 +147,9 @@ class MaskedLinear(_Layer):
         bias_mask = None if self.bias_positions is None else self.bias_positions.get_value()
         inputs, kernel, bias = self._cast(inputs, self.kernel.get_value(), bias)
         with self._precision():
-            return masked_linear(inputs, kernel.T, bias, grad_mask=self.grad_mask, bias_mask=bias_mask)
+            return masked_linear(
+                inputs, kernel.T, bias, grad_mask=self.grad_mask, bias_mask=bias_mask, precision=self.arithmetic
+            )  # fmt: skip
 
 
 class PackedLinear(_Layer):
@@ -154,7 +165,8 @@ class PackedLinear(_Layer):
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         values_dtype: Of the values: the kernel's (None), or float32 over a 16-bit kernel.
         rngs: As for `nnx.Linear`.
-        keywords: As for `nnx.Linear`.
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+            is then the layer's `arithmetic`.
 
     Example:
         >>> from maskedlinear_jax import columns
@@ -176,8 +188,9 @@ class PackedLinear(_Layer):
         _linear: nnx.Linear | None = None,
         **keywords: Any,
     ) -> None:
+        arithmetic = _arithmetic(keywords)
         linear = nnx.Linear(in_features, out_features, rngs=rngs, **keywords) if _linear is None else _linear
-        self._take_over(linear, constructors.as_mask(grad_mask), bias_mask)
+        self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
         kernel = linear.kernel.get_value()
         dtype = dtype_name(kernel) if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, dtype_name(kernel))
@@ -186,7 +199,13 @@ class PackedLinear(_Layer):
 
     @classmethod
     def from_linear(
-        cls, linear: nnx.Linear, *, grad_mask: Any, bias_mask: Any = None, values_dtype: Any = None
+        cls,
+        linear: nnx.Linear,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        values_dtype: Any = None,
+        precision: Any = "native",
     ) -> Self:
         """Return a packed layer with the numbers of `linear`, its bias shared.
 
@@ -196,7 +215,8 @@ class PackedLinear(_Layer):
         _check_plain("from_linear", linear)
         return cls(
             linear.in_features, linear.out_features,
-            grad_mask=grad_mask, bias_mask=bias_mask, values_dtype=values_dtype, _linear=linear,
+            grad_mask=grad_mask, bias_mask=bias_mask, values_dtype=values_dtype,
+            precision=as_precision(precision), _linear=linear,
         )  # fmt: skip
 
     def to_linear(self) -> nnx.Linear:
@@ -232,11 +252,18 @@ class PackedLinear(_Layer):
         # Values are float32 over a 16-bit matrix, or of the matrix' own dtype, whatever it is cast to.
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
         with self._precision():
-            return packing.packed_linear(inputs, base.T, values, bias, grad_mask=self.grad_mask)
+            return packing.packed_linear(
+                inputs, base.T, values, bias, grad_mask=self.grad_mask, precision=self.arithmetic
+            )  # fmt: skip
 
 
 def mask_linears(
-    model: nnx.Module, masks: Mapping[str, Any], *, packed: bool = False, values_dtype: Any = None
+    model: nnx.Module,
+    masks: Mapping[str, Any],
+    *,
+    packed: bool = False,
+    values_dtype: Any = None,
+    precision: Any = "native",
 ) -> nnx.Module:
     """Replace the `nnx.Linear` layers of a model by masked ones, in place.
 
@@ -256,6 +283,7 @@ def mask_linears(
     """
     if not isinstance(model, nnx.Module):
         convert_checks.refuse_model("a flax.nnx.Module", model)
+    precision = as_precision(precision)
     places = _places(model, nnx.Linear)
     linears = {name: linear for name, (linear, *_) in places.items()}
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
@@ -274,9 +302,9 @@ def mask_linears(
     made: dict[str, Any] = {}
     for name, mask in chosen.items():
         made[name] = (
-            PackedLinear.from_linear(linears[name], grad_mask=mask, values_dtype=values_dtype)
+            PackedLinear.from_linear(linears[name], grad_mask=mask, values_dtype=values_dtype, precision=precision)
             if packed
-            else MaskedLinear.from_linear(linears[name], grad_mask=mask)
+            else MaskedLinear.from_linear(linears[name], grad_mask=mask, precision=precision)
         )
     return _replace(model, places, made)
 
@@ -359,7 +387,10 @@ def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
         if loaded.bias is not None:
             linear.bias.set_value(loaded.bias)
         kind: Any = PackedLinear if packed else MaskedLinear
-        made[name] = kind.from_linear(linear, grad_mask=loaded.grad_mask, bias_mask=loaded.bias_mask)
+        made[name] = kind.from_linear(
+            linear, grad_mask=loaded.grad_mask, bias_mask=loaded.bias_mask,
+            precision=getattr(layer, "arithmetic", Native()),
+        )  # fmt: skip
         if packed:
             made[name].values.set_value(loaded.values)
     return _replace(model, places, made)
@@ -370,13 +401,13 @@ def _pytree(layer: Any) -> Any:
     if isinstance(layer, nnx.Linear):
         bias = None if layer.bias is None else layer.bias.get_value()
         everything = constructors.columns(slice(None))
-        return module.MaskedLinear.tree_unflatten(None, (layer.kernel.get_value().T, bias, everything, None))
+        return module.MaskedLinear.tree_unflatten(Native(), (layer.kernel.get_value().T, bias, everything, None))
     mask, bias_mask = layer.grad_mask, layer.bias_positions
     bias_mask = None if bias_mask is None else bias_mask.get_value()
     if isinstance(layer, MaskedLinear):
         bias = None if layer.bias is None else layer.bias.get_value()
-        return module.MaskedLinear.tree_unflatten(None, (layer.kernel.get_value().T, bias, mask, bias_mask))
-    plain = module.MaskedLinear.tree_unflatten(None, (layer.base.get_value().T, layer.bias, mask, None))
+        return module.MaskedLinear.tree_unflatten(Native(), (layer.kernel.get_value().T, bias, mask, bias_mask))
+    plain = module.MaskedLinear.tree_unflatten(Native(), (layer.base.get_value().T, layer.bias, mask, None))
     packed = packed_module.PackedLinear.from_linear(plain, grad_mask=mask, bias_mask=bias_mask)
     return packed.replace(values=layer.values.get_value())
 
@@ -401,6 +432,14 @@ def _replace(model: nnx.Module, places: dict[str, tuple[Any, Any, Any]], made: d
         else:
             parent[key] = layer
     return model
+
+
+def _arithmetic(keywords: dict[str, Any]) -> Precision:
+    # `precision` of nnx.Linear is that of JAX's products; what it does not know is ours.
+    precision = keywords.get("precision")
+    if precision in ("native", "reproducible") or isinstance(precision, Precision):
+        return as_precision(keywords.pop("precision"))
+    return Native()
 
 
 def _check_plain(name: str, linear: Any) -> None:

@@ -13,6 +13,7 @@ from jax import Array
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import Precision, described
 from maskedlinear_jax import kinds, packing, rule
 from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
 
@@ -41,6 +42,7 @@ class PackedLinear:
         key: Draw them with `jax.random` instead. Exactly one of seed and key must be given.
         dtype: float32, float64, bfloat16 or float16; None = float32.
         values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        precision: As for `masked_linear`.
 
     Raises:
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
@@ -60,6 +62,7 @@ class PackedLinear:
     bias_mask: Any
     base_bits: Any
     bias_bits: Any
+    precision: Precision
     _dtype: str
 
     def __init__(
@@ -74,14 +77,24 @@ class PackedLinear:
         key: Array | None = None,
         dtype: Any = None,
         values_dtype: Any = None,
+        precision: Any = "native",
     ) -> None:
         masked = MaskedLinear(
-            in_features, out_features, bias, grad_mask=grad_mask, bias_mask=bias_mask, seed=seed, key=key, dtype=dtype
-        )
+            in_features, out_features, bias,
+            grad_mask=grad_mask, bias_mask=bias_mask, seed=seed, key=key, dtype=dtype, precision=precision,
+        )  # fmt: skip
         self._take_over(masked, masked.grad_mask, masked.bias_mask, values_dtype)
 
     @classmethod
-    def from_linear(cls, linear: Any, *, grad_mask: Any, bias_mask: Any = None, values_dtype: Any = None) -> Self:
+    def from_linear(
+        cls,
+        linear: Any,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        values_dtype: Any = None,
+        precision: Any = "native",
+    ) -> Self:
         """Return a packed layer with the numbers of `linear`.
 
         Args:
@@ -90,6 +103,7 @@ class PackedLinear:
             grad_mask: As for the constructor.
             bias_mask: As for the constructor.
             values_dtype: As for the constructor.
+            precision: As for the constructor.
 
         Raises:
             TypeError: `linear` has no such arrays.
@@ -100,7 +114,7 @@ class PackedLinear:
             >>> bool((packed.weight == linear.weight).all()), packed.values.shape
             (True, (1, 3))
         """
-        masked = MaskedLinear.from_linear(linear, grad_mask=grad_mask, bias_mask=bias_mask)
+        masked = MaskedLinear.from_linear(linear, grad_mask=grad_mask, bias_mask=bias_mask, precision=precision)
         module_checks.float_dtype(dtype_name(masked.weight))
         layer = object.__new__(cls)
         layer._take_over(masked, masked.grad_mask, masked.bias_mask, values_dtype)
@@ -196,7 +210,8 @@ class PackedLinear:
     def __call__(self, input: Array, *, forward_mode: bool = False) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         return packing.packed_linear(
-            input, self.base, self.values, self.bias, grad_mask=self.grad_mask, forward_mode=forward_mode
+            input, self.base, self.values, self.bias,
+            grad_mask=self.grad_mask, forward_mode=forward_mode, precision=self.precision,
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> Self:
@@ -219,27 +234,28 @@ class PackedLinear:
         trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"
         return (
             f"PackedLinear(in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias_values is not None}, grad_mask={self.grad_mask!r}{trained})"
+            f"bias={self.bias_values is not None}, grad_mask={self.grad_mask!r}{trained}{described(self.precision)})"
         )
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], str]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
         """Return the leaves with their names (for pytrees)."""
         names = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
-        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self._dtype
+        static = self._dtype, self.precision
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), static
 
     @classmethod
-    def tree_unflatten(cls, static: str, leaves: Any) -> Self:
+    def tree_unflatten(cls, static: tuple[str, Precision], leaves: Any) -> Self:
         """Return the module with these leaves, unchecked (for pytrees)."""
         layer = object.__new__(cls)
         layer.values, layer.bias_values, layer.grad_mask, layer.bias_mask, layer.base_bits, layer.bias_bits = leaves
-        layer._dtype = static
+        layer._dtype, layer.precision = static
         return layer
 
     def _take_over(self, linear: MaskedLinear, mask: masks.Mask, bias_mask: Any, values_dtype: Any) -> None:
         weight = jnp.asarray(linear.weight)
         dtype = weight.dtype.name if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, weight.dtype.name)
-        self._dtype = weight.dtype.name
+        self._dtype, self.precision = weight.dtype.name, linear.precision
         self.bias_values, self.bias_mask, self.bias_bits = linear.bias, bias_mask, None
         if bias_mask is not None:
             bias = jnp.asarray(linear.bias)

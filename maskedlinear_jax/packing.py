@@ -13,7 +13,8 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_jax import kinds, rule
-from maskedlinear_jax.functional import _maybe_spec, _spec
+from maskedlinear_jax import precision as precisions
+from maskedlinear_jax.functional import _maybe_spec, _spec, lengths
 
 
 def pack(weight: Array, *, grad_mask: Any) -> Array:
@@ -77,6 +78,7 @@ def packed_linear(
     grad_mask: Any,
     bias_mask: Any = None,
     forward_mode: bool = False,
+    precision: Any = "native",
 ) -> Array:
     """Compute y = x V^T + b with V = unpack(W, v): the values v learn, the matrix W is a constant (SPEC S7).
 
@@ -92,6 +94,8 @@ def packed_linear(
         grad_mask: As for `pack`.
         bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
         forward_mode: True for outermost forward mode, as for `masked_linear`.
+        precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
+            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the input's dtype.
@@ -120,7 +124,10 @@ def packed_linear(
     bias = None if bias is None else jnp.asarray(bias)
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, values, forward_mode=forward_mode)
+    chosen = precisions.resolve(precision, "packed_linear", weight, lengths(input, weight))
+    return rule.masked(
+        kind, positions, input, weight, bias, bias_mask, values, chosen, forward_mode=forward_mode
+    )  # fmt: skip
 
 
 def repack(

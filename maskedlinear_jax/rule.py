@@ -23,7 +23,7 @@ matrix W. It is the same rule with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskedlinear_jax import _compat
-from maskedlinear_jax.kinds import Arrays, Kind, flat
+from maskedlinear_jax.kinds import Arrays, Kind
+from maskedlinear_jax.precision import NATIVE, Precision
 
 
 def masked(
@@ -42,6 +43,7 @@ def masked(
     bias: Array | None,
     bias_mask: Array | None,
     values: Array | None = None,
+    precision: Precision = NATIVE,
     *,
     forward_mode: bool,
 ) -> Array:
@@ -55,6 +57,7 @@ def masked(
         bias: (O,) or None.
         bias_mask: Bool (O,); None = all of the bias trains.
         values: The packed entries, over a weight that is then a constant; None = the weight itself learns.
+        precision: How products are computed.
         forward_mode: Whether outermost forward mode must work, which JAX forbids through custom_vjp.
 
     Returns:
@@ -62,7 +65,7 @@ def masked(
     """
     rule = _rule if forward_mode else _reverse
     learned, frozen = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
-    return rule(kind, input, learned, bias, bias_mask, frozen, arrays)
+    return rule(precision, kind, input, learned, bias, bias_mask, frozen, arrays)
 
 
 def weight_view(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None = None) -> Array:
@@ -92,8 +95,9 @@ def _matrix(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None) ->
     return learned if frozen is None else weight_view(kind, arrays, learned, frozen)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _reverse(
+    precision: Precision,
     kind: Kind,
     input: Array,
     learned: Array,
@@ -103,7 +107,7 @@ def _reverse(
     arrays: Arrays,
 ) -> Array:
     """Compute y, with the rule in reverse mode; what JAX derives from its two halves is right in both modes."""
-    return _value(input, _matrix(kind, arrays, learned, frozen), bias)
+    return precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
 
 
 @jax.tree_util.register_static
@@ -115,40 +119,52 @@ class _Wanted:
     learned: bool
     bias: bool
     is_dense: bool
-    learned_shape: tuple[int, ...]
+    shape: tuple[int, int]
     learned_dtype: Any
 
 
 def _forward(
-    kind: Kind, input: Any, learned: Any, bias: Any, bias_mask: Any, frozen: Any, arrays: Any
+    precision: Precision,
+    kind: Kind,
+    input: Any,
+    learned: Any,
+    bias: Any,
+    bias_mask: Any,
+    frozen: Any,
+    arrays: Any,
 ) -> tuple[Array, Any]:
     perturbed = input.perturbed, learned.perturbed, bias is not None and bias.perturbed
-    wanted = _Wanted(*perturbed, frozen is None, learned.value.shape, learned.value.dtype)
+    shape = (learned if frozen is None else frozen).value.shape
+    wanted = _Wanted(*perturbed, frozen is None, shape, learned.value.dtype)
     input, learned, bias, bias_mask, frozen, arrays = jax.tree.map(
         lambda leaf: leaf.value, (input, learned, bias, bias_mask, frozen, arrays), is_leaf=_is_primal
     )
     # Masked in the value as well: forward over reverse differentiates this half.
     view = weight_view(kind, arrays, learned, frozen)
-    kept = kind.keep(input, *arrays) if wanted.learned else None
+    kept = top = None
+    if wanted.learned:
+        kept = kind.keep(input, *arrays)
+        top = precision.top(input, kept)
     # In packed form V is not kept but written again: nothing of the weight's size is.
     source = (view if frozen is None else learned, frozen) if wanted.input else None
-    return _value(input, view, _bias_view(bias, bias_mask)), (wanted, kept, source, bias_mask, arrays)
+    output = precision.linear(input, view, _bias_view(bias, bias_mask))
+    return output, (wanted, kept, top, source, bias_mask, arrays)
 
 
-def _backward(kind: Kind, residual: Any, g: Any) -> tuple[Any, ...]:
-    wanted, kept, source, bias_mask, arrays = residual
+def _backward(precision: Precision, kind: Kind, residual: Any, g: Any) -> tuple[Any, ...]:
+    wanted, kept, top, source, bias_mask, arrays = residual
     if _compat.is_symbolic_zero(g):
         return None, None, None, None, None, None
     d_input = d_learned = d_bias = None
     if wanted.input:
-        d_input = g @ _matrix(kind, arrays, *source)
+        d_input = precision.back(g, _matrix(kind, arrays, *source))
     if wanted.learned:
-        dtype = wanted.learned_dtype
-        d_learned = kind.product(g.astype(dtype), kept.astype(dtype), *arrays)
+        dtype, shape = wanted.learned_dtype, wanted.shape
+        d_learned = precision.product(kind, arrays, g.astype(dtype), kept.astype(dtype), top, shape)
         if wanted.is_dense:
-            d_learned = kind.place(d_learned, wanted.learned_shape, *arrays)
+            d_learned = kind.place(d_learned, shape, *arrays)
     if wanted.bias:
-        d_bias = flat(g).sum(0)
+        d_bias = precision.total(g)
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
     return d_input, d_learned, d_bias, None, None, None
 
@@ -156,8 +172,9 @@ def _backward(kind: Kind, residual: Any, g: Any) -> tuple[Any, ...]:
 _reverse.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _rule(
+    precision: Precision,
     kind: Kind,
     input: Array,
     learned: Array,
@@ -167,27 +184,24 @@ def _rule(
     arrays: Arrays,
 ) -> Array:
     """Compute y, with the rule in forward mode; JAX transposes it into reverse mode."""
-    return _value(input, _matrix(kind, arrays, learned, frozen), bias)
+    return precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
 
 
 @partial(_rule.defjvp, symbolic_zeros=True)
-def _tangent(kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _tangent(precision: Precision, kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (input, learned, bias, bias_mask, frozen, arrays), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
-    output = _rule(kind, input, learned, bias, bias_mask, frozen, arrays)
+    output = _rule(precision, kind, input, learned, bias, bias_mask, frozen, arrays)
+    shape = (learned if frozen is None else frozen).shape
     terms = []
     if not _compat.is_symbolic_zero(d_input):
-        terms.append(d_input @ weight_view(kind, arrays, learned, frozen).T)
+        terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, frozen)))
     if not _compat.is_symbolic_zero(d_learned):
         taken = kind.take(d_learned, *arrays) if frozen is None else d_learned.astype(frozen.dtype)
-        terms.append(kind.tangent(kind.keep(input, *arrays), taken, output.shape[-1], *arrays))
+        terms.append(precision.tangent(kind, arrays, input, taken, shape))
     if bias is not None and not _compat.is_symbolic_zero(d_bias):
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
-        terms.append(jnp.broadcast_to(d_bias, output.shape))
-    return output, sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(output)
-
-
-def _value(input: Array, weight: Array, bias: Array | None) -> Array:
-    return input @ weight.T if bias is None else input @ weight.T + bias
+        terms.append(precision.spread(d_bias, input))
+    return output, reduce(precision.add, terms) if terms else jnp.zeros_like(output)
 
 
 def _bias_view(bias: Array | None, bias_mask: Array | None) -> Array | None:

@@ -115,8 +115,10 @@ def _filled(module: Any, stored: Stored) -> Any:
     matrix = module.base if isinstance(module, PackedLinear) else module.weight
     if stored.form == "masked":
         matrix = packing.unpack(matrix, values, grad_mask=stored.mask)
-    plain = MaskedLinear.tree_unflatten(None, (matrix, bias, stored.mask, None))
-    filled = kind.from_linear(plain, grad_mask=stored.mask, bias_mask=stored.bias_mask)
+    plain = MaskedLinear.tree_unflatten(module.precision, (matrix, bias, stored.mask, None))
+    filled = kind.from_linear(
+        plain, grad_mask=stored.mask, bias_mask=stored.bias_mask, precision=module.precision
+    )  # fmt: skip
     return filled.replace(values=values) if stored.form == "packed" else filled
 
 

@@ -20,6 +20,11 @@ def in_dual_level() -> bool:
     return forward_ad._current_level >= 0
 
 
+def primal(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without the tangent of the innermost forward-mode level."""
+    return forward_ad.unpack_dual(tensor).primal
+
+
 def in_transform() -> bool:
     """Tell whether anything but ordinary reverse mode may be differentiating or batching."""
     return in_functorch_transform() or in_dual_level()
@@ -56,6 +61,15 @@ def beside(weight: Any) -> Callable[[torch.Tensor | None], Any]:
         return None if tensor is None else DTensor.from_local(tensor, weight.device_mesh, everywhere, run_check=False)
 
     return put
+
+
+def constant_to_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Dynamo run a function as it traces, as a constant: `torch.compiler.assume_constant_result`.
+
+    That one imports Dynamo, which takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def forward_mode_enabled() -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from maskedlinear_core import patterns
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.precision import as_precision
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
 
@@ -23,6 +24,7 @@ def mask_linears(
     *,
     packed: bool = False,
     values_dtype: torch.dtype | None = None,
+    precision: Any = "native",
     freeze_others: bool = False,
 ) -> nn.Module:
     """Replace the linear layers of a model by masked ones, in place. The outputs stay the same, bit for bit.
@@ -36,6 +38,7 @@ def mask_linears(
             that returns one, or None to leave the layer as it is. The first pattern that matches counts.
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
         values_dtype: Of packed values; None = the weight's.
+        precision: Of the masked layers, as for `masked_linear`.
         freeze_others: Let every parameter outside of the converted layers' weights be constant, biases too.
 
     Returns:
@@ -58,6 +61,7 @@ def mask_linears(
     """
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
+    precision = as_precision(precision)
     linears = {
         name: module
         for name, module in model.named_modules()
@@ -76,9 +80,9 @@ def mask_linears(
     for name, mask in chosen.items():
         linear = linears[name]
         made[id(linear)] = (
-            PackedLinear.from_linear(linear, grad_mask=mask, values_dtype=values_dtype)
+            PackedLinear.from_linear(linear, grad_mask=mask, values_dtype=values_dtype, precision=precision)
             if packed
-            else MaskedLinear.from_linear(linear, grad_mask=mask)
+            else MaskedLinear.from_linear(linear, grad_mask=mask, precision=precision)
         )
         for hooks in _HOOKS:
             getattr(made[id(linear)], hooks).update(getattr(linear, hooks))

@@ -10,6 +10,7 @@ from torch import Tensor
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_torch import kinds, rule
+from maskedlinear_torch import precision as precisions
 
 
 def masked_linear(
@@ -20,6 +21,7 @@ def masked_linear(
     grad_mask: Any,
     bias_mask: Any = None,
     forward_mode: bool = False,
+    precision: Any = "native",
 ) -> Tensor:
     """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
 
@@ -34,6 +36,8 @@ def masked_linear(
             combination of these, or a bool array of the weight's shape. True = the gradient flows.
         bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
         forward_mode: The JAX twin needs True for outermost forward mode; here both modes always work.
+        precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
+            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the arguments' dtype (float32, float64, bfloat16 or
@@ -62,7 +66,13 @@ def masked_linear(
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask)
+    chosen = precisions.resolve(precision, "masked_linear", weight, lengths(input, weight))
+    return rule.masked(kind, positions, input, weight, bias, bias_mask, precision=chosen)
+
+
+def lengths(input: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Return the lengths of the sums of the three products: in_features, out_features, and the flattened batch."""
+    return weight.shape[1], weight.shape[0], input.shape[:-1].numel()
 
 
 def _spec(tensor: Any) -> call_checks.Spec:

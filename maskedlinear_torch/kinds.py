@@ -11,6 +11,7 @@ be batched, traced and moved. Every kind answers the same questions:
     take(W)             its transpose: the packed entries of W
     write(W, values)    W with packed values in the place of its entries
     tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
+    pull(g, v)          keep(g V)
     values_shape()      the shape of packed values
     mask()              M, in a shape that broadcasts to (O, I)
 
@@ -67,6 +68,9 @@ class Submatrix:
         self, kept: Tensor, values: Tensor, out_features: int, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
         return self._put(kept @ values.t(), rows, -1, out_features)
+
+    def pull(self, g: Tensor, values: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return self._take(g, rows, -1) @ values
 
     def values_shape(self, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> tuple[int, ...]:
         return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
@@ -128,6 +132,12 @@ class Blocks:
         sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, numbers // x, parts)
         return sums[:, :y].reshape(*kept.shape[:-1], out_features)
 
+    def pull(self, g: Tensor, values: Tensor, in_features: int, numbers: Tensor) -> Tensor:
+        (_, x), (_, w) = self.grid_shape, self.block_shape
+        parts = (self._rows(flat(g), numbers).transpose(0, 1) @ values).transpose(0, 1)
+        sums = parts.new_zeros(parts.shape[0], x, w).index_add(1, numbers % x, parts)
+        return sums.reshape(*g.shape[:-1], in_features)
+
     def values_shape(self, shape: Shape, numbers: Tensor) -> tuple[int, ...]:
         return numbers.shape[0], *self.block_shape
 
@@ -171,6 +181,9 @@ class Elements:
 
     def tangent(self, kept: Tensor, values: Tensor, out_features: int, mask: Tensor) -> Tensor:
         return kept @ values.t()
+
+    def pull(self, g: Tensor, values: Tensor, in_features: int, mask: Tensor) -> Tensor:
+        return g @ values
 
     def values_shape(self, shape: Shape, mask: Tensor) -> tuple[int, ...]:
         return shape
@@ -228,12 +241,20 @@ class Entries:
             return sums[:, :out_features].to(x.dtype).reshape(*kept.shape[:-1], out_features)
         parts = []
         for start, stop in self._chunks(flat_positions, out_features):
-            size = (stop - start) * self.in_features
-            inside, local = self._within(flat_positions, start, stop)
-            # What belongs to other rows is written one beyond the end.
-            part = put(values, torch.where(inside, local, size), 0, size + 1, exact=True)
-            parts.append(x @ part[:size].reshape(stop - start, self.in_features).t())
+            parts.append(x @ self._part(values, flat_positions, start, stop).t())
         return torch.cat(parts, 1).reshape(*kept.shape[:-1], out_features)
+
+    def pull(self, g: Tensor, values: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
+        line = flat(g)
+        if self._are_few(flat_positions, line.shape[1]):
+            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
+            terms = _wide(take(line, rows, 1, exact=self.exact)) * _wide(values)
+            sums = terms.new_zeros(line.shape[0], in_features).index_add(1, columns, terms)
+            return sums.to(g.dtype).reshape(*g.shape[:-1], in_features)
+        total = line.new_zeros(line.shape[0], in_features)
+        for start, stop in self._chunks(flat_positions, line.shape[1]):
+            total = total + line[:, start:stop] @ self._part(values, flat_positions, start, stop)
+        return total.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, flat_positions: Tensor) -> tuple[int, ...]:
         return (flat_positions.shape[0],)
@@ -248,6 +269,13 @@ class Entries:
     def _chunks(self, flat_positions: Tensor, out_features: int) -> list[tuple[int, int]]:
         return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
 
+    def _part(self, values: Tensor, flat_positions: Tensor, start: int, stop: int) -> Tensor:
+        # The rows from start to stop of the dense matrix: what belongs to others is written one beyond the end.
+        size = (stop - start) * self.in_features
+        inside, local = self._within(flat_positions, start, stop)
+        part = put(values, torch.where(inside, local, size), 0, size + 1, exact=True)
+        return part[:size].reshape(stop - start, self.in_features)
+
     def _within(self, flat_positions: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         first, last = start * self.in_features, stop * self.in_features
         inside = (flat_positions >= first) & (flat_positions < last)
@@ -256,6 +284,9 @@ class Entries:
 
 Kind = Submatrix | Blocks | Elements | Entries
 """What the rule works with."""
+
+FULL = Submatrix(exact=True)
+"""The kind of all of a weight; its positions are (None, None)."""
 
 
 def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> tuple[Kind, Arrays]:

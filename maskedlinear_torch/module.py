@@ -13,8 +13,10 @@ from maskedlinear_core import constructors, initial, masks
 from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import Native, Precision, as_precision, described
 from maskedlinear_torch import kinds, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec, lengths
+from maskedlinear_torch.precision import resolve
 
 
 class Layer(nn.Module):
@@ -27,6 +29,7 @@ class Layer(nn.Module):
     _bias_positions: Tensor | None
     _mask: masks.Mask
     _bias_values: np.ndarray | None
+    _precision: Precision = Native()
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -36,6 +39,15 @@ class Layer(nn.Module):
     @bias_mask.setter
     def bias_mask(self, bias_mask: Any) -> None:
         self._set_masks(self._mask, _bias_mask(bias_mask, self.bias is not None, self.out_features))
+
+    @property
+    def precision(self) -> Precision:
+        """How products are computed: native or reproducible (SPEC S9). Another can be set, by name too."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: Any) -> None:
+        self._precision = as_precision(precision)
 
     def _positions(self) -> kinds.Arrays:
         if not self._home().is_meta and any(buffer.is_meta for buffer in self._buffers.values() if buffer is not None):
@@ -91,6 +103,7 @@ class MaskedLinear(Layer, nn.Linear):
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
         device: Of the parameters and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
+        precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
@@ -114,7 +127,9 @@ class MaskedLinear(Layer, nn.Linear):
         seed: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        precision: Any = "native",
     ) -> None:
+        chosen = as_precision(precision)
         in_features = module_checks.features("in_features", in_features)
         out_features = module_checks.features("out_features", out_features)
         name_of_dtype = str(torch.get_default_dtype() if dtype is None else dtype).removeprefix("torch.")
@@ -126,18 +141,22 @@ class MaskedLinear(Layer, nn.Linear):
         mask.canonical((out_features, in_features))
         bias_values = _bias_mask(bias_mask, bias, out_features)
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self._precision = chosen
         self._set_masks(mask, bias_values)
         if seed is not None:
             self._draw(initial.linear_bound(in_features), seed)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, grad_mask: Any, bias_mask: Any = None) -> Self:
+    def from_linear(
+        cls, linear: nn.Linear, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+    ) -> Self:
         """Return a masked layer around the very parameters of `linear` (shared, not copied).
 
         Args:
             linear: The layer to convert.
             grad_mask: As for the constructor.
             bias_mask: As for the constructor.
+            precision: As for the constructor.
 
         Raises:
             TypeError: `linear` is not a `torch.nn.Linear`.
@@ -152,7 +171,7 @@ class MaskedLinear(Layer, nn.Linear):
         has_bias = linear.bias is not None
         layer = cls(
             linear.in_features, linear.out_features, has_bias, grad_mask=grad_mask, bias_mask=bias_mask,
-            device="meta", dtype=linear.weight.dtype,
+            device="meta", dtype=linear.weight.dtype, precision=precision,
         )  # fmt: skip
         layer.weight = linear.weight
         if has_bias:
@@ -223,12 +242,15 @@ class MaskedLinear(Layer, nn.Linear):
             call_checks.refuse_array("input", input)
         input, weight, bias = _autocast(input, self.weight, self.bias)
         call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), None)
-        return rule.masked(self._kind, self._positions(), input, weight, bias, self._bias_positions)
+        precision = resolve(self._precision, "masked_linear", weight, lengths(input, weight))
+        return rule.masked(
+            self._kind, self._positions(), input, weight, bias, self._bias_positions, precision=precision
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Describe sizes and masks."""
         trained = "" if self._bias_values is None else f", bias_mask={int(self._bias_values.sum())} trained"
-        return f"{super().extra_repr()}, grad_mask={self._mask!r}{trained}"
+        return f"{super().extra_repr()}, grad_mask={self._mask!r}{trained}{described(self._precision)}"
 
     def _home(self) -> Tensor:
         return self.weight

@@ -13,9 +13,11 @@ from maskedlinear_core import constructors, masks
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import described
 from maskedlinear_torch import packing, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec, lengths
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
+from maskedlinear_torch.precision import resolve
 
 
 class PackedLinear(Layer):
@@ -39,6 +41,7 @@ class PackedLinear(Layer):
         device: Of the parameters and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
         values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
@@ -71,17 +74,25 @@ class PackedLinear(Layer):
         device: Any = None,
         dtype: torch.dtype | None = None,
         values_dtype: torch.dtype | None = None,
+        precision: Any = "native",
     ) -> None:
         masked = MaskedLinear(
             in_features, out_features, bias,
-            grad_mask=grad_mask, bias_mask=bias_mask, seed=seed, device=device, dtype=dtype,
+            grad_mask=grad_mask, bias_mask=bias_mask, seed=seed, device=device, dtype=dtype, precision=precision,
         )  # fmt: skip
         super().__init__()
+        self.precision = masked.precision
         self._take_over(masked, masked.grad_mask, masked.bias_mask, values_dtype)
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, *, grad_mask: Any, bias_mask: Any = None, values_dtype: torch.dtype | None = None
+        cls,
+        linear: nn.Linear,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        values_dtype: torch.dtype | None = None,
+        precision: Any = "native",
     ) -> Self:
         """Return a packed layer over the memory of `linear`: its bias shared, its weight the constant matrix.
 
@@ -90,6 +101,7 @@ class PackedLinear(Layer):
             grad_mask: As for the constructor.
             bias_mask: As for the constructor.
             values_dtype: As for the constructor.
+            precision: As for the constructor.
 
         Raises:
             TypeError: `linear` is not a `torch.nn.Linear`.
@@ -108,6 +120,7 @@ class PackedLinear(Layer):
         module_checks.float_dtype(dtype_name(linear.weight))
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
+        layer.precision = precision
         layer._take_over(linear, mask, bias_values, values_dtype)
         return layer.train(linear.training)
 
@@ -220,14 +233,15 @@ class PackedLinear(Layer):
         positions = self._positions()
         input, base, bias = _autocast(input, self.base, self.bias)
         call_checks.linear(_spec(input), _spec(base), _maybe_spec(bias), None, function="packed_linear")
-        return rule.masked(self._kind, positions, input, base, bias, None, self.values)
+        precision = resolve(self._precision, "packed_linear", base, lengths(input, base))
+        return rule.masked(self._kind, positions, input, base, bias, None, self.values, precision)
 
     def extra_repr(self) -> str:
         """Describe sizes and masks."""
         trained = "" if self._bias_values is None else f", bias_mask={int(self._bias_values.sum())} trained"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"grad_mask={self._mask!r}{trained}"
+            f"grad_mask={self._mask!r}{trained}{described(self._precision)}"
         )
 
     def _home(self) -> Tensor:

@@ -11,7 +11,8 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_torch import kinds, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch import precision as precisions
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec, lengths
 
 
 def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
@@ -77,6 +78,7 @@ def packed_linear(
     grad_mask: Any,
     bias_mask: Any = None,
     forward_mode: bool = False,
+    precision: Any = "native",
 ) -> Tensor:
     """Compute y = x V^T + b with V = unpack(W, v): the values v learn, the matrix W is a constant (SPEC S7).
 
@@ -92,6 +94,8 @@ def packed_linear(
         grad_mask: As for `pack`.
         bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
         forward_mode: The JAX twin needs True for outermost forward mode; here both modes always work.
+        precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
+            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the input's dtype, or of autocast's.
@@ -121,7 +125,8 @@ def packed_linear(
     _check_values("packed_linear", kind, positions, weight, values)
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, values)
+    chosen = precisions.resolve(precision, "packed_linear", weight, lengths(input, weight))
+    return rule.masked(kind, positions, input, weight, bias, bias_mask, values, chosen)
 
 
 def repack(

@@ -22,15 +22,17 @@ matrix W. It is the same rule with
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat
-from maskedlinear_torch.kinds import Arrays, Kind, flat
+from maskedlinear_torch.kinds import Arrays, Kind
+from maskedlinear_torch.precision import NATIVE, Precision
 
 
 def masked(
@@ -41,6 +43,7 @@ def masked(
     bias: Tensor | None,
     bias_mask: Tensor | None,
     values: Tensor | None = None,
+    precision: Precision = NATIVE,
 ) -> Tensor:
     """Apply the rule to checked arguments.
 
@@ -52,6 +55,7 @@ def masked(
         bias: (O,) or None.
         bias_mask: Bool (O,); None = all of the bias trains.
         values: The packed entries, over a weight that is then a constant; None = the weight itself learns.
+        precision: How products are computed.
 
     Returns:
         (*B, O).
@@ -63,14 +67,16 @@ def masked(
     if transformed and torch.compiler.is_dynamo_compiling():
         # Dynamo differentiates through the forward of a Function and drops its rule there: without
         # an error, the frozen entries would learn. The reference program needs no rule.
+        if precision != NATIVE:
+            checks.refuse_compiled_transform()
         return reference(kind, arrays, input, weight, bias, bias_mask, values)
     learned, frozen = (weight, None) if values is None else (values, weight.detach())
     if not transformed and not (learned.requires_grad and torch.is_grad_enabled()):
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
-        return F.linear(input, _matrix(kind, arrays, learned, frozen), _bias_view(bias, bias_mask))
+        return precision.linear(input, _matrix(kind, arrays, learned, frozen), _bias_view(bias, bias_mask))
     # Dynamo refuses a Function that defines jvp.
     rule = _Reverse if torch.compiler.is_dynamo_compiling() else _Rule
-    output, _ = rule.apply(kind, input, learned, bias, bias_mask, frozen, *arrays)
+    output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, frozen, *arrays)
     return output
 
 
@@ -107,12 +113,13 @@ def _bias_view(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
 
 
 class _Reverse(torch.autograd.Function):
-    """The rule in reverse mode. Outputs: y, and what is kept of x (None where that is x itself)."""
+    """The rule in reverse mode. Outputs: y, what is kept of x (None where that is x itself), its rows' `top`."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
+        precision: Precision,
         kind: Kind,
         input: Tensor,
         learned: Tensor,
@@ -120,48 +127,53 @@ class _Reverse(torch.autograd.Function):
         bias_mask: Tensor | None,
         frozen: Tensor | None,
         *arrays: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # What is kept must be an output: a tensor made in setup_context is unknown to autograd, and
         # double backward through it is wrong without an error.
         kept = kind.keep(input, *arrays)
-        return F.linear(input, _matrix(kind, arrays, learned, frozen), bias), None if kept is input else kept
+        output = precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
+        return output, None if kept is input else kept, precision.top(input, kept)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        kind, input, learned, _, bias_mask, frozen, *arrays = inputs
-        _, kept = output
-        ctx.kind = kind
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        precision, kind, input, learned, _, bias_mask, frozen, *arrays = inputs
+        _, kept, top = output
+        ctx.precision, ctx.kind = precision, kind
         ctx.in_features = input.shape[-1]
         # A cotangent that does not exist stays None: as zeros it would be added to d_x at full cost.
         ctx.set_materialize_grads(False)
         # In packed form V is not saved but written again: nothing of the weight's size is kept.
-        ctx.save_for_backward(input if kept is None else kept, learned, bias_mask, frozen, *arrays)
+        ctx.save_for_backward(input if kept is None else kept, top, learned, bias_mask, frozen, *arrays)
+        if top is not None:
+            ctx.mark_non_differentiable(top)
         ctx.save_for_forward(input, learned, bias_mask, frozen, *arrays)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        g, kept_cotangent = cotangents
-        kept, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        g, kept_cotangent, _ = cotangents
+        kept, top, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        precision: Precision = ctx.precision
         kind: Kind = ctx.kind
-        _, input_wanted, learned_wanted, bias_wanted, *_ = ctx.needs_input_grad
+        _, _, input_wanted, learned_wanted, bias_wanted, *_ = ctx.needs_input_grad
         d_input = d_learned = d_bias = None
         if g is not None:
             if input_wanted:
                 view = weight_view if _is_differentiated() else _matrix
-                d_input = g @ view(kind, arrays, learned, frozen)
+                d_input = precision.back(g, view(kind, arrays, learned, frozen))
             if learned_wanted:
-                d_learned = kind.product(g.to(learned.dtype), kept.to(learned.dtype), *arrays)
+                dtype, shape = learned.dtype, _shape(learned, frozen)
+                d_learned = precision.product(kind, arrays, g.to(dtype), kept.to(dtype), top, shape)
                 if frozen is None:
-                    d_learned = kind.place(d_learned, (learned.shape[0], learned.shape[1]), *arrays)
+                    d_learned = kind.place(d_learned, shape, *arrays)
                 if _compat.is_distributed(learned):
                     d_learned = _compat.placed_like(d_learned, learned)
             if bias_wanted:
-                d_bias = flat(g).sum(0)
+                d_bias = precision.total(g)
                 d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
         if kept_cotangent is not None and input_wanted:
             d_kept = kind.unkeep(kept_cotangent, ctx.in_features, *arrays)
             d_input = d_kept if d_input is None else d_input + d_kept
-        return None, d_input, d_learned, d_bias, None, None, *(None for _ in arrays)
+        return None, None, d_input, d_learned, d_bias, None, None, *(None for _ in arrays)
 
 
 class _Rule(_Reverse):
@@ -170,33 +182,35 @@ class _Rule(_Reverse):
     generate_vmap_rule = True
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None]:
-        _, d_input, d_learned, d_bias, *_ = tangents
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        _, _, d_input, d_learned, d_bias, *_ = tangents
         input, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        precision: Precision = ctx.precision
         kind: Kind = ctx.kind
         with _compat.forward_mode_enabled():
             # The tensors carry this level's tangents; the rule is in terms of what is below it.
-            input, learned = _primal(input), _primal(learned)
-            out_features = (learned if frozen is None else frozen).shape[0]
+            input, learned = _compat.primal(input), _compat.primal(learned)
+            shape = _shape(learned, frozen)
             terms = []
             if d_input is not None:
-                terms.append(d_input @ weight_view(kind, arrays, learned, frozen).t())
+                terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, frozen)))
             if d_learned is not None:
                 taken = kind.take(d_learned, *arrays) if frozen is None else d_learned.to(frozen.dtype)
-                terms.append(kind.tangent(kind.keep(input, *arrays), taken, out_features, *arrays))
+                terms.append(precision.tangent(kind, arrays, input, taken, shape))
             if d_bias is not None:
                 d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
-                terms.append(d_bias.expand(*input.shape[:-1], out_features))
+                terms.append(precision.spread(d_bias, input))
             kept = kind.keep(input, *arrays)
             if kept is input:
                 d_kept = None
             else:
                 d_kept = torch.zeros_like(kept) if d_input is None else kind.keep(d_input, *arrays)
-            return sum(terms[1:], start=terms[0]), d_kept
+            return functools.reduce(precision.add, terms), d_kept, None
 
 
-def _primal(tensor: Tensor) -> Tensor:
-    return forward_ad.unpack_dual(tensor).primal
+def _shape(learned: Tensor, frozen: Tensor | None) -> tuple[int, int]:
+    weight = learned if frozen is None else frozen
+    return weight.shape[0], weight.shape[1]
 
 
 def _is_differentiated() -> bool:

@@ -52,6 +52,19 @@ def test_dual_levels_are_seen_by_the_compiler_again_and_again():
     assert (f(W) == 3).all()
 
 
+def test_a_function_can_be_constant_to_the_compiler():
+    ran = []
+
+    def probe():
+        ran.append(torch.compiler.is_compiling())
+        return 2
+
+    probe = torch_compat.constant_to_compiler(probe)
+    assert (torch.compile(lambda w: w * probe(), fullgraph=True, backend="eager")(W) == 2).all()
+    assert ran
+    assert vars(torch.compiler.assume_constant_result(lambda: 2)) == vars(probe)
+
+
 def test_x64_is_seen_as_a_context():
     assert not jax_compat.x64_enabled()
     with jax.enable_x64(True):
@@ -117,6 +130,18 @@ def test_dynamo_still_drops_the_backward_under_torch_func():
     assert gradient(x) == 0
     compiled = torch.compile(gradient, fullgraph=True, backend="eager")(x)
     assert compiled == 2, "Dynamo keeps an autograd.Function's backward now: rule.reference may be dropped"
+
+
+def test_the_compiler_still_adds_inside_of_a_product():
+    """Why engines.py rounds integers that are integers already: the sum of two products may become one product's."""
+    draw = torch.Generator().manual_seed(0)
+    x, high, low = (torch.randint(-(2**bits), 2**bits, (16, 4096), generator=draw).double() for bits in (27, 13, 13))
+
+    def total(x, high, low):
+        return (x @ high.T) * 2.0**14 + x @ low.T
+
+    compiled = torch.compile(total)(x, high, low)
+    assert (compiled != total(x, high, low)).any(), "inductor keeps two products apart now: round() may go"
 
 
 def test_linear_under_vmap_is_what_the_rule_relies_on():

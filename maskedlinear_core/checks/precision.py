@@ -1,0 +1,135 @@
+"""The arguments of a precision, and what its guard says (SPEC S9, S10)."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from maskedlinear_core.checks.words import Shape, is_integer
+
+ENGINES = ("auto", "float64", "float32")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def refuse(precision: object) -> NoReturn:
+    """Refuse what is no precision.
+
+    Raises:
+        ValueError: A string, but another.
+        TypeError: Anything else.
+    """
+    kind = ValueError if isinstance(precision, str) else TypeError
+    raise kind(
+        f"masked_linear: expected precision to be 'native', 'reproducible' or reproducible(...), got {precision!r}; "
+        "leave it out for the framework's own products"
+    )
+
+
+def settings(bits: object, engine: object) -> None:
+    """Check the arguments of `reproducible`.
+
+    Raises:
+        TypeError: bits is no integer.
+        ValueError: bits is not positive, or engine has another name.
+
+    Example:
+        >>> settings(40, "int4")
+        Traceback (most recent call last):
+        ...
+        ValueError: reproducible: expected engine to be one of auto, float64, float32, got 'int4'; 'auto' suits the \
+device
+    """
+    if bits is not None and not is_integer(bits):
+        raise TypeError(f"reproducible: expected bits to be an integer or None, got {bits!r}; None is the default")
+    if isinstance(bits, int) and bits < 1:
+        raise ValueError(f"reproducible: expected bits to be at least 1, got {bits}; None is the default")
+    if engine not in ENGINES:
+        raise ValueError(
+            f"reproducible: expected engine to be one of {', '.join(ENGINES)}, got {engine!r}; 'auto' suits the device"
+        )
+
+
+def refuse_bits(bits: int, most: int, terms: int) -> NoReturn:
+    """Refuse more bits than can be summed exactly.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"reproducible: expected at most bits={most} for sums of {terms} terms, got {bits}; "
+        "ask for fewer bits, or cut the sum"
+    )
+
+
+def dtype(function: str, name: str) -> None:
+    """Check that a dtype has a reproducible answer.
+
+    Raises:
+        TypeError: It has none: float64.
+    """
+    if name not in DTYPES:
+        raise TypeError(
+            f"{function}: expected float32, bfloat16 or float16 for precision='reproducible', got {name}; "
+            "its answer is defined for up to 24 bits, convert the arguments or use precision='native'"
+        )
+
+
+def product(input: Shape, weight: Shape) -> None:
+    """Check the shapes of x and W.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    if len(weight) != 2 or not input or input[-1] != weight[1]:
+        raise ValueError(
+            f"accuracy_bound: expected input (*batch, in_features) and weight (out_features, in_features), "
+            f"got shapes {input} and {weight}; check that the weight is (out_features, in_features)"
+        )
+
+
+def refuse_sharded() -> NoReturn:
+    """Refuse a weight that is spread over devices by the framework.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        "masked_linear: expected a plain tensor for precision='reproducible', got a DTensor; "
+        "shard the batch and say reproducible(group=...), or use precision='native'"
+    )
+
+
+def refuse_compiled_transform() -> NoReturn:
+    """Refuse a torch.func transform inside of torch.compile, where a rule would be dropped in silence.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        "masked_linear: expected no torch.func transform inside torch.compile with precision='reproducible', got one: "
+        "the compiler drops derivative rules there; compile the layer and differentiate outside, or do not compile"
+    )
+
+
+def refuse_second_order() -> NoReturn:
+    """Refuse to differentiate gradients that were summed over a group of workers.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        "masked_linear: expected first derivatives only with reproducible(group=...), got a derivative of a gradient; "
+        "gather the batch on one worker for higher orders"
+    )
+
+
+def refuse_device(device: object, engine: str, wrong: str) -> NoReturn:
+    """Refuse to compute on a device that failed the known-answer test.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"masked_linear: expected exact {engine} sums on {device} for precision='reproducible', got another answer in "
+        f"the known-answer test ({wrong}); a setting breaks exactness (XLA fast-math, TF32, reduced-precision "
+        "accumulation): unset it, or choose another engine with reproducible(engine=...)"
+    )

@@ -1,0 +1,202 @@
+"""The two precisions, and the constants of the reproducible one (SPEC S9).
+
+*native*: the framework's own products. *reproducible*: the answer is a function of the inputs alone, given by
+integer arithmetic. For a product of K terms per output, dot(x, w), float32 in and out:
+
+    L = ceil(log2 K),  p = min(31, floor((107 - 2 L) / 3))
+    E = the exponent of the largest magnitude of a vector: 2^(E-1) <= max |v| < 2^E
+    X = round_half_even(v 2^(p - E))                    an integer, |X| <= 2^p; a subnormal v counts as +0
+    T = sum_k X_k W_k                                   an exact integer
+    z = RN_float64(T) 2^(Ex + Ew - 2p),  y = RN_float32(z)
+
+|z| < 2^-126 gives +0, zero is always +0, and a vector that holds inf or NaN makes one canonical NaN of every
+output it touches. 16-bit arguments are widened to float32 first, and the result is rounded to their dtype.
+Every engine computes T exactly, so none shows in the bits (Ozaki et al. 2012; Rump, Ogita and Oishi 2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from maskedlinear_core.checks import precision as checks
+
+Engine = Literal["auto", "float64", "float32"]
+
+SIGNIFICAND = 53
+"""Bits of an integer that a float64 holds exactly."""
+
+LARGEST_BITS = 31
+"""The p of short sums: a float32 of the size of its row's largest has 24 bits, and 7 more for smaller ones."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """The framework's own products."""
+
+
+@dataclass(frozen=True)
+class Reproducible:
+    """The answer by exact integers; see `reproducible`."""
+
+    bits: int | None = None
+    engine: Engine = "auto"
+    group: Any = None
+
+
+Precision = Native | Reproducible
+
+
+def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any = None) -> Reproducible:
+    """Choose how the reproducible precision is computed, for `precision=`; "reproducible" alone is the default.
+
+    Args:
+        bits: At least this many bits p for each number relative to the largest of its vector; None = as many
+            as two products allow (29 at K = 1024). More, up to `most_bits`, take four products.
+        engine: What computes the integers: "float64" products, or "float32" products of short digits, for
+            devices without float64. "auto" takes what suits the device. It never shows in the bits.
+        group: Workers over which the batch is spread: a `torch.distributed.ProcessGroup`, or in JAX the name
+            of a mesh axis inside `shard_map`. The gradients of weight and bias are then the exact ones of the
+            whole batch, the same on all workers, whatever their number.
+
+    Raises:
+        TypeError, ValueError: bits or engine is none of these.
+
+    Example:
+        >>> reproducible(bits=40)
+        Reproducible(bits=40, engine='auto', group=None)
+    """
+    checks.settings(bits, engine)
+    return Reproducible(bits, engine, group)
+
+
+def as_precision(precision: object) -> Precision:
+    """Return what `precision=` says: "native", "reproducible", or the outcome of `reproducible(...)`.
+
+    Raises:
+        TypeError, ValueError: It is none of these.
+
+    Example:
+        >>> as_precision("reproducible")
+        Reproducible(bits=None, engine='auto', group=None)
+    """
+    if isinstance(precision, Native | Reproducible):
+        return precision
+    if precision not in ("native", "reproducible"):
+        checks.refuse(precision)
+    return Native() if precision == "native" else Reproducible()
+
+
+def log2_terms(terms: int) -> int:
+    """Return L = ceil(log2 max(K, 1)).
+
+    Example:
+        >>> [log2_terms(terms) for terms in (0, 1, 2, 1024, 1025)]
+        [0, 0, 1, 10, 11]
+    """
+    return (max(terms, 1) - 1).bit_length()
+
+
+def default_bits(terms: int) -> int:
+    """Return p for K terms: then p + floor(p / 2) + L <= 53, and two float64 products are exact.
+
+    Example:
+        >>> [default_bits(terms) for terms in (128, 1024, 4096, 65536, 2**20)]
+        [31, 29, 27, 25, 22]
+    """
+    return min(LARGEST_BITS, (107 - 2 * log2_terms(terms)) // 3)
+
+
+def most_bits(terms: int) -> int:
+    """Return the largest p for K terms, 2 b - 1 with 2 (b - 1) + L <= 52: then four float64 products are exact.
+
+    Example:
+        >>> [most_bits(terms) for terms in (64, 1024, 65536)]
+        [47, 43, 37]
+    """
+    return 2 * min(24, (52 - log2_terms(terms)) // 2 + 1) - 1
+
+
+def bits_for(precision: Reproducible, terms: int) -> int:
+    """Return p for K terms: the default, or more where it is asked for.
+
+    Raises:
+        ValueError: More bits than four products hold.
+    """
+    p = max(default_bits(terms), precision.bits or 0)
+    if p > max(default_bits(terms), most_bits(terms)):
+        checks.refuse_bits(p, most_bits(terms), terms)
+    return p
+
+
+def digit_bits(terms: int, significand: int) -> int:
+    """Return b: products of digits of b bits, at most 2^(b-1) each, sum up over K terms within a significand.
+
+    Args:
+        terms: K.
+        significand: Bits of an integer that the products' dtype holds exactly: 24 for float32.
+
+    Example:
+        >>> [digit_bits(terms, 24) for terms in (64, 1024, 65536)]
+        [8, 8, 5]
+    """
+    return min(8, (significand - log2_terms(terms)) // 2 + 1)
+
+
+def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.ndarray:
+    """Return how far the reproducible x W^T may be from the exact one, at most, for each output.
+
+    What is lost is relative to the largest magnitude of a row: with an outlier in a row of x, small numbers
+    lose bits, and so do outputs that the outlier does not reach. `bits` helps where this bound says so.
+
+    Args:
+        input: x, shape (*batch, in_features), anything that NumPy reads.
+        weight: W, shape (out_features, in_features).
+        bits: As for `reproducible`.
+
+    Returns:
+        |y - exact| <= bound, shape (*batch, out_features), float64, for float32 outputs without bias;
+        infinite where the row of x or of W holds inf or NaN.
+
+    Raises:
+        ValueError: The shapes do not fit, or more bits than there can be.
+
+    Example:
+        >>> float(accuracy_bound([[1.0, 1.0]], [[1.0, 1.0]])[0, 0]) < 2e-7
+        True
+    """
+    x, w = np.asarray(input, np.float64), np.asarray(weight, np.float64)
+    checks.product(x.shape, w.shape)
+    p = bits_for(reproducible(bits=bits), x.shape[-1])
+    with np.errstate(invalid="ignore", over="ignore"):
+        x_step, w_step = (_step(rows, p) for rows in (x, w))
+        # x w - X W = x (w - W) + (x - X) W, and |x - X| <= step / 2, or the flushed subnormal.
+        sums = np.abs(x).sum(-1, keepdims=True), np.abs(w).sum(-1, keepdims=True)
+        lost = sums[0] * w_step.T + x_step * (sums[1] + x.shape[-1] * w_step).T
+        size = np.abs(x) @ np.abs(w).T + lost
+        # RN_float64, RN_float32 and the flush, and what this computation itself rounds.
+        bound = (lost + size * (2.0**-24 + 2.0**-52)) * (1 + 2.0**-40) + 2.0**-126
+    return np.where(np.isfinite(bound) & (size < 2.0**128), bound, np.inf)
+
+
+def _step(rows: np.ndarray, p: int) -> np.ndarray:
+    # What a number of the row may be off: half a unit 2^(E - p), or a subnormal counted as zero.
+    exponent = np.frexp(np.abs(rows).max(-1, keepdims=True, initial=0.0))[1]
+    step = np.maximum(np.ldexp(0.5, exponent - p), 2.0**-126)
+    return np.where(np.isfinite(rows).all(-1, keepdims=True), step, np.inf)
+
+
+def described(precision: Precision) -> str:
+    """Return what a layer's description says of its precision: nothing of the native one.
+
+    Example:
+        >>> described(Reproducible(bits=40))
+        ', precision=reproducible(bits=40)'
+    """
+    if isinstance(precision, Native):
+        return ""
+    said = {"bits": precision.bits, "engine": precision.engine, "group": precision.group}
+    settings = ", ".join(f"{name}={value!r}" for name, value in said.items() if value not in (None, "auto"))
+    return f", precision=reproducible({settings})"

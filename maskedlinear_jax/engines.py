@@ -1,0 +1,260 @@
+"""Exact sums of products: what computes the reproducible answer (SPEC S9; the arithmetic is in core/precision.py).
+
+An engine is handed two operands, whose contraction vectors lie along one of their axes, and a bilinear
+function that contracts them: a product of a kind (kinds.py). It turns each operand into integers, applies
+the function to those, exactly, and rounds once to float64 and once to float32:
+
+    integers(v)     X = round_half_even(v 2^(p - E)), cut into digits
+    multiply        T from the digits' products, y = RN_float32(RN_float64(T) 2^(Ex + Ew - 2p))
+
+That the function is bilinear is all that is known of it here. Its units, 2^(Ex - p) times 2^(Ew - p), are
+therefore had by the function itself, from the units of both operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from maskedlinear_core import precision
+
+Bilinear = Callable[[Array, Array], Array]
+Reduce = Callable[[list[Array]], list[Array]]
+
+TINY = 2.0**-126
+"""The smallest normal float32: smaller numbers count as +0, going in and coming out."""
+
+
+class Operand(NamedTuple):
+    """Values, float32, and the largest magnitude of each contraction vector, of size 1 along the contracted axis."""
+
+    values: Array
+    top: Array
+
+
+def operand(values: Array, axis: int) -> Operand:
+    """Return an operand whose contraction vectors lie along `axis`."""
+    values = values.astype(jnp.float32)
+    return Operand(values, largest(values, axis))
+
+
+def largest(values: Array, axis: int) -> Array:
+    """Return max |v| along an axis, kept with size 1; NaN where one is."""
+    # By their bits: XLA's maximum of a long vector may lose a NaN, whose bits are beyond those of all numbers.
+    bits = jax.lax.bitcast_convert_type(jnp.abs(values), jnp.int32)
+    return jax.lax.bitcast_convert_type(bits.max(axis, keepdims=True, initial=0), jnp.float32)
+
+
+def flush(values: Array) -> Array:
+    """Return values with +0 for -0 and for what is smaller than `TINY`."""
+    return jnp.where(jnp.abs(values) < TINY, 0, values)
+
+
+@dataclass(frozen=True)
+class Float64:
+    """Products of integers in float64: of two of them p + floor(p/2) + L bits, or of four up to 53."""
+
+    name = "float64"
+
+    def multiply(
+        self, function: Bilinear, units: Bilinear, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+    ) -> Array:
+        """Return the reproducible answer, float32.
+
+        Args:
+            function: What contracts.
+            units: The same on the units alone, which have size 1 along the contracted axis.
+            x: Left operand.
+            w: Right operand.
+            terms: K, the number of terms of a sum.
+            bits: p.
+            reduce: Sums partial results over the workers.
+        """
+        with jax.enable_x64(True):
+            left, right = self._integers(x, bits), self._integers(w, bits)
+            half = (bits + 1) // 2
+            if bits <= precision.default_bits(terms):
+                # The smaller one is cut.
+                if left.size < right.size:
+                    high, low = _cut(left, half)
+                    high, low = reduce([function(high, right), function(low, right)])
+                else:
+                    high, low = _cut(right, half)
+                    high, low = reduce([function(left, high), function(left, low)])
+                # An integer is what it was after round(); without it a compiler may add inside of the product.
+                total = high * 2.0**half + jnp.round(low)
+            else:
+                half = bits // 2 + 1
+                (a, b), (c, d) = _cut(left, half), _cut(right, half)
+                high, middle, low = reduce([function(a, c), function(a, d) + function(b, c), function(b, d)])
+                # Carries, so that the last addition alone rounds.
+                carry, low = _cut(low, half)
+                carry, middle = _cut(middle + carry, half)
+                total = (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
+            return _rounded(total * units(self._unit(x, bits), self._unit(w, bits)))
+
+    def add_up(self, x: Operand, axis: int, *, terms: int, bits: int, reduce: Reduce) -> Array:
+        """Return the sum over `axis`, its integers added exactly."""
+        with jax.enable_x64(True):
+            (total,) = reduce([self._integers(x, bits).sum(axis)])
+            return _rounded(total * self._unit(x, bits).squeeze(axis))
+
+    def _integers(self, x: Operand, bits: int) -> Array:
+        return jnp.round(flush(x.values).astype(jnp.float64) * _power(bits - _exponent(x.top), x.top))
+
+    def _unit(self, x: Operand, bits: int) -> Array:
+        return _power(_exponent(x.top) - bits, x.top)
+
+
+def _exponent(top: Array) -> Array:
+    """E with 2^(E-1) <= top < 2^E, from the bits."""
+    return (jax.lax.bitcast_convert_type(top, jnp.int32) >> 23) - 126
+
+
+def _power(exponent: Array, top: Array) -> Array:
+    """2^exponent in float64, from the bits; NaN where a vector holds inf or NaN."""
+    power = jax.lax.bitcast_convert_type(exponent.astype(jnp.int64) + 1023 << 52, jnp.float64)
+    return jnp.where(jnp.isfinite(top), power, jnp.nan)
+
+
+def _cut(integers: Array, bits: int) -> tuple[Array, Array]:
+    """Return high and low, with high 2^bits + low the integers and |low| <= 2^(bits - 1)."""
+    high = jnp.round(integers * 2.0**-bits)
+    return high, integers - high * 2.0**bits
+
+
+def _rounded(z: Array) -> Array:
+    """RN_float32(z), |z| < 2^-126 and -0 as +0, and one NaN."""
+    y = flush(z).astype(jnp.float32)
+    return jnp.where(jnp.isnan(y), jnp.nan, y)
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Products of short digits in float32, added as integers: no float64 anywhere."""
+
+    name = "float32"
+
+    def multiply(
+        self, function: Bilinear, units: Bilinear, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+    ) -> Array:
+        """Return the reproducible answer, float32; arguments as for `Float64.multiply`."""
+        base = precision.digit_bits(terms, 24)
+        left, right = _digits(x, bits, base), _digits(w, bits, base)
+        sums: list[Array | None] = [None] * (len(left) + len(right) - 1)
+        for i, a in enumerate(left):
+            for j, b in enumerate(right):
+                term, so_far = function(a, b).astype(jnp.int32), sums[i + j]
+                sums[i + j] = term if so_far is None else so_far + term
+        exponent = self._exponents(units, x.top, w.top) - 2 * bits
+        size = 2 * bits + precision.log2_terms(terms) + 1
+        return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
+
+    def add_up(self, x: Operand, axis: int, *, terms: int, bits: int, reduce: Reduce) -> Array:
+        """Return the sum over `axis`, its integers added exactly."""
+        base = precision.digit_bits(terms, 24)
+        sums = reduce([digit.astype(jnp.int32).sum(axis, dtype=jnp.int32) for digit in _digits(x, bits, base)])
+        exponent = (_exponent_or_nan(x.top) - bits).squeeze(axis)
+        return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
+
+    def _exponents(self, units: Bilinear, x: Array, w: Array) -> Array:
+        # Ex + Ew, by the bilinear function on exponents and ones: small integers.
+        x, w = _exponent_or_nan(x), _exponent_or_nan(w)
+        return units(x, jnp.ones_like(w)) + units(jnp.ones_like(x), w)
+
+
+def _exponent_or_nan(top: Array) -> Array:
+    return jnp.where(jnp.isfinite(top), _exponent(top).astype(jnp.float32), jnp.nan)
+
+
+def _digits(x: Operand, bits: int, base: int) -> list[Array]:
+    """Digits of X, float32, the lowest first: X = sum_j d_j 2^(base j), |d_j| <= 2^(base - 1)."""
+    count = -(-(bits + 1) // base)
+    shift = bits - (count - 1) * base - _exponent(x.top)
+    first, second = shift // 2, shift - shift // 2  # one power of two alone could leave float32
+    rest = flush(x.values) * _small_power(first) * _small_power(second)
+    digits = []
+    for _ in range(count):
+        digit = jnp.round(rest)
+        digits.append(digit)
+        rest = (rest - digit) * 2.0**base
+    return digits[::-1]
+
+
+def _small_power(exponent: Array) -> Array:
+    return jax.lax.bitcast_convert_type(exponent + 127 << 23, jnp.float32)
+
+
+def _from_digits(sums: Sequence[Array], base: int, size: int, exponent: Array) -> Array:
+    """RN_float32(RN_float64(T) 2^exponent) of T = sum_j sums_j 2^(base j), |T| < 2^size, in integers alone."""
+    positive, carry = _carried(sums, base, size)
+    opposite, _ = _carried([-term for term in sums], base, size)
+    negative = carry < 0
+    limbs = _limbs([jnp.where(negative, b, a) for a, b in zip(positive, opposite, strict=True)], base)
+    is_zero = jnp.stack(limbs).max(0) == 0
+    # The highest bit of all goes to the top of the highest limb; `place` is its place.
+    place = jnp.full(limbs[0].shape, 32 * len(limbs) - 1, jnp.int32)
+    for _ in range(len(limbs) - 1):
+        is_low = limbs[-1] == 0
+        moved = [jnp.zeros_like(limbs[0]), *limbs[:-1]]
+        limbs = [jnp.where(is_low, b, a) for a, b in zip(limbs, moved, strict=True)]
+        place = jnp.where(is_low, place - 32, place)
+    for step in (16, 8, 4, 2, 1):
+        is_low = limbs[-1] < jnp.uint32(1 << 32 - step)
+        moved = [(limb << step) | below >> 32 - step
+                 for limb, below in zip(limbs, [jnp.zeros_like(limbs[0]), *limbs[:-1]], strict=True)]  # fmt: skip
+        limbs = [jnp.where(is_low, b, a) for a, b in zip(limbs, moved, strict=True)]
+        place = jnp.where(is_low, place - step, place)
+    # RN_float64: 53 bits are the highest limb and 21 of the next.
+    high, next_limb = limbs[-1], limbs[-2]
+    below = jnp.stack([jnp.zeros_like(high), *limbs[:-2]]).max(0)
+    low = (next_limb >> 11) + _rounds_up(next_limb, 11, below != 0)
+    carried = high + (low >> 21)
+    low = low & 0x1FFFFF
+    is_over = carried < high  # 2^32 wraps round to zero
+    high, place = jnp.where(is_over, jnp.uint32(1 << 31), carried), jnp.where(is_over, place + 1, place)
+    # RN_float32: 24 bits.
+    scale = jnp.where(jnp.isnan(exponent), 0, exponent).astype(jnp.int32) + place
+    is_tiny = is_zero | (scale < -126)
+    significand = (high >> 8) + _rounds_up(high, 8, low != 0)
+    is_over = significand >> 24 != 0
+    significand, scale = jnp.where(is_over, jnp.uint32(1 << 23), significand), jnp.where(is_over, scale + 1, scale)
+    found = (scale.clip(-126, 127) + 127 << 23) | (significand & 0x7FFFFF).astype(jnp.int32)
+    y = jnp.where(scale > 127, jnp.inf, jax.lax.bitcast_convert_type(found, jnp.float32))
+    y = jnp.where(is_tiny, 0, jnp.where(negative, -y, y))
+    return jnp.where(jnp.isnan(exponent), jnp.nan, y)
+
+
+def _carried(sums: Sequence[Array], base: int, size: int) -> tuple[list[Array], Array]:
+    """Digits in [0, 2^base), the lowest first, and what is carried beyond: -1 for a negative sum."""
+    carry = jnp.zeros_like(sums[0])
+    digits = []
+    for j in range(max(len(sums), -(-size // base))):
+        total = sums[j] + carry if j < len(sums) else carry
+        digits.append(total & (1 << base) - 1)
+        carry = total >> base
+    return digits, carry
+
+
+def _limbs(digits: Sequence[Array], base: int) -> list[Array]:
+    """The same number in limbs of 32 bits, the lowest first; two at least."""
+    limbs = [jnp.zeros(digits[0].shape, jnp.uint32) for _ in range(max(2, -(-len(digits) * base // 32)))]
+    for j, digit in enumerate(digits):
+        index, offset = divmod(base * j, 32)
+        wide = digit.astype(jnp.uint32)
+        limbs[index] = limbs[index] | wide << offset
+        if offset + base > 32 and index + 1 < len(limbs):
+            limbs[index + 1] = limbs[index + 1] | wide >> 32 - offset
+    return limbs
+
+
+def _rounds_up(limb: Array, bits: int, sticky: Array) -> Array:
+    """Whether the lowest bits round up, to even if they are half exactly; `sticky`: more is below."""
+    rest, half = limb & (1 << bits) - 1, 1 << bits - 1
+    is_odd = (limb >> bits & 1) != 0
+    return ((rest > half) | ((rest == half) & (sticky | is_odd))).astype(jnp.uint32)

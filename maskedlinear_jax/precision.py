@@ -1,0 +1,149 @@
+"""The precisions: how the rule's products are computed, native or reproducible (SPEC S2, S9)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from maskedlinear_core import guard
+from maskedlinear_core import precision as core
+from maskedlinear_core.checks import precision as checks
+from maskedlinear_jax import _compat, engines, exact
+from maskedlinear_jax.exact import How, Operands
+from maskedlinear_jax.kinds import FULL, Arrays, Kind, flat
+
+
+@dataclass(frozen=True)
+class Native:
+    """The framework's own products and their derivatives."""
+
+    def linear(self, x: Array, w: Array, b: Array | None = None) -> Array:
+        return x @ w.T if b is None else x @ w.T + b
+
+    def back(self, g: Array, w: Array) -> Array:
+        return g @ w
+
+    def product(
+        self, kind: Kind, arrays: Arrays, g: Array, kept: Array, top: Array | None, shape: tuple[int, int]
+    ) -> Array:
+        return kind.product(g, kept, *arrays)
+
+    def tangent(self, kind: Kind, arrays: Arrays, x: Array, values: Array, shape: tuple[int, int]) -> Array:
+        return kind.tangent(kind.keep(x, *arrays), values, shape[0], *arrays)
+
+    def total(self, g: Array) -> Array:
+        return flat(g).sum(0)
+
+    def spread(self, b: Array, x: Array) -> Array:
+        return jnp.broadcast_to(b, (*x.shape[:-1], *b.shape))
+
+    def add(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def top(self, x: Array, kept: Array) -> Array | None:
+        """Return what the derivatives of a product need of a row of which not all is kept: nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class Reproducible:
+    """Every product as exact integers, rounded as SPEC S9 says."""
+
+    how: How
+
+    def linear(self, x: Array, w: Array, b: Array | None = None) -> Array:
+        shape = (w.shape[0], w.shape[1])
+        product = exact.Tangent(self.how, FULL, jnp.dtype(jnp.float32), shape, is_cut=False)
+        y = exact.apply(product, Operands(x, w, None), (None, None))
+        if b is not None:
+            y = exact.settle(y + self.spread(b, x).astype(jnp.float32))
+        return y.astype(x.dtype)
+
+    def back(self, g: Array, w: Array) -> Array:
+        shape = (w.shape[0], w.shape[1])
+        return exact.apply(exact.Pull(self.how, FULL, g.dtype, shape), Operands(g, w, None), (None, None))
+
+    def product(
+        self, kind: Kind, arrays: Arrays, g: Array, kept: Array, top: Array | None, shape: tuple[int, int]
+    ) -> Array:
+        return exact.apply(exact.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays)
+
+    def tangent(self, kind: Kind, arrays: Arrays, x: Array, values: Array, shape: tuple[int, int]) -> Array:
+        tangent = exact.Tangent(self.how, kind, x.dtype, shape, is_cut=False)
+        return exact.apply(tangent, Operands(x, values, None), arrays)
+
+    def total(self, g: Array) -> Array:
+        return exact.total(self.how, g)
+
+    def spread(self, b: Array, x: Array) -> Array:
+        return exact.spread(self.how, b, x.shape[:-1])
+
+    def add(self, a: Array, b: Array) -> Array:
+        return exact.settle(a + b)
+
+    def top(self, x: Array, kept: Array) -> Array | None:
+        """Return the largest magnitudes of the rows of which not all is kept."""
+        return None if kept is x else engines.largest(jax.lax.stop_gradient(x).astype(jnp.float32), -1)
+
+
+Precision = Native | Reproducible
+NATIVE = Native()
+
+
+def resolve(precision: Any, function: str, array: Array, terms: tuple[int, ...]) -> Precision:
+    """Return the precision that is asked for, with the engine that suits an array's device.
+
+    Args:
+        precision: "native", "reproducible" or `reproducible(...)`.
+        function: Name of the public function, for messages.
+        array: The weight.
+        terms: The lengths of the sums to come.
+
+    Raises:
+        TypeError, ValueError: No precision, a dtype without a reproducible answer, or more bits than there are.
+        RuntimeError: The device fails the known-answer test.
+    """
+    settings = core.as_precision(precision)
+    if isinstance(settings, core.Native):
+        return NATIVE
+    checks.dtype(function, array.dtype.name)
+    for length in terms:
+        core.bits_for(settings, length)
+    device = _compat.device_of(array) or jax.devices()[0]
+    engine = _engine(settings.engine, device)
+    _known_answer(engine, device)
+    return Reproducible(How(settings, _ENGINES[engine]))
+
+
+_ENGINES: dict[str, engines.Float64 | engines.Float32] = {"float64": engines.Float64(), "float32": engines.Float32()}
+
+
+def _engine(asked: str, device: Any) -> str:
+    if asked != "auto":
+        return asked
+    return "float64" if _has_fast_float64(device) else "float32"
+
+
+def _has_fast_float64(device: Any) -> bool:
+    if device.platform in ("gpu", "cuda"):
+        # Half the rate of float32: P100, V100, A100, H100 and H200, B200. Elsewhere it is 1/32 or 1/64.
+        return getattr(device, "compute_capability", "") in ("6.0", "7.0", "8.0", "9.0", "10.0")
+    return device.platform == "cpu"
+
+
+@functools.cache
+def _known_answer(engine: str, device: Any) -> None:
+    problem = guard.problem()
+    # Outside of whatever is traced now.
+    with jax.ensure_compile_time_eval():
+        x, w = (jax.device_put(array, device) for array in (problem.x, problem.w))
+        layer = jax.jit(Reproducible(How(core.Reproducible(), _ENGINES[engine])).linear)
+        wrong = guard.difference(np.asarray(layer(x, w)))
+    if wrong:
+        checks.refuse_device(device, engine, wrong)

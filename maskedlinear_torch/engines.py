@@ -1,0 +1,261 @@
+"""Exact sums of products: what computes the reproducible answer (SPEC S9; the arithmetic is in core/precision.py).
+
+An engine is handed two operands, whose contraction vectors lie along one of their axes, and a bilinear
+function that contracts them: a product of a kind (kinds.py). It turns each operand into integers, applies
+the function to those, exactly, and rounds once to float64 and once to float32:
+
+    integers(v)     X = round_half_even(v 2^(p - E)), cut into digits
+    multiply        T from the digits' products, y = RN_float32(RN_float64(T) 2^(Ex + Ew - 2p))
+
+That the function is bilinear is all that is known of it here. Its units, 2^(Ex - p) times 2^(Ew - p), are
+therefore had by the function itself, from the units of both operands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskedlinear_core import precision
+
+Bilinear = Callable[[Tensor, Tensor], Tensor]
+Reduce = Callable[[list[Tensor]], list[Tensor]]
+
+TINY = 2.0**-126
+"""The smallest normal float32: smaller numbers count as +0, going in and coming out."""
+
+_SUBNORMAL = TINY - 2.0**-149
+"""The largest number below it."""
+
+
+class Operand(NamedTuple):
+    """Values, float32, and the largest magnitude of each contraction vector, of size 1 along the contracted axis."""
+
+    values: Tensor
+    top: Tensor
+
+
+def operand(values: Tensor, dim: int) -> Operand:
+    """Return an operand whose contraction vectors lie along `dim`."""
+    values = values.to(torch.float32)
+    return Operand(values, largest(values, dim))
+
+
+def largest(values: Tensor, dim: int) -> Tensor:
+    """Return max |v| along an axis, kept with size 1; NaN where one is."""
+    if values.shape[dim] == 0:
+        return values.sum(dim, keepdim=True)
+    return values.abs().amax(dim, keepdim=True)
+
+
+def flush(values: Tensor) -> Tensor:
+    """Return values with +0 for -0 and for what is smaller than `TINY`."""
+    return F.hardshrink(values, math.nextafter(TINY, 0.0) if values.dtype == torch.float64 else _SUBNORMAL)
+
+
+@dataclass(frozen=True)
+class Float64:
+    """Products of integers in float64: of two of them p + floor(p/2) + L bits, or of four up to 53."""
+
+    name = "float64"
+
+    def multiply(
+        self, function: Bilinear, units: Bilinear, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+    ) -> Tensor:
+        """Return the reproducible answer, float32.
+
+        Args:
+            function: What contracts.
+            units: The same on the units alone, which have size 1 along the contracted axis.
+            x: Left operand.
+            w: Right operand.
+            terms: K, the number of terms of a sum.
+            bits: p.
+            reduce: Sums partial results over the workers.
+        """
+        left, right = self._integers(x, bits), self._integers(w, bits)
+        half = (bits + 1) // 2
+        if bits <= precision.default_bits(terms):
+            # The smaller one is cut.
+            if left.numel() < right.numel():
+                high, low = _cut(left, half)
+                high, low = reduce([function(high, right), function(low, right)])
+            else:
+                high, low = _cut(right, half)
+                high, low = reduce([function(left, high), function(left, low)])
+            # An integer is what it was after round(); without it a compiler adds inside of the product, which rounds.
+            total = high.mul_(2.0**half).add_(low.round())
+        else:
+            half = bits // 2 + 1
+            (a, b), (c, d) = _cut(left, half), _cut(right, half)
+            high, middle, low = reduce([function(a, c), function(a, d) + function(b, c), function(b, d)])
+            # Carries, so that the last addition alone rounds.
+            carry, low = _cut(low, half)
+            carry, middle = _cut(middle + carry, half)
+            total = (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
+        return _rounded(total.mul_(units(self._unit(x, bits), self._unit(w, bits))))
+
+    def add_up(self, x: Operand, dim: int, *, terms: int, bits: int, reduce: Reduce) -> Tensor:
+        """Return the sum over `dim`, its integers added exactly."""
+        (total,) = reduce([self._integers(x, bits).sum(dim)])
+        return _rounded(total * self._unit(x, bits).squeeze(dim))
+
+    def _integers(self, x: Operand, bits: int) -> Tensor:
+        return torch.mul(flush(x.values), _power(bits - _exponent(x.top), x.top)).round_()
+
+    def _unit(self, x: Operand, bits: int) -> Tensor:
+        return _power(_exponent(x.top) - bits, x.top)
+
+
+def _exponent(top: Tensor) -> Tensor:
+    """E with 2^(E-1) <= top < 2^E, from the bits."""
+    return (top.view(torch.int32) >> 23).long() - 126
+
+
+def _power(exponent: Tensor, top: Tensor) -> Tensor:
+    """2^exponent in float64, from the bits; NaN where a vector holds inf or NaN."""
+    power = (exponent + 1023 << 52).view(torch.float64)
+    return torch.where(torch.isfinite(top), power, torch.nan)
+
+
+def _cut(integers: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return high and low, with high 2^bits + low the integers and |low| <= 2^(bits - 1)."""
+    high = (integers * 2.0**-bits).round_()
+    return high, integers - high * 2.0**bits
+
+
+def _rounded(z: Tensor) -> Tensor:
+    """RN_float32(z), |z| < 2^-126 and -0 as +0, and one NaN."""
+    return flush(z).to(torch.float32).nan_to_num_(torch.nan, torch.inf, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Products of short digits in float32, added as integers: no float64 anywhere."""
+
+    name = "float32"
+
+    def multiply(
+        self, function: Bilinear, units: Bilinear, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+    ) -> Tensor:
+        """Return the reproducible answer, float32; arguments as for `Float64.multiply`."""
+        base = precision.digit_bits(terms, 24)
+        left, right = _digits(x, bits, base), _digits(w, bits, base)
+        sums: list[Tensor | None] = [None] * (len(left) + len(right) - 1)
+        for i, a in enumerate(left):
+            for j, b in enumerate(right):
+                term, so_far = function(a, b).to(torch.int32), sums[i + j]
+                sums[i + j] = term if so_far is None else so_far + term
+        exponent = self._exponents(units, x.top, w.top) - 2 * bits
+        size = 2 * bits + precision.log2_terms(terms) + 1
+        return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
+
+    def add_up(self, x: Operand, dim: int, *, terms: int, bits: int, reduce: Reduce) -> Tensor:
+        """Return the sum over `dim`, its integers added exactly."""
+        base = precision.digit_bits(terms, 24)
+        sums = reduce([digit.to(torch.int32).sum(dim, dtype=torch.int32) for digit in _digits(x, bits, base)])
+        exponent = (_exponent_or_nan(x.top) - bits).squeeze(dim)
+        return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
+
+    def _exponents(self, units: Bilinear, x: Tensor, w: Tensor) -> Tensor:
+        # Ex + Ew, by the bilinear function on exponents and ones: small integers.
+        x, w = _exponent_or_nan(x), _exponent_or_nan(w)
+        return units(x, torch.ones_like(w)) + units(torch.ones_like(x), w)
+
+
+def _exponent_or_nan(top: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(top), _exponent(top).float(), torch.nan)
+
+
+def _digits(x: Operand, bits: int, base: int) -> list[Tensor]:
+    """Digits of X, float32, the lowest first: X = sum_j d_j 2^(base j), |d_j| <= 2^(base - 1)."""
+    count = -(-(bits + 1) // base)
+    shift = bits - (count - 1) * base - _exponent(x.top).to(torch.int32)
+    first, second = shift // 2, shift - shift // 2  # one power of two alone could leave float32
+    rest = flush(x.values) * _small_power(first) * _small_power(second)
+    digits = []
+    for _ in range(count):
+        digit = rest.round()
+        digits.append(digit)
+        rest = (rest - digit) * 2.0**base
+    return digits[::-1]
+
+
+def _small_power(exponent: Tensor) -> Tensor:
+    return (exponent + 127 << 23).view(torch.float32)
+
+
+def _from_digits(sums: Sequence[Tensor], base: int, size: int, exponent: Tensor) -> Tensor:
+    """RN_float32(RN_float64(T) 2^exponent) of T = sum_j sums_j 2^(base j), |T| < 2^size, in integers alone."""
+    positive, carry = _carried(sums, base, size)
+    opposite, _ = _carried([-term for term in sums], base, size)
+    negative = carry < 0
+    limbs = _limbs([torch.where(negative, b, a) for a, b in zip(positive, opposite, strict=True)], base)
+    is_zero = torch.stack(limbs).amax(0) == 0
+    # The highest bit of all goes to the top of the highest limb; `place` is its place.
+    place = torch.full_like(limbs[0], 32 * len(limbs) - 1)
+    for _ in range(len(limbs) - 1):
+        is_low = limbs[-1] == 0
+        moved = [torch.zeros_like(limbs[0]), *limbs[:-1]]
+        limbs = [torch.where(is_low, b, a) for a, b in zip(limbs, moved, strict=True)]
+        place = torch.where(is_low, place - 32, place)
+    for step in (16, 8, 4, 2, 1):
+        is_low = limbs[-1] < 1 << 32 - step
+        moved = [(limb << step & 0xFFFFFFFF) | below >> 32 - step
+                 for limb, below in zip(limbs, [torch.zeros_like(limbs[0]), *limbs[:-1]], strict=True)]  # fmt: skip
+        limbs = [torch.where(is_low, b, a) for a, b in zip(limbs, moved, strict=True)]
+        place = torch.where(is_low, place - step, place)
+    # RN_float64: 53 bits are the highest limb and 21 of the next.
+    high, next_limb = limbs[-1], limbs[-2]
+    below = torch.stack([torch.zeros_like(high), *limbs[:-2]]).amax(0)
+    low = (next_limb >> 11) + _rounds_up(next_limb, 11, below != 0)
+    high = high + (low >> 21)
+    low = low & 0x1FFFFF
+    is_over = high >> 32 != 0
+    high, place = torch.where(is_over, 1 << 31, high), torch.where(is_over, place + 1, place)
+    # RN_float32: 24 bits.
+    scale = torch.where(torch.isnan(exponent), 0.0, exponent).long() + place
+    is_tiny = is_zero | (scale < -126)
+    significand = (high >> 8) + _rounds_up(high, 8, low != 0)
+    is_over = significand >> 24 != 0
+    significand, scale = torch.where(is_over, 1 << 23, significand), torch.where(is_over, scale + 1, scale)
+    found = (scale.clamp(-126, 127) + 127 << 23) | (significand & 0x7FFFFF)
+    y = torch.where(scale > 127, torch.inf, found.to(torch.int32).view(torch.float32))
+    y = torch.where(is_tiny, 0.0, torch.where(negative, -y, y))
+    return torch.where(torch.isnan(exponent), torch.nan, y)
+
+
+def _carried(sums: Sequence[Tensor], base: int, size: int) -> tuple[list[Tensor], Tensor]:
+    """Digits in [0, 2^base), the lowest first, and what is carried beyond: -1 for a negative sum."""
+    carry = torch.zeros_like(sums[0])
+    digits = []
+    for j in range(max(len(sums), -(-size // base))):
+        total = sums[j] + carry if j < len(sums) else carry
+        digits.append(total & (1 << base) - 1)
+        carry = total >> base
+    return digits, carry
+
+
+def _limbs(digits: Sequence[Tensor], base: int) -> list[Tensor]:
+    """The same number in limbs of 32 bits, the lowest first; two at least."""
+    limbs = [torch.zeros_like(digits[0], dtype=torch.int64) for _ in range(max(2, -(-len(digits) * base // 32)))]
+    for j, digit in enumerate(digits):
+        index, offset = divmod(base * j, 32)
+        wide = digit.long() << offset
+        limbs[index] = limbs[index] | wide & 0xFFFFFFFF
+        if offset + base > 32 and index + 1 < len(limbs):
+            limbs[index + 1] = limbs[index + 1] | wide >> 32
+    return limbs
+
+
+def _rounds_up(limb: Tensor, bits: int, sticky: Tensor) -> Tensor:
+    """Whether the lowest bits round up, to even if they are half exactly; `sticky`: more is below."""
+    rest, half = limb & (1 << bits) - 1, 1 << bits - 1
+    is_odd = (limb >> bits & 1) != 0
+    return ((rest > half) | ((rest == half) & (sticky | is_odd))).long()

@@ -1,0 +1,167 @@
+"""The precisions: how the rule's products are computed, native or reproducible (SPEC S2, S9)."""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskedlinear_core import guard
+from maskedlinear_core import precision as core
+from maskedlinear_core.checks import precision as checks
+from maskedlinear_torch import _compat, engines, exact
+from maskedlinear_torch.exact import How, Operands
+from maskedlinear_torch.kinds import FULL, Arrays, Kind, flat
+
+
+@dataclass(frozen=True)
+class Native:
+    """The framework's own products and their derivatives."""
+
+    def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return F.linear(x, w, b)
+
+    def back(self, g: Tensor, w: Tensor) -> Tensor:
+        return g @ w
+
+    def product(
+        self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, top: Tensor | None, shape: tuple[int, int]
+    ) -> Tensor:
+        return kind.product(g, kept, *arrays)
+
+    def tangent(self, kind: Kind, arrays: Arrays, x: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+        return kind.tangent(kind.keep(x, *arrays), values, shape[0], *arrays)
+
+    def total(self, g: Tensor) -> Tensor:
+        return flat(g).sum(0)
+
+    def spread(self, b: Tensor, x: Tensor) -> Tensor:
+        return b.expand(*x.shape[:-1], *b.shape)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def top(self, x: Tensor, kept: Tensor) -> Tensor | None:
+        """Return what the derivatives of a product need of a row of which not all is kept: nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class Reproducible:
+    """Every product as exact integers, rounded as SPEC S9 says."""
+
+    how: How
+
+    def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        shape = (w.shape[0], w.shape[1])
+        product = exact.Tangent(self.how, FULL, torch.float32, shape, is_cut=False)
+        y = exact.apply(product, Operands(x, w, None), (None, None))
+        if b is not None:
+            y = exact.settle(y + self.spread(b, x).float())
+        return y.to(x.dtype)
+
+    def back(self, g: Tensor, w: Tensor) -> Tensor:
+        shape = (w.shape[0], w.shape[1])
+        return exact.apply(exact.Pull(self.how, FULL, g.dtype, shape), Operands(g, w, None), (None, None))
+
+    def product(
+        self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, top: Tensor | None, shape: tuple[int, int]
+    ) -> Tensor:
+        return exact.apply(exact.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays)
+
+    def tangent(self, kind: Kind, arrays: Arrays, x: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+        tangent = exact.Tangent(self.how, kind, x.dtype, shape, is_cut=False)
+        return exact.apply(tangent, Operands(x, values, None), arrays)
+
+    def total(self, g: Tensor) -> Tensor:
+        return exact.total(self.how, g)
+
+    def spread(self, b: Tensor, x: Tensor) -> Tensor:
+        return exact.spread(self.how, b, x.shape[:-1])
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return exact.settle(a + b)
+
+    def top(self, x: Tensor, kept: Tensor) -> Tensor | None:
+        """Return the largest magnitudes of the rows of which not all is kept."""
+        return None if kept is x else engines.largest(x.float(), -1)
+
+
+Precision = Native | Reproducible
+NATIVE = Native()
+
+
+def resolve(precision: Any, function: str, tensor: Tensor, terms: tuple[int, ...]) -> Precision:
+    """Return the precision that is asked for, with the engine that suits a tensor's device.
+
+    Args:
+        precision: "native", "reproducible" or `reproducible(...)`.
+        function: Name of the public function, for messages.
+        tensor: The weight.
+        terms: The lengths of the sums to come.
+
+    Raises:
+        TypeError, ValueError: No precision, a dtype without a reproducible answer, or more bits than there are.
+        RuntimeError: The device fails the known-answer test.
+    """
+    settings = core.as_precision(precision)
+    if isinstance(settings, core.Native):
+        return NATIVE
+    checks.dtype(function, str(tensor.dtype).removeprefix("torch."))
+    if _compat.is_distributed(tensor):
+        checks.refuse_sharded()
+    for length in terms:
+        core.bits_for(settings, length)
+    engine = _engine(settings.engine, tensor.device)
+    _known_answer(engine, str(tensor.device))
+    return Reproducible(How(settings, _ENGINES[engine]))
+
+
+_ENGINES: dict[str, engines.Float64 | engines.Float32] = {"float64": engines.Float64(), "float32": engines.Float32()}
+
+
+def _engine(asked: str, device: torch.device) -> str:
+    if asked != "auto":
+        return asked
+    return "float64" if _has_fast_float64(device) else "float32"
+
+
+def _has_fast_float64(device: torch.device) -> bool:
+    if device.type == "cuda":
+        # Half the rate of float32: P100, V100, A100, H100 and H200, B200. Elsewhere it is 1/32 or 1/64.
+        return torch.cuda.get_device_capability(device) in ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+    return device.type in ("cpu", "meta")
+
+
+@_compat.constant_to_compiler
+def _known_answer(engine: str, device: str) -> bool:
+    if torch.device(device).type != "meta":
+        _tested(engine, device, *_flags())
+    return True
+
+
+@functools.cache
+def _tested(engine: str, device: str, *flags: Any) -> None:
+    problem = guard.problem()
+
+    def answer() -> Any:
+        x, w = (torch.from_numpy(array).to(device) for array in (problem.x, problem.w))
+        with torch.no_grad():
+            return Reproducible(How(core.Reproducible(), _ENGINES[engine])).linear(x, w).cpu().numpy()
+
+    # In a thread of its own: there no transform, tracer or autocast is active.
+    with ThreadPoolExecutor(1) as thread:
+        wrong = guard.difference(thread.submit(answer).result())
+    if wrong:
+        checks.refuse_device(device, engine, wrong)
+
+
+def _flags() -> tuple[Any, ...]:
+    # What changes how the device multiplies, so that the test is made again when one is changed.
+    matmul = torch.backends.cuda.matmul
+    return torch.get_float32_matmul_precision(), str(matmul.allow_fp16_reduced_precision_reduction)
