@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,30 +34,34 @@ def device_of(value: Any) -> Any:
     return next(iter(devices)) if len(devices) == 1 else None
 
 
-def primitive(name: str, implementation: Any, batch: Any, tangent: Any, transpose: Any) -> Primitive:
-    """Return a primitive with a rule for each transformation; `bind` gives it its operands.
+def primitive(
+    name: str,
+    implementation: Callable[..., Any],
+    lowering: Callable[..., Any],
+    output_type: Callable[..., Any],
+    batch: Any,
+    tangent: Any,
+    transpose: Any,
+) -> Primitive:
+    """Return a primitive, with a rule for each transformation.
 
     A custom_vjp has no forward mode and a custom_jvp no transpose of its own, so neither can hold a product
     that is linear by meaning and not by its operations, such as one that rounds.
     """
     made = Primitive(name)
-
-    def run(*operands: Any, **params: Any) -> Any:
-        return jax.jit(functools.partial(implementation, **params))(*operands)
-
-    made.def_impl(run)
-    made.def_abstract_eval(lambda *_, aval, **__: aval)
+    made.def_impl(implementation)
+    made.def_abstract_eval(output_type)
     batching.primitive_batchers[made] = batch
     ad.primitive_jvps[made] = tangent
     ad.primitive_transposes[made] = transpose
-    mlir.register_lowering(made, mlir.lower_fun(implementation, multiple_results=False))
+    mlir.register_lowering(made, mlir.lower_fun(lowering, multiple_results=False))
     return made
 
 
-def bind(made: Primitive, function: Callable[..., Any], operands: Sequence[Any], **params: Any) -> Any:
-    """Apply a primitive that computes `function`: its output's type is found by tracing that."""
-    (aval,) = jax.make_jaxpr(function)(*operands).out_avals
-    return made.bind(*operands, aval=aval, **params)
+def output_type(function: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """Return what a primitive is told of the output of a function: shape, dtype, and how it varies over a mesh."""
+    (found,) = jax.make_jaxpr(function)(*operands).out_avals
+    return found
 
 
 def is_linear(operand: Any) -> bool:

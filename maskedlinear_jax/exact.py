@@ -133,10 +133,11 @@ class Product:
 
     def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
         tangent = Tangent(self.how, self.kind, of.left.dtype, self.shape, is_cut=True)
-        return apply(tangent, Operands(of.right, u, of.top), arrays)
+        return apply(tangent, Operands(of.right, self.kind.trim(u, *arrays), of.top), arrays)
 
     def by_right(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        return apply(Pull(self.how, self.kind, of.right.dtype, self.shape), Operands(of.left, u, None), arrays)
+        pull = Pull(self.how, self.kind, of.right.dtype, self.shape)
+        return apply(pull, Operands(of.left, self.kind.trim(u, *arrays), None), arrays)
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,9 @@ def _multiply(op: Tangent | Pull | Product, contract: Any, units: Any, left: Any
 def apply(op: Op, of: Operands, arrays: Arrays) -> Array:
     """Compute a product, with its derivatives at any order and mode."""
     leaves, tree = jax.tree.flatten((of, arrays))
-    if not any(map(_compat.is_tracer, leaves)):
-        return _compiled(op, tree, ())(*leaves)  # nothing differentiates
     if isinstance(op, Product | Total) and op.how.settings.group is not None:
         return _over_workers(op, of, arrays)
-    return _compat.bind(_exact, functools.partial(_run, op, tree), leaves, op=op, tree=tree, axes=())
+    return _bind(op, tree, (), leaves)
 
 
 def total(how: How, g: Array) -> Array:
@@ -258,20 +257,36 @@ def _batched(function: Callable[..., Array], axes: tuple[Any, ...]) -> Callable[
     return function
 
 
+def _bind(op: Op, tree: Any, axes: tuple[Any, ...], leaves: Any) -> Array:
+    key = op, tree, axes, tuple(map(jax.typeof, leaves))
+    if key not in _TYPES:
+        _TYPES[key] = _compat.output_type(_batched(functools.partial(_run, op, tree), axes), leaves)
+    return _exact.bind(*leaves, op=op, tree=tree, axes=axes, aval=_TYPES[key])
+
+
+_TYPES: dict[Any, Any] = {}
+"""Types of outputs, by types of operands: each is found by tracing, once."""
+
+
 @functools.cache
 def _compiled(op: Op, tree: Any, axes: tuple[Any, ...]) -> Callable[..., Array]:
     return jax.jit(_batched(functools.partial(_run, op, tree), axes))
 
 
 def _implementation(*leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> Array:
+    return _compiled(op, tree, axes)(*leaves)
+
+
+def _lowering(*leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> Array:
     return _batched(functools.partial(_run, op, tree), axes)(*leaves)
 
 
+def _output_type(*leaves: Any, aval: Any, **params: Any) -> Any:
+    return aval
+
+
 def _batch(leaves: Any, dims: Any, *, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> tuple[Array, int]:
-    axes = (*axes, tuple(dims))
-    return _compat.bind(
-        _exact, _batched(functools.partial(_run, op, tree), axes), leaves, op=op, tree=tree, axes=axes
-    ), 0  # fmt: skip
+    return _bind(op, tree, (*axes, tuple(dims)), leaves), 0
 
 
 def _tangent(leaves: Any, tangents: Any, *, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> tuple[Any, Any]:
@@ -332,4 +347,6 @@ def _index(tree: Any, name: str) -> int | None:
     return getattr(of, name)
 
 
-_exact = _compat.primitive("maskedlinear_exact", _implementation, _batch, _tangent, _transpose)
+_exact = _compat.primitive(
+    "maskedlinear_exact", _implementation, _lowering, _output_type, _batch, _tangent, _transpose
+)  # fmt: skip

@@ -9,6 +9,7 @@ be batched, traced and moved. Every kind answers the same questions:
     product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
     place(values)       the dense gradient: packed values among zeros
     take(W)             its transpose: the packed entries of W
+    trim(values)        packed values as a product gives them: zero where none is wanted
     write(W, values)    W with packed values in the place of its entries
     tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
     pull(g, v)          keep(g V)
@@ -60,6 +61,9 @@ class Submatrix:
 
     def take(self, weight: Array, rows: Array | None, columns: Array | None) -> Array:
         return self._take(self._take(weight, rows, 0), columns, 1)
+
+    def trim(self, values: Array, rows: Array | None, columns: Array | None) -> Array:
+        return values
 
     def write(self, weight: Array, values: Array, rows: Array | None, columns: Array | None) -> Array:
         values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
@@ -121,6 +125,9 @@ class Blocks:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         return take(weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
 
+    def trim(self, values: Array, numbers: Array) -> Array:
+        return values
+
     def write(self, weight: Array, values: Array, numbers: Array) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         grid = weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w)
@@ -175,6 +182,9 @@ class Elements:
     def take(self, weight: Array, mask: Array) -> Array:
         return jnp.where(mask, weight, jnp.zeros_like(weight))
 
+    def trim(self, values: Array, mask: Array) -> Array:
+        return jnp.where(mask, values, jnp.zeros_like(values))
+
     def write(self, weight: Array, values: Array, mask: Array) -> Array:
         return jnp.where(mask, values, weight)
 
@@ -226,6 +236,9 @@ class Entries:
 
     def take(self, weight: Array, flat_positions: Array) -> Array:
         return take(weight.reshape(weight.size), flat_positions, 0, exact=self.exact)
+
+    def trim(self, values: Array, flat_positions: Array) -> Array:
+        return values
 
     def write(self, weight: Array, values: Array, flat_positions: Array) -> Array:
         line = weight.reshape(weight.size)

@@ -22,7 +22,26 @@ def in_dual_level() -> bool:
 
 def primal(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor without the tangent of the innermost forward-mode level."""
-    return forward_ad.unpack_dual(tensor).primal
+    try:
+        return forward_ad.unpack_dual(tensor).primal
+    except RuntimeError:  # "Batching rule not implemented": a vmap is inside of that level
+        return _Primal.apply(tensor)
+
+
+class _Primal(torch.autograd.Function):
+    """`primal` where vmap meets it first: the same, of all that is batched."""
+
+    @staticmethod
+    def forward(tensor: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("only vmap is asked for")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], tensor: torch.Tensor) -> tuple[torch.Tensor, int | None]:
+        return primal(tensor), in_dims[0]
 
 
 def in_transform() -> bool:

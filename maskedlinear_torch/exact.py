@@ -131,10 +131,11 @@ class Product:
 
     def by_left(self, u: Tensor, of: Operands, arrays: Arrays) -> Tensor:
         tangent = Tangent(self.how, self.kind, of.left.dtype, self.shape, is_cut=True)
-        return apply(tangent, Operands(of.right, u, of.top), arrays)
+        return apply(tangent, Operands(of.right, self.kind.trim(u, *arrays), of.top), arrays)
 
     def by_right(self, u: Tensor, of: Operands, arrays: Arrays) -> Tensor:
-        return apply(Pull(self.how, self.kind, of.right.dtype, self.shape), Operands(of.left, u, None), arrays)
+        pull = Pull(self.how, self.kind, of.right.dtype, self.shape)
+        return apply(pull, Operands(of.left, self.kind.trim(u, *arrays), None), arrays)
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,8 @@ class _Exact(torch.autograd.Function):
         _, d_left, d_right, *_ = tangents
         left, right, top, *arrays = ctx.saved_tensors
         with _compat.forward_mode_enabled():
-            of = Operands(_compat.primal(left), None if right is None else _compat.primal(right), top)
+            # The tensors carry this level's tangents; the product is of what is below it.
+            of = Operands(*(None if one is None else _compat.primal(one) for one in (left, right, top)))
             terms = []
             if d_left is not None:
                 terms.append(apply(ctx.op, ctx.op.along(of, d_left, None), arrays))

@@ -9,6 +9,7 @@ be batched, traced and moved. Every kind answers the same questions:
     product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
     place(values)       the dense gradient: packed values among zeros
     take(W)             its transpose: the packed entries of W
+    trim(values)        packed values as a product gives them: zero where none is wanted
     write(W, values)    W with packed values in the place of its entries
     tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
     pull(g, v)          keep(g V)
@@ -59,6 +60,9 @@ class Submatrix:
 
     def take(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._take(self._take(weight, rows, 0), columns, 1)
+
+    def trim(self, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return values
 
     def write(self, weight: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
@@ -120,6 +124,9 @@ class Blocks:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         return take(weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
 
+    def trim(self, values: Tensor, numbers: Tensor) -> Tensor:
+        return values
+
     def write(self, weight: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         grid = weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w)
@@ -176,6 +183,9 @@ class Elements:
     def take(self, weight: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, weight, 0)
 
+    def trim(self, values: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, values, 0)
+
     def write(self, weight: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, values, weight)
 
@@ -227,6 +237,9 @@ class Entries:
 
     def take(self, weight: Tensor, flat_positions: Tensor) -> Tensor:
         return take(weight.reshape(weight.numel()), flat_positions, 0, exact=self.exact)
+
+    def trim(self, values: Tensor, flat_positions: Tensor) -> Tensor:
+        return values
 
     def write(self, weight: Tensor, values: Tensor, flat_positions: Tensor) -> Tensor:
         line = weight.reshape(weight.numel())

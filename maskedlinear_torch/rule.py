@@ -143,15 +143,18 @@ class _Reverse(torch.autograd.Function):
         # A cotangent that does not exist stays None: as zeros it would be added to d_x at full cost.
         ctx.set_materialize_grads(False)
         # In packed form V is not saved but written again: nothing of the weight's size is kept.
-        ctx.save_for_backward(input if kept is None else kept, top, learned, bias_mask, frozen, *arrays)
-        if top is not None:
-            ctx.mark_non_differentiable(top)
-        ctx.save_for_forward(input, learned, bias_mask, frozen, *arrays)
+        kept = input if kept is None else kept
+        # The whole input for forward mode alone; and one tuple for both modes, as vmap knows the dimensions of one.
+        forward_mode = _compat.in_dual_level()
+        saved = (kept, top, input if forward_mode else None, learned, bias_mask, frozen, *arrays)
+        ctx.save_for_backward(*saved)
+        if forward_mode:
+            ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         g, kept_cotangent, _ = cotangents
-        kept, top, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        kept, top, _, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
         precision: Precision = ctx.precision
         kind: Kind = ctx.kind
         _, _, input_wanted, learned_wanted, bias_wanted, *_ = ctx.needs_input_grad
@@ -184,7 +187,7 @@ class _Rule(_Reverse):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         _, _, d_input, d_learned, d_bias, *_ = tangents
-        input, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        _, _, input, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
         precision: Precision = ctx.precision
         kind: Kind = ctx.kind
         with _compat.forward_mode_enabled():
@@ -205,7 +208,8 @@ class _Rule(_Reverse):
                 d_kept = None
             else:
                 d_kept = torch.zeros_like(kept) if d_input is None else kind.keep(d_input, *arrays)
-            return functools.reduce(precision.add, terms), d_kept, None
+            top = precision.top(input, kept)
+            return functools.reduce(precision.add, terms), d_kept, None if top is None else torch.zeros_like(top)
 
 
 def _shape(learned: Tensor, frozen: Tensor | None) -> tuple[int, int]:

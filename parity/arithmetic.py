@@ -85,6 +85,10 @@ class Reproducible:
         return _round(total, exponents, np.logical_or.outer(bad_left, bad_right))
 
 
+Arithmetic = Float64 | Reproducible
+FLOAT64 = Float64()
+
+
 def _quantise(vectors: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps 1 and 2: E, X, and which vectors hold inf or NaN (step 5), of vectors along the last axis."""
     bad = ~np.isfinite(vectors).all(-1)

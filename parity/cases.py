@@ -1,9 +1,10 @@
 """The cases, as data: masks, shapes, dtypes, and the numbers that go in.
 
-Two tiers (SPEC S11). *exact*: small integers, chosen so that every sum of every derivative up to order
+Three tiers (SPEC S11). *exact*: small integers, chosen so that every sum of every derivative up to order
 three is an exact number of the dtype whatever the order of its additions; there is then one right
 answer, and bits are compared. `check_exact` proves the premise for each point. *random*: long sums of
-random numbers, held to the float64 oracle by a bound.
+random numbers, held to the float64 oracle by a bound. *hard*: data of all kinds (numbers.py), in reproducible
+precision, whose answer is a function of the inputs: bits are compared again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
 from maskedlinear_core.masks import Mask
-from parity import oracle
+from parity import arithmetic, numbers, oracle
 from parity.oracle import Point, Tree
 
 SIGNIFICAND = {"float64": 53, "float32": 24, "bfloat16": 8, "float16": 11}
@@ -43,8 +44,9 @@ class Case:
         bias: Whether there is a bias.
         bias_mask: Which of the bias trains: "all", "some" or "none".
         wide: Whether this is a case of long sums, for the random tier.
-        data: For the random tier: "normal", "wide exponents" or "same sign".
+        data: For the random tier: "normal", "wide exponents" or "same sign"; for the hard one, of numbers.KINDS.
         core: Whether it runs in every dtype and every world; else in float32 and in the eager worlds.
+        hard: Whether this is a case of the hard tier: any data, compared bit for bit in reproducible precision.
         packed: Whether the layer is computed in packed form (S7): x unpack(W, pack(W))^T + b, as a function of W.
             The derivatives by W, through `pack`, are then those of the masked layer.
     """
@@ -61,6 +63,7 @@ class Case:
     wide: bool = False
     data: str = "normal"
     core: bool = False
+    hard: bool = False
     packed: bool = False
 
     @property
@@ -146,7 +149,36 @@ CASES = (
 )  # fmt: skip
 """Every case, by what it adds."""
 
-BY_ID = {case.id: case for case in CASES}
+_HARD_MASKS: tuple[tuple[str, Callable[[tuple[int, int]], Mask | np.ndarray]], ...] = (
+    ("columns", lambda s: columns(range(1, s[1], 5))),
+    ("elements", lambda s: elements(_random_bools(s))),
+    ("blocks", _checkerboard((2, 4))),
+    ("rows", lambda s: rows([0, 3, -1])),
+    ("submatrix", lambda s: submatrix([1, 4], range(0, s[1], 3))),
+)
+
+HARD = tuple(
+    Case(
+        f"hard-{data.replace(',', '').replace(' ', '-')}", *_HARD_MASKS[number % 5], f"sums of {data}",
+        8, (24, 136, 64)[number % 3], ((6,), (2, 5), (33,))[number % 3], bias_mask=("all", "some")[number % 2],
+        data=data, hard=True,
+    )
+    for number, data in enumerate(numbers.KINDS)
+) + tuple(
+    Case(f"hard-{mask}", mask, build, "each kind of mask, under all transforms", 8, 24, (2, 5), bias_mask="some",
+         data="exponents 6", hard=True, core=True)
+    for mask, build in _HARD_MASKS
+) + (
+    Case("hard-packed-columns", "columns", lambda s: columns([0, 3]), "packed columns", 6, 24, (9,), data="exponents 6",
+         hard=True, core=True, packed=True),
+    Case("hard-packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "packed elements", 6, 24,
+         (9,), data="exponents 6", bias_mask="some", hard=True, core=True, packed=True),
+    Case("hard-packed-few", "elements", lambda s: _few(s).packed(s), "packed elements that are few", 64, 96, (5,),
+         data="cancelling", hard=True, packed=True),
+)  # fmt: skip
+"""The cases of the hard tier."""
+
+BY_ID = {case.id: case for case in CASES + HARD}
 
 
 @dataclass(frozen=True)
@@ -180,7 +212,7 @@ class Problem:
         theta = {name: self.copies[name][copy] if name in names else value for name, value in self.point.theta.items()}
         mask = self.mask_array(copy) if "mask" in names else self.point.mask
         cotangent = self.copies["cotangent"][copy] if "cotangent" in names else self.cotangent
-        return Point(theta, mask, self.point.bias_mask, self.point.scale), cotangent
+        return Point(theta, mask, self.point.bias_mask, self.point.scale, self.point.arithmetic), cotangent
 
     def mask_at(self, leaves: tuple[Any, ...]) -> Any:
         """Return a mask of the same kind with other positions, of any framework."""
@@ -191,18 +223,21 @@ class Problem:
         return self.mask_at(tuple(leaf[copy] for leaf in self.mask_copies or ())).to_array(self.case.shape)
 
 
-def make(case: Case, dtype: str, tier: str, seed: int) -> Problem:
+def make(case: Case, dtype: str, tier: str, seed: int, precision: str = "native") -> Problem:
     """Make the numbers of a case.
 
     Args:
         case: The case.
         dtype: "float32", "float64", "bfloat16" or "float16".
-        tier: "exact" or "random".
+        tier: "exact", "random" or "hard".
         seed: Any int; the case's name goes into the stream too.
-
+        precision: "native" or "reproducible": what the oracle computes.
     """
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(case.id.encode()), seed]))
-    draw = _integers(rng, dtype) if tier == "exact" else _reals(rng, case.data, dtype)
+    if tier == "hard":
+        draw = _of_kind(rng, case.data)
+    else:
+        draw = _integers(rng, dtype) if tier == "exact" else _reals(rng, case.data, dtype)
     shapes = {"input": (*case.batch, case.in_features), "weight": case.shape, "bias": (case.out_features,)}
     if not case.bias:
         del shapes["bias"]
@@ -219,6 +254,7 @@ def make(case: Case, dtype: str, tier: str, seed: int) -> Problem:
         constructors.as_mask(mask).to_array(case.shape),
         np.ones(case.out_features, bool) if trains is None else trains,
         _round(draw(outputs, "cotangent"), dtype),
+        arithmetic.FLOAT64 if precision == "native" else arithmetic.Reproducible(dtype),
     )
     copies = theta((COPIES,)) | {"cotangent": _round(draw((COPIES, *outputs), "cotangent"), dtype)}
     return Problem(
@@ -313,6 +349,10 @@ def _reals(rng: np.random.Generator, data: str, dtype: str) -> Callable[[tuple[i
         return values * 2.0 ** rng.integers(-spread, spread + 1, shape) if data == "wide exponents" else values
 
     return draw
+
+
+def _of_kind(rng: np.random.Generator, data: str) -> Callable[[tuple[int, ...], str], np.ndarray]:
+    return lambda shape, name: numbers.KINDS[data](rng, shape)
 
 
 def _round(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from parity import cases, grid, report, transforms
 from parity.environment import environment
-from parity.records import DEVICES, DTYPES, TIERS, WORLDS, Record
+from parity.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
 
 COMMANDS = ("all", "grid", "digits")
 PLAIN_WIDTH = 120  # of output that goes to a file
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     devices = DEVICES if asked.device == "all" else (asked.device,)
     cells = grid.plan(
         devices=devices, dtypes=asked.dtype, masks=asked.mask, transforms=asked.transform, cases=asked.case,
-        worlds=asked.world, tiers=asked.tier, quick=asked.quick,
+        worlds=asked.world, tiers=asked.tier, precisions=asked.precision, quick=asked.quick,
     )  # fmt: skip
     if asked.list:
         for cell in cells:
@@ -95,11 +95,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or all (cpu)")
     choices = {
         "dtype": DTYPES,
-        "mask": tuple(dict.fromkeys(case.mask for case in cases.CASES)),
+        "mask": tuple(dict.fromkeys(case.mask for case in cases.CASES + cases.HARD)),
         "transform": tuple(transforms.BY_NAME),
         "case": tuple(cases.BY_ID),
         "world": WORLDS,
         "tier": TIERS,
+        "precision": PRECISIONS,
     }
     for name in choices:
         parser.add_argument(f"--{name}", action="append", metavar="NAME", help=f"only this {name}; may be repeated")

@@ -35,14 +35,19 @@ def assert_same_shape(output: str, got: np.ndarray, want: np.ndarray) -> None:
         _fail(output, (), math.nan, math.nan, math.inf, f"{output}: shape {got.shape}, expected {want.shape}")
 
 
-def assert_same_bits(output: str, got: np.ndarray, want: np.ndarray, why: str = "every sum is exact") -> None:
+def assert_same_bits(
+    output: str, got: np.ndarray, want: np.ndarray, why: str = "every sum is exact", *, zeros: bool = False
+) -> None:
     """Raise unless every element has the same bits; `why` says what makes that a fair demand.
 
     A zero of either sign counts as zero: where trainable products cancel or underflow, the sign of the
-    zero is the order of additions again. Frozen entries are held to +0.0 by `assert_frozen_zero`.
+    zero is the order of additions again. Frozen entries are held to +0.0 by `assert_frozen_zero`. With `zeros`
+    the signs of zeros count as well.
     """
     assert_same_shape(output, got, want)
     wrong = ~((got == want) | (np.isnan(got) & np.isnan(want)))
+    if zeros:
+        wrong |= (got == 0) & (np.signbit(got) != np.signbit(want))
     if wrong.any():
         error = np.where(wrong, np.abs(got - want), -1.0)
         index = _worst(np.where(np.isnan(error), np.inf, error))

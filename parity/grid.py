@@ -21,6 +21,9 @@ from parity.records import DEVICES, DTYPES, WORLDS, Cell, Record, Verdict
 from parity.transforms import Transform
 
 QUICK_CASES = ("columns", "elements", "wide-columns")
+QUICK_HARD = ("hard-near-the-limit", "hard-columns")
+HARD_EVERYWHERE = ("forward", "backward", "jvp")
+"""What every hard case runs in every world; the rest where it tells most."""
 
 Choice = Collection[str] | None
 
@@ -34,6 +37,7 @@ def plan(
     cases: Choice = None,
     worlds: Choice = None,
     tiers: Choice = None,
+    precisions: Choice = None,
     quick: bool = False,
 ) -> list[Cell]:
     """Return the cells that are asked for; None leaves a choice open.
@@ -45,28 +49,30 @@ def plan(
         transforms: Names of transforms.
         cases: Ids of cases.
         worlds: Names of worlds.
-        tiers: "exact", "random".
+        tiers: "exact", "random", "hard".
+        precisions: "native", "reproducible".
         quick: A selection that runs in well under a minute.
 
     Example:
         >>> [cell.id for cell in plan(cases=["rows"], dtypes=["float32"], transforms=["vjp"], worlds=["jax-jit"])]
-        ['rows/float32/vjp/jax-jit/cpu/exact']
+        ['rows/float32/vjp/jax-jit/cpu/exact/native']
     """
 
     def wanted(choice: Choice, name: str) -> bool:
         return choice is None or name in choice
 
     cells = []
-    for (case, dtype, transform, tier), device in _product(quick, devices):
+    for (case, dtype, transform, tier, precision), device in _product(quick, devices):
         if not (wanted(cases, case) and wanted(dtypes, dtype) and wanted(transforms, transform)):
             continue
         mask = _case(case).mask
-        if not (wanted(masks, mask) and wanted(tiers, tier)):
+        if not (wanted(masks, mask) and wanted(tiers, tier) and wanted(precisions, precision)):
             continue
+        runs_in = _runs_in if precision == "native" else _runs_reproducibly_in
         cells += [
-            Cell(case, mask, dtype, transform, world, device, tier)
+            Cell(case, mask, dtype, transform, world, device, tier, precision)
             for world in WORLDS
-            if wanted(worlds, world) and _runs_in(case, dtype, transform, world, quick)
+            if wanted(worlds, world) and runs_in(case, dtype, transform, world, quick)
         ]
     return cells
 
@@ -130,12 +136,12 @@ def _outcome(cell: Cell, seed: int, subject: Callable[..., Any] | None) -> _Outc
     transform = transforms.BY_NAME[cell.transform]
     if cell.device not in world.devices():
         return _Outcome("no device", f"{world.FRAMEWORK} sees no {cell.device} here")
-    problem = cases.make(_case(cell.case), cell.dtype, cell.tier, seed)
+    problem = cases.make(_case(cell.case), cell.dtype, cell.tier, seed, cell.precision)
     expected = known(cell)
     if expected is not None and expected.get("crashes"):
         return _Outcome("unsupported", expected["reason"], known=True)
     try:
-        outputs = world.run(transform, problem, cell.world, cell.device, **({"subject": subject} if subject else {}))
+        outputs = world.run(transform, problem, cell.world, cell.device, subject=subject, precision=cell.precision)
     except Exception as error:
         # Whatever the framework raises, it is the cell's result, and the run goes on.
         listed = expected is not None and re.search(expected["error"], f"{type(error).__name__}: {error}") is not None
@@ -144,13 +150,15 @@ def _outcome(cell: Cell, seed: int, subject: Callable[..., Any] | None) -> _Outc
     if expected is not None:
         return _Outcome("differs", "listed in known.toml as unsupported, but it works: take it off the list")
     try:
-        held = judge(transform, problem, cell.tier, outputs)
+        held = judge(transform, problem, cell.tier, cell.precision, outputs)
     except compare.Mismatch as mismatch:
         return _Outcome("differs", str(mismatch), mismatch.finding)
     return _Outcome("identical" if held is None else "within bound", error=held)
 
 
-def judge(transform: Transform, problem: Problem, tier: str, outputs: dict[str, np.ndarray]) -> _Error | None:
+def judge(
+    transform: Transform, problem: Problem, tier: str, precision: str, outputs: dict[str, np.ndarray]
+) -> _Error | None:
     """Hold outputs against the oracle.
 
     Returns:
@@ -161,7 +169,7 @@ def judge(transform: Transform, problem: Problem, tier: str, outputs: dict[str, 
     """
     outputs = transform.finish(problem, outputs)
     native = outputs.pop("native", None)
-    if native is not None:
+    if native is not None and precision == "native":
         compare.assert_same_bits("output", outputs["output"], native, "the framework's own linear layer is the forward")
     want = transform.oracle(problem)
     missing = sorted(set(want) ^ set(outputs))
@@ -175,6 +183,11 @@ def judge(transform: Transform, problem: Problem, tier: str, outputs: dict[str, 
             still = ~np.stack([problem.mask_array(copy) for copy in range(cases.COPIES)])
             compare.assert_frozen_zero(name, got, still)
     if not transform.values:
+        return None
+    if precision == "reproducible":
+        for name, got in outputs.items():
+            why = "the answer is a function of the inputs (S9)"
+            compare.assert_same_bits(name, got, want[name], why, zeros=tier == "hard")
         return None
     if tier == "exact":
         for name, got in outputs.items():
@@ -211,7 +224,8 @@ def _compare_errors(outcome: _Outcome, torch: _Error) -> tuple[_Outcome, float |
 def known(cell: Cell) -> dict[str, Any] | None:
     """Return the entry of known.toml that lists a cell as unsupported, or None."""
     for entry in _known():
-        if fnmatch(cell.transform, entry["transform"]) and fnmatch(cell.world, entry["world"]):
+        patterns = ("transform", "world", "precision")
+        if all(fnmatch(getattr(cell, name), entry.get(name, "*")) for name in patterns):
             return entry
     return None
 
@@ -226,7 +240,7 @@ def world_of(name: str) -> Any:
     return importlib.import_module(f"parity.{name.split('-')[0]}_world")
 
 
-def _product(quick: bool, devices: Collection[str]) -> Iterator[tuple[tuple[str, str, str, str], str]]:
+def _product(quick: bool, devices: Collection[str]) -> Iterator[tuple[tuple[str, str, str, str, str], str]]:
     for device in DEVICES:
         if device in devices:
             for combination in _combinations(quick):
@@ -234,7 +248,11 @@ def _product(quick: bool, devices: Collection[str]) -> Iterator[tuple[tuple[str,
 
 
 @functools.cache
-def _combinations(quick: bool) -> tuple[tuple[str, str, str, str], ...]:
+def _combinations(quick: bool) -> tuple[tuple[str, str, str, str, str], ...]:
+    return (*_native(quick), *_reproducible(quick))
+
+
+def _native(quick: bool) -> list[tuple[str, str, str, str, str]]:
     found = []
     for case in cases.CASES:
         if quick and case.id not in QUICK_CASES:
@@ -246,11 +264,54 @@ def _combinations(quick: bool) -> tuple[tuple[str, str, str, str], ...]:
             problem = cases.make(case, dtype, tier, 0)
             exact = cases.exact_order(problem) if tier == "exact" else 3
             found += [
-                (case.id, dtype, transform.name, tier)
+                (case.id, dtype, transform.name, tier, "native")
                 for transform in transforms.TRANSFORMS
                 if transform.order <= exact and transform.applies(problem) and not (case.wide and transform.dense)
             ]
-    return tuple(found)
+    return found
+
+
+def _reproducible(quick: bool) -> list[tuple[str, str, str, str, str]]:
+    found = []
+    # Integers, whose every derivative is exact in any precision: that no order or mode loses its way.
+    for case in cases.CASES:
+        if not case.core or (quick and case.id not in QUICK_CASES):
+            continue
+        problem = cases.make(case, "float32", "exact", 0)
+        exact = cases.exact_order(problem)
+        found += [
+            (case.id, "float32", transform.name, "exact", "reproducible")
+            for transform in transforms.TRANSFORMS
+            if transform.order <= exact and transform.applies(problem)
+        ]
+    # Data of all kinds, and the bits of the answer.
+    for case in cases.HARD:
+        for dtype in ("float32", "bfloat16", "float16") if case.core else ("float32",):
+            problem = cases.make(case, dtype, "hard", 0)
+            found += [
+                (case.id, dtype, transform.name, "hard", "reproducible")
+                for transform in transforms.TRANSFORMS
+                if not transform.rounds and transform.values and transform.applies(problem)
+                and (not quick or case.id in QUICK_HARD) and (not transform.dense or case.core)
+                and (dtype == "float32" or transform.name in HARD_EVERYWHERE)
+            ]  # fmt: skip
+    return found
+
+
+def _runs_reproducibly_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> bool:
+    if world == "torch-eager":
+        return True
+    chosen = _case(case)
+    if world == "torch-compiled":
+        # Derivatives are taken outside of what is compiled; inside they are refused (known.toml).
+        return chosen.hard and (
+            transform in ("forward", "backward") or (case == "hard-columns" and transform in ("vjp", "jvp", "layer-rr"))
+        )
+    if transform in HARD_EVERYWHERE:
+        return chosen.hard
+    if world == "jax-jit":
+        return chosen.core and not quick and (chosen.hard or case in QUICK_CASES)
+    return case == "hard-columns" and not quick
 
 
 def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> bool:
@@ -263,7 +324,9 @@ def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> 
         order = transforms.BY_NAME[transform].order + _case(case).packed
         if quick:
             return case == "columns"
-        if dtype != "float32" or _case(case).wide:
+        if dtype != "float32":
+            return transform in ("forward", "vjp", "vjp-forward-mode-rule", "jvp")
+        if _case(case).wide:
             return order <= 1
         return order <= 2 or case in QUICK_CASES
     if quick and world == "torch-compiled":

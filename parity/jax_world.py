@@ -129,7 +129,12 @@ def settings(x64: bool = False) -> Iterator[None]:
 
 
 def run(
-    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] | None = None
+    transform: Transform,
+    problem: Problem,
+    world: str,
+    device: str,
+    subject: Callable[..., Any] | None = None,
+    precision: str = "native",
 ) -> dict[str, np.ndarray]:
     """Run a transform's program on a problem and return its outputs as float64.
 
@@ -139,8 +144,10 @@ def run(
         world: "jax-eager" or "jax-jit".
         device: "cpu" or "cuda".
         subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
+        precision: "native" or "reproducible".
     """
     layer = subject or SUBJECTS[problem.case.packed]
+    chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
     def array(values: np.ndarray) -> jax.Array:
         return jax.device_put(jnp.asarray(values, DTYPES[problem.dtype]), _device(device))
@@ -150,7 +157,7 @@ def run(
 
         def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
             mask = problem.mask_at(positions) if positions else problem.mask
-            return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
+            return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode, **chosen)
 
         arrays = arrays_of(problem, array, jnp.asarray)
         if world == "jax-eager":

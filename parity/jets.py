@@ -28,19 +28,20 @@ class Jet:
         """Apply a linear function."""
         return Jet({key: linear(part) for key, part in self.parts.items()})
 
-    def __add__(self, other: Jet) -> Jet:
+    def plus(self, other: Jet, add: Bilinear = np.add) -> Jet:
+        """Add, coefficient by coefficient."""
         parts = dict(self.parts)
         for key, part in other.parts.items():
-            parts[key] = parts[key] + part if key in parts else part
+            parts[key] = add(parts[key], part) if key in parts else part
         return Jet(parts)
 
-    def times(self, other: Jet, product: Bilinear) -> Jet:
+    def times(self, other: Jet, product: Bilinear, add: Bilinear = np.add) -> Jet:
         """Apply a bilinear function: directions that both carry would be squared, and vanish."""
         total = Jet({})
         for left, a in self.parts.items():
             for right, b in other.parts.items():
                 if not left & right:
-                    total = total + Jet({left | right: product(a, b)})
+                    total = total.plus(Jet({left | right: product(a, b)}), add)
         return total
 
     def coefficient(self, key: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from parity.arithmetic import FLOAT64, Arithmetic
 from parity.jets import Jet
 
 Tree = dict[str, np.ndarray]
@@ -33,16 +34,19 @@ class Point:
         mask: M, bool (O, I).
         bias_mask: m, bool (O,).
         scale: u (*B, O), the coefficients of the test function u y^2 / 2.
+        arithmetic: How products and sums are rounded: in float64 (S11), or as the reproducible precision (S9).
     """
 
     theta: Tree
     mask: np.ndarray
     bias_mask: np.ndarray
     scale: np.ndarray
+    arithmetic: Arithmetic = FLOAT64
 
     def majorant(self) -> Point:
         """Return the point of absolute values."""
-        return replace(self, theta={name: np.abs(a) for name, a in self.theta.items()}, scale=np.abs(self.scale))
+        theta = {name: np.abs(a) for name, a in self.theta.items()}
+        return replace(self, theta=theta, scale=np.abs(self.scale), arithmetic=FLOAT64)
 
 
 def masked(point: Point, tangent: Tree) -> Tree:
@@ -57,29 +61,36 @@ def jets(point: Point, directions: Sequence[Tree]) -> dict[str, Jet]:
     return {name: Jet.along(value, [move[name] for move in moves]) for name, value in point.theta.items()}
 
 
-def linear(theta: dict[str, Jet]) -> Jet:
+def linear(theta: dict[str, Jet], arithmetic: Arithmetic = FLOAT64) -> Jet:
     """S2: y_bo = sum_i x_bi W_oi + b_o."""
-    output = theta["input"].times(theta["weight"], lambda x, w: x @ w.T)
-    if "bias" not in theta:
-        return output
+    values = {name: jet.parts[0] for name, jet in theta.items()}
+    output = theta["input"].times(theta["weight"], arithmetic.dot, arithmetic.add)
     shape = output.parts[0].shape
-    return output + theta["bias"].map(lambda b: np.broadcast_to(b, shape))
+    if "bias" in theta:
+        output = output.plus(theta["bias"].map(lambda b: np.broadcast_to(b, shape)), arithmetic.add)
+    # The value itself is one operation: its bias is added before it is rounded to the dtype (S9).
+    return Jet(output.parts | {0: arithmetic.linear(values["input"], values["weight"], values.get("bias"))})
 
 
 def pullback(point: Point, theta: dict[str, Jet], g: Jet) -> dict[str, Jet]:
     """S3: d_x = g W, d_W = where(M, g^T x, +0.0), d_b = where(m, sum_b g, +0.0)."""
+    how = point.arithmetic
+
+    def product(g: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return np.where(point.mask, how.dot(_flat(g).T, _flat(x).T), 0.0)
+
     gradients = {
-        "input": g.times(theta["weight"], lambda g, w: g @ w),
-        "weight": g.times(theta["input"], lambda g, x: np.where(point.mask, _flat(g).T @ _flat(x), 0.0)),
+        "input": g.times(theta["weight"], lambda g, w: how.dot(g, w.T), how.add),
+        "weight": g.times(theta["input"], product, how.add),
     }
     if "bias" in theta:
-        gradients["bias"] = g.map(lambda g: np.where(point.bias_mask, _flat(g).sum(0), 0.0))
+        gradients["bias"] = g.map(lambda g: np.where(point.bias_mask, how.total(_flat(g)), 0.0))
     return gradients
 
 
 def forward(point: Point) -> np.ndarray:
     """S2: y."""
-    return linear(jets(point, ())).parts[0]
+    return linear(jets(point, ()), point.arithmetic).parts[0]
 
 
 def vjp(point: Point, g: np.ndarray) -> Tree:
@@ -91,7 +102,18 @@ def vjp(point: Point, g: np.ndarray) -> Tree:
 def jvp(point: Point, direction: Tree) -> np.ndarray:
     """S3: y' = x' W^T + x where(M, W', 0)^T + where(m, b', 0)."""
     theta = jets(point, (direction,))
-    return linear(theta).coefficient(1, point.scale.shape)
+    return linear(theta, point.arithmetic).coefficient(1, point.scale.shape)
+
+
+def second_tangent(point: Point, directions: Sequence[Tree]) -> np.ndarray:
+    """S4: the derivative of y along two directions, x1 V2^T + x2 V1^T."""
+    return linear(jets(point, directions), point.arithmetic).coefficient(3, point.scale.shape)
+
+
+def second_gradient(point: Point, g: np.ndarray, direction: Tree) -> Tree:
+    """S4: the derivative along a direction of the gradients for a constant cotangent: g V', where(M, g^T x', +0.0)."""
+    pulled = pullback(point, jets(point, (direction,)), Jet({0: g}))
+    return {name: jet.coefficient(1, point.theta[name].shape) for name, jet in pulled.items()}
 
 
 def quadratic(point: Point, directions: Sequence[Tree]) -> np.ndarray:
@@ -113,7 +135,8 @@ def quadratic_gradient(point: Point, cotangent: np.ndarray, directions: Sequence
 def gradient_penalty(point: Point, g: np.ndarray) -> Tree:
     """S4: the gradient of |g W|^2 / 2, the penalty on the input gradient: d_W = where(M, g^T (g W), +0.0)."""
     gradients = {name: np.zeros_like(value) for name, value in point.theta.items()}
-    gradients["weight"] = np.where(point.mask, _flat(g).T @ _flat(g @ point.theta["weight"]), 0.0)
+    d_input = point.arithmetic.dot(g, point.theta["weight"].T)
+    gradients["weight"] = np.where(point.mask, point.arithmetic.dot(_flat(g).T, _flat(d_input).T), 0.0)
     return gradients
 
 
@@ -125,6 +148,20 @@ def jacobian(point: Point) -> Tree:
         name: np.array([row[name] for row in rows]).reshape(point.scale.shape + value.shape)
         for name, value in point.theta.items()
     }
+
+
+def jacobian_forward(point: Point) -> Tree:
+    """S3: the same by tangents, each along one entry: other products, so other roundings (S9)."""
+    blocks = {}
+    for name, value in point.theta.items():
+        columns = []
+        for basis in np.eye(value.size):
+            direction = {other: np.zeros_like(part) for other, part in point.theta.items()}
+            direction[name] = basis.reshape(value.shape)
+            columns.append(jvp(point, direction))
+        stacked = np.array(columns).reshape(value.shape + point.scale.shape)
+        blocks[name] = np.moveaxis(stacked, range(value.ndim), range(-value.ndim, 0))
+    return blocks
 
 
 def hessian(point: Point, cotangent: np.ndarray) -> Tree:

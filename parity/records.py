@@ -10,14 +10,15 @@ VERDICTS: tuple[Verdict, ...] = ("identical", "within bound", "unsupported", "no
 """All verdicts, from best to worst (SPEC S11)."""
 
 WORLDS = ("torch-eager", "torch-compiled", "jax-eager", "jax-jit")
-TIERS = ("exact", "random")
+TIERS = ("exact", "random", "hard")
+PRECISIONS = ("native", "reproducible")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison: a case under a transform, in one world, dtype, device and tier."""
+    """One comparison: a case under a transform, in one world, dtype, device, tier and precision."""
 
     case: str
     mask: str
@@ -26,11 +27,14 @@ class Cell:
     world: str
     device: str
     tier: str
+    precision: str = "native"
 
     @property
     def id(self) -> str:
         """A name to read and to filter by."""
-        return f"{self.case}/{self.dtype}/{self.transform}/{self.world}/{self.device}/{self.tier}"
+        return "/".join(
+            (self.case, self.dtype, self.transform, self.world, self.device, self.tier, self.precision)
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,5 +79,6 @@ class Record:
         cell = self.cell
         return (
             f"python -m parity grid --case {cell.case} --dtype {cell.dtype} --transform {cell.transform} "
-            f"--world {cell.world} --device {cell.device} --tier {cell.tier} --seed {self.seed}"
+            f"--world {cell.world} --device {cell.device} --tier {cell.tier} --precision {cell.precision} "
+            f"--seed {self.seed}"
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maskedlinear_core import constructors
+from maskedlinear_core import constructors, reproducible
 from parity.cases import BY_ID
 from parity.grid import plan, world_of
 from parity.records import Cell
@@ -30,6 +30,7 @@ class Sabotage:
         output: The output that must be found wrong.
         says: What the finding must say.
         frameworks: Where the fault can be made.
+        precision: Of that cell.
     """
 
     name: str
@@ -39,11 +40,15 @@ class Sabotage:
     output: str
     says: str
     frameworks: tuple[str, ...] = ("torch", "jax")
+    precision: str = "native"
 
     def cell(self, framework: str) -> Cell:
         """Return the cell that must reject it."""
         world = f"{framework}-eager"
-        (cell,) = plan(cases=[self.case], transforms=[self.transform], worlds=[world], dtypes=["float32"])
+        (cell,) = plan(
+            cases=[self.case], transforms=[self.transform], worlds=[world], dtypes=["float32"],
+            precisions=[self.precision],
+        )  # fmt: skip
         return cell
 
     def subject(self, framework: str) -> dict[str, Layer]:
@@ -58,6 +63,20 @@ def _linear(x: Any, w: Any, b: Any) -> Any:
 
 def _flat(array: Any) -> Any:
     return array.reshape(-1, array.shape[-1])
+
+
+def _in_precision(other: Any) -> Callable[[Any, Layer], Layer]:
+    """A layer that computes in another precision than it is asked for."""
+    return lambda parts, honest: lambda *theta, precision, **keywords: honest(*theta, precision=other, **keywords)
+
+
+def _keeps_subnormals(parts: Any, honest: Layer) -> Layer:
+    # 2^20 times larger the sums are normal, and the answer is that of a layer that does not flush.
+    return lambda x, w, b, **keywords: honest(x * 2.0**20, w, b * 2.0**20, **keywords) * 2.0**-20
+
+
+def _rounds_twice(parts: Any, honest: Layer) -> Layer:
+    return lambda x, w, b, **keywords: parts.cast(parts.cast(honest(x, w, b, **keywords), "bfloat16"), "float32")
 
 
 def _by_rule(wrong: Callable[..., Any]) -> Callable[[Any, Layer], Layer]:
@@ -194,6 +213,7 @@ def _slice_saved(parts: Any, x: Any, w: Any, b: Any, grad_mask: Any) -> Any:
 
 
 _LEAK = "frozen entries are not zero"
+_ANSWER = "the answer is a function of the inputs"
 _BITS = "elements differ"
 _BOUND = "times the bound"
 
@@ -245,5 +265,13 @@ SABOTAGES = (
              _torch_only(lambda parts, x, w, b, grad_mask: parts.stale_vmap_dimension(
                  x, w, b, parts.dense(grad_mask, w))),
              "columns-bools", "vmap-input", "output", _BITS, ("torch",)),
+    Sabotage("native products for reproducible ones", _in_precision("native"), "hard-exponents-20", "forward", "output",
+             _ANSWER, precision="reproducible"),
+    Sabotage("more bits than the definition's", _in_precision(reproducible(bits=33)), "hard-exponents-20",
+             "forward", "output", _ANSWER, precision="reproducible"),
+    Sabotage("subnormal results kept", _keeps_subnormals, "hard-flushed", "forward", "output", _ANSWER, ("torch",),
+             precision="reproducible"),
+    Sabotage("bias added after a second rounding", _rounds_twice, "hard-columns", "forward", "output", _ANSWER,
+             precision="reproducible"),
 )  # fmt: skip
 """Every wrong twin."""

@@ -182,7 +182,12 @@ def settings() -> Iterator[None]:
 
 
 def run(
-    transform: Transform, problem: Problem, world: str, device: str, subject: Callable[..., Any] | None = None
+    transform: Transform,
+    problem: Problem,
+    world: str,
+    device: str,
+    subject: Callable[..., Any] | None = None,
+    precision: str = "native",
 ) -> dict[str, np.ndarray]:
     """Run a transform's program on a problem and return its outputs as float64.
 
@@ -192,8 +197,10 @@ def run(
         world: "torch-eager" or "torch-compiled".
         device: "cpu" or "cuda".
         subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
+        precision: "native" or "reproducible".
     """
     layer = subject or SUBJECTS[problem.case.packed]
+    chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
     def array(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(values)).to(DTYPES[problem.dtype]).to(device)
@@ -202,7 +209,7 @@ def run(
 
     def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
         mask = problem.mask_at(positions) if positions else problem.mask
-        return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode)
+        return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode, **chosen)
 
     arrays = arrays_of(problem, array, lambda leaf: torch.from_numpy(leaf).to(device))
     with settings(), warnings.catch_warnings():

@@ -16,6 +16,7 @@ import numpy as np
 
 from parity import oracle
 from parity.cases import COPIES, Problem
+from parity.numbers import NON_FINITE
 from parity.oracle import Point, Tree
 
 Program = Callable[[Any, Callable[..., Any], dict[str, Any]], dict[str, Any]]
@@ -36,6 +37,7 @@ class Transform:
         dense: Whether it makes whole Jacobians: not for wide cases.
         finish: Turns outputs into what the oracle speaks of, in NumPy float64.
         values: Whether values are compared, or frozen entries only.
+        rounds: Whether it rounds outside of the layer: such steps are the framework's, not reproducible.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Transform:
     dense: bool = False
     finish: Callable[[Problem, Tree], Tree] = lambda problem, outputs: outputs
     values: bool = True
+    rounds: bool = False
 
 
 def majorant(problem: Problem) -> Problem:
@@ -176,6 +179,37 @@ def _vmap_oracle(*batched: str) -> Callable[[Problem], Tree]:
     return tree
 
 
+def _of_copies(ops: Any, f: Any) -> Callable[..., Any]:
+    """Return the layer over copies of the input, with one weight and bias for all."""
+    return lambda x, *rest: ops.vmap(lambda x: f(x, *rest), (0,))(x)
+
+
+def _gradient_of_vmap(ops: Any, f: Any, a: Any) -> dict[str, Any]:
+    theta = (a["copies"]["input"], *a["theta"][1:])
+    return _tree(a, ops.vjp(_of_copies(ops, f), *theta)[1](a["copies"]["cotangent"]))
+
+
+def _tangent_of_vmap(ops: Any, f: Any, a: Any) -> dict[str, Any]:
+    theta = (a["copies"]["input"], *a["theta"][1:])
+    along = (a["copies"]["input"], *a["directions"][0][1:])
+    return {"output": ops.jvp(_of_copies(ops, f), theta, along)[1]}
+
+
+def _gradient_of_vmap_oracle(problem: Problem) -> Tree:
+    copies = [oracle.vjp(*problem.with_copy(("input", "cotangent"), copy)) for copy in range(COPIES)]
+    stacked = {name: np.stack([one[name] for one in copies]) for name in copies[0]}
+    return {name: part if name == "input" else part.sum(0) for name, part in stacked.items()}
+
+
+def _tangent_of_vmap_oracle(problem: Problem) -> Tree:
+    points = [problem.with_copy(("input",), copy)[0] for copy in range(COPIES)]
+    return {
+        "output": np.stack([
+            oracle.jvp(point, problem.directions[0] | {"input": point.theta["input"]}) for point in points
+        ])
+    }  # fmt: skip
+
+
 def _per_sample(ops: Any, f: Any, a: Any) -> dict[str, Any]:
     def gradient(x: Any, u: Any, c: Any) -> Any:
         def loss(*rest: Any) -> Any:
@@ -190,7 +224,7 @@ def _per_sample(ops: Any, f: Any, a: Any) -> dict[str, Any]:
 def _per_sample_oracle(problem: Problem) -> Tree:
     point, samples = problem.point, []
     for x, u, c in zip(point.theta["input"], point.scale, problem.cotangent, strict=True):
-        sample = Point({**point.theta, "input": x}, point.mask, point.bias_mask, u)
+        sample = Point({**point.theta, "input": x}, point.mask, point.bias_mask, u, point.arithmetic)
         samples.append(oracle.quadratic_gradient(sample, c, ()))
     return {name: np.stack([one[name] for one in samples]) for name in point.theta if name != "input"}
 
@@ -286,6 +320,38 @@ def _reverse_step(ops: Any, step: Callable[..., Any], direction: Any, a: dict[st
     return lambda *theta: tuple(ops.grad(scalar, _all(a))(*theta))
 
 
+def _of_layer(modes: str) -> Program:
+    """Differentiate the layer itself twice, with a constant cotangent: nothing is rounded outside of it."""
+
+    def program(ops: Any, f: Any, a: Any) -> dict[str, Any]:
+        first, second = a["directions"][:2]
+
+        def tangent(*theta: Any) -> Any:
+            return ops.jvp(f, theta, first)[1]
+
+        def gradients(*theta: Any) -> Any:
+            return ops.vjp(f, *theta)[1](a["cotangent"])
+
+        if modes == "ff":
+            return {"output": ops.jvp(tangent, a["theta"], second)[1]}
+        if modes == "fr":
+            return _tree(a, ops.jvp(gradients, a["theta"], first)[1])
+        if modes == "rf":
+            return _tree(a, ops.vjp(tangent, *a["theta"])[1](a["cotangent"]))
+        return _tree(a, ops.vjp(gradients, *a["theta"])[1](first))
+
+    return program
+
+
+def _of_layer_oracle(modes: str) -> Callable[[Problem], Tree]:
+    def tree(problem: Problem) -> Tree:
+        if modes == "ff":
+            return {"output": oracle.second_tangent(problem.point, problem.directions[:2])}
+        return oracle.second_gradient(problem.point, problem.cotangent, problem.directions[0])
+
+    return tree
+
+
 def _sequence_oracle(modes: str) -> Callable[[Problem], Tree]:
     def tree(problem: Problem) -> Tree:
         point = replace(problem.point, scale=np.ones_like(problem.point.scale))
@@ -314,12 +380,16 @@ def _not_empty(problem: Problem) -> bool:
     return problem.point.scale.size > 0 and problem.point.theta["weight"].size > 0
 
 
+def _is_hard(problem: Problem) -> bool:
+    return problem.case.hard and problem.case.data not in NON_FINITE
+
+
 def _vjp_oracle(problem: Problem) -> Tree:
     return oracle.vjp(problem.point, problem.cotangent)
 
 
 def _twice(problem: Problem) -> Tree:
-    return {name: 2 * part for name, part in _vjp_oracle(problem).items()}
+    return {name: problem.point.arithmetic.add(part, part) for name, part in _vjp_oracle(problem).items()}
 
 
 def _jvp_oracle(problem: Problem) -> Tree:
@@ -343,7 +413,7 @@ TRANSFORMS = (
     Transform("accumulate", "S5", 1, _accumulate, _twice),
     Transform("jvp", "S3", 1, _jvp, _jvp_oracle, forward_mode=True),
     Transform("jvp-default-rule", "S5", 1, _jvp, _jvp_oracle),
-    Transform("adjoint", "S3", 1, _adjoint, _adjoint_oracle, forward_mode=True, finish=_adjoint_finish),
+    Transform("adjoint", "S3", 1, _adjoint, _adjoint_oracle, forward_mode=True, finish=_adjoint_finish, rounds=True),
     Transform("non-finite", "S3", 1, _non_finite, _vjp_oracle, values=False),
     Transform("vmap-input", "S5", 1, _vmap("input"), _vmap_oracle("input")),
     Transform("vmap-weight", "S5", 1, _vmap("weight"), _vmap_oracle("weight")),
@@ -352,19 +422,30 @@ TRANSFORMS = (
     Transform("vmap-mask", "S5", 1, _vmap("mask"), _vmap_oracle("mask"), _has_mask_copies),
     Transform("vmap-input-weight", "S5", 1, _vmap("input", "weight"), _vmap_oracle("input", "weight")),
     Transform("vmap-everything", "S5", 1, _vmap(*_EVERYTHING), _vmap_oracle(*_EVERYTHING), _has_mask_copies),
-    Transform("per-sample-gradients", "S5", 1, _per_sample, _per_sample_oracle, _has_samples),
+    # Of order 2 for the sake of exactness: their sums over the copies are longer than a gradient's.
+    Transform("gradient-of-vmap", "S5", 2, _gradient_of_vmap, _gradient_of_vmap_oracle, rounds=True),
+    Transform("tangent-of-vmap", "S5", 2, _tangent_of_vmap, _tangent_of_vmap_oracle, forward_mode=True),
+    Transform("per-sample-gradients", "S5", 1, _per_sample, _per_sample_oracle, _has_samples, rounds=True),
     Transform("jacrev", "S5", 1, _jacrev, _jacobian_oracle, _not_empty, dense=True),
-    Transform("jacfwd", "S5", 1, _jacfwd, _jacobian_oracle, _not_empty, forward_mode=True, dense=True),
-    Transform("hessian", "S4", 2, _hessian, lambda p: oracle.hessian(p.point, p.cotangent), _not_empty, dense=True),
-    Transform("hvp-forward-over-reverse", "S4", 2, _hvp_forward_over_reverse, _hvp_oracle),
-    Transform("hvp-reverse-over-reverse", "S4", 2, _hvp_reverse_over_reverse, _hvp_oracle),
-    Transform("hvp-reverse-over-forward", "S4", 2, _hvp_reverse_over_forward, _hvp_oracle, forward_mode=True),
+    Transform("jacfwd", "S5", 1, _jacfwd, lambda p: oracle.jacobian_forward(p.point), _not_empty, forward_mode=True,
+              dense=True),
+    Transform("hessian", "S4", 2, _hessian, lambda p: oracle.hessian(p.point, p.cotangent), _not_empty, dense=True,
+              rounds=True),
+    Transform("hvp-forward-over-reverse", "S4", 2, _hvp_forward_over_reverse, _hvp_oracle, rounds=True),
+    Transform("hvp-reverse-over-reverse", "S4", 2, _hvp_reverse_over_reverse, _hvp_oracle, rounds=True),
+    Transform("hvp-reverse-over-forward", "S4", 2, _hvp_reverse_over_forward, _hvp_oracle, forward_mode=True,
+              rounds=True),
     Transform("gradient-penalty", "S4", 2, _gradient_penalty, _penalty_oracle),
     Transform("double-backward", "S4", 2, _double_backward, _penalty_oracle),
     *(
         Transform(f"modes-{modes}", "S4", len(modes), _sequence(modes), _sequence_oracle(modes),
-                  forward_mode="f" in modes)
+                  forward_mode="f" in modes, rounds=True)
         for modes in SEQUENCES
+    ),
+    *(
+        Transform(f"layer-{modes}", "S9", 2, _of_layer(modes), _of_layer_oracle(modes), _is_hard,
+                  forward_mode=modes in ("ff", "rf"))
+        for modes in ("ff", "fr", "rf", "rr")
     ),
 )  # fmt: skip
 """The grid's transforms."""

@@ -18,7 +18,10 @@ def parity(*arguments):
     return seen.returncode, seen.stdout, seen.stderr
 
 
-SMALL = ("--case", "columns", "--dtype", "float32", "--transform", "forward,vjp", "--world", "torch-eager,jax-eager")
+SMALL = (
+    "--case", "columns", "--dtype", "float32", "--transform", "forward,vjp", "--world", "torch-eager,jax-eager",
+    "--precision", "native",
+)  # fmt: skip
 
 
 def test_success_is_zero_and_leaves_every_record(tmp_path):
@@ -76,10 +79,10 @@ def test_absent_device_among_all_is_said_and_not_counted():
 def test_list_names_cells_without_running_them(capsys):
     assert cli.main(["--list", *SMALL]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "columns/float32/forward/torch-eager/cpu/exact",
-        "columns/float32/forward/jax-eager/cpu/exact",
-        "columns/float32/vjp/torch-eager/cpu/exact",
-        "columns/float32/vjp/jax-eager/cpu/exact",
+        "columns/float32/forward/torch-eager/cpu/exact/native",
+        "columns/float32/forward/jax-eager/cpu/exact/native",
+        "columns/float32/vjp/torch-eager/cpu/exact/native",
+        "columns/float32/vjp/jax-eager/cpu/exact/native",
     ]
 
 

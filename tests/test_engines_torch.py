@@ -159,7 +159,6 @@ def test_example_under_torchrun():
 ENGINES = ("DDP", "FSDP2", "DTensor by rows", "DTensor by columns", "DTensor replicated")
 
 
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("engine", ENGINES)
@@ -172,7 +171,6 @@ def test_two_processes_are_one(seen, engine, kind, form):
         assert cell["trained entries moved"] > 0, f"rank {rank}"
 
 
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("kind", MASKS)
 def test_all_reduce_carries_packed_values_only(seen, kind):
     packed = int(MASKS[kind].to_array((O, I)).sum())
@@ -181,7 +179,6 @@ def test_all_reduce_carries_packed_values_only(seen, kind):
         assert cells[f"DDP/{kind}/masked"]["numbers reduced"] == O * I + O
 
 
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("engine", [e for e in ENGINES if e.startswith("DTensor")])
 @pytest.mark.parametrize("kind", MASKS)
 def test_gradients_lie_where_their_parameters_do(seen, engine, kind):

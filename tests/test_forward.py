@@ -8,7 +8,7 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "forward": (86, 18, 86, 34),
+    "forward": (139, 66, 134, 82),
 }
 
 

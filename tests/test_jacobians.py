@@ -8,9 +8,9 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jacrev": (50, 12, 50, 26),
-    "jacfwd": (50, 12, 50, 26),
-    "hessian": (47, 9, 29, 23),
+    "jacrev": (62, 12, 36, 35),
+    "jacfwd": (62, 12, 36, 35),
+    "hessian": (52, 9, 29, 25),
 }
 
 

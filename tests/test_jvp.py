@@ -8,8 +8,8 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jvp": (86, 18, 78, 34),
-    "jvp-default-rule": (86, 18, 78, 34),
+    "jvp": (139, 21, 132, 82),
+    "jvp-default-rule": (125, 18, 46, 43),
 }
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("minilm")  # one run for all of its tests
-
 FOLDER = Path(__file__).parent.parent / "examples" / "minilm"
 
 

@@ -37,8 +37,9 @@ ONLY_DEFINED_IN_ONE = {
     "groups.py": set(),
     "exact.py": {
         "_Exact", "_is_differentiated", "_check_group",  # an autograd.Function
-        "_over_workers", "_over_workers_jvp", "_run", "_batched", "_compiled", "_implementation", "_batch", "_tangent",
-        "_transpose", "_pulled", "_base_shape", "_index",  # a primitive, and what is in its rules
+        # A primitive, and what is in its rules.
+        "_over_workers", "_over_workers_jvp", "_run", "_batched", "_bind", "_compiled", "_implementation", "_lowering",
+        "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index",
         "_wide",
     },
     "precision.py": {"_tested", "_flags"},  # Dynamo calls the test as a constant; flags of torch alone change products

@@ -8,20 +8,20 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "modes-f": (86, 18, 78, 34),
-    "modes-r": (86, 18, 78, 34),
-    "modes-ff": (83, 15, 33, 31),
-    "modes-fr": (83, 15, 33, 31),
-    "modes-rf": (83, 15, 33, 31),
-    "modes-rr": (83, 15, 33, 31),
-    "modes-fff": (82, 14, 2, 30),
-    "modes-ffr": (82, 14, 2, 30),
-    "modes-frf": (82, 14, 2, 30),
-    "modes-frr": (82, 14, 2, 30),
-    "modes-rff": (82, 14, 2, 30),
-    "modes-rfr": (82, 14, 2, 30),
-    "modes-rrf": (82, 14, 2, 30),
-    "modes-rrr": (82, 14, 2, 30),
+    "modes-f": (91, 18, 45, 36),
+    "modes-r": (91, 18, 45, 36),
+    "modes-ff": (88, 15, 33, 33),
+    "modes-fr": (88, 15, 33, 33),
+    "modes-rf": (88, 15, 33, 33),
+    "modes-rr": (88, 15, 33, 33),
+    "modes-fff": (87, 14, 2, 32),
+    "modes-ffr": (87, 14, 2, 32),
+    "modes-frf": (87, 14, 2, 32),
+    "modes-frr": (87, 14, 2, 32),
+    "modes-rff": (87, 14, 2, 32),
+    "modes-rfr": (87, 14, 2, 32),
+    "modes-rrf": (87, 14, 2, 32),
+    "modes-rrr": (87, 14, 2, 32),
 }
 
 

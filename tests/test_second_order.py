@@ -8,11 +8,15 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "hvp-forward-over-reverse": (83, 15, 33, 31),
-    "hvp-reverse-over-reverse": (83, 15, 33, 31),
-    "hvp-reverse-over-forward": (83, 15, 33, 31),
-    "gradient-penalty": (83, 15, 33, 31),
-    "double-backward": (83, 15, 33, 31),
+    "hvp-forward-over-reverse": (88, 15, 33, 33),
+    "hvp-reverse-over-reverse": (88, 15, 33, 33),
+    "hvp-reverse-over-forward": (88, 15, 33, 33),
+    "gradient-penalty": (122, 15, 34, 40),
+    "double-backward": (122, 15, 34, 40),
+    "layer-ff": (32, 0, 1, 7),
+    "layer-fr": (32, 0, 1, 7),
+    "layer-rf": (32, 0, 1, 7),
+    "layer-rr": (32, 1, 1, 7),
 }
 
 

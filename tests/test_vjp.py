@@ -8,12 +8,12 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vjp": (86, 18, 78, 34),
-    "vjp-forward-mode-rule": (86, 18, 78, 34),
-    "backward": (86, 18, 78, 34),
-    "accumulate": (86, 18, 78, 34),
-    "adjoint": (86, 18, 78, 34),
-    "non-finite": (86, 18, 78, 34),
+    "vjp": (125, 19, 85, 43),
+    "vjp-forward-mode-rule": (125, 18, 85, 43),
+    "backward": (139, 66, 93, 82),
+    "accumulate": (125, 18, 46, 43),
+    "adjoint": (91, 18, 45, 36),
+    "non-finite": (91, 18, 45, 36),
 }
 
 

@@ -8,14 +8,16 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vmap-input": (86, 18, 78, 34),
-    "vmap-weight": (86, 18, 78, 34),
-    "vmap-bias": (83, 18, 75, 33),
-    "vmap-cotangent": (86, 18, 78, 34),
-    "vmap-mask": (79, 18, 71, 34),
-    "vmap-input-weight": (86, 18, 78, 34),
-    "vmap-everything": (79, 18, 71, 34),
-    "per-sample-gradients": (52, 12, 52, 26),
+    "vmap-input": (125, 18, 46, 43),
+    "vmap-weight": (125, 18, 46, 43),
+    "vmap-bias": (122, 18, 43, 42),
+    "vmap-cotangent": (125, 18, 46, 43),
+    "vmap-mask": (118, 18, 39, 43),
+    "vmap-input-weight": (125, 18, 46, 43),
+    "vmap-everything": (118, 18, 39, 43),
+    "gradient-of-vmap": (88, 15, 33, 33),
+    "tangent-of-vmap": (122, 15, 34, 40),
+    "per-sample-gradients": (57, 12, 37, 28),
 }
 
 
