@@ -78,9 +78,7 @@ class Reproducible:
         p = self.p(a.shape[-1])
         left, x, bad_left = _quantise(a, p)
         right, w, bad_right = _quantise(b, p)
-        # Step 3: T = sum_k X_k W_k, in Python's integers.
-        total = np.tensordot(x.astype(object), w.astype(object), (-1, -1))
-        total = total if total.size and a.shape[-1] else np.zeros(total.shape, object)
+        total = _products(x, w)
         exponents = np.add.outer(left, right) - 2 * p
         return _round(total, exponents, np.logical_or.outer(bad_left, bad_right))
 
@@ -96,6 +94,17 @@ def _quantise(vectors: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray, np.n
     _, exponents = np.frexp(np.abs(clean).max(-1, initial=0.0))  # 2^(E-1) <= max < 2^E
     integers = np.rint(np.ldexp(clean, (p - exponents)[..., None])).astype(np.int64)
     return exponents, integers, bad
+
+
+def _products(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Step 3: T = sum_k X_k W_k, by halves of 24 bits in 64-bit integers, put together in Python's own."""
+    total = np.zeros(x.shape[:-1] + w.shape[:-1], object)
+    for i, left in enumerate((x & 0xFFFFFF, x >> 24)):
+        for j, right in enumerate((w & 0xFFFFFF, w >> 24)):
+            for start in range(0, x.shape[-1], 1 << 14):  # 48 bits and 14 more: no sum overflows
+                part = slice(start, start + (1 << 14))
+                total += np.tensordot(left[..., part], right[..., part], (-1, -1)).astype(object) << 24 * (i + j)
+    return total
 
 
 def _round(total: np.ndarray, exponents: np.ndarray, bad: np.ndarray) -> np.ndarray:

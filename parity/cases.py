@@ -178,7 +178,17 @@ HARD = tuple(
 )  # fmt: skip
 """The cases of the hard tier."""
 
-BY_ID = {case.id: case for case in CASES + HARD}
+LARGE = (
+    Case("large-columns", "columns", lambda s: columns(range(0, s[1], 7)), "sums of 1024", 384, 1024, (256,),
+         data="exponents 6", hard=True),
+    Case("large-elements", "elements", lambda s: elements(_random_bools(s)), "sums of 4096", 64, 4096, (96,),
+         data="heavy tails", hard=True),
+    Case("large-limit", "rows", lambda s: rows(range(0, s[0], 3)), "sums that only grow", 96, 2048, (1100,),
+         data="near the limit", hard=True),
+)  # fmt: skip
+"""Larger ones, for golden hashes: what a device's kernels for large products do."""
+
+BY_ID = {case.id: case for case in CASES + HARD + LARGE}
 
 
 @dataclass(frozen=True)

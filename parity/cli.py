@@ -15,7 +15,7 @@ from parity import cases, grid, report, transforms
 from parity.environment import environment
 from parity.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
 
-COMMANDS = ("all", "grid", "digits")
+COMMANDS = ("all", "grid", "digits", "golden")
 PLAIN_WIDTH = 120  # of output that goes to a file
 
 
@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
+    if asked.command == "golden":
+        return _golden(asked, console)
+    if asked.write:
+        asked.parser.error("--write: expected the command golden")
     devices = DEVICES if asked.device == "all" else (asked.device,)
     cells = grid.plan(
         devices=devices, dtypes=asked.dtype, masks=asked.mask, transforms=asked.transform, cases=asked.case,
@@ -48,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = list(report.follow(grid.run(there, seed=asked.seed), len(there), console))
         report.show_grid(records, console)
         failed = any(record.failed for record in records)
-    summary = None
-    if asked.command != "grid":
-        summary, digits_failed = _digits(asked, console)
-        failed |= digits_failed
+    summary: dict[str, Any] = {}
+    for name, precision, run in (("digits", "native", _digits), ("digits, reproducible", "reproducible", _course)):
+        if asked.command != "grid" and (asked.precision is None or precision in asked.precision):
+            summary[name], course_failed = run(asked, console)
+            failed |= course_failed
     if asked.json:
         report.write_json(asked.json, environment(), records, summary)
     if asked.summary:
@@ -75,6 +80,51 @@ def _digits(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
         )
     view.show(task, seen, console)
     return view.summary(task, seen), bool(seen.faults)
+
+
+def _course(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any], bool]:
+    from parity.course import run, view
+
+    steps = run.QUICK_STEPS if asked.quick else run.STEPS
+    device = "cpu" if asked.device == "all" else asked.device
+    if device in _absent((device,), "all"):
+        console.print(f"[red]no device[/]: {device} is not here; digits did not run")
+        return {"faults": [f"no device: {device}"]}, True
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("digits, reproducible", total=(len(run.WORLDS) + 3) * steps)
+        seen = run.run(seed=asked.seed, steps=steps, device=device, progress=lambda: progress.update(bar, advance=1))
+    view.show(seen, console)
+    if asked.plot:
+        view.plot(seen, asked.plot)
+    return view.summary(seen), bool(seen.faults)
+
+
+def _golden(asked: argparse.Namespace, console: Console) -> int:
+    from parity import golden
+
+    chosen = golden.frameworks()
+    if asked.write:
+        golden.write(asked.write, environment(), chosen[0])
+        console.print(f"golden: {len(golden.names())} answers of {chosen[0]} on the CPU written to {asked.write}")
+        return 0
+    devices = DEVICES if asked.device == "all" else (asked.device,)
+    failed = False
+    for device in devices:
+        for framework in chosen:
+            if device not in grid.world_of(framework).devices():
+                console.print(f"[yellow]no device[/]: {framework} sees no {device} here")
+                failed |= asked.device != "all"
+                continue
+            total = len(golden.names())
+            checks = []
+            with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+                bar = progress.add_task(f"golden, {framework} on {device}", total=total)
+                for found in golden.check(device, (framework,)):
+                    checks.append(found)
+                    progress.update(bar, advance=1)
+            failed |= golden.show(checks, device, console)
+    console.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
+    return int(failed)
 
 
 def _absent(devices: Collection[str], asked: str) -> list[str]:
@@ -110,6 +160,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep every record, with versions, machine and commit"
     )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="with golden: make the hashes, on the CPU")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw how native runs part and reproducible ones do not (png, svg)"
+    )
     parser.add_argument("--summary", type=Path, metavar="FILE", help="keep counts and extremes, on one page")
     asked = parser.parse_args(arguments)
     _known(parser, "command", [asked.command], COMMANDS)
@@ -121,7 +175,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             _known(parser, f"--{name}", getattr(asked, name), known)
     if asked.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {asked.seed}")
-    for option in ("json", "summary"):
+    for option in ("json", "summary", "plot", "write"):
         file = getattr(asked, option)
         if file and not file.parent.is_dir():
             parser.error(f"--{option}: expected a file in a folder that exists, got {file}")

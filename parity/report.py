@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from parity.records import VERDICTS, WORLDS, Record
+from parity.records import PRECISIONS, VERDICTS, WORLDS, Record
 
 STYLE = {
     "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "differs": "bold red",
@@ -81,14 +81,14 @@ def failure(record: Record) -> str:
     return "\n".join([*lines, f"rerun: {record.rerun}"])
 
 
-def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record], digits: Any) -> None:
+def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record], runs: dict[str, Any]) -> None:
     """Write a run to a file, whole or not at all.
 
     Args:
         path: The file.
         environment: From `parity.environment`.
         records: One for each cell.
-        digits: What the training run showed, as plain data, or None.
+        runs: What the training runs showed, as plain data, by name.
     """
     cells = [
         {**dataclasses.asdict(r.cell), "id": r.cell.id, **_plain(r), "failed": r.failed, "rerun": r.rerun}
@@ -99,26 +99,30 @@ def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record
         "environment": environment,
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
         "cells": cells,
-        "digits": digits,
+        **runs,
     }
     _write(path, content)
 
 
-def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Record], digits: Any) -> None:
+def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Record], runs: dict[str, Any]) -> None:
     """Write what a run showed in one page: counts, extremes, and the end of the training run.
 
     Args:
         path: The file.
         environment: From `parity.environment`.
         records: One for each cell.
-        digits: What the training run showed, as plain data, or None.
+        runs: What the training runs showed, as plain data, by name.
     """
+    digits = runs.get("digits")
     ratios = [record.ratio for record in records if record.ratio is not None]
     twins = [record.twin_ratio for record in records if record.twin_ratio is not None]
     content = {
         "environment": environment,
         "cells": len(records),
         "counts": {verdict: sum(r.verdict == verdict for r in records) for verdict in VERDICTS},
+        "cells by precision": {
+            precision: sum(record.cell.precision == precision for record in records) for precision in PRECISIONS
+        },
         "cells by world": {world: sum(record.cell.world == world for record in records) for world in WORLDS},
         "known gaps": sorted({f"{r.cell.transform} in {r.cell.world}: {r.reason}" for r in records if r.known}),
         "failed": [record.cell.id for record in records if record.failed],
@@ -135,6 +139,7 @@ def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Rec
             "of them changed": digits["frozen_changed"],
             "faults": digits["faults"],
         },
+        **{name: seen for name, seen in runs.items() if name != "digits"},
     }
     _write(path, content)
 
