@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -49,5 +51,5 @@ def train(
     return Course(f"torch {'compiled' if compiled else 'eager'}", np.array(losses), tuple(weights))
 
 
-def _values(parameters: list[torch.Tensor]) -> tuple[np.ndarray, ...]:
+def _values(parameters: Sequence[torch.Tensor]) -> tuple[np.ndarray, ...]:
     return tuple(np.array(parameter.detach().cpu()) for parameter in parameters)

@@ -1,0 +1,135 @@
+"""The same bits for any number of workers: torch processes and JAX devices that share a batch (SPEC S9)."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import maskedlinear_jax as mj
+
+ROOT = Path(__file__).parent.parent
+BATCH, STEPS = 96, 50
+
+
+def in_torch(world, form):
+    """Train in that many processes; return the hash of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = str(ROOT / "tests" / "engines" / "workers.py")
+    running = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(world), port, form],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    seen = [process.communicate(timeout=300) for process in running]
+    for process, (_, errors) in zip(running, seen, strict=True):
+        assert process.returncode == 0, errors[-2000:]
+    return [printed.strip() for printed, _ in seen]
+
+
+def in_jax(form, how, wrap):
+    """Train the same two layers; `wrap(step)` spreads a step over devices."""
+    rng = np.random.Generator(np.random.PCG64(3))
+    chosen = mj.elements(rng.random((10, 24)) < 0.5)
+    make = {"masked": mj.MaskedLinear, "packed": mj.PackedLinear}[form]
+    first = make(16, 24, grad_mask=mj.columns(range(0, 16, 2)), seed=1, precision=how)
+    last = make(24, 10, grad_mask=chosen, bias_mask=np.arange(10) % 3 > 0, seed=2, precision=how)
+    params, rest = mj.partition((first, last))
+
+    def step(params, rest, x, t):
+        def network(params):
+            first, last = mj.combine(params, rest)
+            return last(jax.nn.relu(first(x)))
+
+        output, pull = jax.vjp(network, params)
+        (gradients,) = pull((output - t) * 2.0**-7)
+        return jax.tree.map(lambda w, d: w - d * 0.25, params, gradients)
+
+    run = wrap(step)
+    for _ in range(STEPS):
+        x, t = (rng.standard_normal((BATCH, size)).astype(np.float32) for size in (16, 10))
+        params = run(params, rest, x, t)
+    layers = mj.combine(params, rest)
+    bits = b"".join(np.asarray(part).tobytes() for layer in layers for part in (layer.weight, layer.bias))
+    return hashlib.sha256(bits).hexdigest()
+
+
+def alone():
+    return in_jax("masked", "reproducible", jax.jit)
+
+
+def mesh_of(count):
+    return Mesh(np.array(jax.devices()[:count]), ("d",))
+
+
+@pytest.fixture(scope="module")
+def want():
+    return alone()
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_torch_processes(want, world, form):
+    assert in_torch(world, form) == [want] * world
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_jax_devices_under_shard_map(want, count, form):
+    def wrap(step):
+        specs = {"mesh": mesh_of(count), "in_specs": (P(), P(), P("d"), P("d")), "out_specs": P()}
+        return jax.jit(jax.shard_map(step, **specs))
+
+    assert in_jax(form, mj.reproducible(group="d"), wrap) == want
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_jax_devices_under_jit(want, count, form):
+    """Sharded by jit: the arrays are whole to the program, so there is nothing to say."""
+
+    def wrap(step):
+        mesh = mesh_of(count)
+        everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("d"))
+        return jax.jit(step, in_shardings=(everywhere, everywhere, spread, spread), out_shardings=everywhere)
+
+    assert in_jax(form, "reproducible", wrap) == want
+
+
+def test_native_sums_do_depend_on_the_workers():
+    """What this is for: the plain psum of the parts' gradients."""
+
+    def wrap(count):
+        def spread(step):
+            mesh = mesh_of(count)
+            everywhere, parts = NamedSharding(mesh, P()), NamedSharding(mesh, P("d"))
+            return jax.jit(step, in_shardings=(everywhere, everywhere, parts, parts), out_shardings=everywhere)
+
+        return spread
+
+    assert len({in_jax("masked", "native", wrap(count)) for count in (1, 2, 8)}) > 1
+
+
+def test_no_second_derivative_over_workers():
+    layer = mj.MaskedLinear(4, 3, grad_mask=mj.columns([1]), seed=0, precision=mj.reproducible(group="d"))
+    params, rest = mj.partition(layer)
+
+    def penalty(params, x):
+        gradient = jax.grad(lambda params: (mj.combine(params, rest)(x) ** 2).sum())(params)
+        return (gradient.weight**2).sum()
+
+    spread = jax.shard_map(jax.grad(penalty), mesh=mesh_of(2), in_specs=(P(), P("d")), out_specs=P())
+    with pytest.raises(NotImplementedError, match=r"expected first derivatives only with reproducible\(group="):
+        jax.jit(spread)(params, jnp.ones((4, 4)))
