@@ -26,16 +26,21 @@ class Problem(NamedTuple):
 def problem() -> Problem:
     """Return the problem; a few milliseconds, once.
 
-    Numbers of one sign whose integers are odd and near the limit, where an inexact sum shows first; sums that
-    cancel, which show the lowest bits; rows of subnormal numbers, of zeros, with inf and with NaN.
+    Numbers of one sign near the limit, where an inexact sum shows first; sums that go there and back, of which
+    the lowest bits are left; rows of subnormal numbers, of zeros, with inf and with NaN.
     """
     near = 1 - np.arange(1, TERMS + 1) * 2.0**-24
     signs = np.where(np.arange(TERMS) % 2 == 0, 1.0, -1.0)
     steep = 2.0 ** -(np.arange(TERMS) % 29)
     with_inf, with_nan = near.copy(), near.copy()
     with_inf[7], with_nan[500] = np.inf, np.nan
-    x = np.stack([near, near * signs, steep, near * 2.0**-130, -near * 0, with_inf, with_nan]).astype(np.float32)
-    w = np.stack([near, near[::-1], near[::-1] * steep, steep * signs]).astype(np.float32)
+    there = np.where(np.arange(TERMS // 2) % 2 == 0, near[: TERMS // 2], np.arange(TERMS // 2) * 2.0**-29)
+    back = np.where(np.arange(TERMS // 2) % 7 == 0, there + 2.0**-29, there)
+    x = np.stack(
+        [near, near * signs, steep, np.concatenate([there, back]), near * 2.0**-130, -near * 0, with_inf, with_nan]
+    )
+    w = np.stack([near, near[::-1], near[::-1] * steep, steep * signs, np.concatenate([there, -back])])
+    x, w = x.astype(np.float32), w.astype(np.float32)
     rows, columns = ([_integers(vector) for vector in matrix] for matrix in (x, w))
     return Problem(x, w, np.array([[_answer(a, b) for b in columns] for a in rows], np.float32))
 

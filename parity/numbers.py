@@ -45,6 +45,17 @@ def _near_limit(signed: bool) -> Draw:
     return draw
 
 
+def _limit_and_back(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    # Near the limit, with small odd numbers between: partial sums need all the bits they can have. Then the same
+    # again, with the other sign in half of the rows: what is left of the sum are the lowest bits, which nothing hides.
+    half = -(-shape[-1] // 2)
+    small = (2 * rng.integers(0, 1 << 20, shape) + 1) * 2.0**-31
+    values = np.where(rng.random(shape) < 0.5, small, _near_limit(signed=False)(rng, shape))
+    back = rng.choice([-1.0, 1.0], (*shape[:-1], 1)) * values[..., : shape[-1] - half]
+    back[..., ::7] += 2.0**-30
+    return np.concatenate([values[..., :half], back], -1)
+
+
 def _cancelling(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     # Pairs that nearly cancel: the sum is what is left of the lowest bits.
     values = rng.standard_normal(shape)
@@ -95,6 +106,7 @@ KINDS: dict[str, Draw] = {
     "large features": _features,
     "near the limit": _near_limit(signed=False),
     "near the limit, signed": _near_limit(signed=True),
+    "near the limit and back": _limit_and_back,
     "all ones": lambda rng, shape: np.full(shape, NEAR),
     "powers of two": lambda rng, shape: 2.0 ** rng.integers(-12, 13, shape) * rng.choice([-1.0, 1.0], shape),
     "integers": lambda rng, shape: rng.integers(-9, 10, shape).astype(np.float64),

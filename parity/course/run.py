@@ -109,7 +109,7 @@ def _faults(task: Task, same: dict[str, Course], oracle: Course) -> list[str]:
         )
         if changed:
             faults.append(f"{name}: {changed} frozen weights changed (S3)")
-    if first.losses[-1] > first.losses[0] / 4:
+    if not first.losses[-1] < 0.8 * first.losses[0]:
         faults.append(f"the loss fell from {first.losses[0]:.3g} to {first.losses[-1]:.3g} only: nothing was learned")
     return faults
 

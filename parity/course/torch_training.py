@@ -52,4 +52,4 @@ def train(
 
 
 def _values(parameters: Sequence[torch.Tensor]) -> tuple[np.ndarray, ...]:
-    return tuple(np.array(parameter.detach().cpu()) for parameter in parameters)
+    return tuple(parameter.detach().cpu().numpy().copy() for parameter in parameters)
