@@ -8,7 +8,7 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "forward": (139, 66, 134, 82),
+    "forward": (140, 67, 135, 83),
 }
 
 

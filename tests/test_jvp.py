@@ -8,8 +8,8 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jvp": (139, 21, 132, 82),
-    "jvp-default-rule": (125, 18, 46, 43),
+    "jvp": (140, 21, 133, 83),
+    "jvp-default-rule": (126, 18, 46, 43),
 }
 
 

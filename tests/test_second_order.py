@@ -11,12 +11,12 @@ CELLS = {
     "hvp-forward-over-reverse": (88, 15, 33, 33),
     "hvp-reverse-over-reverse": (88, 15, 33, 33),
     "hvp-reverse-over-forward": (88, 15, 33, 33),
-    "gradient-penalty": (122, 15, 34, 40),
-    "double-backward": (122, 15, 34, 40),
-    "layer-ff": (32, 0, 1, 7),
-    "layer-fr": (32, 0, 1, 7),
-    "layer-rf": (32, 0, 1, 7),
-    "layer-rr": (32, 1, 1, 7),
+    "gradient-penalty": (123, 15, 34, 40),
+    "double-backward": (123, 15, 34, 40),
+    "layer-ff": (33, 0, 1, 7),
+    "layer-fr": (33, 0, 1, 7),
+    "layer-rf": (33, 0, 1, 7),
+    "layer-rr": (33, 1, 1, 7),
 }
 
 

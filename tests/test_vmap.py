@@ -8,15 +8,15 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "vmap-input": (125, 18, 46, 43),
-    "vmap-weight": (125, 18, 46, 43),
-    "vmap-bias": (122, 18, 43, 42),
-    "vmap-cotangent": (125, 18, 46, 43),
-    "vmap-mask": (118, 18, 39, 43),
-    "vmap-input-weight": (125, 18, 46, 43),
-    "vmap-everything": (118, 18, 39, 43),
+    "vmap-input": (126, 18, 46, 43),
+    "vmap-weight": (126, 18, 46, 43),
+    "vmap-bias": (123, 18, 43, 42),
+    "vmap-cotangent": (126, 18, 46, 43),
+    "vmap-mask": (119, 18, 39, 43),
+    "vmap-input-weight": (126, 18, 46, 43),
+    "vmap-everything": (119, 18, 39, 43),
     "gradient-of-vmap": (88, 15, 33, 33),
-    "tangent-of-vmap": (122, 15, 34, 40),
+    "tangent-of-vmap": (123, 15, 34, 40),
     "per-sample-gradients": (57, 12, 37, 28),
 }
 
