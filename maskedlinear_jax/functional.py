@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -70,15 +69,10 @@ def masked_linear(
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]))
-    chosen = precisions.resolve(precision, "masked_linear", weight, lengths(input, weight))
+    chosen = precisions.resolve(precision, "masked_linear", input, weight)
     return rule.masked(
         kind, positions, input, weight, bias, bias_mask, precision=chosen, forward_mode=forward_mode
     )  # fmt: skip
-
-
-def lengths(input: Array, weight: Array) -> tuple[int, ...]:
-    """Return the lengths of the sums of the three products: in_features, out_features, and the flattened batch."""
-    return weight.shape[1], weight.shape[0], math.prod(input.shape[:-1])
 
 
 def _spec(array: Any) -> call_checks.Spec:

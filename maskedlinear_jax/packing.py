@@ -14,7 +14,7 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_jax import kinds, rule
 from maskedlinear_jax import precision as precisions
-from maskedlinear_jax.functional import _maybe_spec, _spec, lengths
+from maskedlinear_jax.functional import _maybe_spec, _spec
 
 
 def pack(weight: Array, *, grad_mask: Any) -> Array:
@@ -124,7 +124,7 @@ def packed_linear(
     bias = None if bias is None else jnp.asarray(bias)
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
-    chosen = precisions.resolve(precision, "packed_linear", weight, lengths(input, weight))
+    chosen = precisions.resolve(precision, "packed_linear", input, weight)
     return rule.masked(
         kind, positions, input, weight, bias, bias_mask, values, chosen, forward_mode=forward_mode
     )  # fmt: skip

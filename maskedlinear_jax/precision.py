@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,14 +97,14 @@ Precision = Native | Reproducible
 NATIVE = Native()
 
 
-def resolve(precision: Any, function: str, array: Array, terms: tuple[int, ...]) -> Precision:
+def resolve(precision: Any, function: str, input: Array, weight: Array) -> Precision:
     """Return the precision that is asked for, with the engine that suits an array's device.
 
     Args:
         precision: "native", "reproducible" or `reproducible(...)`.
         function: Name of the public function, for messages.
-        array: The weight.
-        terms: The lengths of the sums to come.
+        input: x, for the lengths of the sums to come.
+        weight: W, for its device and dtype.
 
     Raises:
         TypeError, ValueError: No precision, a dtype without a reproducible answer, or more bits than there are.
@@ -112,10 +113,11 @@ def resolve(precision: Any, function: str, array: Array, terms: tuple[int, ...])
     settings = core.as_precision(precision)
     if isinstance(settings, core.Native):
         return NATIVE
-    checks.dtype(function, array.dtype.name)
-    for length in terms:
-        core.bits_for(settings, length)
-    device = _compat.device_of(array) or jax.devices()[0]
+    checks.dtype(function, weight.dtype.name)
+    if settings.bits is not None:
+        for terms in (*weight.shape, math.prod(input.shape[:-1])):
+            core.bits_for(settings, terms)
+    device = _compat.device_of(weight) or jax.devices()[0]
     engine = _engine(settings.engine, device)
     _known_answer(engine, device)
     return Reproducible(How(settings, _ENGINES[engine]))

@@ -66,13 +66,8 @@ def masked_linear(
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
-    chosen = precisions.resolve(precision, "masked_linear", weight, lengths(input, weight))
+    chosen = precisions.resolve(precision, "masked_linear", input, weight)
     return rule.masked(kind, positions, input, weight, bias, bias_mask, precision=chosen)
-
-
-def lengths(input: Tensor, weight: Tensor) -> tuple[int, ...]:
-    """Return the lengths of the sums of the three products: in_features, out_features, and the flattened batch."""
-    return weight.shape[1], weight.shape[0], input.shape[:-1].numel()
 
 
 def _spec(tensor: Any) -> call_checks.Spec:

@@ -15,7 +15,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
 from maskedlinear_torch import kinds, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec, lengths
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
 from maskedlinear_torch.precision import resolve
 
 
@@ -242,7 +242,7 @@ class MaskedLinear(Layer, nn.Linear):
             call_checks.refuse_array("input", input)
         input, weight, bias = _autocast(input, self.weight, self.bias)
         call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), None)
-        precision = resolve(self._precision, "masked_linear", weight, lengths(input, weight))
+        precision = resolve(self._precision, "masked_linear", input, weight)
         return rule.masked(
             self._kind, self._positions(), input, weight, bias, self._bias_positions, precision=precision
         )  # fmt: skip

@@ -12,7 +12,7 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_torch import kinds, rule
 from maskedlinear_torch import precision as precisions
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec, lengths
+from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
 
 
 def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
@@ -125,7 +125,7 @@ def packed_linear(
     _check_values("packed_linear", kind, positions, weight, values)
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
-    chosen = precisions.resolve(precision, "packed_linear", weight, lengths(input, weight))
+    chosen = precisions.resolve(precision, "packed_linear", input, weight)
     return rule.masked(kind, positions, input, weight, bias, bias_mask, values, chosen)
 
 

@@ -96,14 +96,14 @@ Precision = Native | Reproducible
 NATIVE = Native()
 
 
-def resolve(precision: Any, function: str, tensor: Tensor, terms: tuple[int, ...]) -> Precision:
+def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Precision:
     """Return the precision that is asked for, with the engine that suits a tensor's device.
 
     Args:
         precision: "native", "reproducible" or `reproducible(...)`.
         function: Name of the public function, for messages.
-        tensor: The weight.
-        terms: The lengths of the sums to come.
+        input: x, for the lengths of the sums to come.
+        weight: W, for its device and dtype.
 
     Raises:
         TypeError, ValueError: No precision, a dtype without a reproducible answer, or more bits than there are.
@@ -112,13 +112,14 @@ def resolve(precision: Any, function: str, tensor: Tensor, terms: tuple[int, ...
     settings = core.as_precision(precision)
     if isinstance(settings, core.Native):
         return NATIVE
-    checks.dtype(function, str(tensor.dtype).removeprefix("torch."))
-    if _compat.is_distributed(tensor):
+    checks.dtype(function, str(weight.dtype).removeprefix("torch."))
+    if _compat.is_distributed(weight):
         checks.refuse_sharded()
-    for length in terms:
-        core.bits_for(settings, length)
-    engine = _engine(settings.engine, tensor.device)
-    _known_answer(engine, str(tensor.device))
+    if settings.bits is not None:
+        for terms in (*weight.shape, input.shape[:-1].numel()):
+            core.bits_for(settings, terms)
+    engine = _engine(settings.engine, weight.device)
+    _known_answer(engine, str(weight.device))
     return Reproducible(How(settings, _ENGINES[engine]))
 
 

@@ -15,7 +15,7 @@ from parity import cases, grid, report, transforms
 from parity.environment import environment
 from parity.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
 
-COMMANDS = ("all", "grid", "digits", "golden")
+COMMANDS = ("all", "grid", "digits", "golden", "precision")
 PLAIN_WIDTH = 120  # of output that goes to a file
 
 
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(highlight=False, width=PLAIN_WIDTH)
     if asked.command == "golden":
         return _golden(asked, console)
+    if asked.command == "precision":
+        return _precision(asked, console)
     if asked.write:
         asked.parser.error("--write: expected the command golden")
     devices = DEVICES if asked.device == "all" else (asked.device,)
@@ -125,6 +127,23 @@ def _golden(asked: argparse.Namespace, console: Console) -> int:
             failed |= golden.show(checks, device, console)
     console.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
     return int(failed)
+
+
+def _precision(asked: argparse.Namespace, console: Console) -> int:
+    from parity import precision
+
+    shape = precision.QUICK_SHAPE if asked.quick else precision.SHAPE
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("precision", total=2 * precision.ROUNDS)
+        seen = {
+            "shape": f"batch {shape[0]}, {shape[2]} to {shape[1]} features",
+            "errors": precision.errors(asked.seed),
+            "times": precision.times(shape, progress=lambda: progress.update(bar, advance=1)),
+        }
+    precision.show(seen, console)
+    if asked.json:
+        report.write_json(asked.json, environment(), [], {"precision": seen})
+    return 0
 
 
 def _absent(devices: Collection[str], asked: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -168,6 +169,58 @@ def run(
     if next(_cells) % CACHED == 0:
         jax.clear_caches()
     return values
+
+
+def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = None) -> np.ndarray:
+    """Return x w^T in float32, by the framework's own product or by the reproducible one."""
+    left, right = jnp.asarray(x), jnp.asarray(w)
+    if precision == "native":
+        return _values(Ops.linear(left, right))
+    how = maskedlinear_jax.reproducible(bits=bits)
+    return _values(maskedlinear_jax.masked_linear(left, right, grad_mask=constructors.columns([]), precision=how))
+
+
+def step(shape: tuple[int, int, int], mask: Any, precision: str, how: str) -> Callable[[], None]:
+    """Return forward and backward of a layer on random numbers, to be timed; mask None is the plain layer."""
+    x, w, b, g = _operands(shape)
+    if mask is None:
+        layer: Callable[..., Any] = Ops.linear
+    else:
+        layer = functools.partial(maskedlinear_jax.masked_linear, grad_mask=mask, precision=precision)
+
+    def both(x: Any, w: Any, b: Any, g: Any) -> Any:
+        output, pull = jax.vjp(layer, x, w, b)
+        return output, pull(g)
+
+    compiled = jax.jit(both) if how == "jit" else both
+
+    def run() -> None:
+        jax.block_until_ready(compiled(x, w, b, g))
+
+    return run
+
+
+def two_products(shape: tuple[int, int, int]) -> Callable[[], None]:
+    """Return what no reproducible step by float64 products can do without: two of them for each product."""
+    with jax.enable_x64(True):
+        x, w, _, g = (operand.astype(jnp.float64) for operand in _operands(shape))
+        three = (
+            jax.jit(lambda x, w, g: (x @ w.T, g @ w, jax.lax.optimization_barrier(g.T) @ x)).lower(x, w, g).compile()
+        )
+
+    def run() -> None:
+        for _ in range(2):
+            jax.block_until_ready(three(x, w, g))
+
+    return run
+
+
+def _operands(shape: tuple[int, int, int]) -> list[jax.Array]:
+    batch, outputs, inputs = shape
+    sizes = ((batch, inputs), (outputs, inputs), (outputs,), (batch, outputs))
+    return [
+        jax.random.normal(key, size) for key, size in zip(jax.random.split(jax.random.key(0), 4), sizes, strict=True)
+    ]
 
 
 def _device(name: str) -> Any:

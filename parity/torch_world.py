@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -240,6 +241,48 @@ def uses_inductor(transform: Transform, problem: Problem) -> bool:
         and problem.case.id in ("columns", "elements")
         and problem.dtype == "float32"
     )
+
+
+def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = None) -> np.ndarray:
+    """Return x w^T in float32, by the framework's own product or by the reproducible one."""
+    left, right = torch.from_numpy(x), torch.from_numpy(w)
+    if precision == "native":
+        return _values(F.linear(left, right))
+    how = maskedlinear_torch.reproducible(bits=bits)
+    return _values(maskedlinear_torch.masked_linear(left, right, grad_mask=constructors.columns([]), precision=how))
+
+
+def step(shape: tuple[int, int, int], mask: Any, precision: str, how: str) -> Callable[[], None]:
+    """Return forward and backward of a layer on random numbers, to be timed; mask None is the plain layer."""
+    x, w, b, g = _operands(shape)
+    if mask is None:
+        layer: Callable[..., Any] = F.linear
+    else:
+        layer = functools.partial(maskedlinear_torch.masked_linear, grad_mask=mask, precision=precision)
+    layer = torch.compile(layer, fullgraph=True) if how == "compiled" else layer
+
+    def run() -> None:
+        torch.autograd.grad(layer(x, w, b), (x, w, b), g)
+
+    return run
+
+
+def two_products(shape: tuple[int, int, int]) -> Callable[[], None]:
+    """Return what no reproducible step by float64 products can do without: two of them for each product."""
+    x, w, _, g = (operand.detach().double() for operand in _operands(shape))
+
+    def run() -> None:
+        for _ in range(2):
+            _ = F.linear(x, w), g @ w, g.t() @ x
+
+    return run
+
+
+def _operands(shape: tuple[int, int, int]) -> list[torch.Tensor]:
+    batch, outputs, inputs = shape
+    draw = torch.Generator().manual_seed(0)
+    sizes = ((batch, inputs), (outputs, inputs), (outputs,), (batch, outputs))
+    return [torch.randn(size, generator=draw, requires_grad=True) for size in sizes]
 
 
 def _values(tensor: torch.Tensor) -> np.ndarray:

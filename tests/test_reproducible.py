@@ -322,7 +322,7 @@ WRONG = {
     "too many bits": (
         {"precision": mt.reproducible(bits=48)},
         ValueError,
-        "expected at most bits=47 for sums of 3 terms",
+        "expected at most bits=47 for sums of 4 terms",
     ),
 }
 

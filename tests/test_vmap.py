@@ -10,10 +10,10 @@ from parity.records import WORLDS
 CELLS = {
     "vmap-input": (126, 18, 46, 43),
     "vmap-weight": (126, 18, 46, 43),
-    "vmap-bias": (123, 18, 43, 42),
-    "vmap-cotangent": (126, 18, 46, 43),
+    "vmap-bias": (123, 18, 6, 42),
+    "vmap-cotangent": (126, 18, 6, 43),
     "vmap-mask": (119, 18, 39, 43),
-    "vmap-input-weight": (126, 18, 46, 43),
+    "vmap-input-weight": (126, 18, 6, 43),
     "vmap-everything": (119, 18, 39, 43),
     "gradient-of-vmap": (88, 15, 33, 33),
     "tangent-of-vmap": (123, 15, 34, 40),
