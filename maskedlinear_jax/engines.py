@@ -7,8 +7,8 @@ the function to those, exactly, and rounds once to float64 and once to float32:
     integers(v)     X = round_half_even(v 2^(p - E)), cut into digits
     multiply        T from the digits' products, y = RN_float32(RN_float64(T) 2^(Ex + Ew - 2p))
 
-That the function is bilinear is all that is known of it here. Its units, 2^(Ex - p) times 2^(Ew - p), are
-therefore had by the function itself, from the units of both operands.
+That the function is bilinear is all that is known of it here. What its results are to be multiplied by, the units
+2^(Ex - p) and 2^(Ew - p) in their places, is therefore handed over as a function as well.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jax import Array
 from maskedlinear_core import precision
 
 Bilinear = Callable[[Array, Array], Array]
+Factors = Callable[[Array, Array], tuple[Array, ...]]
 Reduce = Callable[[list[Array]], list[Array]]
 
 TINY = 2.0**-126
@@ -62,13 +63,14 @@ class Float64:
     name = "float64"
 
     def multiply(
-        self, function: Bilinear, units: Bilinear, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+        self, function: Bilinear, factors: Factors, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
     ) -> Array:
         """Return the reproducible answer, float32.
 
         Args:
             function: What contracts.
-            units: The same on the units alone, which have size 1 along the contracted axis.
+            factors: Puts numbers of the vectors, of size 1 along the contracted axis, in their places in the result:
+                those of x and those of w, to be broadcast, or their products.
             x: Left operand.
             w: Right operand.
             terms: K, the number of terms of a sum.
@@ -96,7 +98,9 @@ class Float64:
                 carry, low = _cut(low, half)
                 carry, middle = _cut(middle + carry, half)
                 total = (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
-            return _rounded(total * units(self._unit(x, bits), self._unit(w, bits)))
+            for factor in factors(self._unit(x, bits), self._unit(w, bits)):
+                total = total * factor
+            return _rounded(total)
 
     def add_up(self, x: Operand, axis: int, *, terms: int, bits: int, reduce: Reduce) -> Array:
         """Return the sum over `axis`, its integers added exactly."""
@@ -141,7 +145,7 @@ class Float32:
     name = "float32"
 
     def multiply(
-        self, function: Bilinear, units: Bilinear, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+        self, function: Bilinear, factors: Factors, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
     ) -> Array:
         """Return the reproducible answer, float32; arguments as for `Float64.multiply`."""
         base = precision.digit_bits(terms, 24)
@@ -151,7 +155,7 @@ class Float32:
             for j, b in enumerate(right):
                 term, so_far = function(a, b).astype(jnp.int32), sums[i + j]
                 sums[i + j] = term if so_far is None else so_far + term
-        exponent = self._exponents(units, x.top, w.top) - 2 * bits
+        exponent = self._exponents(factors, x.top, w.top) - 2 * bits
         size = 2 * bits + precision.log2_terms(terms) + 1
         return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
 
@@ -162,10 +166,13 @@ class Float32:
         exponent = (_exponent_or_nan(x.top) - bits).squeeze(axis)
         return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
 
-    def _exponents(self, units: Bilinear, x: Array, w: Array) -> Array:
-        # Ex + Ew, by the bilinear function on exponents and ones: small integers.
+    def _exponents(self, factors: Factors, x: Array, w: Array) -> Array:
+        # Ex + Ew in their places: small integers.
         x, w = _exponent_or_nan(x), _exponent_or_nan(w)
-        return units(x, jnp.ones_like(w)) + units(jnp.ones_like(x), w)
+        found = factors(x, w)
+        if len(found) == 2:
+            return found[0] + found[1]
+        return factors(x, jnp.ones_like(w))[0] + factors(jnp.ones_like(x), w)[0]
 
 
 def _exponent_or_nan(top: Array) -> Array:

@@ -63,7 +63,7 @@ class Tangent:
             kept = x if self.is_cut else self.kind.keep(x, *arrays)
             return self.kind.tangent(kept, self.kind.take(v, *arrays), self.shape[0], *arrays)
 
-        return _multiply(self, contract, lambda x, v: x * v.squeeze(1), left, right, self.shape[1])
+        return _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
 
     def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(right=right) if left is None else Operands(left, of.right, None)
@@ -94,10 +94,10 @@ class Pull:
         def contract(g: Array, v: Array) -> Array:
             return self.kind.pull(g, self.kind.take(v, *arrays), self.shape[1], *arrays)
 
-        def units(g: Array, v: Array) -> Array:
-            return g * self.kind.keep(v, *arrays).squeeze(0)
+        def factors(g: Array, v: Array) -> tuple[Array, ...]:
+            return g, self.kind.keep(v, *arrays).squeeze(0)
 
-        return _multiply(self, contract, units, operand(of.left, -1), right, self.shape[0])
+        return _multiply(self, contract, factors, operand(of.left, -1), right, self.shape[0])
 
     def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(right=right) if left is None else of._replace(left=left)
@@ -126,7 +126,7 @@ class Product:
             return self.kind.product(g, kept, *arrays)
 
         left, right, terms = groups.spread(self.how.settings.group, left, right)
-        return _multiply(self, contract, contract, left, right, terms)
+        return _multiply(self, contract, lambda g, kept: (contract(g, kept),), left, right, terms)
 
     def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return Operands(of.left, right, None) if left is None else of._replace(left=left)
@@ -195,10 +195,10 @@ class Settle:
 Op = Tangent | Pull | Product | Total | Spread | Settle
 
 
-def _multiply(op: Tangent | Pull | Product, contract: Any, units: Any, left: Any, right: Any, terms: int) -> Array:
+def _multiply(op: Tangent | Pull | Product, contract: Any, factors: Any, left: Any, right: Any, terms: int) -> Array:
     group = op.how.settings.group if isinstance(op, Product) else None
     return op.how.engine.multiply(
-        contract, units, left, right, terms=terms, bits=precision.bits_for(op.how.settings, terms),
+        contract, factors, left, right, terms=terms, bits=precision.bits_for(op.how.settings, terms),
         reduce=functools.partial(groups.add_up, group),
     ).astype(op.dtype)  # fmt: skip
 

@@ -61,7 +61,7 @@ class Tangent:
             kept = x if self.is_cut else self.kind.keep(x, *arrays)
             return self.kind.tangent(kept, self.kind.take(v, *arrays), self.shape[0], *arrays)
 
-        return _multiply(self, contract, lambda x, v: x * v.squeeze(1), left, right, self.shape[1])
+        return _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return of._replace(right=right) if left is None else Operands(left, of.right, None)
@@ -92,10 +92,10 @@ class Pull:
         def contract(g: Tensor, v: Tensor) -> Tensor:
             return self.kind.pull(g, self.kind.take(v, *arrays), self.shape[1], *arrays)
 
-        def units(g: Tensor, v: Tensor) -> Tensor:
-            return g * self.kind.keep(v, *arrays).squeeze(0)
+        def factors(g: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            return g, self.kind.keep(v, *arrays).squeeze(0)
 
-        return _multiply(self, contract, units, operand(of.left, -1), right, self.shape[0])
+        return _multiply(self, contract, factors, operand(of.left, -1), right, self.shape[0])
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return of._replace(right=right) if left is None else of._replace(left=left)
@@ -124,7 +124,7 @@ class Product:
             return self.kind.product(g, kept, *arrays)
 
         left, right, terms = groups.spread(self.how.settings.group, left, right)
-        return _multiply(self, contract, contract, left, right, terms)
+        return _multiply(self, contract, lambda g, kept: (contract(g, kept),), left, right, terms)
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return Operands(of.left, right, None) if left is None else of._replace(left=left)
@@ -166,7 +166,7 @@ class Spread:
     batch: tuple[int, ...]
 
     def compute(self, of: Operands, arrays: Arrays) -> Tensor:
-        return of.left.expand(*self.batch, *of.left.shape).clone()
+        return of.left.expand(*self.batch, *of.left.shape)
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return of._replace(left=left)
@@ -180,7 +180,7 @@ class Settle:
     """The identity, to derivatives: left, with +0 for -0 and for a subnormal float32, and one NaN."""
 
     def compute(self, of: Operands, arrays: Arrays) -> Tensor:
-        return flush(of.left.float()).nan_to_num(torch.nan, torch.inf, -torch.inf).to(of.left.dtype)
+        return flush(of.left.float()).nan_to_num_(torch.nan, torch.inf, -torch.inf).to(of.left.dtype)
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return of._replace(left=left)
@@ -192,10 +192,10 @@ class Settle:
 Op = Tangent | Pull | Product | Total | Spread | Settle
 
 
-def _multiply(op: Tangent | Pull | Product, contract: Any, units: Any, left: Any, right: Any, terms: int) -> Tensor:
+def _multiply(op: Tangent | Pull | Product, contract: Any, factors: Any, left: Any, right: Any, terms: int) -> Tensor:
     group = op.how.settings.group if isinstance(op, Product) else None
     return op.how.engine.multiply(
-        contract, units, left, right, terms=terms, bits=precision.bits_for(op.how.settings, terms),
+        contract, factors, left, right, terms=terms, bits=precision.bits_for(op.how.settings, terms),
         reduce=functools.partial(groups.add_up, group),
     ).to(op.dtype)  # fmt: skip
 
@@ -246,7 +246,7 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def forward(op: Op, left: Tensor, right: Tensor | None, top: Tensor | None, *arrays: Any) -> Tensor:
-        return op.compute(Operands(left, right, top), arrays)
+        return op.compute(Operands(left, right, top), arrays).contiguous()  # no view of an input
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -307,7 +307,9 @@ def _runs_reproducibly_in(case: str, dtype: str, transform: str, world: str, qui
     if world == "torch-compiled":
         # Derivatives are taken outside of what is compiled; inside they are refused (known.toml).
         return chosen.hard and (
-            transform in ("forward", "backward") or (case == "hard-columns" and transform in ("vjp", "jvp", "layer-rr"))
+            transform == "backward"
+            or (transform == "forward" and (chosen.core or "limit" in case))
+            or (case == "hard-columns" and transform in ("vjp", "jvp", "layer-rr"))
         )
     if transform in HARD_EVERYWHERE:
         return chosen.hard
