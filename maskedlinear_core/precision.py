@@ -59,7 +59,8 @@ def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any
             devices without float64. "auto" takes what suits the device. It never shows in the bits.
         group: Workers over which the batch is spread: a `torch.distributed.ProcessGroup`, or in JAX the name
             of a mesh axis inside `shard_map`. The gradients of weight and bias are then the exact ones of the
-            whole batch, the same on all workers, whatever their number.
+            whole batch, the same on all workers, whatever their number: not to be reduced again, by
+            DistributedDataParallel or psum.
 
     Raises:
         TypeError, ValueError: bits or engine is none of these.

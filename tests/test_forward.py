@@ -8,7 +8,7 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "forward": (140, 30, 123, 83),
+    "forward": (174, 30, 123, 83),
 }
 
 

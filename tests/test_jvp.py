@@ -8,7 +8,7 @@ import pytest
 from parity.records import WORLDS
 
 CELLS = {
-    "jvp": (140, 21, 121, 83),
+    "jvp": (174, 21, 121, 83),
     "jvp-default-rule": (126, 18, 46, 43),
 }
 

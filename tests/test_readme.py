@@ -47,6 +47,33 @@ def test_the_recorded_run_was_green():
     assert EVIDENCE["counts"]["differs"] == 0
 
 
+def test_reproducible_figures_are_those_of_the_recorded_run():
+    quoted = TEXT.partition("<!-- reproducible:begin -->")[2].partition("<!-- reproducible:end -->")[0]
+    course = EVIDENCE["digits, reproducible"]
+    (digest,) = set(course["sha256"].values())
+    assert len(course["sha256"]) == 5
+    assert digest[:16] in quoted
+    assert f"{course['steps']} steps" in quoted
+    assert f"{course['native weights with other bits'][-1]:.0%}" in quoted
+    assert course["faults"] == []
+
+
+def test_precision_figures_are_those_of_the_recorded_run():
+    recorded = json.loads((ROOT / "parity" / "evidence" / "precision-cpu.json").read_text("utf-8"))
+    quoted = TEXT.partition("<!-- precision:begin -->")[2].partition("<!-- precision:end -->")[0]
+    for row in recorded["precision"]["errors"].values():
+        for value in row.values():
+            assert (f"{value:,.2f}" if value < 100 else f"{value:,.0f}") in quoted
+    for row in recorded["precision"]["times"]:
+        assert f"{row['ratio']:.2f}" in quoted
+    assert recorded["environment"]["commit"] in quoted
+
+
+def test_the_figure_of_the_course_is_stored():
+    assert "parity/evidence/course.svg" in TEXT
+    assert (ROOT / "parity" / "evidence" / "course.svg").read_text("utf-8").count("<path") > 10
+
+
 def test_commands_name_an_extra_that_exists():
     assert TEXT.count("pip install '.[test]'") == 2
     assert "\ntest = [" in (ROOT / "pyproject.toml").read_text("utf-8")
@@ -65,6 +92,18 @@ def test_the_outline_runs(tmp_path, monkeypatch):
     exec(OUTLINE, seen)
     assert type(seen["model"]["encoder"][0]["query"]) is nn.Linear
     assert (tmp_path / "tuned.safetensors").exists()
+
+
+def test_the_reproducible_outline_runs():
+    import torch
+
+    import maskedlinear_torch as mt
+
+    (outline,) = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if 'precision="reproducible"' in text]
+    x, weight, bias = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2)
+    seen = {"masked_linear": mt.masked_linear, "x": x, "weight": weight, "bias": bias, "mask": mt.columns([0])}
+    exec(outline, seen)
+    assert torch.allclose(seen["y"], torch.nn.functional.linear(x, weight, bias), atol=1e-5)
 
 
 def test_minilm_figures_are_those_of_the_recorded_run():

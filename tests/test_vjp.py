@@ -10,7 +10,7 @@ from parity.records import WORLDS
 CELLS = {
     "vjp": (126, 19, 85, 43),
     "vjp-forward-mode-rule": (126, 18, 85, 43),
-    "backward": (140, 55, 82, 83),
+    "backward": (174, 55, 82, 83),
     "accumulate": (126, 18, 46, 43),
     "adjoint": (91, 18, 45, 36),
     "non-finite": (91, 18, 45, 36),
