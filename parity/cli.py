@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,17 +13,23 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import Progress
 
-from parity import cases, grid, report, transforms
-from parity.environment import environment
-from parity.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
+from parity.engine.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
+from parity.report import terminal as report
+from parity.report.environment import environment
+from parity.subjects.masked_linear import cases, grid, transforms
 
 COMMANDS = ("all", "grid", "digits", "golden", "precision")
+OWN: dict[str, str] = {}
+"""Commands with options of their own: the module whose `main(arguments)` runs it, by name."""
 PLAIN_WIDTH = 120  # of output that goes to a file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    asked = _parse(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in OWN:
+        return importlib.import_module(OWN[given[0]]).main(given[1:])
+    asked = _parse(given)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _digits(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any], bool]:
-    from parity.digits import run, view
+    from parity.subjects.digits import run, view
 
     steps = run.QUICK_STEPS if asked.quick else run.STEPS
     device = "cpu" if asked.device == "all" else asked.device
@@ -85,7 +93,7 @@ def _digits(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
 
 
 def _course(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any], bool]:
-    from parity.course import run, view
+    from parity.subjects.course import run, view
 
     steps = run.QUICK_STEPS if asked.quick else run.STEPS
     device = "cpu" if asked.device == "all" else asked.device
@@ -102,7 +110,7 @@ def _course(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
 
 
 def _golden(asked: argparse.Namespace, console: Console) -> int:
-    from parity import golden
+    from parity.subjects.masked_linear import golden
 
     chosen = golden.frameworks()
     if asked.write:
@@ -130,7 +138,7 @@ def _golden(asked: argparse.Namespace, console: Console) -> int:
 
 
 def _precision(asked: argparse.Namespace, console: Console) -> int:
-    from parity import precision
+    from parity.subjects.masked_linear import precision
 
     shape = precision.QUICK_SHAPE if asked.quick else precision.SHAPE
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -160,7 +168,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Hold the torch and the JAX twin of masked_linear to one oracle, then train both on digits.",
         epilog="Exit code: 0 as promised, 1 if something differs or is unexpectedly unsupported, 2 for bad usage.",
     )
-    parser.add_argument("command", nargs="?", default="all", metavar="COMMAND", help=f"{', '.join(COMMANDS)} (all)")
+    every = (*COMMANDS, *OWN)
+    parser.add_argument("command", nargs="?", default="all", metavar="COMMAND", help=f"{', '.join(every)} (all)")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or all (cpu)")
     choices = {
         "dtype": DTYPES,
@@ -185,7 +194,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--summary", type=Path, metavar="FILE", help="keep counts and extremes, on one page")
     asked = parser.parse_args(arguments)
-    _known(parser, "command", [asked.command], COMMANDS)
+    _known(parser, "command", [asked.command], every)
     _known(parser, "--device", [asked.device], (*DEVICES, "all"))
     for name, known in choices.items():
         given = getattr(asked, name)

@@ -16,7 +16,7 @@ import torch
 import maskedlinear_jax
 import maskedlinear_torch
 from parity import plan, run
-from parity.report import failure
+from parity.report.terminal import failure
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from parity import cli, grid
-from parity.records import Finding, Record
-from parity.report import failure
+from parity import cli
+from parity.engine.records import Finding, Record
+from parity.report.terminal import failure
+from parity.subjects.masked_linear import grid
 
 
 def parity(*arguments):
@@ -97,7 +98,7 @@ def test_list_imports_no_framework():
 def test_difference_is_one_and_names_everything(monkeypatch, capsys):
     """A wrong twin in the place of the right one: exit code, case, clause, element, got, want, ratio, rerun."""
     from maskedlinear_core import columns
-    from parity import torch_world
+    from parity.engine import torch_world
 
     right = torch_world.SUBJECTS[False]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from parity import cli
-from parity.course import recipe, run
+from parity.subjects.course import recipe, run
 
 
 @pytest.fixture(scope="module")

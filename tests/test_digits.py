@@ -8,7 +8,7 @@ import pytest
 
 from maskedlinear_core import columns
 from parity import cli
-from parity.digits import compare, network, numpy_training, run
+from parity.subjects.digits import compare, network, numpy_training, run
 
 STEPS = 40
 

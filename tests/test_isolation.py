@@ -14,9 +14,9 @@ PACKAGES = {
     "maskedlinear_jax.nnx": {"jax"},
     "parity": set(),
     "parity.cli": set(),
-    "parity.sabotage": set(),
-    "parity.torch_world": {"torch"},
-    "parity.jax_world": {"jax"},
+    "parity.subjects.masked_linear.sabotage": set(),
+    "parity.engine.torch_world": {"torch"},
+    "parity.engine.jax_world": {"jax"},
 }
 
 

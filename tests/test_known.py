@@ -9,15 +9,18 @@ import pytest
 
 import parity
 from parity import plan, run
-from parity.grid import known
-from parity.records import Cell
+from parity.engine.records import Cell
+from parity.subjects.masked_linear.grid import known
 
-ENTRIES = tomllib.loads((Path(parity.__file__).parent / "known.toml").read_text("utf-8"))["unsupported"]
+ENTRIES = tomllib.loads(
+    (Path(parity.__file__).parent / "subjects" / "masked_linear" / "known.toml").read_text("utf-8")
+)["unsupported"]
 CRASHES = [entry for entry in ENTRIES if entry.get("crashes")]
 
 PLAIN = """
 import torch.nn.functional as F
-from parity import cases, torch_world, transforms
+from parity.engine import torch_world
+from parity.subjects.masked_linear import cases, transforms
 plain = lambda x, w, b=None, **_: F.linear(x, w, b)
 problem = cases.make(cases.BY_ID["columns"], "float32", "exact", 0)
 torch_world.run(transforms.BY_NAME["{transform}"], problem, "torch-compiled", "cpu", subject=plain)

@@ -21,8 +21,8 @@ import maskedlinear_torch as mt
 from maskedlinear_core import accuracy_bound, columns, elements, guard, precision
 from maskedlinear_jax import engines as jax_engines
 from maskedlinear_torch import engines as torch_engines
-from parity import numbers
-from parity.arithmetic import Reproducible
+from parity.subjects.masked_linear import numbers
+from parity.subjects.masked_linear.arithmetic import Reproducible
 
 ENGINES = ["float64", "float32"]
 LENGTHS = [0, 1, 2, 3, 17, 128, 129, 1000, 1025]
@@ -231,7 +231,7 @@ def test_flushing_of_subnormals():
 
 CHILD = """
 import json
-from parity import cases, golden
+from parity.subjects.masked_linear import cases, golden
 print(json.dumps([golden.answers(cases.BY_ID["large-columns"], "float32", name, "cpu") for name in ("torch", "jax")]))
 """
 SETTINGS = {
@@ -249,7 +249,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_instruction_sets(name):
     """The golden hashes of a large product, in a process of its own with other settings."""
-    from parity import golden
+    from parity.subjects.masked_linear import golden
 
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | SETTINGS[name]
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
@@ -548,7 +548,7 @@ def test_compiled_transforms_are_refused():
 def test_golden_hashes():
     from rich.console import Console
 
-    from parity import golden
+    from parity.subjects.masked_linear import golden
 
     stored = golden.load()
     few = {name: stored[name] for name in ("hard-columns/float32", "hard-cancelling/float32", "hard-elements/bfloat16")}

@@ -23,7 +23,7 @@ from data import batches, held_back, tokenize
 
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
-from parity import environment
+from parity.report import environment
 
 SIZE = 32
 

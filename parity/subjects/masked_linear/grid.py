@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from parity import bounds, cases, compare, transforms
-from parity.cases import Problem
-from parity.records import DEVICES, DTYPES, WORLDS, Cell, Record, Verdict
-from parity.transforms import Transform
+from parity.engine import bounds, compare
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Cell, Record, Verdict
+from parity.subjects.masked_linear import cases, transforms
+from parity.subjects.masked_linear.cases import Problem
+from parity.subjects.masked_linear.transforms import Transform
 
 QUICK_CASES = ("columns", "elements", "wide-columns")
 QUICK_HARD = ("hard-near-the-limit", "hard-columns")
@@ -232,12 +233,14 @@ def known(cell: Cell) -> dict[str, Any] | None:
 
 @functools.cache
 def _known() -> list[dict[str, Any]]:
-    return tomllib.loads(resources.files("parity").joinpath("known.toml").read_text("utf-8"))["unsupported"]
+    return tomllib.loads(resources.files("parity.subjects.masked_linear").joinpath("known.toml").read_text("utf-8"))[
+        "unsupported"
+    ]
 
 
 def world_of(name: str) -> Any:
     """Return the module of a world."""
-    return importlib.import_module(f"parity.{name.split('-')[0]}_world")
+    return importlib.import_module(f"parity.engine.{name.split('-')[0]}_world")
 
 
 def _product(quick: bool, devices: Collection[str]) -> Iterator[tuple[tuple[str, str, str, str, str], str]]:

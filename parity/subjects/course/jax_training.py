@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskedlinear_jax import MaskedLinear, combine, partition
-from parity.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
-from parity.digits.network import Task
+from parity.subjects.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
+from parity.subjects.digits.network import Task
 
 
 def train(

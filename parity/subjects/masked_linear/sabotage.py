@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskedlinear_core import constructors, reproducible
-from parity.cases import BY_ID
-from parity.grid import plan, world_of
-from parity.records import Cell
+from parity.engine.records import Cell
+from parity.subjects.masked_linear.cases import BY_ID
+from parity.subjects.masked_linear.grid import plan, world_of
 
 Layer = Callable[..., Any]
 

@@ -19,8 +19,8 @@ import numpy as np
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
 from maskedlinear_core.masks import Mask
-from parity import arithmetic, numbers, oracle
-from parity.oracle import Point, Tree
+from parity.subjects.masked_linear import arithmetic, numbers, oracle
+from parity.subjects.masked_linear.oracle import Point, Tree
 
 SIGNIFICAND = {"float64": 53, "float32": 24, "bfloat16": 8, "float16": 11}
 """Bits of an integer that a dtype holds exactly."""

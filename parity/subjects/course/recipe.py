@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.digits.network import BATCH, Task
+from parity.subjects.digits.network import BATCH, Task
 
 MOMENTUM, RATE = 0.5, 2.0**-1
 

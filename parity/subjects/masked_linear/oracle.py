@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parity.arithmetic import FLOAT64, Arithmetic
-from parity.jets import Jet
+from parity.subjects.masked_linear.arithmetic import FLOAT64, Arithmetic
+from parity.subjects.masked_linear.jets import Jet
 
 Tree = dict[str, np.ndarray]
 """Arrays by name: input, weight, bias (absent without bias)."""

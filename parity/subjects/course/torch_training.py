@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from maskedlinear_torch import MaskedLinear
-from parity.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
-from parity.digits.network import Task
+from parity.subjects.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
+from parity.subjects.digits.network import Task
 
 
 def train(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parity.digits import compare, network, numpy_training
+from parity.subjects.digits import compare, network, numpy_training
 
 STEPS, QUICK_STEPS = 300, 60
 
@@ -32,7 +32,7 @@ def run(
     task = network.task(seed, steps)
     runs = {}
     for name in ("torch", "jax"):
-        trainer = importlib.import_module(f"parity.digits.{name}_training")
+        trainer = importlib.import_module(f"parity.subjects.digits.{name}_training")
         runs[name] = trainer.train((tasks or {}).get(name, task), device, progress)
     oracle, yardstick = numpy_training.train(task, np.float64), numpy_training.train(task, np.float32)
     return task, compare.compare(task, runs["torch"], runs["jax"], oracle, yardstick)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.digits.network import History, Task
+from parity.subjects.digits.network import History, Task
 
 STRAY = 2.0
 """How much further than the NumPy float32 run a framework may stray from the float64 run (RMS over all weights).

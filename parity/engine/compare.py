@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from parity.records import Finding
+from parity.engine.records import Finding
 
 TWIN_RATIO = 10.0
 """Two computations in one precision differ in their RMS error by less than this.

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from parity.records import PRECISIONS, VERDICTS, WORLDS, Record
+from parity.engine.records import PRECISIONS, VERDICTS, WORLDS, Record
 
 STYLE = {
     "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "differs": "bold red",
@@ -86,7 +86,7 @@ def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record
 
     Args:
         path: The file.
-        environment: From `parity.environment`.
+        environment: From `parity.report.environment`.
         records: One for each cell.
         runs: What the training runs showed, as plain data, by name.
     """
@@ -109,7 +109,7 @@ def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Rec
 
     Args:
         path: The file.
-        environment: From `parity.environment`.
+        environment: From `parity.report.environment`.
         records: One for each cell.
         runs: What the training runs showed, as plain data, by name.
     """

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from parity import oracle
-from parity.cases import COPIES, Problem
-from parity.numbers import NON_FINITE
-from parity.oracle import Point, Tree
+from parity.subjects.masked_linear import oracle
+from parity.subjects.masked_linear.cases import COPIES, Problem
+from parity.subjects.masked_linear.numbers import NON_FINITE
+from parity.subjects.masked_linear.oracle import Point, Tree
 
 Program = Callable[[Any, Callable[..., Any], dict[str, Any]], dict[str, Any]]
 

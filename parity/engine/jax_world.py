@@ -15,8 +15,8 @@ import numpy as np
 import maskedlinear_jax
 from maskedlinear_core import constructors
 from maskedlinear_jax import kinds
-from parity.cases import Problem, arrays_of
-from parity.transforms import Transform
+from parity.subjects.masked_linear.cases import Problem, arrays_of
+from parity.subjects.masked_linear.transforms import Transform
 
 FRAMEWORK = "jax"
 VERSION = jax.__version__

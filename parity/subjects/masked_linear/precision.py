@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from maskedlinear_core import columns, elements
-from parity import numbers
-from parity.grid import world_of
+from parity.subjects.masked_linear import numbers
+from parity.subjects.masked_linear.grid import world_of
 
 TERMS, ROWS = 1024, 48
 KINDS = ("normal", "uniform", "same sign", "exponents 6", "exponents 20", "heavy tails", "large features", "outliers",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskedlinear_jax import MaskedLinear, combine, partition
-from parity.digits.network import LEARNING_RATE, History, Task
+from parity.subjects.digits.network import LEARNING_RATE, History, Task
 
 
 def train(task: Task, device: str = "cpu", progress: Callable[[], None] = lambda: None) -> History:

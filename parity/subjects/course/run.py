@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.course import numpy_training
-from parity.course.recipe import Course
-from parity.digits import network
-from parity.digits.network import Task
+from parity.subjects.course import numpy_training
+from parity.subjects.course.recipe import Course
+from parity.subjects.digits import network
+from parity.subjects.digits.network import Task
 
 STEPS, QUICK_STEPS = 500, 60
 
@@ -83,7 +83,7 @@ def run(
 def _train(
     task: Task, framework: str, compiled: bool, precision: str, device: str, progress: Callable[[], None]
 ) -> Course:
-    trainer = importlib.import_module(f"parity.course.{framework}_training")
+    trainer = importlib.import_module(f"parity.subjects.course.{framework}_training")
     return trainer.train(task, precision=precision, compiled=compiled, device=device, progress=progress)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity.digits.network import LEARNING_RATE, History, Task
+from parity.subjects.digits.network import LEARNING_RATE, History, Task
 
 
 def train(task: Task, dtype: type[np.floating]) -> History:

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from parity.course.run import Seen
-from parity.digits.view import curve
+from parity.subjects.course.run import Seen
+from parity.subjects.digits.view import curve
 
 
 def show(seen: Seen, console: Console) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from maskedlinear_torch import MaskedLinear
-from parity.digits.network import LEARNING_RATE, History, Task
+from parity.subjects.digits.network import LEARNING_RATE, History, Task
 
 
 def train(task: Task, device: str = "cpu", progress: Callable[[], None] = lambda: None) -> History:

@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from parity.digits.compare import Comparison
-from parity.digits.network import Task
+from parity.subjects.digits.compare import Comparison
+from parity.subjects.digits.network import Task
 
 BARS = "▁▂▃▄▅▆▇█"
 

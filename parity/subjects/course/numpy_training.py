@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity.arithmetic import Reproducible
-from parity.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
-from parity.digits.network import Task
+from parity.subjects.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
+from parity.subjects.digits.network import Task
+from parity.subjects.masked_linear.arithmetic import Reproducible
 
 
 def train(task: Task, progress: Progress = lambda: None) -> Course:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from parity import cases, transforms
-from parity.grid import world_of
+from parity.subjects.masked_linear import cases, transforms
+from parity.subjects.masked_linear.grid import world_of
 
 WORLDS = {"torch": "torch-eager", "jax": "jax-jit"}
 _NAME = "golden.json"

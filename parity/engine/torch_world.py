@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import maskedlinear_torch
 from maskedlinear_core import constructors
 from maskedlinear_torch import kinds
-from parity.cases import Problem, arrays_of
-from parity.transforms import Transform
+from parity.subjects.masked_linear.cases import Problem, arrays_of
+from parity.subjects.masked_linear.transforms import Transform
 
 FRAMEWORK = "torch"
 VERSION = torch.__version__

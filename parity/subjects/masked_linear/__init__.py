@@ -1,0 +1,1 @@
+"""The masked linear layer: its cases, its oracle, and wrong twins of it."""
