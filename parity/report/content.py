@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from parity.engine.records import Record
 
 ORDER = ("crashed", "timed out", "differs", "no device", "unsupported", "within bound", "identical")
 """Verdicts from worst to best."""
@@ -57,43 +54,6 @@ def content(
     }
 
 
-def of_grid(name: str, environment: Mapping[str, Any], records: Sequence[Record]) -> Content:
-    """Return the report of a run of the masked-linear grid: its cases as pairs, its tiers as data."""
-    cells = [
-        {
-            **dataclasses.asdict(record.cell),
-            "id": record.cell.id,
-            "pair": record.cell.case,
-            "group": record.cell.mask,
-            "data": f"{record.cell.tier}, {record.cell.precision}",
-            "seed": record.seed,
-            "verdict": record.verdict,
-            "known": record.known,
-            "failed": record.failed,
-            "judged": "ratio" if record.ratio is not None else "bits",
-            "reason": record.reason,
-            "diagnosis": None,
-            **_finding(record),
-            "twin_ratio": record.twin_ratio,
-            "histogram": None,
-            "seconds": record.seconds,
-            "rerun": record.rerun,
-        }
-        for record in records
-    ]
-    pairs = {cell["pair"]: {"group": cell["group"]} for cell in cells}
-    return content(name, environment, cells, pairs)
-
-
-def _finding(record: Record) -> dict[str, Any]:
-    found = record.finding
-    if found is None:
-        return {"output": None, "index": None, "got": None, "want": None, "ratio": record.ratio}
-    return {
-        "output": found.output, "index": list(found.index), "got": found.got, "want": found.want, "ratio": found.ratio
-    }  # fmt: skip
-
-
 def failed(report: Content) -> bool:
     """Return whether any cell breaks the promise.
 
@@ -113,7 +73,8 @@ def headline(report: Content) -> str:
     """
     cells = report["cells"]
     pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
-    tally = ", ".join(f"{number:,} {verdict}" for verdict, number in reversed(report["counts"].items()))
+    counts = Counter(cell["verdict"] for cell in cells)
+    tally = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in reversed(ORDER) if counts[verdict])
     text = f"{plural(len(cells), 'cell')} of {plural(len(pairs), 'pair')}: {tally}."
     listed = {cell["pair"] for cell in cells if cell["known"] and cell["verdict"] not in AGREES}
     wrong = list(dict.fromkeys(cell["pair"] for cell in cells if cell["failed"]))

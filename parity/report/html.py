@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from parity.engine.records import BINS
 from parity.report import content, markdown
 from parity.report.content import Content
 
@@ -66,9 +67,9 @@ def _data(report: Content) -> dict[str, Any]:
         if cell["verdict"] not in content.AGREES:
             details[at] = {field: cell[field] for field in DETAILS if cell.get(field) is not None}
     return {
-        "pairs": report["pairs"],
+        "pairs": report.get("pairs", {}),
         "environment": content.flat(report["environment"]),
-        "histogram_log2": list(report.get("histogram_log2", ())),
+        "histogram_log2": [None, *BINS],  # the lower end of each bin
         "strings": list(strings),
         "cells": cells,
         "details": details,

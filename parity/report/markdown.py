@@ -36,7 +36,7 @@ def render(report: Content) -> str:
         if len(failures) > MOST:
             parts += [f"... and {len(failures) - MOST} more.", ""]
     differing = list(dict.fromkeys(cell["pair"] for cell in report["cells"] if cell["verdict"] not in AGREES))
-    told = [pair for pair in differing if report["pairs"].get(pair, {}).get("note")]
+    told = [pair for pair in differing if _about(report, pair).get("note")]
     if told:
         parts += ["", "## What differs, and why", ""]
         for pair in told:
@@ -80,7 +80,7 @@ def table(report: Content) -> str:
     ]
     group = None
     for (row,) in dict.fromkeys(rows):
-        of = str(report["pairs"].get(row, {}).get("group") or "") if len(pairs) > 1 else ""
+        of = str(_about(report, row).get("group") or "") if len(pairs) > 1 else ""
         if of and of != group:
             lines.append(f"| **{escape(of)}** |{' |' * len(heads)}")
         group = of
@@ -102,11 +102,11 @@ def failure(cell: Mapping[str, Any]) -> list[str]:
         where = f"{cell['output']}{list(cell['index'])}" if cell.get("index") else cell["output"]
         ratio = cell.get("ratio")
         lines.append(
-            f"Worst element: `{where}`, got `{cell['got']!r}`, want `{cell['want']!r}`"
+            f"Worst element: {code(where)}, got {code(repr(cell['got']))}, want {code(repr(cell['want']))}"
             + ("" if ratio is None else f", error over bound {float(ratio):.3g}")
         )
     if cell.get("rerun"):
-        lines += ["", f"    {cell['rerun']}"]
+        lines += ["", f"    {' '.join(cell['rerun'].split())}"]
     return lines
 
 
@@ -120,6 +120,21 @@ def escape(text: str) -> str:
     return str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def _about(report: Content, pair: str) -> Mapping[str, Any]:
+    return report.get("pairs", {}).get(pair, {})
+
+
+def code(text: str) -> str:
+    """Return text as code, whatever it holds.
+
+    Example:
+        >>> print(code("x[0]"), code("a`b"))
+        `x[0]` ``a`b``
+    """
+    marks = "``" if "`" in text else "`"
+    return f"{marks}{' '.join(text.split())}{marks}"
+
+
 def _sign(cells: Sequence[Mapping[str, Any]]) -> str:
     if not cells:
         return " "
@@ -129,11 +144,11 @@ def _sign(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _why(report: Content, pair: str) -> list[str]:
-    about = report["pairs"][pair]
+    about = _about(report, pair)
     cells = [cell for cell in report["cells"] if cell["pair"] == pair and cell["verdict"] not in AGREES]
     lines = [f"### {escape(pair)}", ""]
     if about.get("torch"):
-        lines += [f"`{about['torch']}` against `{about['jax']}`", ""]
+        lines += [f"{code(about['torch'])} against {code(about['jax'])}", ""]
     lines.append(escape(about["note"]))
     places: dict[str, list[str]] = {}
     for cell in cells:

@@ -260,13 +260,13 @@
     });
     const one = bins.findIndex((low) => low >= 0);
     const line = one < 0 ? [] : [drawing("line", { x1: one * step, x2: one * step, y1: -8, y2: high, stroke: "currentColor", "stroke-dasharray": "4 3" })];
-    const ticks = bins.map((low, at) => (low !== null && low % 4 === 0 && at > 0 ? drawing("text", { x: at * step, y: high + 16, "text-anchor": "middle", fill: "currentColor" }, low === 0 ? "1" : "2^" + low) : null)).filter(Boolean);
+    const ticks = bins.map((low, at) => (low !== null && at > 0 ? drawing("text", { x: at * step, y: high + 16, "text-anchor": "middle", fill: "currentColor" }, low === 0 ? "1" : "2^" + low) : null)).filter(Boolean);
     const zero = drawing("text", { x: 0, y: high + 16, fill: "currentColor" }, "0");
     const above = total.reduce((seen, number, at) => seen + (bins[at] !== null && bins[at] >= 0 ? number : 0), 0);
     const says = caption + ": " + count(sum, "element") + ", " + (above ? above.toLocaleString("en") + " above the bound" : "none above the bound");
     return make("figure", {}, drawing("svg", { viewBox: "0 -10 " + wide + " " + (high + 32), role: "img", "aria-label": says }, ...bars, ...line, zero, ...ticks), make("figcaption", {}, says + ". Heights are logarithmic."));
   };
-  const name = (low) => (low === null ? "no error" : low >= 0 ? "2^" + low + " times the bound or more" : "2^" + low + " of the bound");
+  const name = (low) => (low === null ? "less than 2^-12 of the bound" : low >= 0 ? "2^" + low + " times the bound or more" : "2^" + low + " of the bound");
 
   // ---- the page ----------------------------------------------------------------------------------------------
   const refresh = () => {
