@@ -10,7 +10,7 @@ from parity.subjects.atlas.entry import entry, group, matrix, normal
 
 IMAGE = normal((1, 2, 6, 6))
 SIGNAL = normal((1, 2, 7), (3, 2, 3))
-WINDOW = {"window_dimensions": (1, 1, 2, 2), "window_strides": (1, 1, 2, 2), "padding": "VALID"}
+WINDOW = (1, 1, 2, 2)
 
 
 def _resized(x, size, method, **keywords):  # type: ignore[no-untyped-def]
@@ -42,13 +42,13 @@ PAIRS = group(
         entry(
             "max_pool2d",
             lambda x: F.max_pool2d(x, 2),
-            lambda x: lax.reduce_window(x, -jnp.inf, lax.max, **WINDOW),
+            lambda x: lax.reduce_window(x, -jnp.inf, lax.max, WINDOW, WINDOW, "VALID"),
             IMAGE,
         ),
         entry(
             "avg_pool2d",
             lambda x: F.avg_pool2d(x, 2),
-            lambda x: lax.reduce_window(x, 0.0, lax.add, **WINDOW) / 4,
+            lambda x: lax.reduce_window(x, 0.0, lax.add, WINDOW, WINDOW, "VALID") / 4,
             IMAGE,
         ),
         entry(
