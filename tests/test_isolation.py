@@ -14,6 +14,10 @@ PACKAGES = {
     "maskedlinear_jax.nnx": {"jax"},
     "parity": set(),
     "parity.cli": set(),
+    "parity.commands.check": set(),
+    "parity.commands.atlas": set(),
+    "parity.isolation.worker": set(),
+    "parity.subjects.atlas": {"torch", "jax"},  # as a user's file of pairs
     "parity.subjects.masked_linear.sabotage": set(),
     "parity.engine.torch_world": {"torch"},
     "parity.engine.jax_world": {"jax"},

@@ -50,7 +50,7 @@ def _check(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Consol
                 for cell in mine:
                     out.print(cell.id)
             return 0
-        seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked))
+        seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked), jobs=asked.jobs)
     kept = session.report(Path(asked.file).name, seen, asked.file, shlex.quote(asked.file))
     _show(seen, asked.file, out)
     session.keep(asked, kept, out)
