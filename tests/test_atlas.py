@@ -1,5 +1,7 @@
 """The atlas: which operators of torch and JAX differ in meaning, and that each has a reason and both documentations."""
 
+import dataclasses
+
 import pytest
 
 from parity.engine import run
@@ -53,8 +55,6 @@ def test_what_is_made_to_agree_agrees(seen):
 
 
 def test_a_difference_that_is_not_listed_fails():
-    import dataclasses
-
     (gelu,) = [pair for pair in PAIRS if pair.name == "gelu"]
     bare = dataclasses.replace(gelu, known=None)
     records = list(
@@ -68,7 +68,7 @@ def test_there_are_many_operators_of_every_kind():
     assert len(PAIRS) >= 140
     assert len({pair.name for pair in PAIRS}) == len(PAIRS)
     assert {len(group.PAIRS) >= 4 for group in GROUPS} == {True}
-    assert sum(bool(pair.known) for pair in PAIRS) >= 25
+    assert sum(bool(pair.known) for pair in PAIRS) >= 40
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.known], ids=lambda pair: pair.name)
@@ -78,7 +78,7 @@ def test_a_difference_has_a_reason_and_both_documentations(pair):
     for entry in pair.known:
         assert len(entry["reason"]) > 40
         assert pair.note.startswith(entry["reason"])
-        assert entry["world"] == "jax-*"
+        assert entry["world"] == ("*" if "raises" in entry["reason"] else "jax-*")
 
 
 def test_operators_are_shown_as_they_are_written():

@@ -35,7 +35,7 @@ PAIRS = group(
         entry(
             "batch_norm, algorithm alike",
             lambda x: F.batch_norm(x, None, None, training=True),
-            lambda x: jax.nn.standardize(x, axis=0, algorithm="stable"),
+            lambda x: jax.nn.standardize(x, axis=0, algorithm="stable"),  # type: ignore[call-arg] # not in JAX's stubs
             matrix,
         ),
         entry(
