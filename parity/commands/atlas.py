@@ -69,7 +69,7 @@ def _show(kept: content.Content, out: session.Console) -> None:
             continue
         where = ", ".join(dict.fromkeys(f"{cell['transform']} {cell['data']}" for cell in cells))
         style = STYLE["differs" if any(cell["failed"] for cell in cells) else "unsupported"]
-        table.add_row(Text(pair, style=style), about["torch"], about["jax"], where[:200])
+        table.add_row(Text(pair, style=style), *map(Text, (about["torch"], about["jax"], where)))
     out.print(table)
     failures = [cell for cell in kept["cells"] if cell["failed"]]
     for cell in failures[:20]:
