@@ -153,7 +153,7 @@ def test_without_javascript_there_is_a_table(page):
 def test_markdown_has_every_pair_failure_and_reason():
     text = markdown.render(REPORT)
     assert "<img" not in re.sub(r"``[^\n]*?``|^    .*$", "", text, flags=re.M)  # as code it is harmless
-    assert "| max | | ≠ |" in text.replace("|  |", "| |").replace("≠ 1 |", "≠ |")
+    assert "| max |   | ≠ |" in text
     assert "Worst element: `by x[0, 1]`, got `nan`, want `-1.5`, error over bound inf" in text
     assert "**Fix:** Use amax." in text
     assert "python -m parity check a.py --pair 'max'" in text
