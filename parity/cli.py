@@ -19,7 +19,7 @@ from parity.report.environment import environment
 from parity.subjects.masked_linear import cases, grid, transforms
 
 COMMANDS = ("all", "grid", "digits", "golden", "precision")
-OWN: dict[str, str] = {}
+OWN: dict[str, str] = {"bench": "parity.bench.command"}
 """Commands with options of their own: the module whose `main(arguments)` runs it, by name."""
 PLAIN_WIDTH = 120  # of output that goes to a file
 
