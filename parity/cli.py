@@ -20,7 +20,7 @@ from parity.subjects.masked_linear import cases, grid, transforms
 from parity.subjects.masked_linear.records import PRECISIONS, TIERS
 
 COMMANDS = ("all", "grid", "digits", "golden", "precision")
-OWN: dict[str, str] = {}
+OWN: dict[str, str] = {"bench": "parity.bench.command"}
 """Commands with options of their own: the module whose `main(arguments)` runs it, by name."""
 PLAIN_WIDTH = 120  # of output that goes to a file
 
