@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maskedlinear_core import arrays
 from maskedlinear_core.checks import precision as checks
 
 Engine = Literal["auto", "float64", "float32", "int8"]
@@ -179,7 +180,7 @@ def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.nd
     lose bits, and so do outputs that the outlier does not reach. `bits` helps where this bound says so.
 
     Args:
-        input: x, shape (*batch, in_features), anything that NumPy reads.
+        input: x, shape (*batch, in_features): an array of NumPy or of a framework, or sequences of numbers.
         weight: W, shape (out_features, in_features).
         bits: As for `reproducible`.
 
@@ -189,12 +190,13 @@ def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.nd
 
     Raises:
         ValueError: The shapes do not fit, or more bits than there can be.
+        TypeError: An array is traced: it has no values yet.
 
     Example:
         >>> float(accuracy_bound([[1.0, 1.0]], [[1.0, 1.0]])[0, 0]) < 2e-7
         True
     """
-    x, w = np.asarray(input, np.float64), np.asarray(weight, np.float64)
+    x, w = (np.asarray(arrays.to_numpy(array), np.float64) for array in (input, weight))
     checks.product(x.shape, w.shape)
     p = bits_for(reproducible(bits=bits), x.shape[-1])
     with np.errstate(invalid="ignore", over="ignore"):

@@ -107,19 +107,22 @@ def resolve(precision: Any, function: str, input: Array, weight: Array) -> Preci
         weight: W, for its device and dtype.
 
     Raises:
-        TypeError, ValueError: No precision, a dtype without a reproducible answer, more bits than there are, or
-            sums too long for an engine that was asked for.
+        TypeError, ValueError: No precision, no group of workers, a dtype without a reproducible answer, more bits
+            than there are, or sums too long for an engine that was asked for.
         RuntimeError: The device fails the known-answer test.
     """
     settings = core.as_precision(precision)
     if isinstance(settings, core.Native):
         return NATIVE
     checks.dtype(function, weight.dtype.name)
+    if settings.group is not None:
+        names = settings.group if isinstance(settings.group, tuple) else (settings.group,)
+        checks.group(settings.group, all(isinstance(name, str) for name in names), "the name of a mesh axis")
     device = _compat.device_of(weight) or jax.devices()[0]
     engine = _engine(settings.engine, device)
     for terms in (*weight.shape, math.prod(input.shape[:-1])):
         core.check_terms(settings, engine, terms)
-    _known_answer(engine, device)
+    _known_answer(engine, device, *_flags())
     return Reproducible(How(settings, _ENGINES[engine]))
 
 
@@ -144,7 +147,7 @@ def _has_fast_float64(device: Any) -> bool:
 
 
 @functools.cache
-def _known_answer(engine: str, device: Any) -> None:
+def _known_answer(engine: str, device: Any, *flags: Any) -> None:
     problem = guard.problem()
     # Outside of whatever is traced now.
     with jax.ensure_compile_time_eval():
@@ -153,3 +156,8 @@ def _known_answer(engine: str, device: Any) -> None:
         wrong = guard.difference(np.asarray(layer(x, w)))
     if wrong:
         checks.refuse_device(device, engine, wrong)
+
+
+def _flags() -> tuple[Any, ...]:
+    # What changes how the device multiplies, so that the test is made again when one is changed.
+    return (_compat.matmul_precision(),)

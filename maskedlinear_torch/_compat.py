@@ -54,6 +54,11 @@ def is_distributed(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
+def is_group(value: Any) -> bool:
+    """Tell whether a value is a process group; a build of torch may have none."""
+    return torch.distributed.is_available() and isinstance(value, torch.distributed.ProcessGroup)
+
+
 def on_each_device(
     operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tensor: Any, index: Any, dim: int
 ) -> Any:

@@ -106,8 +106,8 @@ def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Pre
         weight: W, for its device and dtype.
 
     Raises:
-        TypeError, ValueError: No precision, a dtype without a reproducible answer, more bits than there are, or
-            sums too long for an engine that was asked for.
+        TypeError, ValueError: No precision, no group of workers, a dtype without a reproducible answer, more bits
+            than there are, or sums too long for an engine that was asked for.
         RuntimeError: The device fails the known-answer test.
     """
     settings = core.as_precision(precision)
@@ -116,6 +116,8 @@ def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Pre
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
     if _compat.is_distributed(weight):
         checks.refuse_sharded()
+    if settings.group is not None:
+        checks.group(settings.group, _compat.is_group(settings.group), "a torch.distributed.ProcessGroup")
     engine = _engine(settings.engine, weight.device)
     for terms in (*weight.shape, input.shape[:-1].numel()):
         core.check_terms(settings, engine, terms)

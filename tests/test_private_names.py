@@ -95,6 +95,12 @@ def test_x64_is_seen_as_a_context():
         assert jax_compat.x64_enabled()
 
 
+def test_matmul_precision_is_seen_as_a_context():
+    with jax.default_matmul_precision("bfloat16"):
+        assert jax_compat.matmul_precision() == "bfloat16"
+    assert jax_compat.matmul_precision() != "bfloat16"
+
+
 def test_tracers_and_devices_are_seen():
     seen = []
     jax.jit(lambda x: seen.append((jax_compat.is_tracer(x), jax_compat.device_of(x))) or x)(jnp.ones(2))

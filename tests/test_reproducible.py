@@ -1,5 +1,6 @@
 """The reproducible precision: one answer from every engine, whatever the setting, the order or the cut (SPEC S9)."""
 
+import functools
 import json
 import math
 import os
@@ -44,35 +45,40 @@ def torch_dot(x, w, **settings):
     return mt.masked_linear(torch.tensor(x), torch.tensor(w), grad_mask=columns([]), precision=how).numpy()
 
 
+@functools.partial(jax.jit, static_argnames="how")
+def jax_layer(x, w, how):
+    return mj.masked_linear(x, w, grad_mask=columns([]), precision=how)
+
+
 def jax_dot(x, w, **settings):
-    how = mj.reproducible(**settings)
-    layer = jax.jit(lambda x, w: mj.masked_linear(x, w, grad_mask=columns([]), precision=how))
-    return np.asarray(layer(jnp.asarray(x), jnp.asarray(w)))
+    return np.asarray(jax_layer(jnp.asarray(x), jnp.asarray(w), how=mj.reproducible(**settings)))
 
 
 def oracle(x, w, p=0):
     return bits(Reproducible("float32", p).dot(x.astype(np.float64), w.astype(np.float64)))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", numbers.KINDS)
-def test_torch_engine_gives_the_answer(kind, engine):
+def test_torch_engines_give_the_answer(kind):
     for number, length in enumerate(LENGTHS):
         x, w = draw(kind, (5, length), number), draw(kind, (4, length), number + 99)
         for p in BITS:
             # Other sums of the layer are as long as its other sides: 4 outputs, 5 rows.
             p = precision.most_bits(max(length, 5)) if p == "most" else p
             if p is None or p <= precision.most_bits(max(length, 5)):
-                got = bits(torch_dot(x, w, engine=engine, bits=p))
-                assert (got == oracle(x, w, p or 0)).all(), f"K = {length}, p = {p}"
+                want = oracle(x, w, p or 0)
+                for engine in ENGINES:
+                    got = bits(torch_dot(x, w, engine=engine, bits=p))
+                    assert (got == want).all(), f"{engine}, K = {length}, p = {p}"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["exponents 20", "near the limit", "cancelling", "ties", "subnormal", "not a number"])
-def test_jax_engine_gives_the_answer(kind, engine):
+def test_jax_engines_give_the_answer(kind):
     for number, (length, p) in enumerate([(0, None), (17, None), (1025, None), (129, 41)]):
         x, w = draw(kind, (5, length), number), draw(kind, (4, length), number + 99)
-        assert (bits(jax_dot(x, w, engine=engine, bits=p)) == oracle(x, w, p or 0)).all(), f"K = {length}, p = {p}"
+        want = oracle(x, w, p or 0)
+        for engine in ENGINES:
+            assert (bits(jax_dot(x, w, engine=engine, bits=p)) == want).all(), f"{engine}, K = {length}, p = {p}"
 
 
 @pytest.mark.parametrize("length", [65536, 70000])
@@ -86,8 +92,7 @@ def test_long_sums(length):
         assert (bits(jax_dot(x, w)) == want).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("dot", [torch_dot, jax_dot], ids=["torch", "jax"])
+@pytest.mark.parametrize(("dot", "engine"), [*((torch_dot, engine) for engine in ENGINES), (jax_dot, "float64")])
 def test_rows_in_pieces(dot, engine, monkeypatch):
     """A long batch is computed some rows at a time, the last fewer."""
     seen = []
@@ -285,7 +290,8 @@ def test_matmul_precision(setting, problem, want):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(setting)
-        assert same(gradients("torch", *problem, MASK), want)
+        for engine in ENGINES:
+            assert same(gradients("torch", *problem, MASK, mt.reproducible(engine=engine)), want)
     finally:
         torch.set_float32_matmul_precision(before)
     with jax.default_matmul_precision({"medium": "bfloat16", "high": "tensorfloat32", "highest": "float32"}[setting]):
@@ -549,6 +555,22 @@ def test_the_weak_spot_and_its_repair():
     plain, repaired = mean_error(torch_dot(x, w)), mean_error(torch_dot(x, w, bits=43))
     assert repaired < 0.35 < native < plain / 5, (native, plain, repaired)
     assert np.median(accuracy_bound(x, w)) > 500 * np.median(accuracy_bound(x, w, bits=43))
+
+
+def test_accuracy_bound_of_a_layer(twin):
+    """Of a weight that learns, and of 16 bits."""
+    layer = twin.twin.MaskedLinear(3, 2, grad_mask=columns([0]), seed=0)
+    x = np.ones((1, 3), np.float32)
+    want = accuracy_bound(x, twin.numpy(layer.weight))
+    assert np.array_equal(accuracy_bound(twin.array(x), layer.weight), want)
+    assert np.array_equal(accuracy_bound(twin.array(x, "bfloat16"), layer.weight), want)
+
+
+def test_wrong_group(twin):
+    x, w = twin.array(np.ones((2, 3))), twin.array(np.ones((4, 3)))
+    expected = {"torch": "a torch.distributed.ProcessGroup", "jax": "the name of a mesh axis"}[twin.name]
+    with pytest.raises(TypeError, match=f"reproducible: expected group to be {expected}, got 3; leave it out"):
+        twin.masked_linear(x, w, grad_mask=columns([0]), precision=mt.reproducible(group=3))
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((3,), (3,)), ((), (2, 2))])

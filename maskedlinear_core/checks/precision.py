@@ -48,6 +48,21 @@ the device
         )
 
 
+def group(group: object, is_one: bool, expected: str) -> None:
+    """Check the workers of a `reproducible`.
+
+    Args:
+        group: What was given, not None.
+        is_one: Whether the framework knows it as a group of workers.
+        expected: What the framework calls one.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not is_one:
+        raise TypeError(f"reproducible: expected group to be {expected}, got {group!r}; leave it out for one worker")
+
+
 def refuse_bits(bits: int, most: int, terms: int) -> NoReturn:
     """Refuse more bits than can be summed exactly.
 
