@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import Progress
 
-from parity.engine.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Record
 from parity.report import terminal as report
 from parity.report.environment import environment
 from parity.subjects.masked_linear import cases, grid, transforms
+from parity.subjects.masked_linear.records import PRECISIONS, TIERS
 
 COMMANDS = ("all", "grid", "digits", "golden", "precision")
-OWN: dict[str, str] = {}
+OWN: dict[str, str] = {"bench": "parity.bench.command"}
 """Commands with options of their own: the module whose `main(arguments)` runs it, by name."""
 PLAIN_WIDTH = 120  # of output that goes to a file
 
