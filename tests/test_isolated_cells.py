@@ -12,7 +12,7 @@ import pytest
 from parity.commands import check
 from parity.isolation import inputs, sources
 
-FILE = '''
+FILE = """
 import os, time
 import jax, numpy as np, torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ def jax_hangs(x):
 
 def torch_silu(x): return F.silu(x)
 def jax_silu(x): return jax.nn.silu(x)
-'''
+"""
 CHOICE = ("--transform", "forward", "--data", "random", "--dtype", "float32", "--world", "jax-eager,jax-jit")
 ROOT = Path(__file__).parent.parent
 

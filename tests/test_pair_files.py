@@ -103,7 +103,9 @@ def test_a_file_that_kills_its_process_is_bad_usage(tmp_path, capsys):
     file = written(tmp_path, "import os\nos.abort()")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["check", file])
-    assert "fails to import: the process ended by SIGABRT, in <module> (operators.py, line 2)" in capsys.readouterr().err
+    assert (
+        "fails to import: the process ended by SIGABRT, in <module> (operators.py, line 2)" in capsys.readouterr().err
+    )
 
 
 USAGE = {
