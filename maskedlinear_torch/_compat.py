@@ -20,6 +20,11 @@ def in_dual_level() -> bool:
     return forward_ad._current_level >= 0
 
 
+def in_dispatch_mode() -> bool:
+    """Tell whether a `TorchDispatchMode` is on, such as the one of fake tensors."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def primal(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor without the tangent of the innermost forward-mode level."""
     try:

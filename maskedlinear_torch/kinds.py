@@ -321,10 +321,17 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
         if packed and isinstance(kind, Elements):
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
+    key = (shape, device, packed)
+    if key in mask.memo and not _compat.in_dispatch_mode():
+        return mask.memo[key]
     found = mask.canonical(shape)
     found = positions.packed(found) if packed else found
-    arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
-    return exact_kind(found, shape), arrays
+    with torch.inference_mode(False):  # what is made there could not be saved for a later backward
+        arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
+    resolved = exact_kind(found, shape), arrays
+    if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
+        mask.memo[key] = resolved
+    return resolved
 
 
 def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
@@ -338,7 +345,7 @@ def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
 
 def flat(tensor: Tensor) -> Tensor:
     """Return (*B, F) as (B, F). The size is spelled out: -1 cannot be told where F is 0."""
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
 def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:

@@ -15,7 +15,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import described
 from maskedlinear_torch import packing, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.precision import resolve
 
@@ -232,7 +232,7 @@ class PackedLinear(Layer):
             call_checks.refuse_array("input", input, function="packed_linear")
         positions = self._positions()
         input, base, bias = _autocast(input, self.base, self.bias)
-        call_checks.linear(_spec(input), _spec(base), _maybe_spec(bias), None, function="packed_linear")
+        _check("packed_linear", input, base, bias)
         precision = resolve(self._precision, "packed_linear", input, base)
         return rule.masked(self._kind, positions, input, base, bias, None, self.values, precision)
 

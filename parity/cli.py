@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import Progress
 
-from parity.engine.records import DEVICES, DTYPES, PRECISIONS, TIERS, WORLDS, Record
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Record
 from parity.report import terminal as report
 from parity.report.environment import environment
 from parity.subjects.masked_linear import cases, grid, transforms
+from parity.subjects.masked_linear.records import PRECISIONS, TIERS
 
 COMMANDS = ("all", "grid", "digits", "golden", "precision")
 OWN: dict[str, str] = {"bench": "parity.bench.command"}

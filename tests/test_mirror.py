@@ -28,7 +28,8 @@ ONLY_DEFINED_IN_ONE = {
         "_scatter",  # vmap has no rule for index_copy
     },
     "rule.py": {
-        "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form
+        # Each framework's form.
+        "_Reverse", "_Rule", "_Plain", "_reverse", "_rule", "_forward", "_backward", "_tangent",
         "_Wanted",  # torch has ctx.needs_input_grad
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
         "_is_primal", "_shape", "_is_differentiated",  # inner workings of either form
@@ -44,7 +45,10 @@ ONLY_DEFINED_IN_ONE = {
         "_wide",
     },
     "precision.py": {"_tested", "_flags"},  # Dynamo calls the test as a constant; flags of torch alone change products
-    "functional.py": {"_autocast"},  # JAX has no autocast
+    "functional.py": {
+        "_autocast",  # JAX has no autocast
+        "_check_tensors", "_check", "_fits",  # in torch at each call, in JAX when it traces
+    },
     "packing.py": set(),
     "convert.py": {
         # Pytrees of several libraries; torch has one kind of module.

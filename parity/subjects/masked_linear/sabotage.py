@@ -1,7 +1,7 @@
 """Deliberately wrong twins: each must be rejected, by a named cell, for the stated reason.
 
 A harness that accepts one of these proves nothing by accepting the real ones. The wrong twins are
-written once, on the few parts that each world lends (`Parts` in torch_world.py and jax_world.py).
+written once, on the few parts that each world lends (`Parts` in torch_side.py and jax_side.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskedlinear_core import constructors, reproducible
-from parity.engine.records import Cell
 from parity.subjects.masked_linear.cases import BY_ID
 from parity.subjects.masked_linear.grid import plan, world_of
+from parity.subjects.masked_linear.records import Cell
 
 Layer = Callable[..., Any]
 

@@ -1,0 +1,40 @@
+"""Elementwise functions."""
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from parity.subjects.atlas.entry import entry, group, joined, matrix, positive, two_matrices, uniform
+
+UNIT = uniform(-0.9, 0.9, (4, 6))
+
+PAIRS = group(
+    "elementwise",
+    [
+        entry("abs", lambda x: torch.abs(x), lambda x: jnp.abs(x), matrix),
+        entry("sign", lambda x: torch.sign(x), lambda x: jnp.sign(x), matrix),
+        entry("sqrt", lambda x: torch.sqrt(x), lambda x: jnp.sqrt(x), positive),
+        entry("rsqrt", lambda x: torch.rsqrt(x), lambda x: jax.lax.rsqrt(x), positive),
+        entry("exp", lambda x: torch.exp(x), lambda x: jnp.exp(x), matrix),
+        entry("log", lambda x: torch.log(x), lambda x: jnp.log(x), positive),
+        entry("log1p", lambda x: torch.log1p(x), lambda x: jnp.log1p(x), positive),
+        entry("sin", lambda x: torch.sin(x), lambda x: jnp.sin(x), matrix),
+        entry("atan2", lambda y, x: torch.atan2(y, x), lambda y, x: jnp.atan2(y, x), two_matrices),
+        entry("hypot", lambda x, y: torch.hypot(x, y), lambda x, y: jnp.hypot(x, y), two_matrices),
+        entry("pow", lambda x, y: torch.pow(x, y), lambda x, y: jnp.power(x, y), joined(positive, matrix)),
+        entry("clip", lambda x: torch.clip(x, -1, 1), lambda x: jnp.clip(x, -1, 1), matrix),
+        entry("round", lambda x: torch.round(x), lambda x: jnp.round(x), matrix),
+        entry(
+            "remainder", lambda x, y: torch.remainder(x, y), lambda x, y: jnp.remainder(x, y), joined(matrix, positive)
+        ),
+        entry("div", lambda x, y: torch.div(x, y), lambda x, y: jnp.divide(x, y), joined(matrix, positive)),
+        entry(
+            "floor_divide",
+            lambda x, y: torch.floor_divide(x, y),
+            lambda x, y: jnp.floor_divide(x, y),
+            joined(matrix, positive),
+        ),
+        entry("heaviside", lambda x, y: torch.heaviside(x, y), lambda x, y: jnp.heaviside(x, y), two_matrices),
+        entry("nan_to_num", lambda x: torch.nan_to_num(x), lambda x: jnp.nan_to_num(x), matrix),
+    ],
+)
