@@ -150,7 +150,7 @@ def interleave(
     """
     calls = {name: _calls(program, least) for name, program in programs.items()}
     samples: dict[str, list[float]] = {name: [] for name in programs}
-    names = list(programs)
+    names, rng = list(programs), np.random.default_rng(0)
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -158,9 +158,11 @@ def interleave(
         for done in range(rounds[1]):
             if done >= rounds[0] and (time.perf_counter() - start > seconds or enough(samples)):
                 break
-            shift = done % len(names)
-            order = names[shift:] + names[:shift]
-            for name in order if done % 2 else reversed(order):
+            # In a drawn order: who runs after whom matters, by caches and by the memory that is freed.
+            for at in rng.permutation(len(names)):
+                name = names[at]
+                if calls[name] > 1:
+                    programs[name]()
                 samples[name].append(_sample(programs[name], calls[name]))
     finally:
         if was_enabled:
