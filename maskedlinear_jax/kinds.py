@@ -120,7 +120,7 @@ class Blocks:
         count = g.shape[0] // size
         pieces = tuple(array[: count * size].reshape(count, size, array.shape[1]) for array in (g, kept))
 
-        def add(total: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
+        def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
             return total + self._product(piece[0], piece[1], numbers), None
 
         return jax.lax.scan(add, self._product(g[count * size :], kept[count * size :], numbers), pieces)[0]
