@@ -98,9 +98,9 @@ def test_list_imports_no_framework():
 def test_difference_is_one_and_names_everything(monkeypatch, capsys):
     """A wrong twin in the place of the right one: exit code, case, clause, element, got, want, ratio, rerun."""
     from maskedlinear_core import columns
-    from parity.engine import torch_world
+    from parity.subjects.masked_linear import torch_side
 
-    right = torch_world.SUBJECTS[False]
+    right = torch_side.SUBJECTS[False]
 
     def wrong(*args, grad_mask, **keywords):
         return right(*args, grad_mask=columns([1]), **keywords)

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-Verdict = Literal["identical", "within bound", "differs", "unsupported", "no device"]
-VERDICTS: tuple[Verdict, ...] = ("identical", "within bound", "unsupported", "no device", "differs")
-"""All verdicts, from best to worst (SPEC S11)."""
+Verdict = Literal[
+    "identical", "within bound", "unsupported", "no device", "timed out", "crashed", "differs"
+]  # fmt: skip
+VERDICTS: tuple[Verdict, ...] = (
+    "identical", "within bound", "unsupported", "no device", "timed out", "crashed", "differs",
+)  # fmt: skip
+"""All verdicts, from best to worst (SPEC S11); a process that ended or hung is one, too."""
+
+Judged = Literal["bits", "meaning", "precision", "ratio"]
+"""By what: equal bits; the float64 runs; a run against its own float64 run; the two frameworks' errors."""
 
 WORLDS = ("torch-eager", "torch-compiled", "jax-eager", "jax-jit")
-TIERS = ("exact", "random", "hard")
-PRECISIONS = ("native", "reproducible")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+BINS = tuple(range(-12, 13, 2))
+"""Edges of the histogram of error over bound, as powers of two: below 2^-12, ... 2^10 to 2^12, beyond."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison: a case under a transform, in one world, dtype, device, tier and precision."""
+    """One comparison: a pair of functions under a transform, in one world, dtype and device, on one kind of data.
 
-    case: str
-    mask: str
+    Attributes:
+        pair: The name of the pair (of the masked linear layer: the case).
+        group: What pairs are sorted by (there: the kind of mask).
+        dtype: Of the numbers.
+        transform: What is done to the function.
+        world: Whose function, and how it is run.
+        device: Where.
+        data: The kind of numbers (there: the tier).
+    """
+
+    pair: str
+    group: str
     dtype: str
     transform: str
     world: str
     device: str
-    tier: str
-    precision: str = "native"
+    data: str
 
     @property
     def id(self) -> str:
         """A name to read and to filter by."""
-        return "/".join(
-            (self.case, self.dtype, self.transform, self.world, self.device, self.tier, self.precision)
-        )  # fmt: skip
+        return "/".join((self.pair, self.dtype, self.transform, self.world, self.device, self.data))
+
+    def rerun(self, seed: int) -> str:
+        """Return the command that runs this cell again; FILE is where the pair is defined."""
+        return (
+            f"python -m parity check FILE --pair {shlex.quote(self.pair)} --transform {self.transform} "
+            f"--world {self.world} --dtype {self.dtype} --data {shlex.quote(self.data)} --seed {seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,21 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """Why two results differ.
+
+    Attributes:
+        cause: A slug.
+        text: What was seen, in words.
+        fix: What to do.
+    """
+
+    cause: str
+    text: str
+    fix: str
+
+
+@dataclass(frozen=True)
 class Record:
     """What was seen in one cell."""
 
@@ -58,7 +96,7 @@ class Record:
     clause: str
     verdict: Verdict
     known: bool
-    """Whether an unsupported cell is listed in known.toml."""
+    """Whether the cell is listed among the known ones."""
     reason: str
     finding: Finding | None
     ratio: float | None
@@ -67,18 +105,73 @@ class Record:
     """RMS error of JAX over that of torch for the same cell."""
     seed: int
     seconds: float
+    judged: Judged | None = None
+    diagnosis: Diagnosis | None = None
+    histogram: tuple[int, ...] | None = None
+    """How many elements have an error over bound between the powers of two of BINS."""
+    inputs_sha256: str | None = None
+    alike: bool = False
+    """Whether the other framework refuses the cell as well: then the two do not differ."""
 
     @property
     def failed(self) -> bool:
         """Whether this cell breaks the promise."""
-        return self.verdict in ("differs", "no device") or (self.verdict == "unsupported" and not self.known)
+        return self.verdict not in ("identical", "within bound") and not self.known and not self.alike
 
     @property
     def rerun(self) -> str:
         """The command that runs this cell again."""
-        cell = self.cell
-        return (
-            f"python -m parity grid --case {cell.case} --dtype {cell.dtype} --transform {cell.transform} "
-            f"--world {cell.world} --device {cell.device} --tier {cell.tier} --precision {cell.precision} "
-            f"--seed {self.seed}"
-        )
+        return self.cell.rerun(self.seed)
+
+    # What a reader of a report looks for first, under short names.
+
+    @property
+    def transform(self) -> str:
+        """What was done to the functions."""
+        return self.cell.transform
+
+    @property
+    def world(self) -> str:
+        """Whose function, and how it was run."""
+        return self.cell.world
+
+    @property
+    def dtype(self) -> str:
+        """Of the numbers."""
+        return self.cell.dtype
+
+    @property
+    def device(self) -> str:
+        """Where it ran."""
+        return self.cell.device
+
+    @property
+    def data(self) -> str:
+        """The kind of numbers."""
+        return self.cell.data
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, as it is written to files; finite or not, numbers are floats."""
+        worst = self.finding
+        return {
+            "id": self.cell.id,
+            **asdict(self.cell),
+            "clause": self.clause,
+            "seed": self.seed,
+            "verdict": self.verdict,
+            "known": self.known,
+            "failed": self.failed,
+            "judged": self.judged,
+            "reason": self.reason,
+            "diagnosis": None if self.diagnosis is None else asdict(self.diagnosis),
+            "output": None if worst is None else worst.output,
+            "index": [] if worst is None else list(worst.index),
+            "got": None if worst is None else worst.got,
+            "want": None if worst is None else worst.want,
+            "ratio": self.ratio if worst is None else worst.ratio,
+            "twin_ratio": self.twin_ratio,
+            "histogram": None if self.histogram is None else list(self.histogram),
+            "inputs_sha256": self.inputs_sha256,
+            "seconds": self.seconds,
+            "rerun": self.rerun,
+        }

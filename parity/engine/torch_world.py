@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,24 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import maskedlinear_torch
-from maskedlinear_core import constructors
-from maskedlinear_torch import kinds
-from parity.subjects.masked_linear.cases import Problem, arrays_of
-from parity.subjects.masked_linear.transforms import Transform
+from parity.engine.calls import Call, Outputs
 
 FRAMEWORK = "torch"
 VERSION = torch.__version__
-
-
-def _packed(input: Any, weight: Any, bias: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
-    # The matrix is a constant to packed_linear: all that flows to the weight flows through its values.
-    values = maskedlinear_torch.pack(weight, grad_mask=grad_mask)
-    return maskedlinear_torch.packed_linear(input, weight, values, bias, grad_mask=grad_mask, **keywords)
-
-
-SUBJECTS = {False: maskedlinear_torch.masked_linear, True: _packed}
-"""What is tested, by whether the case is packed."""
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
@@ -51,7 +36,7 @@ class Ops:
         """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
         leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
         for cotangent in cotangents:
-            f(*leaves).backward(cotangent)
+            torch.autograd.backward(f(*leaves), cotangent)
         return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
 
     @staticmethod
@@ -68,111 +53,13 @@ class Ops:
         return others[0], d_weight, *others[1:]
 
 
-class Parts:
-    """What wrong twins are made of (sabotage.py)."""
-
-    where = staticmethod(torch.where)
-    zeros_like = staticmethod(torch.zeros_like)
-    stop_gradient = staticmethod(torch.Tensor.detach)
-    pack = staticmethod(maskedlinear_torch.pack)
-    packed_linear = staticmethod(maskedlinear_torch.packed_linear)
-
-    @staticmethod
-    def cast(array: Any, dtype: str) -> Any:
-        """Return the array in another dtype."""
-        return array.to(DTYPES[dtype])
-
-    @staticmethod
-    def dense(mask: Any, weight: Any) -> Any:
-        """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
-        shape = (weight.shape[0], weight.shape[1])
-        kind, positions = kinds.resolve(constructors.as_mask(mask), shape, weight.device)
-        return kind.mask(weight, *positions).expand(shape)
-
-    @staticmethod
-    def under_vmap(array: Any) -> Any:
-        """Return whether the array is batched, as a bool array."""
-        return torch.tensor("BatchedTensor" in repr(array))
-
-    @staticmethod
-    def rule(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an op with forward(x, W, b) and backward(x, W, b, M, m, g) -> (d_x, d_W, d_b), right or wrong."""
-
-        class Rule(torch.autograd.Function):
-            generate_vmap_rule = True
-
-            @staticmethod
-            def forward(x: Any, w: Any, b: Any, mask: Any, bias_mask: Any) -> Any:
-                return forward(x, w, b)
-
-            @staticmethod
-            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-                ctx.save_for_backward(*inputs)
-
-            @staticmethod
-            def backward(ctx: Any, g: Any) -> Any:
-                return (*backward(*ctx.saved_tensors, g), None, None)
-
-        return Rule.apply
-
-    @staticmethod
-    def slice_saved_in_setup_context(x: Any, w: Any, b: Any, columns: Any) -> Any:
-        """Return the layer by a rule that saves x[..., c] made in setup_context: double backward misses it."""
-
-        class Rule(torch.autograd.Function):
-            generate_vmap_rule = True
-
-            @staticmethod
-            def forward(x: Any, w: Any, b: Any, columns: Any) -> Any:
-                return F.linear(x, w, b)
-
-            @staticmethod
-            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-                x, w, _, columns = inputs
-                ctx.save_for_backward(x.index_select(-1, columns), w, columns)
-
-            @staticmethod
-            def backward(ctx: Any, g: Any) -> Any:
-                kept, w, columns = ctx.saved_tensors
-                flat = g.reshape(-1, g.shape[-1])
-                d_w = torch.zeros_like(w).index_copy(1, columns, flat.t() @ kept.reshape(-1, kept.shape[-1]))
-                view = w.detach().index_copy(1, columns, w.index_select(1, columns))
-                return g @ view, d_w, flat.sum(0), None
-
-        return Rule.apply(x, w, b, columns)
-
-    @staticmethod
-    def stale_vmap_dimension(x: Any, w: Any, b: Any, mask: Any) -> Any:
-        """Return the layer by a rule whose vmap takes the batched axis of x for the first, wherever it is."""
-
-        class Rule(torch.autograd.Function):
-            @staticmethod
-            def forward(x: Any, w: Any, b: Any, mask: Any) -> Any:
-                return F.linear(x, w, b)
-
-            @staticmethod
-            def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-                ctx.save_for_backward(*inputs)
-
-            @staticmethod
-            def vmap(info: Any, in_dims: Any, x: Any, w: Any, b: Any, mask: Any) -> Any:
-                return Rule.apply(x.select(in_dims[0] or 0, 0), w, b, mask), None
-
-            @staticmethod
-            def backward(ctx: Any, g: Any) -> Any:
-                x, w, _, mask = ctx.saved_tensors
-                return g @ w, torch.where(mask, g.t() @ x, 0), g.sum(0), None
-
-        return Rule.apply(x, w, b, mask)
-
-
 def devices() -> tuple[str, ...]:
     """Return the devices that are present."""
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 @contextlib.contextmanager
-def settings() -> Iterator[None]:
+def settings(x64: bool = False) -> Iterator[None]:
     """Set what decides precision: float32 products in float32, never TF32. Restored afterwards."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -182,111 +69,54 @@ def settings() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def run(
-    transform: Transform,
-    problem: Problem,
-    world: str,
-    device: str,
-    subject: Callable[..., Any] | None = None,
-    precision: str = "native",
-) -> dict[str, np.ndarray]:
-    """Run a transform's program on a problem and return its outputs as float64.
+def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
+    """Run a transform's program on a function and return what came out, as NumPy.
 
     Args:
-        transform: What to run.
-        problem: On what.
+        asked: The function, the program, and the numbers.
         world: "torch-eager" or "torch-compiled".
         device: "cpu" or "cuda".
-        subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
-        precision: "native" or "reproducible".
+        kept: Compiled programs, by the call's key: the same ones run again on other numbers.
     """
-    layer = subject or SUBJECTS[problem.case.packed]
-    chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
     def array(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(values)).to(DTYPES[problem.dtype]).to(device)
+        return torch.from_numpy(np.array(values)).to(device)
 
-    bias_mask = None if problem.bias_mask is None else torch.from_numpy(problem.bias_mask).to(device)
-
-    def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
-        mask = problem.mask_at(positions) if positions else problem.mask
-        return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode, **chosen)
-
-    arrays = arrays_of(problem, array, lambda leaf: torch.from_numpy(leaf).to(device))
     with settings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        arrays = asked.arrays(lambda values: array(values).to(DTYPES[asked.dtype]), array)
         if world == "torch-eager":
-            outputs = transform.program(Ops, f, arrays)
-        else:
-            outputs = _compiled(transform, problem, f, arrays)
-    return {name: _values(output) for name, output in outputs.items()}
+            return _outputs(asked.program(Ops, is_float, arrays))
+        key = f"{world} {device} {asked.key}"
+        if key not in kept:
+            torch._dynamo.reset()
+
+            def program(a: dict[str, Any]) -> dict[str, Any]:
+                return asked.program(Ops, is_float, a)
+
+            kept[key] = torch.compile(program, fullgraph=True)
+        return _outputs(kept[key](arrays))
 
 
-def _compiled(transform: Transform, problem: Problem, f: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
-    torch._dynamo.reset()
-    # Inductor writes and compiles C++ for seconds a program; where only the graph is in question, the
-    # same graph runs by AOTAutograd on eager kernels.
-    backend = "inductor" if uses_inductor(transform, problem) else "aot_eager"
-    if transform.name in ("backward", "accumulate", "double-backward"):
-        # The ordinary way is to compile the layer and differentiate outside.
-        return transform.program(Ops, torch.compile(f, fullgraph=True, backend=backend), arrays)
-    program = torch.compile(lambda a: transform.program(Ops, f, a), fullgraph=True, backend=backend)
-    return program(arrays)
+def is_float(leaf: Any) -> bool:
+    """Return whether an output has derivatives."""
+    return isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point
 
 
-def uses_inductor(transform: Transform, problem: Problem) -> bool:
-    """Tell whether a compiled cell goes through all of the compiler, or through AOTAutograd on eager kernels."""
-    if problem.case.hard:
-        # Where a compiler that adds inside of a product, or in another order, would show first.
-        return problem.case.data in ("near the limit and back", "cancelling") and problem.dtype == "float32"
-    return (
-        transform.name in ("forward", "backward", "vmap-everything", "hvp-reverse-over-reverse")
-        and problem.case.id in ("columns", "elements")
-        and problem.dtype == "float32"
+def _outputs(outputs: dict[str, Any]) -> Outputs:
+    return Outputs(
+        {name: _numpy(leaf) for name, leaf in outputs.items()}, {name: _dtype(leaf) for name, leaf in outputs.items()}
     )
 
 
-def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = None) -> np.ndarray:
-    """Return x w^T in float32, by the framework's own product or by the reproducible one."""
-    left, right = torch.from_numpy(x), torch.from_numpy(w)
-    if precision == "native":
-        return _values(F.linear(left, right))
-    how = maskedlinear_torch.reproducible(bits=bits)
-    return _values(maskedlinear_torch.masked_linear(left, right, grad_mask=constructors.columns([]), precision=how))
+def _numpy(leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, torch.Tensor):
+        return np.asarray(leaf)
+    leaf = leaf.detach().resolve_conj().resolve_neg()
+    if leaf.dtype.is_floating_point:
+        leaf = leaf.to(torch.float64)
+    return leaf.cpu().numpy()
 
 
-def step(shape: tuple[int, int, int], mask: Any, precision: str, how: str) -> Callable[[], None]:
-    """Return forward and backward of a layer on random numbers, to be timed; mask None is the plain layer."""
-    x, w, b, g = _operands(shape)
-    if mask is None:
-        layer: Callable[..., Any] = F.linear
-    else:
-        layer = functools.partial(maskedlinear_torch.masked_linear, grad_mask=mask, precision=precision)
-    layer = torch.compile(layer, fullgraph=True) if how == "compiled" else layer
-
-    def run() -> None:
-        torch.autograd.grad(layer(x, w, b), (x, w, b), g)
-
-    return run
-
-
-def two_products(shape: tuple[int, int, int]) -> Callable[[], None]:
-    """Return what no reproducible step by float64 products can do without: two of them for each product."""
-    x, w, _, g = (operand.detach().double() for operand in _operands(shape))
-
-    def run() -> None:
-        for _ in range(2):
-            _ = F.linear(x, w), g @ w, g.t() @ x
-
-    return run
-
-
-def _operands(shape: tuple[int, int, int]) -> list[torch.Tensor]:
-    batch, outputs, inputs = shape
-    draw = torch.Generator().manual_seed(0)
-    sizes = ((batch, inputs), (outputs, inputs), (outputs,), (batch, outputs))
-    return [torch.randn(size, generator=draw, requires_grad=True) for size in sizes]
-
-
-def _values(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().to(torch.float64).cpu().numpy()
+def _dtype(leaf: Any) -> str:
+    return str(leaf.dtype).removeprefix("torch.") if isinstance(leaf, torch.Tensor) else type(leaf).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -17,12 +16,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from parity.engine.records import PRECISIONS, VERDICTS, WORLDS, Record
+from parity.engine.records import VERDICTS, WORLDS, Record
+from parity.subjects.masked_linear.records import PRECISIONS
 
 STYLE = {
-    "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "differs": "bold red",
+    "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "timed out": "red",
+    "crashed": "red", "differs": "bold red",
 }  # fmt: skip
-SYMBOL = {"identical": "=", "within bound": "~", "unsupported": "o", "no device": "?", "differs": "X"}
+SYMBOL = {
+    "identical": "=", "within bound": "~", "unsupported": "o", "no device": "?", "timed out": "T", "crashed": "!",
+    "differs": "X",
+}  # fmt: skip
 MOST_FAILURES = 20
 
 
@@ -73,7 +77,7 @@ def show_grid(records: Sequence[Record], console: Console) -> None:
 
 def failure(record: Record) -> str:
     """Return everything about a failed cell, and how to run it again."""
-    lines = [f"case {record.cell.case}, clause {record.clause}", record.reason]
+    lines = [f"case {record.cell.pair}, clause {record.clause}", record.reason]
     finding = record.finding
     if finding is not None and not math.isnan(finding.want):
         where = f"{finding.output}{list(finding.index)}" if finding.index else finding.output
@@ -90,10 +94,7 @@ def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record
         records: One for each cell.
         runs: What the training runs showed, as plain data, by name.
     """
-    cells = [
-        {**dataclasses.asdict(r.cell), "id": r.cell.id, **_plain(r), "failed": r.failed, "rerun": r.rerun}
-        for r in records
-    ]
+    cells = [record.as_dict() for record in records]
     counts = Counter(record.verdict for record in records)
     content = {
         "environment": environment,
@@ -101,7 +102,7 @@ def write_json(path: Path, environment: dict[str, Any], records: Sequence[Record
         "cells": cells,
         **runs,
     }
-    _write(path, content)
+    write(path, content)
 
 
 def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Record], runs: dict[str, Any]) -> None:
@@ -121,7 +122,8 @@ def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Rec
         "cells": len(records),
         "counts": {verdict: sum(r.verdict == verdict for r in records) for verdict in VERDICTS},
         "cells by precision": {
-            precision: sum(record.cell.precision == precision for record in records) for precision in PRECISIONS
+            precision: sum(getattr(record.cell, "precision", "native") == precision for record in records)
+            for precision in PRECISIONS
         },
         "cells by world": {world: sum(record.cell.world == world for record in records) for world in WORLDS},
         "known gaps": sorted({f"{r.cell.transform} in {r.cell.world}: {r.reason}" for r in records if r.known}),
@@ -141,17 +143,19 @@ def write_summary(path: Path, environment: dict[str, Any], records: Sequence[Rec
         },
         **{name: seen for name, seen in runs.items() if name != "digits"},
     }
-    _write(path, content)
+    write(path, content)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write plain data to a file as JSON, whole or not at all."""
+    replace(path, json.dumps(_finite(content), indent=1) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a text to a file, whole or not at all."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(_finite(content), indent=1) + "\n", "utf-8")
+    unfinished.write_text(text, "utf-8")
     os.replace(unfinished, path)
-
-
-def _plain(record: Record) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(record).items() if key != "cell"}
 
 
 def _finite(value: Any) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from parity.engine import bounds, compare
-from parity.engine.records import DEVICES, DTYPES, WORLDS, Cell, Record, Verdict
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Record, Verdict
 from parity.subjects.masked_linear import cases, transforms
 from parity.subjects.masked_linear.cases import Problem
+from parity.subjects.masked_linear.records import Cell
 from parity.subjects.masked_linear.transforms import Transform
 
 QUICK_CASES = ("columns", "elements", "wide-columns")
@@ -95,7 +96,7 @@ def run(
         twin_ratio = None
         # Not in float64: there the oracle errs as much, and in the same way as the framework whose BLAS NumPy shares.
         if outcome.error is not None and outcome.verdict == "within bound" and cell.dtype != "float64":
-            key = (cell.case, cell.dtype, cell.transform, cell.device, cell.tier)
+            key = (cell.pair, cell.dtype, cell.transform, cell.device, cell.data)
             if cell.world == "torch-eager":
                 errors[key] = outcome.error
             elif cell.world.startswith("jax") and key in errors:
@@ -137,7 +138,7 @@ def _outcome(cell: Cell, seed: int, subject: Callable[..., Any] | None) -> _Outc
     transform = transforms.BY_NAME[cell.transform]
     if cell.device not in world.devices():
         return _Outcome("no device", f"{world.FRAMEWORK} sees no {cell.device} here")
-    problem = cases.make(_case(cell.case), cell.dtype, cell.tier, seed, cell.precision)
+    problem = cases.make(_case(cell.pair), cell.dtype, cell.data, seed, cell.precision)
     expected = known(cell)
     if expected is not None and expected.get("crashes"):
         return _Outcome("unsupported", expected["reason"], known=True)
@@ -151,7 +152,7 @@ def _outcome(cell: Cell, seed: int, subject: Callable[..., Any] | None) -> _Outc
     if expected is not None:
         return _Outcome("differs", "listed in known.toml as unsupported, but it works: take it off the list")
     try:
-        held = judge(transform, problem, cell.tier, cell.precision, outputs)
+        held = judge(transform, problem, cell.data, cell.precision, outputs)
     except compare.Mismatch as mismatch:
         return _Outcome("differs", str(mismatch), mismatch.finding)
     return _Outcome("identical" if held is None else "within bound", error=held)
@@ -239,8 +240,8 @@ def _known() -> list[dict[str, Any]]:
 
 
 def world_of(name: str) -> Any:
-    """Return the module of a world."""
-    return importlib.import_module(f"parity.engine.{name.split('-')[0]}_world")
+    """Return the module of a world's framework."""
+    return importlib.import_module(f"parity.subjects.masked_linear.{name.split('-')[0]}_side")
 
 
 def _product(quick: bool, devices: Collection[str]) -> Iterator[tuple[tuple[str, str, str, str, str], str]]:

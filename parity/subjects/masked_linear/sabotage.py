@@ -1,19 +1,19 @@
 """Deliberately wrong twins: each must be rejected, by a named cell, for the stated reason.
 
 A harness that accepts one of these proves nothing by accepting the real ones. The wrong twins are
-written once, on the few parts that each world lends (`Parts` in torch_world.py and jax_world.py).
+written once, on the few parts that each world lends (`Parts` in torch_side.py and jax_side.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from maskedlinear_core import constructors, reproducible
-from parity.engine.records import Cell
 from parity.subjects.masked_linear.cases import BY_ID
 from parity.subjects.masked_linear.grid import plan, world_of
+from parity.subjects.masked_linear.records import Cell
 
 Layer = Callable[..., Any]
 
@@ -42,14 +42,13 @@ class Sabotage:
     frameworks: tuple[str, ...] = ("torch", "jax")
     precision: str = "native"
 
-    def cell(self, framework: str) -> Cell:
-        """Return the cell that must reject it."""
-        world = f"{framework}-eager"
+    def cell(self, framework: str, dtype: str = "float32") -> Cell:
+        """Return the cell that must reject it; in a dtype that `plan` leaves out for the case, one like it."""
         (cell,) = plan(
-            cases=[self.case], transforms=[self.transform], worlds=[world], dtypes=["float32"],
+            cases=[self.case], transforms=[self.transform], worlds=[f"{framework}-eager"], dtypes=["float32"],
             precisions=[self.precision],
         )  # fmt: skip
-        return cell
+        return replace(cell, dtype=dtype)
 
     def subject(self, framework: str) -> dict[str, Layer]:
         """Return the wrong layer, as `parity.run` takes it."""

@@ -1,7 +1,7 @@
 """The transforms, as data: a program both frameworks run, and what the oracle says it gives.
 
 A program is written once, on the names that torch.func and JAX share; each world lends its own `ops`
-(torch_world.py, jax_world.py). It gets `f(*theta)`, the layer under test as a function of input,
+(torch_side.py, jax_side.py). It gets `f(*theta)`, the layer under test as a function of input,
 weight and bias, and the problem's arrays `a`, and returns arrays by name.
 """
 

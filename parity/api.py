@@ -1,0 +1,74 @@
+"""One call: hold any torch function to its JAX twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from parity.engine import run
+from parity.engine.pairs import Known, Pair
+from parity.report.report import Report
+
+
+def compare(
+    torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, *, transforms: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None, devices: Sequence[str] | None = None, known: Known | None = None,
+    name: str | None = None, oracle: Callable[..., Any] | None = None, worlds: Sequence[str] | None = None,
+    data: Sequence[str] | None = None, seed: int = 0,
+) -> Report:  # fmt: skip
+    """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
+
+    Both run in float64 and must agree there (meaning); each run in a lower dtype is held to its own framework's
+    float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.engine.run` says how.
+
+    Args:
+        torch_fn: A function of torch tensors.
+        jax_fn: The same function of JAX arrays.
+        inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
+            or a function of a seed that returns one. Floats are differentiated, integers and bools are not.
+        transforms: Names from `parity.engine.transforms`; None for those that fit.
+        dtypes: Names of dtypes; None for float64, float32 and bfloat16.
+        devices: "cpu", "cuda"; None for the CPU.
+        known: Differences that are known, each a dict with patterns for `transform`, `world`, `dtype` and `data`, and
+            a `reason`. They are no failures; one that does not show is.
+        name: Of the pair; None for the torch function's.
+        oracle: A NumPy function that says what is right, in float64.
+        worlds: Names of worlds; None for all.
+        data: Kinds of data from `parity.engine.data`; None for all.
+        seed: Of the numbers.
+
+    Raises:
+        TypeError: An input is not of NumPy, or a function cannot be called.
+        ValueError: A name is not known, or nothing is floating.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, torch
+        >>> report = compare(torch.tanh, jnp.tanh, (np.linspace(-2, 2, 5),), transforms=["vjp"], worlds=["jax-jit"])
+        >>> report.ok
+        True
+    """
+    pair = Pair(
+        torch=torch_fn, jax=jax_fn, inputs=inputs, name=name or "", transforms=transforms, dtypes=dtypes,
+        worlds=worlds, data=data, oracle=oracle, known=known,
+    )  # fmt: skip
+    return compare_pair(pair, devices=devices, seed=seed)
+
+
+def compare_pair(pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0) -> Report:
+    """Compare the two functions of a pair; as `compare`."""
+    cells = run.plan(pair, devices=devices)
+    return Report(pair.name, run.settle(pair, list(run.run(pair, cells, seed))))
+
+
+def assert_parity(torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, **options: Any) -> Report:
+    """Compare, and raise AssertionError with the report as its text unless all is as it should be.
+
+    Takes what `compare` takes, and returns its report.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, torch
+        >>> _ = assert_parity(torch.exp, jnp.exp, (np.ones(3),), transforms=["forward"], worlds=["jax-eager"])
+    """
+    report = compare(torch_fn, jax_fn, inputs, **options)
+    report.raise_if_failed()
+    return report

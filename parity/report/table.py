@@ -1,0 +1,111 @@
+"""A report as a person reads it: a matrix of verdicts, and every failure in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from parity.engine.records import VERDICTS, WORLDS, Record
+from parity.report import terminal
+from parity.report.report import Report
+
+WIDTH = 120
+
+
+def text(report: Report) -> str:
+    """Return the report as plain text."""
+    console = Console(width=WIDTH, color_system=None, highlight=False)
+    with console.capture() as captured:
+        for part in parts(report):
+            console.print(part)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def parts(report: Report, file: str = "FILE") -> list[Any]:
+    """Return what a console prints: a matrix, then every failure, those of one cause together.
+
+    Args:
+        report: Of one pair.
+        file: What the commands that run cells again name.
+    """
+    reasons = sorted({record.reason.split("known: ")[-1] for record in report.cells if record.known})
+    counts: Counter[str] = Counter(record.verdict for record in report.cells)
+    return [
+        _matrix(report),
+        *(Text(f"known: {reason}") for reason in reasons),
+        *(Panel(Text(_failure(alike, file)), title=_title(alike), title_align="left") for alike in _alike(report)),
+        Text(f"{report.name}: {len(report.cells)} cells: {terminal.tally(counts)}"),
+    ]
+
+
+def _alike(report: Report) -> list[list[Record]]:
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in report.failed:
+        cause = record.diagnosis.cause if record.diagnosis else record.reason
+        groups.setdefault((record.verdict, record.transform, record.data, cause), []).append(record)
+    return list(groups.values())
+
+
+def _matrix(report: Report) -> Table:
+    worlds = [world for world in WORLDS if any(record.world == world for record in report.cells)]
+    there = {record.verdict for record in report.cells}
+    legend = ", ".join(f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there)
+    table = Table(title=f"{report.name}: {legend}", title_justify="left")
+    for name in ("transform", "data", "dtype", *worlds):
+        table.add_column(name, no_wrap=True)
+    rows: dict[tuple[str, str, str], dict[str, Record]] = {}
+    for record in report.cells:
+        rows.setdefault((record.transform, record.data, record.dtype), {})[record.world] = record
+    for key, row in _folded(rows, worlds):
+        table.add_row(*key, *row)
+    return table
+
+
+def _folded(rows: dict[tuple[str, str, str], dict[str, Record]], worlds: Sequence[str]) -> list[Any]:
+    """Return the rows of the matrix, kinds of data that look the same in one row."""
+    found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (transform, data, dtype), row in rows.items():
+        marks = tuple(_mark(row.get(world)) for world in worlds)
+        found.setdefault((transform, dtype, marks), []).append(data)
+    return [
+        ((transform, _short(data), dtype), [Text(mark, style=_style(mark)) for mark in marks])
+        for (transform, dtype, marks), data in found.items()
+    ]
+
+
+def _short(data: Sequence[str]) -> str:
+    return ", ".join(data) if len(data) <= 2 else f"{data[0]}, {data[1]}, {len(data) - 2} more"
+
+
+def _mark(record: Record | None) -> str:
+    if record is None:
+        return "-"
+    return f"{terminal.SYMBOL[record.verdict]}{' known' if record.known else ''}"
+
+
+def _style(mark: str) -> str:
+    return next((terminal.STYLE[v] for v, symbol in terminal.SYMBOL.items() if mark.startswith(symbol)), "dim")
+
+
+def _title(alike: Sequence[Record]) -> str:
+    first = alike[0]
+    where = ", ".join(dict.fromkeys(f"{record.world} {record.dtype}" for record in alike))
+    return f"{first.verdict}: {first.transform}, {first.data}, in {where}"
+
+
+def _failure(alike: Sequence[Record], file: str) -> str:
+    first = alike[0]
+    lines = []
+    if first.diagnosis is not None:
+        lines += [first.diagnosis.text, f"fix: {first.diagnosis.fix}"]
+    lines.append(first.reason)
+    worst = first.finding
+    if worst is not None and worst.index:
+        lines.append(f"worst: {worst.output}{list(worst.index)}  got {worst.got!r}  want {worst.want!r}")
+    return "\n".join([*lines, f"rerun: {first.rerun.replace(' FILE ', f' {file} ', 1)}"])
