@@ -54,7 +54,7 @@ class Submatrix:
         return self._put(kept, columns, -1, in_features)
 
     def product(self, g: Array, kept: Array, rows: Array | None, columns: Array | None) -> Array:
-        return _turned(flat(self._take(g, rows, -1))) @ flat(kept)
+        return _dot(_turned(flat(self._take(g, rows, -1))), flat(kept))
 
     def place(self, values: Array, shape: Shape, rows: Array | None, columns: Array | None) -> Array:
         return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
@@ -72,10 +72,10 @@ class Submatrix:
     def tangent(
         self, kept: Array, values: Array, out_features: int, rows: Array | None, columns: Array | None
     ) -> Array:
-        return self._put(kept @ values.T, rows, -1, out_features)
+        return self._put(_dot(kept, values.T), rows, -1, out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
-        return self._take(g, rows, -1) @ values
+        return _dot(self._take(g, rows, -1), values)
 
     def values_shape(self, shape: Shape, rows: Array | None, columns: Array | None) -> tuple[int, ...]:
         return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
@@ -114,7 +114,8 @@ class Blocks:
 
     def product(self, g: Array, kept: Array, numbers: Array) -> Array:
         # (n, h, B) times (n, B, w): one small product per block.
-        return self._rows(flat(g), numbers).transpose(1, 2, 0) @ self._columns(flat(kept), numbers).swapaxes(0, 1)
+        rows, columns = self._rows(flat(g), numbers), self._columns(flat(kept), numbers)
+        return _dot(rows.transpose(1, 2, 0), columns.swapaxes(0, 1))
 
     def place(self, values: Array, shape: Shape, numbers: Array) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -136,13 +137,14 @@ class Blocks:
 
     def tangent(self, kept: Array, values: Array, out_features: int, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        parts = (self._columns(flat(kept), numbers).swapaxes(0, 1) @ values.swapaxes(1, 2)).swapaxes(0, 1)
+        columns = self._columns(flat(kept), numbers)
+        parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, numbers // x].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        parts = (self._rows(flat(g), numbers).swapaxes(0, 1) @ values).swapaxes(0, 1)
+        parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, numbers % x].add(parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
@@ -173,7 +175,7 @@ class Elements:
         return kept
 
     def product(self, g: Array, kept: Array, mask: Array) -> Array:
-        dense = _turned(flat(g)) @ flat(kept)
+        dense = _dot(_turned(flat(g)), flat(kept))
         return jnp.where(mask, dense, jnp.zeros_like(dense))
 
     def place(self, values: Array, shape: Shape, mask: Array) -> Array:
@@ -189,10 +191,10 @@ class Elements:
         return jnp.where(mask, values, weight)
 
     def tangent(self, kept: Array, values: Array, out_features: int, mask: Array) -> Array:
-        return kept @ values.T
+        return _dot(kept, values.T)
 
     def pull(self, g: Array, values: Array, in_features: int, mask: Array) -> Array:
-        return g @ values
+        return _dot(g, values)
 
     def values_shape(self, shape: Shape, mask: Array) -> tuple[int, ...]:
         return shape
@@ -223,10 +225,10 @@ class Entries:
         if self._are_few(flat_positions, g.shape[1]):
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(_gather(g.T, rows, 0)) * _wide(_gather(kept.T, columns, 0))
-            return terms.sum(1).astype(g.dtype)
-        values = jnp.zeros(flat_positions.shape, g.dtype)
+            return terms.sum(1).astype(_sum_dtype(g))
+        values = jnp.zeros(flat_positions.shape, _sum_dtype(g))
         for start, stop in self._chunks(flat_positions, g.shape[1]):
-            part = g[:, start:stop].T @ kept
+            part = _dot(g[:, start:stop].T, kept)
             inside, local = self._within(flat_positions, start, stop)
             values = jnp.where(inside, _gather(part.reshape(part.size), local, 0), values)
         return values
@@ -250,10 +252,10 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(_gather(x, columns, 1)) * _wide(values)
             sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
-            return sums.astype(x.dtype).reshape(*kept.shape[:-1], out_features)
+            return sums.astype(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
         parts = []
         for start, stop in self._chunks(flat_positions, out_features):
-            parts.append(x @ self._part(values, flat_positions, start, stop).T)
+            parts.append(_dot(x, self._part(values, flat_positions, start, stop).T))
         return jnp.concatenate(parts, 1).reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
@@ -262,10 +264,10 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(_gather(line, rows, 1)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
-            return sums.astype(g.dtype).reshape(*g.shape[:-1], in_features)
-        total = jnp.zeros((line.shape[0], in_features), g.dtype)
+            return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
+        total = jnp.zeros((line.shape[0], in_features), _sum_dtype(g))
         for start, stop in self._chunks(flat_positions, line.shape[1]):
-            total = total + line[:, start:stop] @ self._part(values, flat_positions, start, stop)
+            total = total + _dot(line[:, start:stop], self._part(values, flat_positions, start, stop))
         return total.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, flat_positions: Array) -> tuple[int, ...]:
@@ -370,8 +372,19 @@ def _turned(array: Array) -> Array:
 
 
 def _wide(array: Array) -> Array:
-    # Products of 16-bit numbers are summed in float32, as the dense product does.
+    # Products of 16-bit numbers are summed in float32, as the dense product does; those of int8 in int32.
+    if array.dtype == jnp.int8:
+        return array.astype(jnp.int32)
     return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
+
+
+def _dot(a: Array, b: Array) -> Array:
+    # Digits of 8 bits have a product of their own (engines.py).
+    return jnp.matmul(a, b, preferred_element_type=jnp.int32) if a.dtype == jnp.int8 else a @ b
+
+
+def _sum_dtype(array: Array) -> Any:
+    return jnp.int32 if array.dtype == jnp.int8 else array.dtype
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:

@@ -18,6 +18,10 @@ PACKAGES = {
     "parity.bench.worker": set(),
     "parity.bench.torch_steps": {"torch"},
     "parity.bench.jax_steps": {"jax"},
+    "parity.commands.check": set(),
+    "parity.commands.atlas": set(),
+    "parity.isolation.worker": set(),
+    "parity.subjects.atlas": {"torch", "jax"},  # as a user's file of pairs
     "parity.subjects.masked_linear.sabotage": set(),
     "parity.engine.torch_world": {"torch"},
     "parity.engine.jax_world": {"jax"},

@@ -5,6 +5,7 @@ When one of the last tests fails, a work-around can go: its message says which.
 
 import jax
 import jax.numpy as jnp
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
@@ -65,10 +66,39 @@ def test_a_function_can_be_constant_to_the_compiler():
     assert vars(torch.compiler.assume_constant_result(lambda: 2)) == vars(probe)
 
 
+@pytest.mark.parametrize("shape", [(5, 17, 3), (1, 1, 1), (3, 0, 2), (0, 4, 3), (30, 1, 4)])
+def test_int8_product(shape):
+    m, k, n = shape
+    a, b = (torch.randint(-128, 128, size, dtype=torch.int8) for size in ((2, m, k), (2, n, k)))
+    product = torch_compat.int8_product(a, b.transpose(1, 2))
+    assert torch.equal(product, (a.long() @ b.transpose(1, 2).long()).int())
+    assert torch.equal(torch_compat.int8_product(a[0], b[0].T), product[0])
+
+
+def test_int8_product_still_misreads_one_column():
+    """Why int8_product pads on a CPU as well."""
+    a, b = (torch.arange(1, size + 1, dtype=torch.int8)[:, None] for size in (5, 4))
+    assert not torch.equal(torch._int_mm(a, b.T), a.int() @ b.T.int()), "torch._int_mm reads it now: pad on CUDA only"
+
+
+def test_hardshrink_writes_in_place():
+    tensor = torch.tensor([2.0, -0.0, 1e-3, float("nan")], dtype=torch.float64)
+    assert torch_compat.hardshrink_(tensor, 0.5) is tensor
+    assert str(tensor.tolist()) == "[2.0, 0.0, 0.0, nan]"
+    batched = torch.func.vmap(lambda row: torch_compat.hardshrink_(row * 1, 0.5))(tensor[None, :3])
+    assert batched.tolist() == [[2, 0, 0]]
+
+
 def test_x64_is_seen_as_a_context():
     assert not jax_compat.x64_enabled()
     with jax.enable_x64(True):
         assert jax_compat.x64_enabled()
+
+
+def test_matmul_precision_is_seen_as_a_context():
+    with jax.default_matmul_precision("bfloat16"):
+        assert jax_compat.matmul_precision() == "bfloat16"
+    assert jax_compat.matmul_precision() != "bfloat16"
 
 
 def test_tracers_and_devices_are_seen():
