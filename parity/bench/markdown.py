@@ -68,8 +68,9 @@ def _growth(curve: dict[str, Any]) -> str:
     for form, fit in curve["fits"].items():
         line = f"{fit['intercept']:.2f} + {fit['slope']:.2f} p"
         texts.append(f"{line} ({form}, no point further off than {fit['worst']:.2f})")
-    shares = [point["p"] for point in curve["points"]]
+    shares, framework = [point["p"] for point in curve["points"]], curve["framework"]
     return (
-        f"With `columns` from p = {min(shares):.2g} to {max(shares):g} a step of {curve['framework']} costs {' and '.join(texts)} of the dense one, and a frozen layer "
-        f"{curve['frozen'][0]:.2f}; the limit is 0.67 + 0.33 p."
+        f"With `columns` from p = {min(shares):.2g} to {max(shares):g} a step of {framework} costs "
+        f"{' and '.join(texts)} of the dense one, and a frozen layer {curve['frozen'][0]:.2f}; "
+        "the limit is 0.67 + 0.33 p."
     )
