@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
@@ -36,6 +38,15 @@ def test_functorch_transforms_are_seen_by_the_compiler():
 
     assert torch.compile(f, fullgraph=True, backend="eager")(W) == 18
     assert (torch.compile(lambda w: torch.func.grad(f)(w), fullgraph=True, backend="eager")(W) == 2).all()
+
+
+def test_dispatch_modes_are_seen():
+    assert not torch_compat.in_dispatch_mode()
+    with FlopCounterMode(display=False):
+        assert torch_compat.in_dispatch_mode()
+    with FakeTensorMode():
+        assert torch_compat.in_dispatch_mode()
+    assert not torch_compat.in_dispatch_mode()
 
 
 def test_dual_levels_are_seen():
