@@ -55,7 +55,8 @@ def masked_linear(
         >>> w.grad
         tensor([[0., 2.]])
     """
-    _check_tensors("masked_linear", input=input, weight=weight, bias=bias)
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        _refuse_array("masked_linear", input=input, weight=weight, bias=bias)
     call_checks.flag("forward_mode", forward_mode)
     mask = constructors.as_mask(grad_mask)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
@@ -69,7 +70,7 @@ def masked_linear(
     return rule.masked(kind, positions, input, weight, bias, bias_mask, precision=chosen)
 
 
-def _check_tensors(function: str, **arguments: Any) -> None:
+def _refuse_array(function: str, **arguments: Any) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
             call_checks.refuse_array(name, value, function=function)

@@ -112,9 +112,14 @@ class Blocks:
         return kept
 
     def product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
-        # (n, h, B) times (n, B, w): one small product per block.
-        rows, columns = self._rows(flat(g), numbers), self._columns(flat(kept), numbers)
-        return _dot(rows.permute(1, 2, 0), columns.transpose(0, 1))
+        g, kept = flat(g), flat(kept)
+        size = positions.batch_chunk(numbers.shape[0], self.block_shape)
+        if not _in_pieces(g) or g.shape[0] <= size:
+            return self._product(g, kept, numbers)
+        total = self._product(g[:size], kept[:size], numbers)
+        for start in range(size, g.shape[0], size):
+            total += self._product(g[start : start + size], kept[start : start + size], numbers)
+        return total
 
     def place(self, values: Tensor, shape: Shape, numbers: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -154,6 +159,10 @@ class Blocks:
         block = torch.ones_like(numbers, dtype=torch.bool)[:, None, None].expand(-1, *self.block_shape)
         return self.place(block, (weight.shape[0], weight.shape[1]), numbers)
 
+    def _product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+        # (n, h, B) times (n, B, w): one small product per block.
+        return _dot(self._rows(g, numbers).permute(1, 2, 0), self._columns(kept, numbers).transpose(0, 1))
+
     def _rows(self, g: Tensor, numbers: Tensor) -> Tensor:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         return take(g.reshape(-1, y, h), numbers // x, 1, exact=self.exact)
@@ -177,7 +186,7 @@ class Elements:
         dense = _dot(flat(g).t(), flat(kept))
         if dense.requires_grad or _compat.in_transform() or torch.compiler.is_dynamo_compiling():
             return torch.where(mask, dense, 0)
-        return dense.masked_fill_(mask.logical_not(), 0)  # in place: no second gradient of the weight's size
+        return torch.where(mask, dense, dense.new_zeros(()), out=dense)  # no second gradient of the weight's size
 
     def place(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
         return values
@@ -392,6 +401,18 @@ def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
     dims = [1] * values.dim()
     dims[dim] = -1
     return tensor.scatter(dim, index.reshape(dims).expand(values.shape), values)
+
+
+def _in_pieces(g: Tensor) -> bool:
+    # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: in plain eager code, where
+    # the batch is a number and partial sums are not rounded to 16 bits.
+    return (
+        g.device.type == "cpu"
+        and g.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not (_compat.in_transform() or _compat.in_dispatch_mode() or _compat.is_distributed(g))
+        and not torch.is_grad_enabled()
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_torch import kinds, rule
 from maskedlinear_torch import precision as precisions
-from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _check_tensors, _spec
+from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _refuse_array, _spec
 
 
 def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
@@ -111,7 +111,8 @@ def packed_linear(
         >>> v.grad
         tensor([[2.]])
     """
-    _check_tensors("packed_linear", input=input, values=values, bias=bias)
+    if not (isinstance(input, Tensor) and isinstance(values, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        _refuse_array("packed_linear", input=input, values=values, bias=bias)
     call_checks.flag("forward_mode", forward_mode)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")

@@ -164,8 +164,10 @@ class _Reverse(torch.autograd.Function):
                 view = weight_view if _is_differentiated() else _matrix
                 d_input = precision.back(g, view(kind, arrays, learned, frozen))
             if learned_wanted:
-                dtype, shape = learned.dtype, _shape(learned, frozen)
-                d_learned = precision.product(kind, arrays, g.to(dtype), kept.to(dtype), top, shape)
+                shape, cotangent = _shape(learned, frozen), g
+                if frozen is not None:  # values may be wider than the matrix
+                    cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
+                d_learned = precision.product(kind, arrays, cotangent, kept, top, shape)
                 if frozen is None:
                     d_learned = kind.place(d_learned, shape, *arrays)
                 if _compat.is_distributed(learned):

@@ -1,4 +1,4 @@
-"""`python -m parity check`: a cell that dies or hangs is a verdict, the run goes on, and a failed cell can be replayed."""
+"""`python -m parity check`: a cell that dies or hangs is a verdict, the run goes on, and cells can be replayed."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_a_cell_is_replayed_from_its_bytes_alone(run):
 
 WRONG = {
     "a cell that is not there": (lambda report, id: id.replace("gelu", "glue"), "has no cell 'glue/"),
-    "a cell without inputs": (lambda report, id: id.replace("gelu", "silu"), "the report keeps no inputs of silu/"),
+    "a cell without inputs": (lambda report, id: report["inputs"].clear() or id, "the report keeps no inputs of gelu/"),
     "inputs that were changed": (
         lambda report, id: report["inputs"].update({key: _other() for key in report["inputs"]}) or id,
         "the saved inputs are not those of the cell: their SHA-256 is",

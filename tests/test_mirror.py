@@ -47,7 +47,7 @@ ONLY_DEFINED_IN_ONE = {
     "precision.py": {"_tested"},  # Dynamo calls the test as a constant
     "functional.py": {
         "_autocast",  # JAX has no autocast
-        "_check_tensors", "_check", "_fits",  # in torch at each call, in JAX when it traces
+        "_refuse_array", "_check", "_fits",  # in torch at each call, in JAX when it traces
     },
     "packing.py": set(),
     "convert.py": {

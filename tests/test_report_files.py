@@ -18,7 +18,8 @@ NOTE = "One picks the first, see https://docs.jax.dev/en/latest/_autosummary/jax
 
 def cell(pair, transform="forward", verdict="identical", data="random", **more):
     return {
-        "id": f"{pair}/float32/{transform}/jax-eager/cpu/{data}", "pair": pair, "group": "group", "transform": transform,
+        "id": f"{pair}/float32/{transform}/jax-eager/cpu/{data}", "pair": pair, "group": "group",
+        "transform": transform,
         "world": "jax-eager", "dtype": "float32", "device": "cpu", "data": data, "seed": 3, "verdict": verdict,
         "known": False, "failed": verdict not in content.AGREES, "judged": "bits", "reason": "", "diagnosis": None,
         "output": None, "index": [], "got": None, "want": None, "ratio": None, "twin_ratio": None, "histogram": None,

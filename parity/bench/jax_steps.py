@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import Literal
 
 from parity.bench import jax_rivals
 from parity.bench.jax_rivals import DTYPES, Program
@@ -15,7 +16,7 @@ from parity.bench.operands import Operands, check
 from parity.bench.rows import Row, mask_of
 
 RATE = 1e-3
-VIEWS = ("transpose", "reshape", "squeeze", "copy")
+VIEWS = ("transpose", "reshape", "squeeze", "copy", "bitcast_convert_type", "stop_gradient")
 
 
 class Step:
@@ -68,10 +69,10 @@ class Step:
         made_by = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
         found = {}
         for variable in jaxpr.outvars:
-            # A transposed or converted array is no array of its own: XLA reads the one it came from.
-            while variable in made_by and made_by[variable].primitive.name in VIEWS:
-                variable = made_by[variable].invars[0]
-            if hasattr(variable, "count") and variable not in jaxpr.invars[1:]:
+            # A transposed array, say, is no array of its own: XLA reads the one it came from.
+            while variable in made_by and (source := _viewed(made_by[variable], variable)) is not None:
+                variable = source
+            if not isinstance(variable, Literal) and variable not in jaxpr.invars[1:]:
                 found[variable] = variable.aval.size * variable.aval.dtype.itemsize
         return sum(found.values())
 
@@ -139,3 +140,14 @@ def curve_steps(row: Row, operands: Operands, device: str) -> dict[str, Step]:
         "packed": jax_rivals.packed(*linear, mask),
     }
     return {name: Step(row, program, operands, device) for name, program in programs.items()}
+
+
+def _viewed(equation: Any, variable: Any) -> Any:
+    # What a variable is a view of, or is handed on from by a function; None if it is made.
+    if equation.primitive.name in VIEWS:
+        return equation.invars[0]
+    called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    if called is None:
+        return None
+    inner = called.jaxpr.outvars[equation.outvars.index(variable)]
+    return equation.invars[called.jaxpr.invars.index(inner)] if inner in called.jaxpr.invars else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ LEAST_ROUNDS = 7
 MOST_ROUNDS = 25
 LEAST_SECONDS = 2e-3
 """Of one sample: below, the clock and the call of it count. Shorter programs run several times a sample."""
+WIDTH = 0.02
+"""Of an interval, relative: narrower ones are not asked for."""
 CHANGE = 0.05
 """A change of a ratio between two runs that is less than this is never reported."""
 
@@ -132,6 +134,7 @@ def interleave(
     seconds: float,
     rounds: tuple[int, int] = (LEAST_ROUNDS, MOST_ROUNDS),
     least: float = LEAST_SECONDS,
+    enough: Callable[[Mapping[str, Sequence[float]]], bool] = lambda samples: False,
 ) -> dict[str, list[float]]:
     """Time programs side by side.
 
@@ -140,29 +143,39 @@ def interleave(
         seconds: Stop after these, once the least number of rounds is done.
         rounds: How many at least and at most.
         least: Seconds that one sample takes at least, by calling a fast program several times.
+        enough: Asked after the least number of rounds, and after each further one, whether to stop.
 
     Returns:
         Seconds of one call, for each program and round.
     """
     calls = {name: _calls(program, least) for name, program in programs.items()}
     samples: dict[str, list[float]] = {name: [] for name in programs}
-    names = list(programs)
+    names, rng = list(programs), np.random.default_rng(0)
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
         for done in range(rounds[1]):
-            if done >= rounds[0] and time.perf_counter() - start > seconds:
+            if done >= rounds[0] and (time.perf_counter() - start > seconds or enough(samples)):
                 break
-            shift = done % len(names)
-            order = names[shift:] + names[:shift]
-            for name in order if done % 2 else reversed(order):
+            # In a drawn order: who runs after whom matters, by caches and by the memory that is freed.
+            for at in rng.permutation(len(names)):
+                name = names[at]
+                if calls[name] > 1:
+                    programs[name]()
                 samples[name].append(_sample(programs[name], calls[name]))
     finally:
         if was_enabled:
             gc.enable()
     return samples
+
+
+def narrow(
+    samples: Mapping[str, Sequence[float]], names: Iterable[str], base: str = "dense", width: float = WIDTH
+) -> bool:
+    """Tell whether the ratios of some programs to another are known to `width` of their size."""
+    found = [ratio(samples[name], samples[base]) for name in names]
+    return all(one.high - one.low <= width * one.median for one in found)
 
 
 def _calls(program: Callable[[], object], least: float) -> int:

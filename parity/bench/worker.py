@@ -127,7 +127,7 @@ def measure_row(
     for name, step in steps.items():
         if name != "dense":
             step.check(name, mask, numbers)
-    samples = timing.interleave(steps, seconds=seconds)
+    samples = timing.interleave(steps, seconds=seconds, enough=lambda found: timing.narrow(found, FORMS))
     weighed: dict[str, dict[str, int]] = {}
     if row.work != "forward" and row.how != "compiled":
         weighed = {

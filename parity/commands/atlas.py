@@ -17,7 +17,7 @@ TITLE = "Operators of torch and JAX, side by side"
 
 USUAL = (
     {
-        "transforms": ["forward", "vjp", "jvp", "gradient-per-copy", "hvp-forward-over-reverse"],
+        "transforms": ["forward", "vjp", "jvp", "gradient-per-copy"],
         "dtypes": ["float32"], "worlds": ["torch-eager", "jax-eager", "jax-jit"], "data": ["random"],
     },
     {
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
                     for cell in mine:
                         out.print(cell.id)
                 return 0
-            seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked))
+            seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked), jobs=asked.jobs)
     except NotUnderstood as error:
         made.error(str(error))
     kept = session.report(TITLE, seen, ATLAS, None)
@@ -69,7 +69,7 @@ def _show(kept: content.Content, out: session.Console) -> None:
             continue
         where = ", ".join(dict.fromkeys(f"{cell['transform']} {cell['data']}" for cell in cells))
         style = STYLE["differs" if any(cell["failed"] for cell in cells) else "unsupported"]
-        table.add_row(Text(pair, style=style), about["torch"], about["jax"], where[:200])
+        table.add_row(Text(pair, style=style), *map(Text, (about["torch"], about["jax"], where)))
     out.print(table)
     failures = [cell for cell in kept["cells"] if cell["failed"]]
     for cell in failures[:20]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ def _check(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Consol
                 for cell in mine:
                     out.print(cell.id)
             return 0
-        seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked))
+        seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked), jobs=asked.jobs)
     kept = session.report(Path(asked.file).name, seen, asked.file, shlex.quote(asked.file))
     _show(seen, asked.file, out)
     session.keep(asked, kept, out)
@@ -112,7 +111,7 @@ def saved(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         report = json.loads(Path(path).read_text("utf-8"))
         cells = {cell["id"]: cell for cell in report["cells"]}
-        report["inputs"], report["source"]  # noqa: B018
+        report["inputs"], report["source"]
     except OSError as error:
         raise NotUnderstood(f"--replay: cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -28,6 +28,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
         made.add_argument(f"--{name}", action="append", metavar="NAME", help=f"only this {name}; may be repeated")
     made.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
     made.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="what a cell may take (60)")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that run pairs side by side (1)")
     made.add_argument("--list", action="store_true", help="print the cells and stop")
     made.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at, with everything in it")
     made.add_argument("--md", type=Path, metavar="FILE", help="write a table in Markdown")
@@ -44,6 +45,8 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.N
             setattr(asked, name, [part for value in given for part in value.split(",")])
     if asked.seed < 0:
         made.error(f"--seed: expected 0 or more, got {asked.seed}")
+    if asked.jobs < 1:
+        made.error(f"--jobs: expected 1 or more, got {asked.jobs}")
     if not asked.timeout > 0:
         made.error(f"--timeout: expected a positive number of seconds, got {asked.timeout:g}")
     for name in FILES:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -69,7 +72,7 @@ def planned(
 
 
 def execute(
-    here: Supervisor, cells: dict[str, list[Cell]], seed: int, out: Console, *, whole: bool
+    here: Supervisor, cells: dict[str, list[Cell]], seed: int, out: Console, *, whole: bool, jobs: int = 1
 ) -> Seen:  # fmt: skip
     """Run cells and return what was seen.
 
@@ -79,31 +82,53 @@ def execute(
         seed: Of the numbers.
         out: Shows the progress.
         whole: Whether these are all cells of each pair: only then can it be seen that a listed difference is none.
+        jobs: How many processes run pairs side by side.
     """
-    seen = Seen({about.name: about for about in here.pairs() if about.name in cells})
+    seen = Seen({about.name: about for about in here.pairs() if about.name in cells}, {name: [] for name in cells})
     total, counts, started = sum(map(len, cells.values())), Counter[str](), time.perf_counter()
+    waiting, lock = deque(cells), threading.Lock()
     columns = (
         TextColumn("{task.fields[pair]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )  # fmt: skip
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=total, pair="")
-        for name, mine in cells.items():
-            progress.update(bar, pair=name)
-            records = seen.records.setdefault(name, [])
-            for record, kept in here.run(name, mine, seed):
-                records.append(record)
+
+        def note(record: Record, kept: str | None) -> None:
+            with lock:
+                seen.records[record.cell.pair].append(record)
                 counts[record.verdict] += 1
                 if record.failed and kept and record.inputs_sha256:
                     seen.inputs[record.inputs_sha256] = kept
-                progress.update(bar, advance=1, description=terminal.tally(counts))
+                progress.update(bar, advance=1, pair=record.cell.pair, description=terminal.tally(counts))
                 done = sum(counts.values())
                 if not out.is_terminal and done % max(1, total // 10) == 0:
                     out.print(f"{done} of {total} cells: {terminal.tally(counts)}")
-            if whole:
-                seen.records[name] = run.settle(cast(Any, seen.pairs[name]), records)
+
+        def work(worker: Supervisor) -> None:
+            while waiting:
+                try:
+                    name = waiting.popleft()
+                except IndexError:
+                    return  # another has taken the last
+                for record, kept in worker.run(name, cells[name], seed):
+                    note(record, kept)
+
+        _in_parallel(here, work, min(jobs, len(cells)))
+    if whole:
+        for name, records in seen.records.items():
+            seen.records[name] = run.settle(cast(Any, seen.pairs[name]), records)
     seen.seconds = time.perf_counter() - started
     return seen
+
+
+def _in_parallel(here: Supervisor, work: Callable[[Supervisor], None], jobs: int) -> None:
+    # Each in a thread that waits for a process of its own; the first one has the process that made the plan.
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(Supervisor(here.source, here.timeout)) for _ in range(jobs - 1)]
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in [pool.submit(work, worker) for worker in (here, *others)]:
+                done.result()
 
 
 def report(title: str, seen: Seen, source: str, file: str | None) -> content.Content:

@@ -43,7 +43,9 @@ KINDS: dict[str, Draw] = {
     "infinite": lambda rng, values, dtype: _some(values, 5, (np.inf, -np.inf)),
     "nan": lambda rng, values, dtype: _some(values, 7, (np.nan,)),
     "subnormal": lambda rng, values, dtype: rng.uniform(-1, 1, values.shape) * SUBNORMAL[dtype],
-    "large": lambda rng, values, dtype: rng.choice((-1.0, 1.0), values.shape) * rng.uniform(1, 2) * HUGE[dtype],
+    "large": lambda rng, values, dtype: (
+        rng.choice((-1.0, 1.0), values.shape) * rng.uniform(1, 2, values.shape) * HUGE[dtype]
+    ),
     "small": lambda rng, values, dtype: rng.uniform(-1, 1, values.shape) / HUGE[dtype],
     "negative": lambda rng, values, dtype: -np.abs(values),
 }

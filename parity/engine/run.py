@@ -23,6 +23,7 @@ import numpy as np
 from parity.engine import compare, data, diagnosis, judge, sensitivity, transforms, trees
 from parity.engine.bounds import UNIT
 from parity.engine.calls import Call, Failure, Numbers, Outputs
+from parity.engine.evidence import Evidence
 from parity.engine.pairs import Pair, check_names, is_float
 from parity.engine.records import DEVICES, DTYPES, WORLDS, Cell, Diagnosis, Judged, Record, Verdict
 
@@ -255,9 +256,11 @@ class Runner:
 
     def spread(self, device: str, kind: str, inputs: str, transform: str, unit: float) -> dict[str, np.ndarray]:
         """Return the sensitivity of the float64 results (sensitivity.py), of torch, or of JAX where torch fails."""
-        jumps = kind == "random" and unit > UNIT["float64"]
-        key = ("spread", device, kind, inputs, transform, str(unit))
-        return self._once(key, lambda: self._spread(device, kind, inputs, transform, unit, jumps))
+        # At random numbers one measurement, in units of float32, serves float64 as well.
+        measured = max(unit, UNIT["float32"]) if kind == "random" else unit
+        key = ("spread", device, kind, inputs, transform, str(measured))
+        found = self._once(key, lambda: self._spread(device, kind, inputs, transform, measured, kind == "random"))
+        return found if measured == unit else {name: value * (unit / measured) for name, value in found.items()}
 
     def _spread(
         self, device: str, kind: str, inputs: str, transform: str, unit: float, jumps: bool
@@ -275,14 +278,60 @@ class Runner:
         return {}
 
     def outcome(self, cell: Cell) -> Outcome:
-        """Judge one cell."""
+        """Judge one cell, and say why if it differs."""
+        return self._once(("outcome", cell.id), lambda: self._outcome(cell))
+
+    def _outcome(self, cell: Cell) -> Outcome:
         framework = cell.world.split("-")[0]
         if cell.device not in world_of(framework).devices():
             return Outcome("no device", f"{framework} sees no {cell.device} here")
-        found = self._judged(cell, framework)
-        if found.verdict in ("differs", "within bound", "unsupported") and found.diagnosis is None:
-            found = replace(found, diagnosis=diagnosis.diagnose(self, cell, found))
-        return found
+        found = self._verdict(cell)
+        if found.verdict == "identical":
+            return found
+        return replace(found, diagnosis=diagnosis.diagnose(self._evidence(cell, found, framework)))
+
+    def _verdict(self, cell: Cell) -> Outcome:
+        return self._once(("verdict", cell.id), lambda: self._judged(cell, cell.world.split("-")[0]))
+
+    def _evidence(self, cell: Cell, found: Outcome, framework: str) -> Evidence:
+        def ran(world: str, dtype: str) -> Outputs | Failure:
+            return self.outputs(world, cell.device, dtype, cell.data, cell.dtype, cell.transform)
+
+        own, twin = ran(cell.world, cell.dtype), ran(EAGER[OTHER[framework]], cell.dtype)
+        got, want = own, ran(EAGER[framework], "float64")
+        whose = framework
+        output = found.finding.output if found.finding is not None else ""
+        if found.judged == "meaning":
+            got, want = (own if cell.dtype == "float64" else want), ran(EAGER[OTHER[framework]], "float64")
+        elif found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
+            got, want, whose = twin, ran(EAGER[OTHER[framework]], "float64"), OTHER[framework]
+        if output == "error ratio" and isinstance(got, Outputs) and isinstance(want, Outputs):
+            output = max(got.values, key=lambda name: sensitivity.rms(got.values[name] - want.values[name]))
+        none = np.zeros(0)
+        left, right = ((one.values.get(output, none) if isinstance(one, Outputs) else none) for one in (got, want))
+        unit = UNIT["float64" if found.judged == "meaning" else cell.dtype]
+        spread = self.spread(cell.device, cell.data, cell.dtype, cell.transform, unit) if output else {}
+        numbers = self.numbers(cell.data, cell.dtype, whose, cell.device)
+
+        def recompute(numbers: Numbers) -> Outputs | Failure:
+            return self._outputs(EAGER[whose], cell.device, "float64", cell.data, cell.dtype, cell.transform, numbers)
+
+        differs = found.verdict == "differs"
+        random = replace(cell, data="random")
+        return Evidence(
+            cell, found.verdict, found.judged, found.reason, output, left, right, spread.get(output, none), own, twin,
+            numbers if isinstance(numbers, Numbers) else self.plain(cell.data, cell.dtype), whose,
+            differs and cell.data != "random" and self._verdict(random).verdict == "differs",
+            self._forward(cell) if differs and cell.transform != "forward" else None, recompute,
+        )  # fmt: skip
+
+    def _forward(self, cell: Cell) -> Diagnosis | None:
+        # A derivative can differ where the function does not: then it follows from what differs elsewhere.
+        for kind in (cell.data, "random"):
+            found = self.outcome(replace(cell, transform="forward", data=kind))
+            if found.verdict == "differs" and found.judged == "meaning":
+                return found.diagnosis
+        return None
 
     def _judged(self, cell: Cell, framework: str) -> Outcome:
         other = OTHER[framework]

@@ -19,7 +19,6 @@ errors are small compared with all of the output only: the same stages, of the r
 At a kink a perturbed run takes the other branch, and s is as large as the jump: no difference would be seen. At
 points that are chosen (all kinds of data but "random") jumps do not count: s is measured by perturbations of 2^-26
 and of 2^-34, and where the smaller one does not do about 2^8 times less, it is a jump, and no rounding error.
-So it is in float64, at any point: float64 rounds too little to be pushed over a kink that float32 meets by accident.
 """
 
 from __future__ import annotations

@@ -27,14 +27,19 @@ def text(report: Report) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def parts(report: Report) -> list[Any]:
-    """Return what a console prints: a matrix, then every failure, those of one cause together."""
+def parts(report: Report, file: str = "FILE") -> list[Any]:
+    """Return what a console prints: a matrix, then every failure, those of one cause together.
+
+    Args:
+        report: Of one pair.
+        file: What the commands that run cells again name.
+    """
     reasons = sorted({record.reason.split("known: ")[-1] for record in report.cells if record.known})
     counts: Counter[str] = Counter(record.verdict for record in report.cells)
     return [
         _matrix(report),
         *(Text(f"known: {reason}") for reason in reasons),
-        *(Panel(Text(_failure(alike)), title=_title(alike), title_align="left") for alike in _alike(report)),
+        *(Panel(Text(_failure(alike, file)), title=_title(alike), title_align="left") for alike in _alike(report)),
         Text(f"{report.name}: {len(report.cells)} cells: {terminal.tally(counts)}"),
     ]
 
@@ -94,7 +99,7 @@ def _title(alike: Sequence[Record]) -> str:
     return f"{first.verdict}: {first.transform}, {first.data}, in {where}"
 
 
-def _failure(alike: Sequence[Record]) -> str:
+def _failure(alike: Sequence[Record], file: str) -> str:
     first = alike[0]
     lines = []
     if first.diagnosis is not None:
@@ -103,4 +108,4 @@ def _failure(alike: Sequence[Record]) -> str:
     worst = first.finding
     if worst is not None and worst.index:
         lines.append(f"worst: {worst.output}{list(worst.index)}  got {worst.got!r}  want {worst.want!r}")
-    return "\n".join([*lines, f"rerun: {first.rerun}"])
+    return "\n".join([*lines, f"rerun: {first.rerun.replace(' FILE ', f' {file} ', 1)}"])

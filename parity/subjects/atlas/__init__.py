@@ -18,6 +18,7 @@ from parity.subjects.atlas import (
 )
 
 GROUPS = (
-    activations, normalisations, reductions, sorting, algebra, losses, attention, indexing, special, elementwise, layers,
+    activations, normalisations, reductions, sorting, algebra, losses, attention, indexing, special, elementwise,
+    layers,
 )  # fmt: skip
 PAIRS = tuple(pair for group in GROUPS for pair in group.PAIRS)

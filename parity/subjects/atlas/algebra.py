@@ -45,13 +45,33 @@ PAIRS = group(
         entry(
             "eigvalsh", lambda a: torch.linalg.eigvalsh(a), lambda a: jnp.linalg.eigvalsh(a), definite(4), data=GENERIC
         ),
-        entry("matrix_exp", lambda a: torch.linalg.matrix_exp(a), lambda a: jax.scipy.linalg.expm(a), SQUARES),
-        entry("vander", lambda x: torch.linalg.vander(x), lambda x: jnp.vander(x), normal((4,))),
+        entry(
+            "matrix_exp",
+            lambda a: torch.linalg.matrix_exp(a),
+            lambda a: jax.scipy.linalg.expm(a),
+            SQUARES,
+            data=GENERIC,
+        ),
+        entry(
+            "vander",
+            lambda x: torch.linalg.vander(x),
+            lambda x: jnp.vander(x),
+            normal((4,)),
+            why=(
+                "The powers rise from left to right in torch, and fall in JAX unless increasing=True. "
+                "The gradient of x^0 at 0 is 0 in torch and NaN in JAX."
+            ),
+            where=[("*", "*")],
+            docs=("torch.linalg.vander", "jax.numpy.vander"),
+        ),
         entry(
             "vander, increasing alike",
             lambda x: torch.linalg.vander(x),
             lambda x: jnp.vander(x, increasing=True),
             normal((4,)),
+            why=("The gradient of x^0 at 0 is 0 in torch; JAX computes it as 0 * 0^-1, which is NaN."),
+            where=[("vjp", "zeros"), ("vjp", "kinks")],
+            docs=("torch.linalg.vander", "jax.numpy.vander"),
         ),
     ],
 )

@@ -23,24 +23,48 @@ PAIRS = group(
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
             lambda q, k, v: jax.nn.dot_product_attention(q, k, v),
             HEADS,
+            why=(
+                "torch takes (batch, heads, length, size), JAX (batch, length, heads, size): the same "
+                "arrays mean other things."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
         ),
         entry(
             "attention, axes alike",
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
             lambda q, k, v: _swapped(q, k, v),
             HEADS,
+            why=(
+                "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right "
+                "to 1e-7 only; in float32 the two agree."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
         ),
         entry(
             "attention, causal",
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
             lambda q, k, v: _swapped(q, k, v, is_causal=True),
             HEADS,
+            why=(
+                "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right "
+                "to 1e-7 only; in float32 the two agree."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
         ),
         entry(
             "attention, a row wholly masked",
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.tensor([[True], [False], [True], [True]])),
             lambda q, k, v: _swapped(q, k, v, mask=jnp.array([[True], [False], [True], [True]])[None, None]),
             HEADS,
+            why=(
+                "A query that may attend to nothing gets 0 in torch; in JAX it gets the mean of all "
+                "values, as masked scores are a large negative number and not -inf."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
         ),
     ],
 )

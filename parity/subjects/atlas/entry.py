@@ -22,8 +22,9 @@ def entry(
     jax: Callable[..., Any],
     inputs: Inputs,
     *,
-    note: str = "",
-    known: Sequence[dict[str, str]] = (),
+    why: str = "",
+    where: Sequence[tuple[str, ...]] = (),
+    docs: Sequence[str] = (),
     **options: Any,
 ) -> Pair:
     """Return a pair: an operator as people write it in each framework.
@@ -33,11 +34,35 @@ def entry(
         torch: As written in torch.
         jax: As written in JAX.
         inputs: A function of a seed.
-        note: Where they differ: why, and both documentations.
-        known: Patterns of the cells that differ.
+        why: The reason that they differ, if they do.
+        where: The cells in which they do: patterns of transform, of data, and of world if it is not those of JAX.
+        docs: The names that both documentations have of it.
         **options: Other fields of `parity.Pair`.
     """
-    return Pair(torch=torch, jax=jax, inputs=inputs, name=name, note=note, known=tuple(known) or None, **options)
+    known = [
+        {"transform": transform, "data": data, "world": world[0] if world else "jax-*", "reason": why}
+        for transform, data, *world in where
+    ]
+    note = f"{why} {' and '.join(map(address, docs))}" if why else ""
+    return Pair(torch=torch, jax=jax, inputs=inputs, name=name, note=note, known=known or None, **options)
+
+
+def address(name: str) -> str:
+    """Return where a name is documented.
+
+    Example:
+        >>> address("jax.nn.gelu")
+        'https://docs.jax.dev/en/latest/_autosummary/jax.nn.gelu.html'
+    """
+    if name.startswith("https:"):
+        return name
+    if name.startswith("torch.special."):
+        return f"https://docs.pytorch.org/docs/stable/special.html#{name}"
+    if name.startswith("torch."):
+        return f"https://docs.pytorch.org/docs/stable/generated/{name}.html"
+    if name.startswith("optax."):
+        return f"https://optax.readthedocs.io/en/latest/api/losses.html#{name}"
+    return f"https://docs.jax.dev/en/latest/_autosummary/{name}.html"
 
 
 def group(name: str, entries: Iterable[Pair]) -> tuple[Pair, ...]:

@@ -21,7 +21,18 @@ PAIRS = group(
     "indexing",
     [
         entry("index_select", lambda x, i: torch.index_select(x, 0, i), lambda x, i: jnp.take(x, i, 0), ROWS),
-        entry("index out of range", lambda x, i: x[i], lambda x, i: x[i], _outside),
+        entry(
+            "index out of range",
+            lambda x, i: x[i],
+            lambda x, i: x[i],
+            _outside,
+            why=(
+                "torch raises an IndexError; JAX, which cannot raise from within a compiled program, "
+                "reads the nearest element, and drops its gradient."
+            ),
+            where=[("*", "*", "*")],
+            docs=("torch.index_select", "https://docs.jax.dev/en/latest/notebooks/Common_Gotchas_in_JAX.html"),
+        ),
         entry("gather", lambda x, i: torch.gather(x, 1, i.long()), lambda x, i: jnp.take_along_axis(x, i, 1), PLACES),
         entry("embedding", lambda x, i: F.embedding(i, x), lambda x, i: x[i], ROWS),
         entry("index_add", lambda x, i, y: torch.index_add(x, 0, i, y), lambda x, i, y: x.at[i].add(y), ADDED),
@@ -36,7 +47,18 @@ PAIRS = group(
         ),
         entry("masked_fill", lambda x: x.masked_fill(x > 1, 0.0), lambda x: jnp.where(x > 1, 0.0, x), matrix),
         entry("flip", lambda x: torch.flip(x, [1]), lambda x: jnp.flip(x, 1), matrix),
-        entry("repeat", lambda x: x.repeat(2, 1), lambda x: jnp.repeat(x, 2, 0), matrix),
+        entry(
+            "repeat",
+            lambda x: x.repeat(2, 1),
+            lambda x: jnp.repeat(x, 2, 0),
+            matrix,
+            why=(
+                "Tensor.repeat lays copies of the whole side by side, as tile does; jax.numpy.repeat "
+                "repeats each element, as torch.repeat_interleave does."
+            ),
+            where=[("*", "*")],
+            docs=("torch.Tensor.repeat", "jax.numpy.repeat"),
+        ),
         entry("tile", lambda x: torch.tile(x, (2, 1)), lambda x: jnp.tile(x, (2, 1)), matrix),
         entry("pad", lambda x: F.pad(x, (1, 2)), lambda x: jnp.pad(x, ((0, 0), (1, 2))), matrix),
         entry(
@@ -50,6 +72,9 @@ PAIRS = group(
             lambda x, y: torch.meshgrid(x, y, indexing="ij"),
             lambda x, y: jnp.meshgrid(x, y),
             normal((3,), (4,)),
+            why=("JAX has indexing='xy' by default and torch 'ij': the outputs are transposed."),
+            where=[("*", "*")],
+            docs=("torch.meshgrid", "jax.numpy.meshgrid"),
         ),
     ],
 )

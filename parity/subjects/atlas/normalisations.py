@@ -24,8 +24,33 @@ PAIRS = group(
             lambda x: F.batch_norm(x, None, None, training=True),
             lambda x: jax.nn.standardize(x, axis=0),
             matrix,
+            why=(
+                "jax.nn.standardize takes the variance as mean(x^2) - mean(x)^2 unless it is told "
+                'algorithm="stable"; that loses digits, and in float32 its error is a few times the '
+                "bound that torch keeps."
+            ),
+            where=[("*", "random")],
+            docs=("torch.nn.functional.batch_norm", "jax.nn.standardize"),
         ),
-        entry("instance_norm", lambda x: F.instance_norm(x), lambda x: jax.nn.standardize(x), IMAGES),
+        entry(
+            "batch_norm, algorithm alike",
+            lambda x: F.batch_norm(x, None, None, training=True),
+            lambda x: jax.nn.standardize(x, axis=0, algorithm="stable"),  # type: ignore[call-arg] # not in JAX's stubs
+            matrix,
+        ),
+        entry(
+            "instance_norm",
+            lambda x: F.instance_norm(x),
+            lambda x: jax.nn.standardize(x),
+            IMAGES,
+            why=(
+                "jax.nn.standardize takes the variance as mean(x^2) - mean(x)^2 unless it is told "
+                'algorithm="stable"; of a row of equal numbers only rounding is left, and float32 '
+                "gradients are divided by its root."
+            ),
+            where=[("vjp", "ties")],
+            docs=("torch.nn.functional.instance_norm", "jax.nn.standardize"),
+        ),
         entry(
             "group_norm",
             lambda x: F.group_norm(x, 2),
@@ -43,12 +68,23 @@ PAIRS = group(
             lambda x: F.normalize(x),
             lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True),
             matrix,
+            why=(
+                "torch divides by the norm or by eps=1e-12, whichever is larger; division by the norm "
+                "alone is NaN for a row of zeros, and so is its gradient."
+            ),
+            where=[("*", "zeros")],
+            docs=("torch.nn.functional.normalize", "jax.numpy.linalg.norm"),
         ),
         entry(
             "cosine_similarity",
             lambda x, y: F.cosine_similarity(x, y),
             lambda x, y: optax.losses.cosine_similarity(x, y, axis=1),
             two_matrices,
+            why=(
+                "torch bounds the norms from below by eps=1e-8; optax has epsilon=0, which is NaN for a row of zeros."
+            ),
+            where=[("*", "zeros")],
+            docs=("torch.nn.functional.cosine_similarity", "optax.losses.cosine_similarity"),
         ),
     ],
 )

@@ -14,7 +14,18 @@ PAIRS = group(
         entry("sort", lambda x: torch.sort(x).values, lambda x: jnp.sort(x), matrix),
         entry("argsort", lambda x: torch.argsort(x), lambda x: jnp.argsort(x), matrix, transforms=("forward",)),
         entry("argmax", lambda x: torch.argmax(x, -1), lambda x: jnp.argmax(x, -1), matrix, transforms=("forward",)),
-        entry("topk", lambda x: torch.topk(x, 3).values, lambda x: jax.lax.top_k(x, 3)[0], matrix),
+        entry(
+            "topk",
+            lambda x: torch.topk(x, 3).values,
+            lambda x: jax.lax.top_k(x, 3)[0],
+            matrix,
+            why=(
+                "Among equal numbers at the border torch takes another one than JAX, which takes the "
+                "first: the values are the same, the gradient goes elsewhere."
+            ),
+            where=[("vjp", "*")],
+            docs=("torch.topk", "jax.lax.top_k"),
+        ),
         entry(
             "topk, indices",
             lambda x: torch.topk(x, 3).indices,

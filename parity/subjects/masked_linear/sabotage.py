@@ -7,7 +7,7 @@ written once, on the few parts that each world lends (`Parts` in torch_side.py a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from maskedlinear_core import constructors, reproducible
@@ -42,14 +42,13 @@ class Sabotage:
     frameworks: tuple[str, ...] = ("torch", "jax")
     precision: str = "native"
 
-    def cell(self, framework: str) -> Cell:
-        """Return the cell that must reject it."""
-        world = f"{framework}-eager"
+    def cell(self, framework: str, dtype: str = "float32") -> Cell:
+        """Return the cell that must reject it; in a dtype that `plan` leaves out for the case, one like it."""
         (cell,) = plan(
-            cases=[self.case], transforms=[self.transform], worlds=[world], dtypes=["float32"],
+            cases=[self.case], transforms=[self.transform], worlds=[f"{framework}-eager"], dtypes=["float32"],
             precisions=[self.precision],
         )  # fmt: skip
-        return cell
+        return replace(cell, dtype=dtype)
 
     def subject(self, framework: str) -> dict[str, Layer]:
         """Return the wrong layer, as `parity.run` takes it."""
