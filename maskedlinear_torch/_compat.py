@@ -106,7 +106,7 @@ def hardshrink_(tensor: torch.Tensor, bound: float) -> torch.Tensor:
 
     The function has no form in place, and what its `out` may be is not documented.
     """
-    if in_functorch_transform() or torch.compiler.is_dynamo_compiling():
+    if in_functorch_transform() or torch.compiler.is_compiling():
         return torch.nn.functional.hardshrink(tensor, bound)
     return torch.hardshrink(tensor, bound, out=tensor)
 
