@@ -26,7 +26,7 @@ class Mask:
     Made by `columns`, `rows`, `submatrix`, `blocks` and `elements`, and combined with `~`, `|` and `&`.
     """
 
-    _memo: dict[Shape, Positions]
+    _memo: dict[Any, Any]
 
     @property
     def shape(self) -> Shape | None:
@@ -51,6 +51,18 @@ class Mask:
     def is_traced(self) -> bool:
         """Whether some position cannot be read now."""
         raise NotImplementedError
+
+    @property
+    def memo(self) -> dict[Any, Any]:
+        """What was made of the mask, which never changes: by shape, and by whatever a twin adds. Not copied along."""
+        try:
+            return self._memo
+        except AttributeError:
+            self._memo = {}
+            return self._memo
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_memo"}
 
     def to_array(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return the mask as a bool array of the weight's shape.
@@ -96,10 +108,9 @@ class Mask:
         size = mask_checks.weight_shape(shape)
         if self.is_traced:
             mask_checks.traced_mask()
-        memo = self.__dict__.setdefault("_memo", {})
-        if size not in memo:
-            memo[size] = self._canonical(size)
-        return memo[size]
+        if size not in self.memo:
+            self.memo[size] = self._canonical(size)
+        return self.memo[size]
 
     def packed(self, shape: tuple[int, ...]) -> Mask:
         """Return the same positions in the order of packed values, in a form whose leaves tell how many there are.

@@ -12,6 +12,7 @@ integer arithmetic. For a product of K terms per output, dot(x, w), float32 in a
 |z| < 2^-126 gives +0, zero is always +0, and a vector that holds inf or NaN makes one canonical NaN of every
 output it touches. 16-bit arguments are widened to float32 first, and the result is rounded to their dtype.
 Every engine computes T exactly, so none shows in the bits (Ozaki et al. 2012; Rump, Ogita and Oishi 2008).
+p falls with K by this rule however long a sum is; sums by digits end at `MOST_TERMS`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maskedlinear_core import arrays
 from maskedlinear_core.checks import precision as checks
 
-Engine = Literal["auto", "float64", "float32"]
+Engine = Literal["auto", "float64", "float32", "int8"]
 
 SIGNIFICAND = 53
 """Bits of an integer that a float64 holds exactly."""
 
 LARGEST_BITS = 31
 """The p of short sums: a float32 of the size of its row's largest has 24 bits, and 7 more for smaller ones."""
+
+MOST_TERMS = 2**24
+"""The longest sum by digits; by float64 products there is no such limit that a memory would reach."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,9 @@ def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any
     Args:
         bits: At least this many bits p for each number relative to the largest of its vector; None = as many
             as two products allow (29 at K = 1024). More, up to `most_bits`, take four products.
-        engine: What computes the integers: "float64" products, or "float32" products of short digits, for
-            devices without float64. "auto" takes what suits the device. It never shows in the bits.
+        engine: What computes the integers: "float64" products, or products of short digits in "float32" or
+            "int8", for devices without float64. "auto" takes what suits the device: float64 on CPUs and GPUs
+            that have it at half of float32's rate, else float32. It never shows in the bits.
         group: Workers over which the batch is spread: a `torch.distributed.ProcessGroup`, or in JAX the name
             of a mesh axis inside `shard_map`. The gradients of weight and bias are then the exact ones of the
             whole batch, the same on all workers, whatever their number: not to be reduced again, by
@@ -132,18 +138,40 @@ def bits_for(precision: Reproducible, terms: int) -> int:
     return p
 
 
-def digit_bits(terms: int, significand: int) -> int:
-    """Return b: products of digits of b bits, at most 2^(b-1) each, sum up over K terms within a significand.
+def digit_bits(terms: int, engine: Engine) -> int:
+    """Return b: digits of b bits, at most 2^(b-1) each, whose products sum up exactly over K terms.
+
+    Sums of products in float32 have at most 24 bits. Those of int8 are int32, of which up to fifteen are added:
+    27 bits; and a digit 2^(b-1) must be an int8.
 
     Args:
         terms: K.
-        significand: Bits of an integer that the products' dtype holds exactly: 24 for float32.
+        engine: "float32" or "int8".
+
+    Raises:
+        ValueError: More terms than digits of one bit can be summed for.
 
     Example:
-        >>> [digit_bits(terms, 24) for terms in (64, 1024, 65536)]
+        >>> [digit_bits(terms, "float32") for terms in (64, 1024, 65536)]
         [8, 8, 5]
+        >>> [digit_bits(terms, "int8") for terms in (64, 32768, 65536)]
+        [7, 7, 6]
     """
-    return min(8, (significand - log2_terms(terms)) // 2 + 1)
+    if terms > MOST_TERMS:
+        checks.refuse_terms(terms, MOST_TERMS, engine)
+    most, significand = (7, 27) if engine == "int8" else (8, 24)
+    return min(most, (significand - log2_terms(terms)) // 2 + 1)
+
+
+def check_terms(precision: Reproducible, engine: Engine, terms: int) -> None:
+    """Check that sums of K terms can be computed as it was asked for.
+
+    Raises:
+        ValueError: More bits than four products hold, or a sum too long for the engine.
+    """
+    bits_for(precision, terms)
+    if engine != "float64":
+        digit_bits(terms, engine)
 
 
 def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.ndarray:
@@ -153,7 +181,7 @@ def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.nd
     lose bits, and so do outputs that the outlier does not reach. `bits` helps where this bound says so.
 
     Args:
-        input: x, shape (*batch, in_features), anything that NumPy reads.
+        input: x, shape (*batch, in_features): an array of NumPy or of a framework, or sequences of numbers.
         weight: W, shape (out_features, in_features).
         bits: As for `reproducible`.
 
@@ -163,12 +191,13 @@ def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.nd
 
     Raises:
         ValueError: The shapes do not fit, or more bits than there can be.
+        TypeError: An array is traced: it has no values yet.
 
     Example:
         >>> float(accuracy_bound([[1.0, 1.0]], [[1.0, 1.0]])[0, 0]) < 2e-7
         True
     """
-    x, w = np.asarray(input, np.float64), np.asarray(weight, np.float64)
+    x, w = (np.asarray(arrays.to_numpy(array), np.float64) for array in (input, weight))
     checks.product(x.shape, w.shape)
     p = bits_for(reproducible(bits=bits), x.shape[-1])
     with np.errstate(invalid="ignore", over="ignore"):

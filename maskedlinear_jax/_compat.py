@@ -21,6 +21,11 @@ def x64_enabled() -> bool:
     return bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009  (made at run time, unknown to type checkers)
 
 
+def matmul_precision() -> Any:
+    """Return the precision that products are asked for (`jax_default_matmul_precision`, also as a context manager)."""
+    return getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009  (as above)
+
+
 def is_symbolic_zero(tangent: Any) -> bool:
     """Tell whether a tangent or cotangent is a zero that was never computed."""
     return isinstance(tangent, SymbolicZero) or getattr(tangent, "dtype", None) == jax.dtypes.float0

@@ -9,13 +9,16 @@ the function to those, exactly, and rounds once to float64 and once to float32:
 
 That the function is bilinear is all that is known of it here. What its results are to be multiplied by, the units
 2^(Ex - p) and 2^(Ew - p) in their places, is therefore handed over as a function as well.
+
+Each operand's digits are made once for a product, however many pieces that is computed in. The products of a layer
+share none: its forward contracts the rows of W and its backward the columns, whose exponents and p are others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +59,20 @@ def flush(values: Array) -> Array:
     return jnp.where(jnp.abs(values) < TINY, 0, values)
 
 
+PIECE = 2**20
+"""Numbers that are widened at a time: 8 MiB of float64, whose memory the next piece is given again."""
+
+
+def by_rows(compute: Callable[[Operand], Array], x: Operand, w: Operand) -> Array:
+    """Return what is computed of some rows of x at a time, and nothing of the size of x is made but the result."""
+    rows = max(512, PIECE // max(*w.values.shape, 1))
+    count = x.values.shape[0]
+    if not isinstance(count, int) or count < 2 * rows:  # exported for a batch of any size, it has no number
+        return compute(x)
+    starts = range(0, count, rows)
+    return jnp.concatenate([compute(Operand(*(part[at : at + rows] for part in x))) for at in starts])
+
+
 @dataclass(frozen=True)
 class Float64:
     """Products of integers in float64: of two of them p + floor(p/2) + L bits, or of four up to 53."""
@@ -63,7 +80,16 @@ class Float64:
     name = "float64"
 
     def multiply(
-        self, function: Bilinear, factors: Factors, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+        self,
+        function: Bilinear,
+        factors: Factors,
+        x: Operand,
+        w: Operand,
+        *,
+        terms: int,
+        bits: int,
+        is_by_rows: bool = False,
+        reduce: Reduce,
     ) -> Array:
         """Return the reproducible answer, float32.
 
@@ -75,32 +101,39 @@ class Float64:
             w: Right operand.
             terms: K, the number of terms of a sum.
             bits: p.
+            is_by_rows: Whether each row of x has one of its own in the result, so that they may be computed apart.
             reduce: Sums partial results over the workers.
         """
         with jax.enable_x64(True):
-            left, right = self._integers(x, bits), self._integers(w, bits)
-            half = (bits + 1) // 2
-            if bits <= precision.default_bits(terms):
-                # The smaller one is cut.
-                if left.size < right.size:
-                    high, low = _cut(left, half)
-                    high, low = reduce([function(high, right), function(low, right)])
-                else:
-                    high, low = _cut(right, half)
-                    high, low = reduce([function(left, high), function(left, low)])
-                # An integer is what it was after round(); without it a compiler may add inside of the product.
-                total = high * 2.0**half + jnp.round(low)
-            else:
-                half = bits // 2 + 1
-                (a, b), (c, d) = _cut(left, half), _cut(right, half)
-                high, middle, low = reduce([function(a, c), function(a, d) + function(b, c), function(b, d)])
-                # Carries, so that the last addition alone rounds.
-                carry, low = _cut(low, half)
-                carry, middle = _cut(middle + carry, half)
-                total = (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
-            for factor in factors(self._unit(x, bits), self._unit(w, bits)):
-                total = total * factor
-            return _rounded(total)
+            right = self._integers(w, bits)
+            is_short = bits <= precision.default_bits(terms)
+            is_left_cut = is_short and x.values.size < w.values.size
+            half = (bits + 1) // 2 if is_short else bits // 2 + 1
+            digits = [right] if is_left_cut else _cut(right, half)
+
+            def piece(x: Operand) -> Array:
+                left = self._integers(x, bits)
+                # The smaller one is cut, or both.
+                parts = [left] if is_short and not is_left_cut else _cut(left, half)
+                total = self._total([[function(a, b) for b in digits] for a in parts], half, reduce)
+                for factor in factors(self._unit(x, bits), self._unit(w, bits)):
+                    total = total * factor
+                return _rounded(total)
+
+            return by_rows(piece, x, w) if is_by_rows else piece(x)
+
+    def _total(self, products: list[list[Array]], half: int, reduce: Reduce) -> Array:
+        """Return RN_float64(T) of the products of digits, the highest first."""
+        found = [product for row in products for product in row]
+        if len(found) == 2:
+            high, low = reduce(found)
+            # An integer is what it was after round(); without it a compiler may add inside of the product.
+            return high * 2.0**half + jnp.round(low)
+        high, middle, low = reduce([found[0], found[1] + found[2], found[3]])
+        # Carries, so that the last addition alone rounds.
+        carry, low = _cut(low, half)
+        carry, middle = _cut(middle + carry, half)
+        return (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
 
     def add_up(self, x: Operand, axis: int, *, terms: int, bits: int, reduce: Reduce) -> Array:
         """Return the sum over `axis`, its integers added exactly."""
@@ -139,32 +172,50 @@ def _rounded(z: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Float32:
-    """Products of short digits in float32, added as integers: no float64 anywhere."""
+class Digits:
+    """Products of short digits in float32 or int8, added as integers: no float64 anywhere."""
 
-    name = "float32"
+    name: Literal["float32", "int8"]
+    dtype: Any
 
     def multiply(
-        self, function: Bilinear, factors: Factors, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+        self,
+        function: Bilinear,
+        factors: Factors,
+        x: Operand,
+        w: Operand,
+        *,
+        terms: int,
+        bits: int,
+        is_by_rows: bool = False,
+        reduce: Reduce,
     ) -> Array:
         """Return the reproducible answer, float32; arguments as for `Float64.multiply`."""
-        base = precision.digit_bits(terms, 24)
-        left, right = _digits(x, bits, base), _digits(w, bits, base)
-        sums: list[Array | None] = [None] * (len(left) + len(right) - 1)
-        for i, a in enumerate(left):
-            for j, b in enumerate(right):
-                term, so_far = function(a, b).astype(jnp.int32), sums[i + j]
-                sums[i + j] = term if so_far is None else so_far + term
-        exponent = self._exponents(factors, x.top, w.top) - 2 * bits
+        base = precision.digit_bits(terms, self.name)
+        right = self._digits(w, bits, base)
         size = 2 * bits + precision.log2_terms(terms) + 1
-        return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
+
+        def piece(x: Operand) -> Array:
+            left = self._digits(x, bits, base)
+            sums: list[Array | None] = [None] * (len(left) + len(right) - 1)
+            for i, a in enumerate(left):
+                for j, b in enumerate(right):
+                    term, so_far = function(a, b).astype(jnp.int32), sums[i + j]
+                    sums[i + j] = term if so_far is None else so_far + term
+            exponent = self._exponents(factors, x.top, w.top) - 2 * bits
+            return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
+
+        return by_rows(piece, x, w) if is_by_rows else piece(x)
 
     def add_up(self, x: Operand, axis: int, *, terms: int, bits: int, reduce: Reduce) -> Array:
         """Return the sum over `axis`, its integers added exactly."""
-        base = precision.digit_bits(terms, 24)
+        base = precision.digit_bits(terms, self.name)
         sums = reduce([digit.astype(jnp.int32).sum(axis, dtype=jnp.int32) for digit in _digits(x, bits, base)])
         exponent = (_exponent_or_nan(x.top) - bits).squeeze(axis)
         return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
+
+    def _digits(self, x: Operand, bits: int, base: int) -> list[Array]:
+        return [digit.astype(self.dtype) for digit in _digits(x, bits, base)]
 
     def _exponents(self, factors: Factors, x: Array, w: Array) -> Array:
         # Ex + Ew in their places: small integers.
@@ -173,6 +224,10 @@ class Float32:
         if len(found) == 2:
             return found[0] + found[1]
         return factors(x, jnp.ones_like(w))[0] + factors(jnp.ones_like(x), w)[0]
+
+
+FLOAT32 = Digits("float32", jnp.dtype(jnp.float32))
+INT8 = Digits("int8", jnp.dtype(jnp.int8))
 
 
 def _exponent_or_nan(top: Array) -> Array:

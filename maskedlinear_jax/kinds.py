@@ -54,7 +54,7 @@ class Submatrix:
         return self._put(kept, columns, -1, in_features)
 
     def product(self, g: Array, kept: Array, rows: Array | None, columns: Array | None) -> Array:
-        return _turned(flat(self._take(g, rows, -1))) @ flat(kept)
+        return _dot(_turned(flat(self._take(g, rows, -1))), flat(kept))
 
     def place(self, values: Array, shape: Shape, rows: Array | None, columns: Array | None) -> Array:
         return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
@@ -72,10 +72,10 @@ class Submatrix:
     def tangent(
         self, kept: Array, values: Array, out_features: int, rows: Array | None, columns: Array | None
     ) -> Array:
-        return self._put(kept @ values.T, rows, -1, out_features)
+        return self._put(_dot(kept, values.T), rows, -1, out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
-        return self._take(g, rows, -1) @ values
+        return _dot(self._take(g, rows, -1), values)
 
     def values_shape(self, shape: Shape, rows: Array | None, columns: Array | None) -> tuple[int, ...]:
         return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
@@ -113,8 +113,17 @@ class Blocks:
         return kept
 
     def product(self, g: Array, kept: Array, numbers: Array) -> Array:
-        # (n, h, B) times (n, B, w): one small product per block.
-        return self._rows(flat(g), numbers).transpose(1, 2, 0) @ self._columns(flat(kept), numbers).swapaxes(0, 1)
+        g, kept = flat(g), flat(kept)
+        size = positions.batch_chunk(numbers.shape[0], self.block_shape)
+        if not _in_pieces(g) or g.shape[0] <= size:
+            return self._product(g, kept, numbers)
+        count = g.shape[0] // size
+        pieces = tuple(array[: count * size].reshape(count, size, array.shape[1]) for array in (g, kept))
+
+        def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
+            return total + self._product(piece[0], piece[1], numbers), None
+
+        return jax.lax.scan(add, self._product(g[count * size :], kept[count * size :], numbers), pieces)[0]
 
     def place(self, values: Array, shape: Shape, numbers: Array) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -136,13 +145,14 @@ class Blocks:
 
     def tangent(self, kept: Array, values: Array, out_features: int, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        parts = (self._columns(flat(kept), numbers).swapaxes(0, 1) @ values.swapaxes(1, 2)).swapaxes(0, 1)
+        columns = self._columns(flat(kept), numbers)
+        parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, numbers // x].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        parts = (self._rows(flat(g), numbers).swapaxes(0, 1) @ values).swapaxes(0, 1)
+        parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, numbers % x].add(parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
@@ -152,6 +162,10 @@ class Blocks:
     def mask(self, weight: Array, numbers: Array) -> Array:
         block = jnp.ones((numbers.shape[0], *self.block_shape), bool)
         return self.place(block, (weight.shape[0], weight.shape[1]), numbers)
+
+    def _product(self, g: Array, kept: Array, numbers: Array) -> Array:
+        # (n, h, B) times (n, B, w): one small product per block.
+        return _dot(self._rows(g, numbers).transpose(1, 2, 0), self._columns(kept, numbers).swapaxes(0, 1))
 
     def _rows(self, g: Array, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
@@ -173,7 +187,7 @@ class Elements:
         return kept
 
     def product(self, g: Array, kept: Array, mask: Array) -> Array:
-        dense = _turned(flat(g)) @ flat(kept)
+        dense = _dot(_turned(flat(g)), flat(kept))
         return jnp.where(mask, dense, jnp.zeros_like(dense))
 
     def place(self, values: Array, shape: Shape, mask: Array) -> Array:
@@ -189,10 +203,10 @@ class Elements:
         return jnp.where(mask, values, weight)
 
     def tangent(self, kept: Array, values: Array, out_features: int, mask: Array) -> Array:
-        return kept @ values.T
+        return _dot(kept, values.T)
 
     def pull(self, g: Array, values: Array, in_features: int, mask: Array) -> Array:
-        return g @ values
+        return _dot(g, values)
 
     def values_shape(self, shape: Shape, mask: Array) -> tuple[int, ...]:
         return shape
@@ -223,10 +237,10 @@ class Entries:
         if self._are_few(flat_positions, g.shape[1]):
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(_gather(g.T, rows, 0)) * _wide(_gather(kept.T, columns, 0))
-            return terms.sum(1).astype(g.dtype)
-        values = jnp.zeros(flat_positions.shape, g.dtype)
+            return terms.sum(1).astype(_sum_dtype(g))
+        values = jnp.zeros(flat_positions.shape, _sum_dtype(g))
         for start, stop in self._chunks(flat_positions, g.shape[1]):
-            part = g[:, start:stop].T @ kept
+            part = _dot(g[:, start:stop].T, kept)
             inside, local = self._within(flat_positions, start, stop)
             values = jnp.where(inside, _gather(part.reshape(part.size), local, 0), values)
         return values
@@ -250,10 +264,10 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(_gather(x, columns, 1)) * _wide(values)
             sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
-            return sums.astype(x.dtype).reshape(*kept.shape[:-1], out_features)
+            return sums.astype(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
         parts = []
         for start, stop in self._chunks(flat_positions, out_features):
-            parts.append(x @ self._part(values, flat_positions, start, stop).T)
+            parts.append(_dot(x, self._part(values, flat_positions, start, stop).T))
         return jnp.concatenate(parts, 1).reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
@@ -262,10 +276,10 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(_gather(line, rows, 1)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
-            return sums.astype(g.dtype).reshape(*g.shape[:-1], in_features)
-        total = jnp.zeros((line.shape[0], in_features), g.dtype)
+            return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
+        total = jnp.zeros((line.shape[0], in_features), _sum_dtype(g))
         for start, stop in self._chunks(flat_positions, line.shape[1]):
-            total = total + line[:, start:stop] @ self._part(values, flat_positions, start, stop)
+            total = total + _dot(line[:, start:stop], self._part(values, flat_positions, start, stop))
         return total.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, flat_positions: Array) -> tuple[int, ...]:
@@ -348,6 +362,8 @@ def take(array: Array, index: Array, axis: int, *, exact: bool) -> Array:
 def put(values: Array, index: Array, axis: int, size: int, *, exact: bool) -> Array:
     """Return zeros with `values` at `index` along `axis`; an index beyond the axis is dropped."""
     axis %= values.ndim
+    if index.shape[0] * GATHERED >= size:
+        return _gather(values, _inverse(index, size, exact=exact), axis)
     zeros = jnp.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), values.dtype)
     where = (*(slice(None) for _ in range(axis)), index)
     return zeros.at[where].set(values, mode="drop", unique_indices=True, indices_are_sorted=exact)
@@ -357,6 +373,26 @@ def write(array: Array, values: Array, index: Array, axis: int, *, exact: bool) 
     """Return a copy of `array` with `values` at `index` along `axis`; an index beyond the axis is dropped."""
     where = (*(slice(None) for _ in range(axis % values.ndim)), index)
     return array.at[where].set(values, mode="drop", unique_indices=True, indices_are_sorted=exact)
+
+
+GATHERED = 32
+"""Where one position in so many or more is written, each reads its value; else each value is written.
+
+XLA writes one value after the other on a CPU, 10 nanoseconds each, and reads 0.25 for each position, in parallel.
+"""
+
+
+def _inverse(index: Array, size: int, *, exact: bool) -> Array:
+    # Where the value of each position is among those at `index`; beyond them where there is none.
+    none = jnp.full(size, index.shape[0], jnp.int32)
+    turn = jnp.arange(index.shape[0], dtype=jnp.int32)
+    return none.at[index].set(turn, mode="drop", unique_indices=True, indices_are_sorted=exact)
+
+
+def _in_pieces(g: Array) -> bool:
+    # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: where partial sums are not
+    # rounded to 16 bits.
+    return jax.default_backend() == "cpu" and g.dtype in (jnp.float32, jnp.float64)
 
 
 def _gather(array: Array, index: Array, axis: int) -> Array:
@@ -370,8 +406,19 @@ def _turned(array: Array) -> Array:
 
 
 def _wide(array: Array) -> Array:
-    # Products of 16-bit numbers are summed in float32, as the dense product does.
+    # Products of 16-bit numbers are summed in float32, as the dense product does; those of int8 in int32.
+    if array.dtype == jnp.int8:
+        return array.astype(jnp.int32)
     return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
+
+
+def _dot(a: Array, b: Array) -> Array:
+    # Digits of 8 bits have a product of their own (engines.py).
+    return jnp.matmul(a, b, preferred_element_type=jnp.int32) if a.dtype == jnp.int8 else a @ b
+
+
+def _sum_dtype(array: Array) -> Any:
+    return jnp.int32 if array.dtype == jnp.int8 else array.dtype
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:

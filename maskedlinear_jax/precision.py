@@ -107,26 +107,33 @@ def resolve(precision: Any, function: str, input: Array, weight: Array) -> Preci
         weight: W, for its device and dtype.
 
     Raises:
-        TypeError, ValueError: No precision, a dtype without a reproducible answer, or more bits than there are.
+        TypeError, ValueError: No precision, no group of workers, a dtype without a reproducible answer, more bits
+            than there are, or sums too long for an engine that was asked for.
         RuntimeError: The device fails the known-answer test.
     """
     settings = core.as_precision(precision)
     if isinstance(settings, core.Native):
         return NATIVE
     checks.dtype(function, weight.dtype.name)
-    if settings.bits is not None:
-        for terms in (*weight.shape, math.prod(input.shape[:-1])):
-            core.bits_for(settings, terms)
+    if settings.group is not None:
+        names = settings.group if isinstance(settings.group, tuple) else (settings.group,)
+        checks.group(settings.group, all(isinstance(name, str) for name in names), "the name of a mesh axis")
     device = _compat.device_of(weight) or jax.devices()[0]
     engine = _engine(settings.engine, device)
-    _known_answer(engine, device)
+    for terms in (*weight.shape, math.prod(input.shape[:-1])):
+        core.check_terms(settings, engine, terms)
+    _known_answer(engine, device, *_flags())
     return Reproducible(How(settings, _ENGINES[engine]))
 
 
-_ENGINES: dict[str, engines.Float64 | engines.Float32] = {"float64": engines.Float64(), "float32": engines.Float32()}
+_ENGINES: dict[str, engines.Float64 | engines.Digits] = {
+    "float64": engines.Float64(),
+    "float32": engines.FLOAT32,
+    "int8": engines.INT8,
+}
 
 
-def _engine(asked: str, device: Any) -> str:
+def _engine(asked: core.Engine, device: Any) -> core.Engine:
     if asked != "auto":
         return asked
     return "float64" if _has_fast_float64(device) else "float32"
@@ -140,7 +147,7 @@ def _has_fast_float64(device: Any) -> bool:
 
 
 @functools.cache
-def _known_answer(engine: str, device: Any) -> None:
+def _known_answer(engine: str, device: Any, *flags: Any) -> None:
     problem = guard.problem()
     # Outside of whatever is traced now.
     with jax.ensure_compile_time_eval():
@@ -149,3 +156,8 @@ def _known_answer(engine: str, device: Any) -> None:
         wrong = guard.difference(np.asarray(layer(x, w)))
     if wrong:
         checks.refuse_device(device, engine, wrong)
+
+
+def _flags() -> tuple[Any, ...]:
+    # What changes how the device multiplies, so that the test is made again when one is changed.
+    return (_compat.matmul_precision(),)

@@ -20,6 +20,11 @@ def in_dual_level() -> bool:
     return forward_ad._current_level >= 0
 
 
+def in_dispatch_mode() -> bool:
+    """Tell whether a `TorchDispatchMode` is on, such as the one of fake tensors."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def primal(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor without the tangent of the innermost forward-mode level."""
     try:
@@ -52,6 +57,11 @@ def in_transform() -> bool:
 def is_distributed(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor is a DTensor, without importing that."""
     return hasattr(tensor, "device_mesh")
+
+
+def is_group(value: Any) -> bool:
+    """Tell whether a value is a process group; a build of torch may have none."""
+    return torch.distributed.is_available() and isinstance(value, torch.distributed.ProcessGroup)
 
 
 def on_each_device(
@@ -91,9 +101,78 @@ def constant_to_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def hardshrink_(tensor: torch.Tensor, bound: float) -> torch.Tensor:
+    """Write +0 in the place of what is not larger than a bound, where nothing traces; else return a new tensor.
+
+    The function has no form in place, and what its `out` may be is not documented.
+    """
+    if in_functorch_transform() or torch.compiler.is_compiling():
+        return torch.nn.functional.hardshrink(tensor, bound)
+    return torch.hardshrink(tensor, bound, out=tensor)
+
+
+def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the product of two int8 matrices, or of each of two stacks of them, in int32."""
+    if in_functorch_transform() and not torch.compiler.is_dynamo_compiling():
+        return _Int8Product.apply(a, b)
+    return _int8_product(a, b)
+
+
+def _int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if a.dim() > 2:
+        if a.shape[0] == 0:
+            return a.new_zeros((0, a.shape[1], b.shape[2]), dtype=torch.int32)
+        return torch.stack([_int8_product(x, y) for x, y in zip(a, b, strict=True)])
+    # CUDA takes more than 16 rows and multiples of 8 only, and on a CPU one column of a transpose is misread.
+    (m, k), n = a.shape, b.shape[1]
+    more_k = max(8 - k, -k % 8)
+    a = torch.nn.functional.pad(a, (0, more_k, 0, max(24 - m, -m % 8)))
+    return torch._int_mm(a, torch.nn.functional.pad(b, (0, max(8 - n, -n % 8), 0, more_k)))[:m, :n]
+
+
+class _Int8Product(torch.autograd.Function):
+    """`torch._int_mm` has no rule for vmap."""
+
+    @staticmethod
+    def forward(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return _int8_product(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], a: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, int | None]:
+        left, right = (
+            [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
+            for tensor, dim in zip((a, b), in_dims, strict=True)
+        )
+        return torch.stack([int8_product(x, y) for x, y in zip(left, right, strict=True)]), 0
+
+
 def forward_mode_enabled() -> AbstractContextManager[None]:
     """Switch forward mode back on inside a `jvp` rule, which torch runs with it off.
 
     Without this the tangents of an outer level are dropped without an error (pytorch #197867).
     """
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def take_hooks(new: torch.nn.Module, old: torch.nn.Module) -> None:
+    """Hand a module's hooks to the one that replaces it: the very dicts, so that the handles still remove them."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)

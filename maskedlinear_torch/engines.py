@@ -9,6 +9,9 @@ the function to those, exactly, and rounds once to float64 and once to float32:
 
 That the function is bilinear is all that is known of it here. What its results are to be multiplied by, the units
 2^(Ex - p) and 2^(Ew - p) in their places, is therefore handed over as a function as well.
+
+Each operand's digits are made once for a product, however many pieces that is computed in. The products of a layer
+share none: its forward contracts the rows of W and its backward the columns, whose exponents and p are others.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from maskedlinear_core import precision
+from maskedlinear_torch import _compat
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 Factors = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -56,8 +60,22 @@ def largest(values: Tensor, dim: int) -> Tensor:
 
 
 def flush(values: Tensor) -> Tensor:
-    """Return values with +0 for -0 and for what is smaller than `TINY`."""
-    return F.hardshrink(values, math.nextafter(TINY, 0.0) if values.dtype == torch.float64 else _SUBNORMAL)
+    """Return float32 values with +0 for -0 and for what is smaller than `TINY`."""
+    return F.hardshrink(values, _SUBNORMAL)
+
+
+PIECE = 2**20
+"""Numbers that are widened at a time: 8 MiB of float64, whose memory the next piece is given again."""
+
+
+def by_rows(compute: Callable[[Operand], Tensor], x: Operand, w: Operand) -> Tensor:
+    """Return what is computed of some rows of x at a time, and nothing of the size of x is made but the result."""
+    rows = max(512, PIECE // max(*w.values.shape, 1))
+    # A compiler plans memory itself, and how many pieces there are would hold for one size of batch only.
+    if torch.compiler.is_compiling() or x.values.shape[0] < 2 * rows:
+        return compute(x)
+    pieces = zip(x.values.split(rows), x.top.split(rows), strict=True)
+    return torch.cat([compute(Operand(values, top)) for values, top in pieces])
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,16 @@ class Float64:
     name = "float64"
 
     def multiply(
-        self, function: Bilinear, factors: Factors, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+        self,
+        function: Bilinear,
+        factors: Factors,
+        x: Operand,
+        w: Operand,
+        *,
+        terms: int,
+        bits: int,
+        is_by_rows: bool = False,
+        reduce: Reduce,
     ) -> Tensor:
         """Return the reproducible answer, float32.
 
@@ -79,31 +106,38 @@ class Float64:
             w: Right operand.
             terms: K, the number of terms of a sum.
             bits: p.
+            is_by_rows: Whether each row of x has one of its own in the result, so that they may be computed apart.
             reduce: Sums partial results over the workers.
         """
-        left, right = self._integers(x, bits), self._integers(w, bits)
-        half = (bits + 1) // 2
-        if bits <= precision.default_bits(terms):
-            # The smaller one is cut.
-            if left.numel() < right.numel():
-                high, low = _cut(left, half)
-                high, low = reduce([function(high, right), function(low, right)])
-            else:
-                high, low = _cut(right, half)
-                high, low = reduce([function(left, high), function(left, low)])
+        right = self._integers(w, bits)
+        is_short = bits <= precision.default_bits(terms)
+        is_left_cut = is_short and x.values.numel() < w.values.numel()
+        half = (bits + 1) // 2 if is_short else bits // 2 + 1
+        digits = [right] if is_left_cut else _cut(right, half)
+
+        def piece(x: Operand) -> Tensor:
+            left = self._integers(x, bits)
+            # The smaller one is cut, or both.
+            parts = [left] if is_short and not is_left_cut else _cut(left, half)
+            total = self._total([[function(a, b) for b in digits] for a in parts], half, reduce)
+            for factor in factors(self._unit(x, bits), self._unit(w, bits)):
+                total.mul_(factor)
+            return _rounded(total)
+
+        return by_rows(piece, x, w) if is_by_rows else piece(x)
+
+    def _total(self, products: list[list[Tensor]], half: int, reduce: Reduce) -> Tensor:
+        """Return RN_float64(T) of the products of digits, the highest first; it may be written into one of them."""
+        found = [product for row in products for product in row]
+        if len(found) == 2:
+            high, low = reduce(found)
             # An integer is what it was after round(); without it a compiler adds inside of the product, which rounds.
-            total = high.mul_(2.0**half).add_(low.round_())
-        else:
-            half = bits // 2 + 1
-            (a, b), (c, d) = _cut(left, half), _cut(right, half)
-            high, middle, low = reduce([function(a, c), function(a, d) + function(b, c), function(b, d)])
-            # Carries, so that the last addition alone rounds.
-            carry, low = _cut(low, half)
-            carry, middle = _cut(middle + carry, half)
-            total = (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
-        for factor in factors(self._unit(x, bits), self._unit(w, bits)):
-            total.mul_(factor)
-        return _rounded(total)
+            return high.mul_(2.0**half).add_(low.round_())
+        high, middle, low = reduce([found[0], found[1] + found[2], found[3]])
+        # Carries, so that the last addition alone rounds.
+        carry, low = _cut(low, half)
+        carry, middle = _cut(middle + carry, half)
+        return (high + carry) * 2.0 ** (2 * half) + (middle * 2.0**half + low)
 
     def add_up(self, x: Operand, dim: int, *, terms: int, bits: int, reduce: Reduce) -> Tensor:
         """Return the sum over `dim`, its integers added exactly."""
@@ -111,7 +145,7 @@ class Float64:
         return _rounded(total * self._unit(x, bits).squeeze(dim))
 
     def _integers(self, x: Operand, bits: int) -> Tensor:
-        return torch.mul(flush(x.values), _power(bits - _exponent(x.top), x.top)).round_()
+        return _flushed(x.values.double()).mul_(_power(bits - _exponent(x.top), x.top)).round_()
 
     def _unit(self, x: Operand, bits: int) -> Tensor:
         return _power(_exponent(x.top) - bits, x.top)
@@ -129,43 +163,66 @@ def _power(exponent: Tensor, top: Tensor) -> Tensor:
 
 
 def _cut(integers: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return high and low, with high 2^bits + low the integers and |low| <= 2^(bits - 1)."""
+    """Return high and low, with high 2^bits + low the integers and |low| <= 2^(bits - 1); low in their place."""
     high = (integers * 2.0**-bits).round_()
-    return high, torch.sub(integers, high, alpha=2.0**bits)
+    return high, integers.sub_(high, alpha=2.0**bits)
 
 
 def _rounded(z: Tensor) -> Tensor:
     """RN_float32(z), |z| < 2^-126 and -0 as +0, and one NaN."""
-    return flush(z).to(torch.float32).nan_to_num_(torch.nan, torch.inf, -torch.inf)
+    return _flushed(z).to(torch.float32).nan_to_num_(torch.nan, torch.inf, -torch.inf)
+
+
+def _flushed(values: Tensor) -> Tensor:
+    """Return float64 values with +0 for -0 and for what is smaller than `TINY`, in place where that can be."""
+    return _compat.hardshrink_(values, math.nextafter(TINY, 0.0))
 
 
 @dataclass(frozen=True)
-class Float32:
-    """Products of short digits in float32, added as integers: no float64 anywhere."""
+class Digits:
+    """Products of short digits in float32 or int8, added as integers: no float64 anywhere."""
 
-    name = "float32"
+    name: Literal["float32", "int8"]
+    dtype: torch.dtype
 
     def multiply(
-        self, function: Bilinear, factors: Factors, x: Operand, w: Operand, *, terms: int, bits: int, reduce: Reduce
+        self,
+        function: Bilinear,
+        factors: Factors,
+        x: Operand,
+        w: Operand,
+        *,
+        terms: int,
+        bits: int,
+        is_by_rows: bool = False,
+        reduce: Reduce,
     ) -> Tensor:
         """Return the reproducible answer, float32; arguments as for `Float64.multiply`."""
-        base = precision.digit_bits(terms, 24)
-        left, right = _digits(x, bits, base), _digits(w, bits, base)
-        sums: list[Tensor | None] = [None] * (len(left) + len(right) - 1)
-        for i, a in enumerate(left):
-            for j, b in enumerate(right):
-                term, so_far = function(a, b).to(torch.int32), sums[i + j]
-                sums[i + j] = term if so_far is None else so_far + term
-        exponent = self._exponents(factors, x.top, w.top) - 2 * bits
+        base = precision.digit_bits(terms, self.name)
+        right = self._digits(w, bits, base)
         size = 2 * bits + precision.log2_terms(terms) + 1
-        return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
+
+        def piece(x: Operand) -> Tensor:
+            left = self._digits(x, bits, base)
+            sums: list[Tensor | None] = [None] * (len(left) + len(right) - 1)
+            for i, a in enumerate(left):
+                for j, b in enumerate(right):
+                    term, so_far = function(a, b).to(torch.int32), sums[i + j]
+                    sums[i + j] = term if so_far is None else so_far + term
+            exponent = self._exponents(factors, x.top, w.top) - 2 * bits
+            return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
+
+        return by_rows(piece, x, w) if is_by_rows else piece(x)
 
     def add_up(self, x: Operand, dim: int, *, terms: int, bits: int, reduce: Reduce) -> Tensor:
         """Return the sum over `dim`, its integers added exactly."""
-        base = precision.digit_bits(terms, 24)
+        base = precision.digit_bits(terms, self.name)
         sums = reduce([digit.to(torch.int32).sum(dim, dtype=torch.int32) for digit in _digits(x, bits, base)])
         exponent = (_exponent_or_nan(x.top) - bits).squeeze(dim)
         return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
+
+    def _digits(self, x: Operand, bits: int, base: int) -> list[Tensor]:
+        return [digit.to(self.dtype) for digit in _digits(x, bits, base)]
 
     def _exponents(self, factors: Factors, x: Tensor, w: Tensor) -> Tensor:
         # Ex + Ew in their places: small integers.
@@ -174,6 +231,10 @@ class Float32:
         if len(found) == 2:
             return found[0] + found[1]
         return factors(x, torch.ones_like(w))[0] + factors(torch.ones_like(x), w)[0]
+
+
+FLOAT32 = Digits("float32", torch.float32)
+INT8 = Digits("int8", torch.int8)
 
 
 def _exponent_or_nan(top: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from maskedlinear_core import precision
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat, groups
-from maskedlinear_torch.engines import Float32, Float64, Operand, flush, largest, operand
+from maskedlinear_torch.engines import Digits, Float64, Operand, flush, largest, operand
 from maskedlinear_torch.kinds import Arrays, Kind, flat
 
 
@@ -32,7 +32,7 @@ class How:
     """How integers are added: settings, and the engine that suits the device."""
 
     settings: precision.Reproducible
-    engine: Float64 | Float32
+    engine: Float64 | Digits
 
 
 class Operands(NamedTuple):
@@ -54,14 +54,16 @@ class Tangent:
     is_cut: bool
 
     def compute(self, of: Operands, arrays: Arrays) -> Tensor:
-        left = operand(of.left, -1) if of.top is None else Operand(of.left.float(), of.top)
+        x = flat(of.left)
+        left = operand(x, 1) if of.top is None else Operand(x.float(), flat(of.top))
         right = operand(self.kind.place(of.right, self.shape, *arrays), 1)
 
         def contract(x: Tensor, v: Tensor) -> Tensor:
             kept = x if self.is_cut else self.kind.keep(x, *arrays)
             return self.kind.tangent(kept, self.kind.take(v, *arrays), self.shape[0], *arrays)
 
-        return _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
+        y = _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
+        return y.reshape(*of.left.shape[:-1], self.shape[0])
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return of._replace(right=right) if left is None else Operands(left, of.right, None)
@@ -95,7 +97,8 @@ class Pull:
         def factors(g: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             return g, self.kind.keep(v, *arrays).squeeze(0)
 
-        return _multiply(self, contract, factors, operand(of.left, -1), right, self.shape[0])
+        y = _multiply(self, contract, factors, operand(flat(of.left), 1), right, self.shape[0])
+        return y.reshape(*of.left.shape[:-1], y.shape[1])
 
     def along(self, of: Operands, left: Tensor | None, right: Tensor | None) -> Operands:
         return of._replace(right=right) if left is None else of._replace(left=left)
@@ -196,7 +199,7 @@ def _multiply(op: Tangent | Pull | Product, contract: Any, factors: Any, left: A
     group = op.how.settings.group if isinstance(op, Product) else None
     return op.how.engine.multiply(
         contract, factors, left, right, terms=terms, bits=precision.bits_for(op.how.settings, terms),
-        reduce=functools.partial(groups.add_up, group),
+        is_by_rows=not isinstance(op, Product), reduce=functools.partial(groups.add_up, group),
     ).to(op.dtype)  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks.words import FLOAT_DTYPES
 from maskedlinear_torch import kinds, rule
 from maskedlinear_torch import precision as precisions
 
@@ -54,20 +55,50 @@ def masked_linear(
         >>> w.grad
         tensor([[0., 2.]])
     """
-    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            call_checks.refuse_array(name, value)
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        _refuse_array("masked_linear", input=input, weight=weight, bias=bias)
     call_checks.flag("forward_mode", forward_mode)
     mask = constructors.as_mask(grad_mask)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask)
     input, weight, bias = _autocast(input, weight, bias)
-    call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
+    _check("masked_linear", input, weight, bias, bias_mask)
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
     kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
     chosen = precisions.resolve(precision, "masked_linear", input, weight)
     return rule.masked(kind, positions, input, weight, bias, bias_mask, precision=chosen)
+
+
+def _refuse_array(function: str, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            call_checks.refuse_array(name, value, function=function)
+
+
+def _check(function: str, input: Tensor, weight: Tensor, bias: Tensor | None, bias_mask: Any = None) -> None:
+    # In words only where something is wrong: at batch 1 they would cost as much as the layer.
+    if bias_mask is None and _fits(input, weight, bias):
+        return
+    specs = _spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask)
+    call_checks.linear(*specs, function=function)
+
+
+def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    # Whether `call_checks.linear` surely passes these.
+    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    return (
+        dtype in _FLOATS
+        and len(shape) == 2
+        and input.dim() > 0
+        and input.shape[-1] == shape[1]
+        and input.dtype == dtype
+        and input.device == device
+        and (bias is None or (bias.shape == shape[:1] and bias.dtype == dtype and bias.device == device))
+    )
+
+
+_FLOATS = tuple(getattr(torch, name) for name in FLOAT_DTYPES)
 
 
 def _spec(tensor: Any) -> call_checks.Spec:

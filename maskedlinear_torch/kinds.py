@@ -53,7 +53,7 @@ class Submatrix:
         return self._put(kept, columns, -1, in_features)
 
     def product(self, g: Tensor, kept: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return flat(self._take(g, rows, -1)).t() @ flat(kept)
+        return _dot(flat(self._take(g, rows, -1)).t(), flat(kept))
 
     def place(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
@@ -71,10 +71,10 @@ class Submatrix:
     def tangent(
         self, kept: Tensor, values: Tensor, out_features: int, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
-        return self._put(kept @ values.t(), rows, -1, out_features)
+        return self._put(_dot(kept, values.t()), rows, -1, out_features)
 
     def pull(self, g: Tensor, values: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return self._take(g, rows, -1) @ values
+        return _dot(self._take(g, rows, -1), values)
 
     def values_shape(self, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> tuple[int, ...]:
         return shape[0] if rows is None else rows.shape[0], shape[1] if columns is None else columns.shape[0]
@@ -112,8 +112,14 @@ class Blocks:
         return kept
 
     def product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
-        # (n, h, B) times (n, B, w): one small product per block.
-        return self._rows(flat(g), numbers).permute(1, 2, 0) @ self._columns(flat(kept), numbers).transpose(0, 1)
+        g, kept = flat(g), flat(kept)
+        size = positions.batch_chunk(numbers.shape[0], self.block_shape)
+        if not _in_pieces(g) or g.shape[0] <= size:
+            return self._product(g, kept, numbers)
+        total = self._product(g[:size], kept[:size], numbers)
+        for start in range(size, g.shape[0], size):
+            total += self._product(g[start : start + size], kept[start : start + size], numbers)
+        return total
 
     def place(self, values: Tensor, shape: Shape, numbers: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -135,13 +141,14 @@ class Blocks:
 
     def tangent(self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor) -> Tensor:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        parts = (self._columns(flat(kept), numbers).transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1)
+        columns = self._columns(flat(kept), numbers)
+        parts = _dot(columns.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
         sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, numbers // x, parts)
         return sums[:, :y].reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Tensor, values: Tensor, in_features: int, numbers: Tensor) -> Tensor:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        parts = (self._rows(flat(g), numbers).transpose(0, 1) @ values).transpose(0, 1)
+        parts = _dot(self._rows(flat(g), numbers).transpose(0, 1), values).transpose(0, 1)
         sums = parts.new_zeros(parts.shape[0], x, w).index_add(1, numbers % x, parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
@@ -151,6 +158,10 @@ class Blocks:
     def mask(self, weight: Tensor, numbers: Tensor) -> Tensor:
         block = torch.ones_like(numbers, dtype=torch.bool)[:, None, None].expand(-1, *self.block_shape)
         return self.place(block, (weight.shape[0], weight.shape[1]), numbers)
+
+    def _product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+        # (n, h, B) times (n, B, w): one small product per block.
+        return _dot(self._rows(g, numbers).permute(1, 2, 0), self._columns(kept, numbers).transpose(0, 1))
 
     def _rows(self, g: Tensor, numbers: Tensor) -> Tensor:
         (y, x), (h, _) = self.grid_shape, self.block_shape
@@ -172,10 +183,10 @@ class Elements:
         return kept
 
     def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
-        dense = flat(g).t() @ flat(kept)
+        dense = _dot(flat(g).t(), flat(kept))
         if dense.requires_grad or _compat.in_transform() or torch.compiler.is_dynamo_compiling():
             return torch.where(mask, dense, 0)
-        return dense.masked_fill_(mask.logical_not(), 0)  # in place: no second gradient of the weight's size
+        return torch.where(mask, dense, dense.new_zeros(()), out=dense)  # no second gradient of the weight's size
 
     def place(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
         return values
@@ -190,10 +201,10 @@ class Elements:
         return torch.where(mask, values, weight)
 
     def tangent(self, kept: Tensor, values: Tensor, out_features: int, mask: Tensor) -> Tensor:
-        return kept @ values.t()
+        return _dot(kept, values.t())
 
     def pull(self, g: Tensor, values: Tensor, in_features: int, mask: Tensor) -> Tensor:
-        return g @ values
+        return _dot(g, values)
 
     def values_shape(self, shape: Shape, mask: Tensor) -> tuple[int, ...]:
         return shape
@@ -224,10 +235,10 @@ class Entries:
         if self._are_few(flat_positions, g.shape[1]):
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(take(g, rows, 1, exact=self.exact)) * _wide(kept.index_select(1, columns))
-            return terms.sum(0).to(g.dtype)
-        values = g.new_zeros(flat_positions.shape)
+            return terms.sum(0).to(_sum_dtype(g))
+        values = g.new_zeros(flat_positions.shape, dtype=_sum_dtype(g))
         for start, stop in self._chunks(flat_positions, g.shape[1]):
-            part = g[:, start:stop].t() @ kept
+            part = _dot(g[:, start:stop].t(), kept)
             inside, local = self._within(flat_positions, start, stop)
             values = torch.where(inside, part.reshape(part.numel()).index_select(0, local), values)
         return values
@@ -251,10 +262,10 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(x.index_select(1, columns)) * _wide(values)
             sums = terms.new_zeros(x.shape[0], out_features + 1).index_add(1, rows, terms)
-            return sums[:, :out_features].to(x.dtype).reshape(*kept.shape[:-1], out_features)
+            return sums[:, :out_features].to(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
         parts = []
         for start, stop in self._chunks(flat_positions, out_features):
-            parts.append(x @ self._part(values, flat_positions, start, stop).t())
+            parts.append(_dot(x, self._part(values, flat_positions, start, stop).t()))
         return torch.cat(parts, 1).reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Tensor, values: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
@@ -263,10 +274,10 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(take(line, rows, 1, exact=self.exact)) * _wide(values)
             sums = terms.new_zeros(line.shape[0], in_features).index_add(1, columns, terms)
-            return sums.to(g.dtype).reshape(*g.shape[:-1], in_features)
-        total = line.new_zeros(line.shape[0], in_features)
+            return sums.to(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
+        total = line.new_zeros(line.shape[0], in_features, dtype=_sum_dtype(g))
         for start, stop in self._chunks(flat_positions, line.shape[1]):
-            total = total + line[:, start:stop] @ self._part(values, flat_positions, start, stop)
+            total = total + _dot(line[:, start:stop], self._part(values, flat_positions, start, stop))
         return total.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, flat_positions: Tensor) -> tuple[int, ...]:
@@ -321,10 +332,17 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
         if packed and isinstance(kind, Elements):
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
+    key = (shape, device, packed)
+    if key in mask.memo and not _compat.in_dispatch_mode():
+        return mask.memo[key]
     found = mask.canonical(shape)
     found = positions.packed(found) if packed else found
-    arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
-    return exact_kind(found, shape), arrays
+    with torch.inference_mode(False):  # what is made there could not be saved for a later backward
+        arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
+    resolved = exact_kind(found, shape), arrays
+    if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
+        mask.memo[key] = resolved
+    return resolved
 
 
 def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
@@ -338,7 +356,7 @@ def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
 
 def flat(tensor: Tensor) -> Tensor:
     """Return (*B, F) as (B, F). The size is spelled out: -1 cannot be told where F is 0."""
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
 def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
@@ -385,9 +403,32 @@ def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
     return tensor.scatter(dim, index.reshape(dims).expand(values.shape), values)
 
 
+def _in_pieces(g: Tensor) -> bool:
+    # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: in plain eager code, where
+    # the batch is a number and partial sums are not rounded to 16 bits.
+    return (
+        g.device.type == "cpu"
+        and g.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not (_compat.in_transform() or _compat.in_dispatch_mode() or _compat.is_distributed(g))
+        and not torch.is_grad_enabled()
+    )
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    # Products of 16-bit numbers are summed in float32, as the dense product does.
+    # Products of 16-bit numbers are summed in float32, as the dense product does; those of int8 in int32.
+    if tensor.dtype == torch.int8:
+        return tensor.to(torch.int32)
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    # Digits of 8 bits have a product of their own (engines.py).
+    return _compat.int8_product(a, b) if a.dtype == torch.int8 else a @ b
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.int32 if tensor.dtype == torch.int8 else tensor.dtype
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:

@@ -15,7 +15,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
 from maskedlinear_torch import kinds, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.precision import resolve
 
 
@@ -50,19 +50,21 @@ class Layer(nn.Module):
         self._precision = as_precision(precision)
 
     def _positions(self) -> kinds.Arrays:
-        if not self._home().is_meta and any(buffer.is_meta for buffer in self._buffers.values() if buffer is not None):
-            # load_state_dict(assign=True) brings parameters from meta, and no buffers that it does not hold.
-            self._set_masks(self._mask, self._bias_values)
-        return tuple(getattr(self, f"_position_{i}") for i in range(self._position_count))
+        for buffer in self._buffers.values():
+            if buffer is not None and buffer.is_meta and not self._home().is_meta:
+                # load_state_dict(assign=True) brings parameters from meta, and no buffers that it does not hold.
+                self._set_masks(self._mask, self._bias_values)
+                break
+        return tuple([self._buffers[name] for name in self._position_names])
 
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
         device = self._home().device
         shape = (self.out_features, self.in_features)
         kind, arrays = kinds.resolve(mask, shape, device, packed=self._is_packed)
         self._mask, self._bias_values = mask, bias_values
-        self._kind, self._position_count = kind, len(arrays)
-        for i, array in enumerate(arrays):
-            self._set_buffer(f"_position_{i}", array)
+        self._kind, self._position_names = kind, tuple(f"_position_{i}" for i in range(len(arrays)))
+        for name, array in zip(self._position_names, arrays, strict=True):
+            self._set_buffer(name, array)
         trained = None if bias_values is None else np.flatnonzero(bias_values) if self._is_packed else bias_values
         self._set_buffer("_bias_positions", None if trained is None else torch.from_numpy(trained).to(device))
 
@@ -241,7 +243,7 @@ class MaskedLinear(Layer, nn.Linear):
         if not isinstance(input, Tensor):
             call_checks.refuse_array("input", input)
         input, weight, bias = _autocast(input, self.weight, self.bias)
-        call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), None)
+        _check("masked_linear", input, weight, bias)
         precision = resolve(self._precision, "masked_linear", input, weight)
         return rule.masked(
             self._kind, self._positions(), input, weight, bias, self._bias_positions, precision=precision

@@ -15,7 +15,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import described
 from maskedlinear_torch import packing, rule
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.precision import resolve
 
@@ -199,7 +199,8 @@ class PackedLinear(Layer):
         Args:
             grad_mask: The new mask.
             optimizer: Its moments of the values move along: what stays trainable keeps its history, what is
-                new starts from zero. Left out, a parameter of another shape must be handed to it by hand.
+                new starts from zero. State that is not kept value by value (Adafactor's sums of rows and
+                columns) starts anew. Left out, a parameter of another shape must be handed to it by hand.
 
         Raises:
             TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
@@ -232,7 +233,7 @@ class PackedLinear(Layer):
             call_checks.refuse_array("input", input, function="packed_linear")
         positions = self._positions()
         input, base, bias = _autocast(input, self.base, self.bias)
-        call_checks.linear(_spec(input), _spec(base), _maybe_spec(bias), None, function="packed_linear")
+        _check("packed_linear", input, base, bias)
         precision = resolve(self._precision, "packed_linear", input, base)
         return rule.masked(self._kind, positions, input, base, bias, None, self.values, precision)
 
@@ -286,11 +287,11 @@ class PackedLinear(Layer):
         if not state:
             return
         shape = self.out_features, self.in_features
-        expected = parameter.shape
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == expected and value.dim():
-                state[name] = packing.repack(value, old, new, shape=shape)
-        optimizer.state[self.values] = state
+        arrays = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()}
+        if any(value.shape != parameter.shape for value in arrays.values()):
+            return  # the optimizer makes it again in its next step
+        moved = {name: packing.repack(value, old, new, shape=shape) for name, value in arrays.items()}
+        optimizer.state[self.values] = state | moved
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, value in (("weight", self.weight), ("bias", self.bias)):

@@ -12,7 +12,7 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_torch import kinds, rule
 from maskedlinear_torch import precision as precisions
-from maskedlinear_torch.functional import _autocast, _maybe_spec, _spec
+from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _refuse_array, _spec
 
 
 def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
@@ -111,17 +111,14 @@ def packed_linear(
         >>> v.grad
         tensor([[2.]])
     """
-    for name, value in (("input", input), ("values", values), ("bias", bias)):
-        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            call_checks.refuse_array(name, value, function="packed_linear")
+    if not (isinstance(input, Tensor) and isinstance(values, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        _refuse_array("packed_linear", input=input, values=values, bias=bias)
     call_checks.flag("forward_mode", forward_mode)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
     kind, positions = _resolve("packed_linear", weight, grad_mask)
     input, weight, bias = _autocast(input, weight, bias)
-    call_checks.linear(
-        _spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask), function="packed_linear"
-    )  # fmt: skip
+    _check("packed_linear", input, weight, bias, bias_mask)
     _check_values("packed_linear", kind, positions, weight, values)
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
@@ -174,7 +171,8 @@ def repack(
 def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, kinds.Arrays]:
     if not isinstance(weight, Tensor):
         call_checks.refuse_array("weight", weight, function=function)
-    packed_checks.weight(function, _spec(weight))
+    if not (weight.dtype in _FLOATS and weight.dim() == 2):
+        packed_checks.weight(function, _spec(weight))
     mask = constructors.as_mask(grad_mask)
     return kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device, packed=True)
 
@@ -183,4 +181,6 @@ def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weig
     if not isinstance(values, Tensor):
         call_checks.refuse_array("values", values, function=function)
     expected = kind.values_shape((weight.shape[0], weight.shape[1]), *positions)
+    if values.shape == expected and values.dtype == weight.dtype and values.device == weight.device:
+        return
     packed_checks.values(function, _spec(values), expected, _spec(weight))

@@ -106,7 +106,8 @@ def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Pre
         weight: W, for its device and dtype.
 
     Raises:
-        TypeError, ValueError: No precision, a dtype without a reproducible answer, or more bits than there are.
+        TypeError, ValueError: No precision, no group of workers, a dtype without a reproducible answer, more bits
+            than there are, or sums too long for an engine that was asked for.
         RuntimeError: The device fails the known-answer test.
     """
     settings = core.as_precision(precision)
@@ -115,18 +116,23 @@ def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Pre
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
     if _compat.is_distributed(weight):
         checks.refuse_sharded()
-    if settings.bits is not None:
-        for terms in (*weight.shape, input.shape[:-1].numel()):
-            core.bits_for(settings, terms)
+    if settings.group is not None:
+        checks.group(settings.group, _compat.is_group(settings.group), "a torch.distributed.ProcessGroup")
     engine = _engine(settings.engine, weight.device)
+    for terms in (*weight.shape, input.shape[:-1].numel()):
+        core.check_terms(settings, engine, terms)
     _known_answer(engine, str(weight.device))
     return Reproducible(How(settings, _ENGINES[engine]))
 
 
-_ENGINES: dict[str, engines.Float64 | engines.Float32] = {"float64": engines.Float64(), "float32": engines.Float32()}
+_ENGINES: dict[str, engines.Float64 | engines.Digits] = {
+    "float64": engines.Float64(),
+    "float32": engines.FLOAT32,
+    "int8": engines.INT8,
+}
 
 
-def _engine(asked: str, device: torch.device) -> str:
+def _engine(asked: core.Engine, device: torch.device) -> core.Engine:
     if asked != "auto":
         return asked
     return "float64" if _has_fast_float64(device) else "float32"

@@ -74,8 +74,8 @@ def masked(
     if not transformed and not (learned.requires_grad and torch.is_grad_enabled()):
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
         return precision.linear(input, _matrix(kind, arrays, learned, frozen), _bias_view(bias, bias_mask))
-    # Dynamo refuses a Function that defines jvp.
-    rule = _Reverse if torch.compiler.is_dynamo_compiling() else _Rule
+    # Dynamo refuses a Function that defines jvp, and follows setup_context; without either a call costs least.
+    rule = _Reverse if torch.compiler.is_dynamo_compiling() else _Rule if transformed else _Plain
     output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, frozen, *arrays)
     return output
 
@@ -164,8 +164,10 @@ class _Reverse(torch.autograd.Function):
                 view = weight_view if _is_differentiated() else _matrix
                 d_input = precision.back(g, view(kind, arrays, learned, frozen))
             if learned_wanted:
-                dtype, shape = learned.dtype, _shape(learned, frozen)
-                d_learned = precision.product(kind, arrays, g.to(dtype), kept.to(dtype), top, shape)
+                shape, cotangent = _shape(learned, frozen), g
+                if frozen is not None:  # values may be wider than the matrix
+                    cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
+                d_learned = precision.product(kind, arrays, cotangent, kept, top, shape)
                 if frozen is None:
                     d_learned = kind.place(d_learned, shape, *arrays)
                 if _compat.is_distributed(learned):
@@ -210,6 +212,18 @@ class _Rule(_Reverse):
                 d_kept = torch.zeros_like(kept) if d_input is None else kind.keep(d_input, *arrays)
             top = precision.top(input, kept)
             return functools.reduce(precision.add, terms), d_kept, None if top is None else torch.zeros_like(top)
+
+
+class _Plain(torch.autograd.Function):
+    """The rule where reverse mode is all there is: torch binds the arguments of the others anew at each call."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        output = _Reverse.forward(*inputs)
+        _Reverse.setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_Reverse.backward)
 
 
 def _shape(learned: Tensor, frozen: Tensor | None) -> tuple[int, int]:

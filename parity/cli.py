@@ -14,13 +14,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from parity.engine.records import DEVICES, DTYPES, WORLDS, Record
+from parity.report import content, html, markdown
 from parity.report import terminal as report
 from parity.report.environment import environment
 from parity.subjects.masked_linear import cases, grid, transforms
 from parity.subjects.masked_linear.records import PRECISIONS, TIERS
 
 COMMANDS = ("all", "grid", "digits", "golden", "precision")
-OWN: dict[str, str] = {}
+OWN: dict[str, str] = {
+    "check": "parity.commands.check",
+    "atlas": "parity.commands.atlas",
+    "bench": "parity.bench.command",
+}
 """Commands with options of their own: the module whose `main(arguments)` runs it, by name."""
 PLAIN_WIDTH = 120  # of output that goes to a file
 
@@ -70,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed |= course_failed
     if asked.json:
         report.write_json(asked.json, environment(), records, summary)
+    if asked.html or asked.md:
+        grid_report = content.content("The masked linear layer", environment(), (r.as_dict() for r in records))
+        for file, renderer in ((asked.html, html), (asked.md, markdown)):
+            if file:
+                renderer.write(file, grid_report)
     if asked.summary:
         report.write_summary(asked.summary, environment(), records, summary)
     console.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
@@ -96,14 +106,17 @@ def _digits(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
 def _course(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any], bool]:
     from parity.subjects.course import run, view
 
-    steps = run.QUICK_STEPS if asked.quick else run.STEPS
+    steps, worlds = (run.QUICK_STEPS, run.QUICK_WORLDS) if asked.quick else (run.STEPS, tuple(run.WORLDS))
     device = "cpu" if asked.device == "all" else asked.device
     if device in _absent((device,), "all"):
         console.print(f"[red]no device[/]: {device} is not here; digits did not run")
         return {"faults": [f"no device: {device}"]}, True
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("digits, reproducible", total=(len(run.WORLDS) + 3) * steps)
-        seen = run.run(seed=asked.seed, steps=steps, device=device, progress=lambda: progress.update(bar, advance=1))
+        bar = progress.add_task("digits, reproducible", total=(len(worlds) + 3) * steps)
+        seen = run.run(
+            seed=asked.seed, steps=steps, device=device, worlds=worlds,
+            progress=lambda: progress.update(bar, advance=1),
+        )  # fmt: skip
     view.show(seen, console)
     if asked.plot:
         view.plot(seen, asked.plot)
@@ -189,6 +202,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep every record, with versions, machine and commit"
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the grid as a page to look at")
+    parser.add_argument("--md", type=Path, metavar="FILE", help="write the grid as a table in Markdown")
     parser.add_argument("--write", type=Path, metavar="FILE", help="with golden: make the hashes, on the CPU")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw how native runs part and reproducible ones do not (png, svg)"
@@ -204,7 +219,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             _known(parser, f"--{name}", getattr(asked, name), known)
     if asked.seed < 0:
         parser.error(f"--seed: expected 0 or more, got {asked.seed}")
-    for option in ("json", "summary", "plot", "write"):
+    for option in ("json", "html", "md", "summary", "plot", "write"):
         file = getattr(asked, option)
         if file and not file.parent.is_dir():
             parser.error(f"--{option}: expected a file in a folder that exists, got {file}")

@@ -1,6 +1,7 @@
-"""Settings of the test run: JAX on the CPU, everything seeded, and the fixture that runs cells of the grid."""
+"""Settings of the test run: JAX on the CPU, everything seeded, who runs what, and the fixture that runs cells."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -17,6 +18,47 @@ import maskedlinear_jax
 import maskedlinear_torch
 from parity import plan, run
 from parity.report.terminal import failure
+
+# What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
+# JAX writes the entries in place, where another process could read half of one.
+_compiled = tempfile.TemporaryDirectory(prefix="jax-compiled-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+GRID = (
+    "test_mode_sequences",
+    "test_jacobians",
+    "test_second_order",
+    "test_vjp",
+    "test_jvp",
+    "test_vmap",
+    "test_forward",
+)
+"""Each of their tests is a transform and takes about a minute, and no two share anything: any worker takes the next."""
+
+FIRST = ("test_minilm", "test_course", *GRID, "test_workers", "test_reproducible", "test_engines_jax")
+"""What takes longest goes first, so that the workers end at one time."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long files first, among several workers; else keep the order."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {name: place for place, name in enumerate(FIRST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out whole files, whose tests share fixtures, but the grid's test by test."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return nodeid if file.removesuffix(".py").rpartition("/")[2] in GRID else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

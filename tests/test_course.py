@@ -1,7 +1,10 @@
 """A training run that ends in the same bits in every world; and what is seen when it does not (SPEC S9)."""
 
+import contextlib
+import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +14,20 @@ from parity.subjects.course import recipe, run
 
 
 @pytest.fixture(scope="module")
-def seen():
-    return run.run(steps=40)
+def command(tmp_path_factory):
+    """The command line's run: what it saw, printed and wrote. Compiled once, for all tests."""
+    folder, kept, real = tmp_path_factory.mktemp("course"), [], run.run
+    report, figure = folder / "report.json", folder / "figure.svg"
+    arguments = ["digits", "--quick", "--precision", "reproducible", "--json", str(report), "--plot", str(figure)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(run, "run", lambda **keywords: kept.append(real(**keywords | {"worlds": run.WORLDS})) or kept[0])
+        code = cli.main(arguments)
+    return SimpleNamespace(code=code, printed=printed.getvalue(), report=report, figure=figure, seen=kept[0])
+
+
+@pytest.fixture(scope="module")
+def seen(command):
+    return command.seen
 
 
 def test_one_hash_in_all_worlds_and_in_the_oracle(seen):
@@ -37,9 +52,9 @@ def test_native_runs_part(seen):
     assert seen.distance[0] == 0 < seen.distance[-1]
 
 
-def test_runs_that_part_are_faults():
+def test_runs_that_part_are_faults(seen):
     """The same check on native runs."""
-    faults = run.run(steps=12, precision="native").faults
+    faults = run._faults(seen.task, seen.native, seen.oracle)
     assert any(fault.startswith("jax jit parts from torch eager by step") for fault in faults)
     assert any("parts from the oracle by step" in fault for fault in faults)
 
@@ -60,24 +75,18 @@ def test_digest_is_of_bits():
     assert recipe.digest((zero, zero)) == recipe.digest((np.zeros(4, np.float32),))
 
 
-def test_command_line(tmp_path, capsys):
-    report, figure = tmp_path / "report.json", tmp_path / "figure.svg"
-    arguments = ["digits", "--quick", "--precision", "reproducible", "--json", str(report), "--plot", str(figure)]
-    assert cli.main(arguments) == 0, capsys.readouterr().out
-    printed = capsys.readouterr().out
+def test_command_line(command):
+    assert command.code == 0, command.printed
     for part in ("one SHA-256 in torch eager, torch compiled, jax eager, jax jit", "oracle, by hand", "same bits"):
-        assert part in printed.replace("\n", " ")
-    found = json.loads(report.read_text("utf-8"))["digits, reproducible"]
+        assert part in command.printed.replace("\n", " ")
+    found = json.loads(command.report.read_text("utf-8"))["digits, reproducible"]
     assert len(set(found["sha256"].values())) == 1
     assert len(set(found["sha256 native"].values())) == 2
-    assert figure.read_text("utf-8").count("<path") > 10
-    assert "parity digits" not in printed
+    assert command.figure.read_text("utf-8").count("<path") > 10
+    assert "parity digits" not in command.printed
 
 
-def test_command_line_fails_where_runs_part(monkeypatch, capsys):
-    real = run.run
-    monkeypatch.setattr(
-        run, "run", lambda **keywords: replace(real(**keywords | {"steps": 4}), faults=("jax jit parts",))
-    )
+def test_command_line_fails_where_runs_part(seen, monkeypatch, capsys):
+    monkeypatch.setattr(run, "run", lambda **keywords: replace(seen, faults=("jax jit parts",)))
     assert cli.main(["digits", "--quick", "--precision", "reproducible"]) == 1
     assert "digits, reproducible, differs: jax jit parts" in capsys.readouterr().out

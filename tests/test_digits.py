@@ -130,7 +130,7 @@ def test_third_party_follows_finite_differences():
 
 def test_command_line_and_its_file(tmp_path, capsys):
     file = tmp_path / "digits.json"
-    assert cli.main(["digits", "--quick", "--json", str(file)]) == 0
+    assert cli.main(["digits", "--quick", "--precision", "native", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     for part in ("loss torch", "loss jax", "0 of 6665", "every frozen weight has its initial bits"):
         assert part in printed
@@ -139,13 +139,19 @@ def test_command_line_and_its_file(tmp_path, capsys):
     assert report["frozen_changed"] == {"torch": 0, "jax": 0}
 
 
-def test_command_line_fails_where_the_runs_differ(monkeypatch, capsys):
-    real = run.run
-
-    def wrong(**keywords):
-        task, comparison = real(**keywords)
-        return task, replace(comparison, faults=("torch: 1 frozen weights changed (S3)",))
-
-    monkeypatch.setattr(run, "run", wrong)
-    assert cli.main(["digits", "--quick"]) == 1
+def test_command_line_fails_where_the_runs_differ(seen, monkeypatch, capsys):
+    task, comparison = seen
+    wrong = task, replace(comparison, faults=("torch: 1 frozen weights changed (S3)",))
+    monkeypatch.setattr(run, "run", lambda **keywords: wrong)
+    assert cli.main(["digits", "--quick", "--precision", "native"]) == 1
     assert "digits differs: torch: 1 frozen weights changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failing", [None, "_digits", "_course"])
+def test_command_line_runs_both_precisions(failing, monkeypatch):
+    """What is not asked for by precision is both, and one that fails is enough."""
+    ran = []
+    for name in ("_digits", "_course"):
+        monkeypatch.setattr(cli, name, lambda asked, console, name=name: (ran.append(name) or {}, name == failing))
+    assert cli.main(["digits", "--quick"]) == int(failing is not None)
+    assert ran == ["_digits", "_course"]

@@ -6,13 +6,14 @@ import sys
 import pytest
 
 LIMIT = 0.050
+# Of processor time: what else the machine does is not the import's.
 CODE = """
 import time
 import {framework}, numpy
 {more}
-start = time.perf_counter()
+start = time.process_time()
 import maskedlinear_{framework}
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 # What any program that uses the framework has imported already.
 MORE = {"torch": "import torch.nn, torch.func", "jax": "import jax.numpy"}

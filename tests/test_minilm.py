@@ -1,4 +1,4 @@
-"""The sentence encoder example (examples/minilm), from beginning to end, with few steps."""
+"""The sentence encoder example (examples/minilm), from beginning to end, with few small steps."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent.parent / "examples" / "minilm"
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("minilm")
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "run.py"), "--steps", "3", "--folder", str(folder)],
+        [sys.executable, str(FOLDER / "run.py"), "--steps", "3", "--pairs", "8", "--folder", str(folder)],
         env=os.environ | {"PYTHONPATH": str(FOLDER.parent.parent), "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip

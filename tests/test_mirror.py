@@ -23,18 +23,20 @@ ONLY_DEFINED_IN_ONE = {
         "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
         "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_gather",  # JAX is told where positions are unique
+        "_inverse",  # XLA writes one value after the other on a CPU
         "_turned",  # XLA contracts first axes slowly
         "_narrow",  # JAX has 32-bit integers by default
         "_scatter",  # vmap has no rule for index_copy
     },
     "rule.py": {
-        "_Reverse", "_Rule", "_reverse", "_rule", "_forward", "_backward", "_tangent",  # each framework's form
+        # Each framework's form.
+        "_Reverse", "_Rule", "_Plain", "_reverse", "_rule", "_forward", "_backward", "_tangent",
         "_Wanted",  # torch has ctx.needs_input_grad
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
         "_is_primal", "_shape", "_is_differentiated",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
     },
-    "engines.py": set(),
+    "engines.py": {"_flushed"},  # in place
     "groups.py": set(),
     "exact.py": {
         "_Exact", "_is_differentiated", "_check_group",  # an autograd.Function
@@ -43,8 +45,11 @@ ONLY_DEFINED_IN_ONE = {
         "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index",
         "_wide",
     },
-    "precision.py": {"_tested", "_flags"},  # Dynamo calls the test as a constant; flags of torch alone change products
-    "functional.py": {"_autocast"},  # JAX has no autocast
+    "precision.py": {"_tested"},  # Dynamo calls the test as a constant
+    "functional.py": {
+        "_autocast",  # JAX has no autocast
+        "_refuse_array", "_check", "_fits",  # in torch at each call, in JAX when it traces
+    },
     "packing.py": set(),
     "convert.py": {
         # Pytrees of several libraries; torch has one kind of module.

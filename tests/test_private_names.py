@@ -5,9 +5,12 @@ When one of the last tests fails, a work-around can go: its message says which.
 
 import jax
 import jax.numpy as jnp
+import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
@@ -35,6 +38,15 @@ def test_functorch_transforms_are_seen_by_the_compiler():
 
     assert torch.compile(f, fullgraph=True, backend="eager")(W) == 18
     assert (torch.compile(lambda w: torch.func.grad(f)(w), fullgraph=True, backend="eager")(W) == 2).all()
+
+
+def test_dispatch_modes_are_seen():
+    assert not torch_compat.in_dispatch_mode()
+    with FlopCounterMode(display=False):
+        assert torch_compat.in_dispatch_mode()
+    with FakeTensorMode():
+        assert torch_compat.in_dispatch_mode()
+    assert not torch_compat.in_dispatch_mode()
 
 
 def test_dual_levels_are_seen():
@@ -65,10 +77,45 @@ def test_a_function_can_be_constant_to_the_compiler():
     assert vars(torch.compiler.assume_constant_result(lambda: 2)) == vars(probe)
 
 
+@pytest.mark.parametrize("shape", [(5, 17, 3), (1, 1, 1), (3, 0, 2), (0, 4, 3), (30, 1, 4)])
+def test_int8_product(shape):
+    m, k, n = shape
+    a, b = (torch.randint(-128, 128, size, dtype=torch.int8) for size in ((2, m, k), (2, n, k)))
+    product = torch_compat.int8_product(a, b.transpose(1, 2))
+    assert torch.equal(product, (a.long() @ b.transpose(1, 2).long()).int())
+    assert torch.equal(torch_compat.int8_product(a[0], b[0].T), product[0])
+
+
+def test_int8_product_still_misreads_one_column():
+    """Why int8_product pads on a CPU as well."""
+    a, b = (torch.arange(1, size + 1, dtype=torch.int8)[:, None] for size in (5, 4))
+    assert not torch.equal(torch._int_mm(a, b.T), a.int() @ b.T.int()), "torch._int_mm reads it now: pad on CUDA only"
+
+
+def test_hardshrink_writes_in_place():
+    tensor = torch.tensor([2.0, -0.0, 1e-3, float("nan")], dtype=torch.float64)
+    assert torch_compat.hardshrink_(tensor, 0.5) is tensor
+    assert str(tensor.tolist()) == "[2.0, 0.0, 0.0, nan]"
+    batched = torch.func.vmap(lambda row: torch_compat.hardshrink_(row * 1, 0.5))(tensor[None, :3])
+    assert batched.tolist() == [[2, 0, 0]]
+
+
+def test_hooks_are_where_they_are_taken_from():
+    """All of a fresh module's attributes that tell of hooks, but those of its state_dict."""
+    names = {name for name in vars(torch.nn.Linear(1, 1)) if "hook" in name and "state_dict" not in name}
+    assert names == set(torch_compat._HOOKS)
+
+
 def test_x64_is_seen_as_a_context():
     assert not jax_compat.x64_enabled()
     with jax.enable_x64(True):
         assert jax_compat.x64_enabled()
+
+
+def test_matmul_precision_is_seen_as_a_context():
+    with jax.default_matmul_precision("bfloat16"):
+        assert jax_compat.matmul_precision() == "bfloat16"
+    assert jax_compat.matmul_precision() != "bfloat16"
 
 
 def test_tracers_and_devices_are_seen():

@@ -1,5 +1,6 @@
 """The reproducible precision: one answer from every engine, whatever the setting, the order or the cut (SPEC S9)."""
 
+import functools
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +20,13 @@ from hypothesis import strategies as st
 
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
-from maskedlinear_core import accuracy_bound, columns, elements, guard, precision
+from maskedlinear_core import accuracy_bound, blocks, columns, elements, guard, positions, precision, rows, submatrix
 from maskedlinear_jax import engines as jax_engines
 from maskedlinear_torch import engines as torch_engines
 from parity.subjects.masked_linear import numbers
 from parity.subjects.masked_linear.arithmetic import Reproducible
 
-ENGINES = ["float64", "float32"]
+ENGINES = ["float64", "float32", "int8"]
 LENGTHS = [0, 1, 2, 3, 17, 128, 129, 1000, 1025]
 BITS = [None, 40, "most"]
 
@@ -43,35 +45,40 @@ def torch_dot(x, w, **settings):
     return mt.masked_linear(torch.tensor(x), torch.tensor(w), grad_mask=columns([]), precision=how).numpy()
 
 
+@functools.partial(jax.jit, static_argnames="how")
+def jax_layer(x, w, how):
+    return mj.masked_linear(x, w, grad_mask=columns([]), precision=how)
+
+
 def jax_dot(x, w, **settings):
-    how = mj.reproducible(**settings)
-    layer = jax.jit(lambda x, w: mj.masked_linear(x, w, grad_mask=columns([]), precision=how))
-    return np.asarray(layer(jnp.asarray(x), jnp.asarray(w)))
+    return np.asarray(jax_layer(jnp.asarray(x), jnp.asarray(w), how=mj.reproducible(**settings)))
 
 
 def oracle(x, w, p=0):
     return bits(Reproducible("float32", p).dot(x.astype(np.float64), w.astype(np.float64)))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", numbers.KINDS)
-def test_torch_engine_gives_the_answer(kind, engine):
+def test_torch_engines_give_the_answer(kind):
     for number, length in enumerate(LENGTHS):
         x, w = draw(kind, (5, length), number), draw(kind, (4, length), number + 99)
         for p in BITS:
             # Other sums of the layer are as long as its other sides: 4 outputs, 5 rows.
             p = precision.most_bits(max(length, 5)) if p == "most" else p
             if p is None or p <= precision.most_bits(max(length, 5)):
-                got = bits(torch_dot(x, w, engine=engine, bits=p))
-                assert (got == oracle(x, w, p or 0)).all(), f"K = {length}, p = {p}"
+                want = oracle(x, w, p or 0)
+                for engine in ENGINES:
+                    got = bits(torch_dot(x, w, engine=engine, bits=p))
+                    assert (got == want).all(), f"{engine}, K = {length}, p = {p}"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["exponents 20", "near the limit", "cancelling", "ties", "subnormal", "not a number"])
-def test_jax_engine_gives_the_answer(kind, engine):
+def test_jax_engines_give_the_answer(kind):
     for number, (length, p) in enumerate([(0, None), (17, None), (1025, None), (129, 41)]):
         x, w = draw(kind, (5, length), number), draw(kind, (4, length), number + 99)
-        assert (bits(jax_dot(x, w, engine=engine, bits=p)) == oracle(x, w, p or 0)).all(), f"K = {length}, p = {p}"
+        want = oracle(x, w, p or 0)
+        for engine in ENGINES:
+            assert (bits(jax_dot(x, w, engine=engine, bits=p)) == want).all(), f"{engine}, K = {length}, p = {p}"
 
 
 @pytest.mark.parametrize("length", [65536, 70000])
@@ -83,6 +90,85 @@ def test_long_sums(length):
         for engine in ENGINES:
             assert (bits(torch_dot(x, w, engine=engine)) == want).all()
         assert (bits(jax_dot(x, w)) == want).all()
+
+
+@pytest.mark.parametrize(("dot", "engine"), [*((torch_dot, engine) for engine in ENGINES), (jax_dot, "float64")])
+def test_rows_in_pieces(dot, engine, monkeypatch):
+    """A long batch is computed some rows at a time, the last fewer."""
+    seen = []
+
+    def watched(by_rows):
+        return lambda compute, x, w: by_rows(lambda x: seen.append(x.values.shape[0]) or compute(x), x, w)
+
+    for engines in (torch_engines, jax_engines):
+        monkeypatch.setattr(engines, "PIECE", 1)
+        monkeypatch.setattr(engines, "by_rows", watched(engines.by_rows))
+    x, w = draw("exponents 6", (1100, 3)), draw("exponents 6", (2, 3), 1)
+    assert (bits(dot(x, w, engine=engine)) == oracle(x, w)).all()
+    assert seen[-3:] == [512, 512, 76]
+
+
+KINDS = {
+    "rows": rows([1, 5]),
+    "submatrix": submatrix([1, 5], [0, 3, 4]),
+    "blocks": blocks(np.eye(3, dtype=bool), (2, 4)),
+    "no blocks": blocks(np.zeros((3, 3), bool), (2, 4)),
+    "elements": elements(np.random.default_rng(0).random((6, 12)) < 0.4),
+    "one element": elements(np.arange(72).reshape(6, 12) == 40),
+}
+
+
+def packed_gradients(twin, x, w, g, mask, how):
+    """The output and the gradients of the packed layer, whose elements are computed as single entries."""
+    if twin == "torch":
+        leaves = [torch.tensor(x, requires_grad=True), mt.pack(torch.tensor(w), grad_mask=mask).requires_grad_()]
+        y = mt.packed_linear(leaves[0], torch.tensor(w), leaves[1], grad_mask=mask, precision=how)
+        y.backward(torch.tensor(g))
+        return [bits(part.detach()) for part in (y, *(leaf.grad for leaf in leaves))]
+    values = mj.pack(jnp.asarray(w), grad_mask=mask)
+    y, pull = jax.vjp(
+        lambda x, v: mj.packed_linear(x, jnp.asarray(w), v, grad_mask=mask, precision=how), jnp.asarray(x), values
+    )
+    return [bits(part) for part in (y, *pull(jnp.asarray(g)))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("twin", ["torch", "jax"])
+def test_every_kind_from_every_engine(twin, kind, monkeypatch):
+    """Single entries also where they are many and few: `SPARSE` says which are dot products of their own."""
+    x, w, b, g = draw("exponents 6", (7, 12)), draw("normal", (6, 12), 1), draw("normal", 6, 2), draw("ties", (7, 6), 3)
+    full, packed = (gradients("torch", x, w, b, g, KINDS[kind]), packed_gradients("torch", x, w, g, KINDS[kind],
+                    "reproducible"))  # fmt: skip
+    for engine in ENGINES[1:]:
+        how = mt.reproducible(engine=engine)
+        if twin == "torch" or engine == "int8":
+            assert same(gradients(twin, x, w, b, g, KINDS[kind], how), full)
+            assert same(packed_gradients(twin, x, w, g, KINDS[kind], how), packed)
+        if kind == "one element":
+            monkeypatch.setattr(positions, "SPARSE", 1)
+            jax.clear_caches()
+            assert same(packed_gradients(twin, x, w, g, KINDS[kind], how), packed)
+            monkeypatch.undo()
+
+
+def test_int8_under_vmap(problem):
+    """Over the input, over the weight, over both; forward and backward."""
+    x, w, _, g = (torch.tensor(part) for part in problem)
+    weights = torch.stack([w, w.flip(1), 2 * w])
+
+    def d_weight(x, w, how):
+        layer = lambda w: mt.masked_linear(x, w, grad_mask=MASK, precision=how)  # noqa: E731
+        return torch.func.vjp(layer, w)[1](g[: len(x)])[0]
+
+    int8 = mt.reproducible(engine="int8")
+    batched = [
+        (x, weights, (None, 0)),
+        (x.reshape(2, 20, 96), w, (0, None)),
+        (x[:6].reshape(3, 2, 96), weights, (0, 0)),
+    ]
+    for x_part, w_part, dims in batched:
+        run = lambda how: torch.func.vmap(lambda x, w: d_weight(x, w, how), dims)(x_part, w_part)  # noqa: B023, E731
+        assert torch.equal(run(int8), run("reproducible"))
 
 
 def test_sums_just_past_the_bound_are_not_exact(monkeypatch):
@@ -109,7 +195,7 @@ def test_digits_past_the_bound_are_not_exact(monkeypatch):
     x, w = (draw("near the limit and back", (64, 1024), seed) for seed in (0, 1))
     want = oracle(x, w)
     assert (bits(torch_dot(x, w, engine="float32")) == want).all()
-    monkeypatch.setattr(precision, "digit_bits", lambda terms, significand: 12)
+    monkeypatch.setattr(precision, "digit_bits", lambda terms, engine: 12)
     assert np.mean(bits(torch_dot(x, w, engine="float32")) != want) > 0.02
 
 
@@ -204,7 +290,8 @@ def test_matmul_precision(setting, problem, want):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(setting)
-        assert same(gradients("torch", *problem, MASK), want)
+        for engine in ENGINES:
+            assert same(gradients("torch", *problem, MASK, mt.reproducible(engine=engine)), want)
     finally:
         torch.set_float32_matmul_precision(before)
     with jax.default_matmul_precision({"medium": "bfloat16", "high": "tensorfloat32", "highest": "float32"}[setting]):
@@ -277,8 +364,9 @@ def test_a_wrong_answer_is_told():
     assert guard.difference(y)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("twin", ["torch", "jax"])
-def test_a_device_that_is_not_exact_is_refused(twin, monkeypatch):
+def test_a_device_that_is_not_exact_is_refused(twin, engine, monkeypatch):
     """As with TF32 or fast-math: the products lose bits."""
     module, engines = {"torch": (mt, torch_engines), "jax": (mj, jax_engines)}[twin]
     from maskedlinear_jax import precision as jax_precision
@@ -286,19 +374,55 @@ def test_a_device_that_is_not_exact_is_refused(twin, monkeypatch):
 
     for cache in (torch_precision._tested, jax_precision._known_answer):
         cache.cache_clear()
-    monkeypatch.setattr(
-        engines, "_power", lambda exponent, top, real=engines._power: real(exponent, top) * (1 + 2.0**-40)
-    )
+    name, error = ("_power", 2.0**-40) if engine == "float64" else ("_small_power", 2.0**-20)
+    real = getattr(engines, name)
+    monkeypatch.setattr(engines, name, lambda *args: real(*args) * (1 + error))
     array = {"torch": torch.ones, "jax": jnp.ones}[twin]
     jax.clear_caches()
     try:
-        with pytest.raises(RuntimeError, match=r"expected exact float64 sums on .*known-answer test"):
-            module.masked_linear(array((2, 3)), array((4, 3)), grad_mask=columns([0]), precision="reproducible")
+        with pytest.raises(RuntimeError, match=rf"expected exact {engine} sums on .*known-answer test"):
+            module.masked_linear(
+                array((2, 3)), array((4, 3)), grad_mask=columns([0]), precision=module.reproducible(engine=engine)
+            )
     finally:
         monkeypatch.undo()
         jax.clear_caches()
         for cache in (torch_precision._tested, jax_precision._known_answer):
             cache.cache_clear()
+
+
+class Gpu(NamedTuple):
+    """What is asked of a device."""
+
+    type: str = "cuda"
+    platform: str = "cuda"
+    compute_capability: str = ""
+
+
+@pytest.mark.parametrize(("capability", "engine"), [
+    ("8.0", "float64"), ("9.0", "float64"), ("10.0", "float64"),
+    ("7.5", "float32"), ("8.6", "float32"), ("8.9", "float32"), ("12.0", "float32"),
+])  # fmt: skip
+def test_engine_that_suits_a_gpu(capability, engine, monkeypatch):
+    from maskedlinear_jax import precision as jax_precision
+    from maskedlinear_torch import precision as torch_precision
+
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: tuple(map(int, device.compute_capability.split(".")))
+    )
+    for module in (torch_precision, jax_precision):
+        assert module._engine("auto", Gpu(compute_capability=capability)) == engine
+        assert module._engine("int8", Gpu(compute_capability=capability)) == "int8"
+
+
+def test_engine_of_other_devices():
+    from maskedlinear_jax import precision as jax_precision
+    from maskedlinear_torch import precision as torch_precision
+
+    assert torch_precision._engine("auto", torch.device("cpu")) == "float64"
+    assert torch_precision._engine("auto", torch.device("mps")) == "float32"
+    assert jax_precision._engine("auto", jax.devices()[0]) == "float64"
+    assert jax_precision._engine("auto", Gpu(platform="tpu")) == "float32"
 
 
 FAST = """
@@ -338,11 +462,31 @@ def test_wrong_precision(twin, name):
 @pytest.mark.parametrize(("bits_", "engine", "error", "match"), [
     (0, "auto", ValueError, "expected bits to be at least 1, got 0"),
     (1.5, "auto", TypeError, "expected bits to be an integer or None, got 1.5"),
-    (None, "int4", ValueError, "expected engine to be one of auto, float64, float32, got 'int4'"),
+    (None, "int4", ValueError, "expected engine to be one of auto, float64, float32, int8, got 'int4'"),
 ])  # fmt: skip
 def test_wrong_settings(bits_, engine, error, match):
     with pytest.raises(error, match=match):
         mt.reproducible(bits=bits_, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["float32", "int8"])
+def test_sums_too_long_for_digits(twin, engine):
+    """2^24 + 1 rows of nothing."""
+    x, w = twin.array(np.ones((2**24 + 1, 0))), twin.array(np.ones((4, 0)))
+    with pytest.raises(ValueError, match=f"expected sums of at most 16777216 terms for engine='{engine}', got 1677721"):
+        twin.masked_linear(x, w, grad_mask=columns([]), precision=mt.reproducible(engine=engine))
+
+
+@pytest.mark.parametrize("engine", ["float32", "int8"])
+def test_digits_fit_for_every_length(engine):
+    """The sums of one place fit: of products in float32 each in 24 bits, all of them in an int32."""
+    for length in range(25):
+        for p in {precision.default_bits(2**length), precision.most_bits(2**length)}:
+            base = precision.digit_bits(2**length, engine)
+            largest = 2 ** (2 * (base - 1) + length)
+            assert largest * -(-(p + 1) // base) < 2**31
+            assert largest <= 2**24 or engine == "int8"
+            assert base <= 7 or engine == "float32"  # 2^(base - 1) is an int8
 
 
 def test_float64_is_refused(twin):
@@ -411,6 +555,22 @@ def test_the_weak_spot_and_its_repair():
     plain, repaired = mean_error(torch_dot(x, w)), mean_error(torch_dot(x, w, bits=43))
     assert repaired < 0.35 < native < plain / 5, (native, plain, repaired)
     assert np.median(accuracy_bound(x, w)) > 500 * np.median(accuracy_bound(x, w, bits=43))
+
+
+def test_accuracy_bound_of_a_layer(twin):
+    """Of a weight that learns, and of 16 bits."""
+    layer = twin.twin.MaskedLinear(3, 2, grad_mask=columns([0]), seed=0)
+    x = np.ones((1, 3), np.float32)
+    want = accuracy_bound(x, twin.numpy(layer.weight))
+    assert np.array_equal(accuracy_bound(twin.array(x), layer.weight), want)
+    assert np.array_equal(accuracy_bound(twin.array(x, "bfloat16"), layer.weight), want)
+
+
+def test_wrong_group(twin):
+    x, w = twin.array(np.ones((2, 3))), twin.array(np.ones((4, 3)))
+    expected = {"torch": "a torch.distributed.ProcessGroup", "jax": "the name of a mesh axis"}[twin.name]
+    with pytest.raises(TypeError, match=f"reproducible: expected group to be {expected}, got 3; leave it out"):
+        twin.masked_linear(x, w, grad_mask=columns([0]), precision=mt.reproducible(group=3))
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((3,), (3,)), ((), (2, 2))])

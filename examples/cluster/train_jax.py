@@ -49,7 +49,8 @@ def main():
     for number in range(STEPS):
         batch = draw.standard_normal((BATCH, 32)).astype(np.float32)
         x = jax.make_array_from_callback(batch.shape, by_batch, lambda index, batch=batch: batch[index])
-        params, state, value = step(params, state, x)
+        # One step at a time: host devices share the CPU's few threads, and a collective that waits holds one.
+        params, state, value = jax.block_until_ready(step(params, state, x))
         if jax.process_index() == 0 and number % 5 == 4:
             print(f"step {number + 1}: loss {float(value):.3f}", flush=True)
 

@@ -1,7 +1,7 @@
 """The sentence encoder in both frameworks: converted, compared, fine-tuned.
 
 python examples/minilm/run.py               a few minutes on two cores; writes report.json and figure.svg beside itself
-python examples/minilm/run.py --steps 3     quick
+python examples/minilm/run.py --steps 3 --pairs 8     quick
 """
 
 import argparse
@@ -25,17 +25,16 @@ import maskedlinear_jax as mj
 import maskedlinear_torch as mt
 from parity.report import environment
 
-SIZE = 32
-
 
 def main():
     """Run everything; nothing is written unless all of it holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60, help="of fine-tuning, of 32 pairs each")
+    parser.add_argument("--steps", type=int, default=60, help="of fine-tuning (60)")
+    parser.add_argument("--pairs", type=int, default=32, help="of a step, and of the comparison before it (32)")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="where the report goes")
     options = parser.parse_args()
     progress = lambda text: print(f"\r{text:<60}", end="", flush=True)  # noqa: E731
-    first = next(batches(1, SIZE))
+    first = next(batches(1, options.pairs))
     report = {"environment": environment.environment(), "steps": options.steps}
 
     report["bits changed by conversion"] = compare.conversion(first)
@@ -52,9 +51,11 @@ def main():
     report["fine-tuning"] = {}
     models = {}
     for method in methods:
-        training = batches(options.steps, SIZE)
+        training = batches(options.steps, options.pairs)
         models[method], report["fine-tuning"][method] = torch_training.train(method, training, held_back(), progress)
-    model, losses = jax_training.train(jax_training.packed(jax_encoder.load()), batches(options.steps, SIZE), progress)
+    model, losses = jax_training.train(
+        jax_training.packed(jax_encoder.load()), batches(options.steps, options.pairs), progress
+    )
     report["fine-tuning"]["packed in JAX"] = {"losses": losses}
     report["parting"] = compare.parting(models["packed"], model)
     print("\r" + " " * 60 + "\r", end="")

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from maskedlinear_core.checks.words import Shape, is_integer
 
-ENGINES = ("auto", "float64", "float32")
+ENGINES = ("auto", "float64", "float32", "int8")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -35,8 +35,8 @@ def settings(bits: object, engine: object) -> None:
         >>> settings(40, "int4")
         Traceback (most recent call last):
         ...
-        ValueError: reproducible: expected engine to be one of auto, float64, float32, got 'int4'; 'auto' suits the \
-device
+        ValueError: reproducible: expected engine to be one of auto, float64, float32, int8, got 'int4'; 'auto' suits \
+the device
     """
     if bits is not None and not is_integer(bits):
         raise TypeError(f"reproducible: expected bits to be an integer or None, got {bits!r}; None is the default")
@@ -48,6 +48,21 @@ device
         )
 
 
+def group(group: object, is_one: bool, expected: str) -> None:
+    """Check the workers of a `reproducible`.
+
+    Args:
+        group: What was given, not None.
+        is_one: Whether the framework knows it as a group of workers.
+        expected: What the framework calls one.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not is_one:
+        raise TypeError(f"reproducible: expected group to be {expected}, got {group!r}; leave it out for one worker")
+
+
 def refuse_bits(bits: int, most: int, terms: int) -> NoReturn:
     """Refuse more bits than can be summed exactly.
 
@@ -57,6 +72,18 @@ def refuse_bits(bits: int, most: int, terms: int) -> NoReturn:
     raise ValueError(
         f"reproducible: expected at most bits={most} for sums of {terms} terms, got {bits}; "
         "ask for fewer bits, or cut the sum"
+    )
+
+
+def refuse_terms(terms: int, most: int, engine: str) -> NoReturn:
+    """Refuse a sum that is too long for an engine.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"reproducible: expected sums of at most {most} terms for engine={engine!r}, got {terms}; "
+        "choose engine='float64', or cut the sum"
     )
 
 

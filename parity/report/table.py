@@ -27,23 +27,30 @@ def text(report: Report) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def parts(report: Report) -> list[Any]:
-    """Return what a console prints: a matrix, then every failure, those of one cause together."""
+def parts(report: Report, file: str = "FILE") -> list[Any]:
+    """Return what a console prints: a matrix, then every failure, those of one cause together.
+
+    Args:
+        report: Of one pair.
+        file: What the commands that run cells again name.
+    """
     reasons = sorted({record.reason.split("known: ")[-1] for record in report.cells if record.known})
     counts: Counter[str] = Counter(record.verdict for record in report.cells)
     return [
         _matrix(report),
         *(Text(f"known: {reason}") for reason in reasons),
-        *(Panel(Text(_failure(alike)), title=_title(alike), title_align="left") for alike in _alike(report)),
+        *(Panel(Text(_failure(alike, file)), title=_title(alike), title_align="left") for alike in _alike(report)),
         Text(f"{report.name}: {len(report.cells)} cells: {terminal.tally(counts)}"),
     ]
 
 
 def _alike(report: Report) -> list[list[Record]]:
+    """Return the failures in groups: those of one cause and one remedy together, else those of one reason."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in report.failed:
-        cause = record.diagnosis.cause if record.diagnosis else record.reason
-        groups.setdefault((record.verdict, record.transform, record.data, cause), []).append(record)
+        why = record.diagnosis
+        cause = (why.cause, why.fix) if why else (record.transform, record.data, record.reason)
+        groups.setdefault((record.verdict, *cause), []).append(record)
     return list(groups.values())
 
 
@@ -53,7 +60,7 @@ def _matrix(report: Report) -> Table:
     legend = ", ".join(f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there)
     table = Table(title=f"{report.name}: {legend}", title_justify="left")
     for name in ("transform", "data", "dtype", *worlds):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name.replace("-", "\n"), no_wrap=True)
     rows: dict[tuple[str, str, str], dict[str, Record]] = {}
     for record in report.cells:
         rows.setdefault((record.transform, record.data, record.dtype), {})[record.world] = record
@@ -90,17 +97,22 @@ def _style(mark: str) -> str:
 
 def _title(alike: Sequence[Record]) -> str:
     first = alike[0]
-    where = ", ".join(dict.fromkeys(f"{record.world} {record.dtype}" for record in alike))
-    return f"{first.verdict}: {first.transform}, {first.data}, in {where}"
+    cells = "1 cell" if len(alike) == 1 else f"{len(alike)} cells"
+    return f"{first.verdict}: {first.diagnosis.cause if first.diagnosis else first.transform}, {cells}"
 
 
-def _failure(alike: Sequence[Record]) -> str:
+def _failure(alike: Sequence[Record], file: str) -> str:
     first = alike[0]
     lines = []
     if first.diagnosis is not None:
         lines += [first.diagnosis.text, f"fix: {first.diagnosis.fix}"]
-    lines.append(first.reason)
+    lines.append(f"where: {'; '.join(_listed(alike, name) for name in ('transform', 'data', 'world', 'dtype'))}")
+    lines.append(f"first: {first.reason}")
     worst = first.finding
     if worst is not None and worst.index:
         lines.append(f"worst: {worst.output}{list(worst.index)}  got {worst.got!r}  want {worst.want!r}")
-    return "\n".join([*lines, f"rerun: {first.rerun}"])
+    return "\n".join([*lines, f"rerun: {first.rerun.replace(' FILE ', f' {file} ', 1)}"])
+
+
+def _listed(alike: Sequence[Record], name: str) -> str:
+    return ", ".join(dict.fromkeys(getattr(record, name) for record in alike))

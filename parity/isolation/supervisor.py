@@ -1,0 +1,209 @@
+"""The process that stays alive: it asks a worker for one cell after the other, and replaces one that dies or hangs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from parity.engine.records import Cell, Record, Verdict
+from parity.isolation import worker
+from parity.isolation.sources import NotUnderstood
+from parity.isolation.worker import About
+
+START_SECONDS = 300.0
+"""What importing both frameworks and the pairs may take; some 4 seconds are usual."""
+
+IN_A_ROW = 3
+"""Cells of a pair that may end the process one after the other; the rest of the pair is then not tried.
+
+Every one costs a restart, which imports both frameworks, and a hang its whole time limit.
+"""
+
+OTHERS = (sysconfig.get_paths()["stdlib"], str(Path(__file__).parent.parent))
+"""Where code lies that is not the user's."""
+
+
+class _Ended(Exception):
+    """The worker is no more."""
+
+    def __init__(self, verdict: Verdict, text: str) -> None:
+        super().__init__(text)
+        self.verdict = verdict
+
+
+class Supervisor:
+    """A worker process, started when it is first needed.
+
+    Args:
+        source: Where the pairs are (`parity.isolation.sources`).
+        timeout: Seconds that a cell may take.
+
+    Example:
+        >>> with Supervisor("no_such_file.py") as here:
+        ...     here.pairs()
+        Traceback (most recent call last):
+        parity.isolation.sources.NotUnderstood: no such file: no_such_file.py
+    """
+
+    def __init__(self, source: str, timeout: float = 60.0) -> None:
+        self.source, self.timeout = source, timeout
+        self.starts = 0
+        self._process: Any = None
+        self._connection: Any = None
+        self._pairs: list[About] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="parity-")
+        self._log = Path(self._folder.name) / "log"
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._folder.cleanup()
+
+    def pairs(self) -> list[About]:
+        """Return what is to be told of each pair.
+
+        Raises:
+            NotUnderstood: The source gives no pairs, or importing it ends the process.
+        """
+        self._start()
+        return self._pairs
+
+    def plan(
+        self, pair: str, choices: Mapping[str, Any], usual: Sequence[Mapping[str, Any]] = ()
+    ) -> list[Cell]:  # fmt: skip
+        """Return the cells of a pair.
+
+        Args:
+            pair: Its name.
+            choices: Arguments of `parity.engine.run.plan` that were asked for.
+            usual: Others, several times, which the pair's own choices narrow and those asked for replace.
+
+        Raises:
+            NotUnderstood: A choice names what there is not.
+        """
+        self._start()
+        return self._ask("plan", pair=pair, choices=dict(choices), usual=list(usual))
+
+    def run(
+        self, pair: str, cells: Sequence[Cell], seed: int, saved: str | None = None
+    ) -> Iterator[tuple[Record, str | None]]:
+        """Run cells of a pair, yielding a record of each, in order, and its packed inputs unless it agrees.
+
+        Args:
+            pair: Its name.
+            cells: From `plan`.
+            seed: Of the numbers.
+            saved: Packed inputs to take in the place of the pair's own.
+
+        Raises:
+            NotUnderstood: The saved inputs are not those of this pair.
+        """
+        waiting, ended = list(cells), 0
+        while waiting:
+            if ended == IN_A_ROW:
+                reason = f"not run: the {IN_A_ROW} cells before it each ended the process; run it alone to see"
+                yield from ((_record(cell, "crashed", reason, seed, 0.0), None) for cell in waiting)
+                return
+            self._start()
+            self._connection.send(("run", {"pair": pair, "cells": waiting, "seed": seed, "saved": saved}))
+            began = time.perf_counter()
+            try:
+                while waiting:
+                    name, content = self._receive(self.timeout)
+                    if name == "error":
+                        raise NotUnderstood(content)
+                    waiting.pop(0)
+                    ended, began = 0, time.perf_counter()
+                    yield content
+                self._receive(self.timeout)  # "done"
+            except _Ended as end:
+                cell, ended = waiting.pop(0), ended + 1
+                record = _record(cell, end.verdict, str(end), seed, time.perf_counter() - began)
+                self._start()
+                digest, kept = (record.inputs_sha256, saved) if saved else self._ask(
+                    "inputs", pair=pair, cell=cell, seed=seed
+                )  # fmt: skip
+                yield replace(record, inputs_sha256=digest), kept
+
+    def _start(self) -> None:
+        if self._process is not None:
+            return
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        self._process = context.Process(target=worker.serve, args=(there, str(self._log)), daemon=True)
+        self._process.start()
+        self.starts += 1
+        there.close()  # so that the end of the worker is the end of the connection
+        self._connection = here
+        self._pairs = self._ask("load", source=self.source)
+
+    def _ask(self, request: str, **arguments: Any) -> Any:
+        self._connection.send((request, arguments))
+        try:
+            name, content = self._receive(START_SECONDS)
+        except _Ended as end:
+            raise NotUnderstood(f"{self.source} fails to import: {end}") from end
+        if name == "error":
+            raise NotUnderstood(content)
+        return content
+
+    def _receive(self, seconds: float) -> Any:
+        if not self._connection.poll(seconds):
+            os.kill(self._process.pid, signal.SIGUSR1)
+            time.sleep(0.2)  # for the worker to write where it is
+            where = self._where()
+            self._stop()
+            raise _Ended("timed out", f"no result after {seconds:g} s{where}")
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(10)
+            code, where = self._process.exitcode, self._where()
+            self._stop()
+            raise _Ended("crashed", f"the process ended by {how(code)}{where}") from None
+
+    def _where(self) -> str:
+        # The innermost line that is the user's, in what faulthandler wrote last.
+        try:
+            text = self._log.read_text("utf-8", errors="replace")
+        except OSError:
+            return ""
+        stack = text.rpartition("Current thread")[2].partition("\nThread ")[0]
+        for file, line, name in re.findall(r'  File "([^"]+)", line (\d+) in (\S+)', stack):
+            if not file.startswith(("<", *OTHERS)) and "site-packages" not in file:
+                return f", in {name} ({Path(file).name}, line {line})"
+        return ""
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._connection.close()
+            self._process.kill()
+            self._process.join(10)
+            self._process = None
+
+
+def how(code: int | None) -> str:
+    """Return in words how a process ended.
+
+    Example:
+        >>> how(-6), how(3)
+        ('SIGABRT', 'exit code 3')
+    """
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _record(cell: Cell, verdict: Verdict, reason: str, seed: int, seconds: float) -> Record:
+    return Record(cell, "S11", verdict, False, reason, None, None, None, seed, seconds)

@@ -1,0 +1,141 @@
+"""What runs in the process of the cells: it loads the pairs, plans, and runs one cell after the other as it is asked.
+
+Only cells, records and texts cross to the supervisor; the functions themselves stay here.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from parity.engine import run, trees
+from parity.engine.pairs import Pair
+from parity.engine.records import Cell
+from parity.isolation import inputs, sources
+from parity.isolation.source_text import text_of
+
+AGREE = ("identical", "within bound")
+
+
+@dataclass(frozen=True)
+class About:
+    """What is told of a pair outside of its process.
+
+    Attributes:
+        name: Of the pair.
+        group: What it is sorted by.
+        note: What a reader should know.
+        torch: The text of the function.
+        jax: The text of the other.
+        known: Its known differences.
+    """
+
+    name: str
+    group: str
+    note: str
+    torch: str
+    jax: str
+    known: tuple[dict[str, str], ...] = field(default=())
+
+    @classmethod
+    def of(cls, pair: Pair) -> About:
+        """Describe a pair."""
+        known = tuple(dict(entry) for entry in pair.known or ())
+        return cls(pair.name, pair.group, pair.note, text_of(pair.torch), text_of(pair.jax), known)
+
+
+def serve(connection: Connection, log: str) -> None:
+    """Answer requests until there are no more.
+
+    An answer is (name, content); "record" may come many times, "done" and "error" are the last of a request.
+
+    Args:
+        connection: To the supervisor.
+        log: The file that takes what the pairs print, and where the process was when it died.
+    """
+    _redirect(log)
+    pairs: dict[str, Pair] = {}
+    requests: dict[str, Callable[..., Iterator[Any]]] = {
+        "load": _load, "plan": _plan, "run": _run, "inputs": _inputs,
+    }  # fmt: skip
+    while True:
+        try:
+            name, arguments = connection.recv()
+            try:
+                for answer in requests[name](pairs, **arguments):
+                    connection.send(answer)
+            except (sources.NotUnderstood, ValueError, TypeError) as error:
+                connection.send(("error", str(error)))
+        except (EOFError, BrokenPipeError):  # the supervisor is no more
+            return
+
+
+def _load(pairs: dict[str, Pair], source: str) -> Iterator[Any]:
+    pairs.update({pair.name: pair for pair in sources.load(source)})
+    yield "done", [About.of(pair) for pair in pairs.values()]
+
+
+def _plan(
+    pairs: dict[str, Pair], pair: str, choices: Mapping[str, Any], usual: Sequence[Mapping[str, Any]]
+) -> Iterator[Any]:  # fmt: skip
+    chosen, cells = pairs[pair], dict[Cell, None]()
+    for selection in usual or [{}]:
+        # What the pair says of itself narrows what is usual; what is asked for stands above both.
+        narrowed = {
+            name: [value for value in values if getattr(chosen, name) is None or value in getattr(chosen, name)]
+            for name, values in selection.items()
+        }
+        if all(narrowed.values()):
+            cells.update(dict.fromkeys(run.plan(chosen, **{**narrowed, **choices})))
+    yield "done", list(cells)
+
+
+def _run(
+    pairs: dict[str, Pair], pair: str, cells: Sequence[Cell], seed: int, saved: str | None
+) -> Iterator[Any]:  # fmt: skip
+    runner = run.Runner(pairs[pair], seed) if saved is None else _Replay(pairs[pair], seed, inputs.unpack(saved))
+    for cell in cells:
+        record = runner.record(cell)
+        kept = None if record.verdict in AGREE else _packed(runner, cell)
+        yield "record", (record, kept)
+    yield "done", None
+
+
+def _inputs(pairs: dict[str, Pair], pair: str, cell: Cell, seed: int) -> Iterator[Any]:
+    runner = run.Runner(pairs[pair], seed)
+    yield "done", (runner.sha256(cell), _packed(runner, cell))
+
+
+def _packed(runner: run.Runner, cell: Cell) -> str:
+    return inputs.pack([leaf for _, leaf in trees.leaves(runner.arguments(cell.data, cell.dtype))])
+
+
+class _Replay(run.Runner):
+    """Runs cells on saved numbers, whatever kind of data they are of."""
+
+    def __init__(self, pair: Pair, seed: int, saved: Sequence[np.ndarray]) -> None:
+        super().__init__(pair, seed)
+        shape = pair.make(seed)
+        expected = sum(1 for _ in trees.leaves(shape))
+        if len(saved) != expected:
+            raise ValueError(f"saved inputs: expected the {expected} arrays that {pair.name} takes, got {len(saved)}")
+        self._saved = trees.rebuild(shape, iter(saved))
+
+    def arguments(self, kind: str, dtype: str) -> tuple[Any, ...]:
+        return self._saved
+
+
+def _redirect(log: str) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    faulthandler.enable(2)
+    # The supervisor asks where a cell hangs before it ends it.
+    faulthandler.register(signal.SIGUSR1, 2)

@@ -1,0 +1,70 @@
+"""Scaled dot-product attention. torch takes (batch, heads, length, size), JAX (batch, length, heads, size)."""
+
+import jax
+import jax.numpy as jnp
+import torch
+import torch.nn.functional as F
+
+from parity.subjects.atlas.entry import entry, group, normal
+
+HEADS = normal((1, 2, 4, 3), (1, 2, 4, 3), (1, 2, 4, 3))
+
+
+def _swapped(q, k, v, **keywords):  # type: ignore[no-untyped-def]
+    q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q, k, v))
+    return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, **keywords), 1, 2)
+
+
+PAIRS = group(
+    "attention",
+    [
+        entry(
+            "attention",
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
+            lambda q, k, v: jax.nn.dot_product_attention(q, k, v),
+            HEADS,
+            why=(
+                "torch takes (batch, heads, length, size), JAX (batch, length, heads, size): the same "
+                "arrays mean other things."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+        ),
+        entry(
+            "attention, axes alike",
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
+            lambda q, k, v: _swapped(q, k, v),
+            HEADS,
+            why=(
+                "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right "
+                "to 1e-7 only; in float32 the two agree."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+        ),
+        entry(
+            "attention, causal",
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            lambda q, k, v: _swapped(q, k, v, is_causal=True),
+            HEADS,
+            why=(
+                "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right "
+                "to 1e-7 only; in float32 the two agree."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+        ),
+        entry(
+            "attention, a row wholly masked",
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, torch.tensor([[True], [False], [True], [True]])),
+            lambda q, k, v: _swapped(q, k, v, mask=jnp.array([[True], [False], [True], [True]])[None, None]),
+            HEADS,
+            why=(
+                "A query that may attend to nothing gets 0 in torch; in JAX it gets the mean of all "
+                "values, as masked scores are a large negative number and not -inf."
+            ),
+            where=[("*", "*")],
+            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+        ),
+    ],
+)

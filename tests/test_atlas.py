@@ -1,0 +1,86 @@
+"""The atlas: which operators of torch and JAX differ in meaning, and that each has a reason and both documentations."""
+
+import dataclasses
+
+import pytest
+
+from parity.engine import run
+from parity.isolation.source_text import text_of
+from parity.subjects.atlas import GROUPS, PAIRS
+
+IN_PRECISION = {"batch_norm", "instance_norm"}
+"""They differ in float32 only, which `python -m parity atlas` runs."""
+
+ALIKE = [pair for pair in PAIRS if "alike" in pair.name or "equal eps" in pair.name]
+"""Non-differences: the same operators as some that differ, made to agree."""
+
+CHOICE = {"transforms": ("forward", "vjp"), "data": ("random", "zeros", "ties", "kinks")}
+
+
+def cells(pair):
+    """Return the float64 cells of an operator, fewer where it says so itself."""
+    chosen = {
+        name: [value for value in values if getattr(pair, name) is None or value in getattr(pair, name)]
+        for name, values in CHOICE.items()
+    }
+    return run.plan(pair, dtypes=["float64"], worlds=["jax-eager"], **chosen)
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What torch and JAX compute in float64: the records of every operator, by name."""
+    return {pair.name: list(run.run(pair, cells(pair))) for pair in PAIRS}
+
+
+def test_nothing_differs_but_what_is_listed(seen):
+    failed = [f"{record.cell.id}: {record.reason}" for records in seen.values() for record in records if record.failed]
+    assert not failed, "\n".join(failed)
+
+
+def test_everything_differs_that_is_listed(seen):
+    differing = {name for name, records in seen.items() if any(record.known for record in records)}
+    assert differing == {pair.name for pair in PAIRS if pair.known} - IN_PRECISION
+    for pair in PAIRS:
+        if pair.name not in IN_PRECISION:
+            stale = [record.reason for record in run.settle(pair, seen[pair.name]) if record.failed]
+            assert not stale, f"{pair.name}: {stale}"
+
+
+def test_what_is_made_to_agree_agrees(seen):
+    assert len(ALIKE) >= 8
+    for pair in ALIKE:
+        for record in seen[pair.name]:
+            if not (pair.known and record.known):
+                assert record.verdict in ("identical", "within bound"), f"{record.cell.id}: {record.reason}"
+
+
+def test_a_difference_that_is_not_listed_fails():
+    (gelu,) = [pair for pair in PAIRS if pair.name == "gelu"]
+    bare = dataclasses.replace(gelu, known=None)
+    records = list(
+        run.run(bare, run.plan(bare, transforms=["forward"], dtypes=["float64"], worlds=["jax-eager"], data=["random"]))
+    )
+    assert [record.verdict for record in records] == ["differs"]
+    assert records[0].failed
+
+
+def test_there_are_many_operators_of_every_kind():
+    assert len(PAIRS) >= 140
+    assert len({pair.name for pair in PAIRS}) == len(PAIRS)
+    assert {len(group.PAIRS) >= 4 for group in GROUPS} == {True}
+    assert sum(bool(pair.known) for pair in PAIRS) >= 40
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.known], ids=lambda pair: pair.name)
+def test_a_difference_has_a_reason_and_both_documentations(pair):
+    for site in ("https://docs.pytorch.org/docs/stable/generated/torch.", ("https://docs.jax.dev/", "https://optax.")):
+        assert any(word.startswith(site) for word in pair.note.split()), pair.note
+    for entry in pair.known:
+        assert len(entry["reason"]) > 40
+        assert pair.note.startswith(entry["reason"])
+        assert entry["world"] == ("*" if "raises" in entry["reason"] else "jax-*")
+
+
+def test_operators_are_shown_as_they_are_written():
+    assert {text_of(pair.torch) for pair in PAIRS} >= {"F.gelu(x)", "torch.std(x, -1)"}
+    assert "<lambda>" not in {text for pair in PAIRS for text in (text_of(pair.torch), text_of(pair.jax))}
