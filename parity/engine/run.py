@@ -340,7 +340,8 @@ class Runner:
             return self.outputs(world, cell.device, dtype, cell.data, cell.dtype, cell.transform)
 
         own, twin = ran(cell.world, cell.dtype), ran(EAGER[other], cell.dtype)
-        own64, twin64 = ran(EAGER[framework], "float64"), ran(EAGER[other], "float64")
+        own64 = own if cell.dtype == "float64" else ran(EAGER[framework], "float64")
+        twin64 = ran(EAGER[other], "float64")
         if isinstance(own, Failure):
             alike = isinstance(twin, Failure)
             return Outcome("unsupported", f"{own.text} ({other} raises as well)" if alike else own.text, alike=alike)
