@@ -171,7 +171,7 @@ def test_sensitivity_leaves_jumps_out_where_points_are_chosen():
 
     assert spread_of(steps, at, unit=UNIT["float32"], jumps=True)[1:5].max() > 0.5
     chosen = spread_of(steps, at, unit=UNIT["float32"], jumps=False)
-    assert chosen[:5].max() == 0
+    assert chosen[:5].max() < UNIT["float32"]  # of the draws that stay on the branch
     assert 0.1 < chosen[5] / (3 * UNIT["float32"]) < 2
 
 
