@@ -155,7 +155,7 @@ def own_time(monkeypatch):
 
 def test_a_planted_slowdown_of_a_tenth_in_a_real_row(own_time):
     """Eleven steps for ten: exactly a tenth more work, timed beside the same ten twice."""
-    row = Row("torch", "forward+backward", "columns", 0.1, (32, 128, 128), "float32", "eager", "inner")
+    row = Row("torch", "forward+backward", "columns", 0.1, (8, 32, 32), "float32", "eager", "inner")
     steps = torch_steps.steps(row, operands.draw(row), "cpu")
 
     def several(step, count):
@@ -172,7 +172,11 @@ def test_a_planted_slowdown_of_a_tenth_in_a_real_row(own_time):
     }  # fmt: skip
     names = "before", "again", "slower"
     samples = timing.interleave(
-        programs, seconds=10.0, rounds=(31, 5000), enough=lambda found: timing.narrow(found, names, width=0.03)
+        programs,
+        seconds=8.0,
+        rounds=(101, 9999),
+        least=0.0,
+        enough=lambda found: timing.narrow(found, names, width=0.03),
     )
     before, again, slower = (timing.ratio(samples[name], samples["dense"]) for name in names)
     assert timing.changed(before, again) == ""

@@ -23,6 +23,7 @@ ONLY_DEFINED_IN_ONE = {
         "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
         "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_gather",  # JAX is told where positions are unique
+        "_inverse",  # XLA writes one value after the other on a CPU
         "_turned",  # XLA contracts first axes slowly
         "_narrow",  # JAX has 32-bit integers by default
         "_scatter",  # vmap has no rule for index_copy

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
@@ -36,6 +38,15 @@ def test_functorch_transforms_are_seen_by_the_compiler():
 
     assert torch.compile(f, fullgraph=True, backend="eager")(W) == 18
     assert (torch.compile(lambda w: torch.func.grad(f)(w), fullgraph=True, backend="eager")(W) == 2).all()
+
+
+def test_dispatch_modes_are_seen():
+    assert not torch_compat.in_dispatch_mode()
+    with FlopCounterMode(display=False):
+        assert torch_compat.in_dispatch_mode()
+    with FakeTensorMode():
+        assert torch_compat.in_dispatch_mode()
+    assert not torch_compat.in_dispatch_mode()
 
 
 def test_dual_levels_are_seen():
@@ -87,6 +98,12 @@ def test_hardshrink_writes_in_place():
     assert str(tensor.tolist()) == "[2.0, 0.0, 0.0, nan]"
     batched = torch.func.vmap(lambda row: torch_compat.hardshrink_(row * 1, 0.5))(tensor[None, :3])
     assert batched.tolist() == [[2, 0, 0]]
+
+
+def test_hooks_are_where_they_are_taken_from():
+    """All of a fresh module's attributes that tell of hooks, but those of its state_dict."""
+    names = {name for name in vars(torch.nn.Linear(1, 1)) if "hook" in name and "state_dict" not in name}
+    assert names == set(torch_compat._HOOKS)
 
 
 def test_x64_is_seen_as_a_context():

@@ -54,6 +54,10 @@ def main(arguments: Sequence[str]) -> int:
         from parity.bench import plot
 
         plot.draw(found["growth"], asked.plot)
+    if asked.markdown:
+        from parity.bench import markdown
+
+        asked.markdown.write_text(markdown.section(found), "utf-8")
     if not asked.against:
         return 0
     changes = compare(json.loads(asked.against.read_text("utf-8"))["rows"], found["rows"])
@@ -210,9 +214,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with versions, machine, commit")
     parser.add_argument("--add", action="store_true", help="keep what the --json file has, and add to it")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how time and memory grow (png, svg)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the README's section")
     parser.add_argument("--against", type=Path, metavar="FILE", help="name the rows that differ from this --json file")
     asked = parser.parse_args(arguments)
-    for option in ("json", "plot"):
+    for option in ("json", "plot", "markdown"):
         file = getattr(asked, option)
         if file and not file.parent.is_dir():
             parser.error(f"--{option}: expected a file in a folder that exists, got {file}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from parity.bench.jax_rivals import DTYPES
 
 SIDE, LENGTH = 2048, 1 << 26
-REPEATS = 5
+REPEATS = 4
 
 
 def devices() -> tuple[str, ...]:

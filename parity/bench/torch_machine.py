@@ -10,7 +10,7 @@ import torch
 from parity.bench.torch_rivals import DTYPES
 
 SIDE, LENGTH = 2048, 1 << 26
-REPEATS = 5
+REPEATS = 4
 
 
 def devices() -> tuple[str, ...]:

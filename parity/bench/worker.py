@@ -70,6 +70,8 @@ def run(job: Job, connection: Connection, log: str) -> None:
         connection.send(("done", None))
     except (operands.NotTheSame, NoDevice) as error:
         connection.send(("error", str(error)))
+    except ImportError as error:
+        connection.send(("error", f"{error}: pip install 'maskedlinear[bench]'"))
     except Exception:
         connection.send(("error", traceback.format_exc()))
     finally:
