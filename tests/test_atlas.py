@@ -1,12 +1,15 @@
 """The atlas: which operators of torch and JAX differ in meaning, and that each has a reason and both documentations."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from parity.engine import run
 from parity.isolation.source_text import text_of
 from parity.subjects.atlas import GROUPS, PAIRS
+
+ROOT = Path(__file__).parent.parent
 
 ELSEWHERE = {"batch_norm", "instance_norm", "unique", "cholesky"}
 """They differ in float32, under jit or in forward mode only, which `python -m parity atlas` runs."""
@@ -79,6 +82,16 @@ def test_a_difference_has_a_reason_and_both_documentations(pair):
         assert len(entry["reason"]) > 40
         assert pair.note.startswith(entry["reason"])
         assert entry["world"] == "jax-*" or "raise" in entry["reason"] or "each dtype" in entry["reason"]
+
+
+def test_the_recorded_run_is_of_these_operators_and_none_failed():
+    text = (ROOT / "parity" / "evidence" / "atlas.md").read_text("utf-8")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row != "pair" and not row.startswith("**")] == [pair.name for pair in PAIRS]
+    assert "## What failed" not in text
+    assert f"{sum(bool(pair.known) for pair in PAIRS)} pairs differ somewhere as listed." in text
+    page = (ROOT / "parity" / "evidence" / "atlas.html").read_text("utf-8")
+    assert text.splitlines()[2] in page
 
 
 def test_operators_are_shown_as_they_are_written():
