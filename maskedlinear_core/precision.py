@@ -12,6 +12,7 @@ integer arithmetic. For a product of K terms per output, dot(x, w), float32 in a
 |z| < 2^-126 gives +0, zero is always +0, and a vector that holds inf or NaN makes one canonical NaN of every
 output it touches. 16-bit arguments are widened to float32 first, and the result is rounded to their dtype.
 Every engine computes T exactly, so none shows in the bits (Ozaki et al. 2012; Rump, Ogita and Oishi 2008).
+p falls with K by this rule however long a sum is; sums by digits end at `MOST_TERMS`.
 """
 
 from __future__ import annotations

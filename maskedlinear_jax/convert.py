@@ -107,7 +107,8 @@ def plain_layers(model: Any, adapter: Adapter) -> dict[str, Any]:
 
 def _nodes(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Any]:
     nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=adapter.is_plain)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): node for path, node in nodes}, structure
+    named = ((jax.tree_util.keystr(path, simple=True, separator="."), node) for path, node in nodes)
+    return convert_checks.by_name(named), structure
 
 
 def _check_tied(model: Any, linears: dict[str, Any], chosen: dict[str, masks.Mask]) -> None:

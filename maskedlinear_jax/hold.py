@@ -10,6 +10,7 @@ import numpy as np
 
 from maskedlinear_core import frozen
 from maskedlinear_core.arrays import to_numpy
+from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import kinds
@@ -179,7 +180,9 @@ def _hold_state(trains: Any, now: Any, before: Any) -> Any:
 
 def _named(tree: Any, is_leaf: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return convert_checks.by_name(
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves
+    )
 
 
 def _named_arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from jax import Array
 
 from maskedlinear_core import storage
 from maskedlinear_core.arrays import to_numpy
+from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.storage import Numbers, Stored
 from maskedlinear_jax import packing
@@ -82,7 +83,8 @@ def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
 
 def _nodes(model: Any) -> tuple[dict[str, Any], Any]:
     found, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_layer)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): node for path, node in found}, structure
+    named = ((jax.tree_util.keystr(path, simple=True, separator="."), node) for path, node in found)
+    return convert_checks.by_name(named), structure
 
 
 def _stored(layer: Any) -> Stored:

@@ -106,7 +106,7 @@ def hardshrink_(tensor: torch.Tensor, bound: float) -> torch.Tensor:
 
     The function has no form in place, and what its `out` may be is not documented.
     """
-    if in_functorch_transform() or torch.compiler.is_dynamo_compiling():
+    if in_functorch_transform() or torch.compiler.is_compiling():
         return torch.nn.functional.hardshrink(tensor, bound)
     return torch.hardshrink(tensor, bound, out=tensor)
 
@@ -158,3 +158,21 @@ def forward_mode_enabled() -> AbstractContextManager[None]:
     Without this the tangents of an outer level are dropped without an error (pytorch #197867).
     """
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def take_hooks(new: torch.nn.Module, old: torch.nn.Module) -> None:
+    """Hand a module's hooks to the one that replaces it: the very dicts, so that the handles still remove them."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)

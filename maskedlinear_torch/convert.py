@@ -12,10 +12,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from maskedlinear_core import patterns
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.precision import as_precision
+from maskedlinear_torch import _compat
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def mask_linears(
@@ -45,7 +44,8 @@ def mask_linears(
         The model.
 
     Raises:
-        TypeError: No model, no mask, or a layer of a subclass of `torch.nn.Linear`.
+        TypeError: No model, no mask, a layer of a subclass of `torch.nn.Linear`, or one whose weight is computed
+            from other parameters (spectral norm, pruning).
         ValueError: A pattern that matches nothing, a mask that does not fit, or a tied weight.
         IndexError: A position outside of a weight.
 
@@ -75,6 +75,8 @@ def mask_linears(
         plain = type(linear) is nn.Linear or (packed and type(linear) is NonDynamicallyQuantizableLinear)
         if not plain:
             convert_checks.refuse_subclass(name, linear)
+        if not isinstance(linear.weight, nn.Parameter) or not isinstance(linear.bias, nn.Parameter | None):
+            convert_checks.refuse_computed(name)
     _check_tied(model, linears, chosen, packed)
     made: dict[int, nn.Module] = {}
     for name, mask in chosen.items():
@@ -84,8 +86,7 @@ def mask_linears(
             if packed
             else MaskedLinear.from_linear(linear, grad_mask=mask, precision=precision)
         )
-        for hooks in _HOOKS:
-            getattr(made[id(linear)], hooks).update(getattr(linear, hooks))
+        _compat.take_hooks(made[id(linear)], linear)
     model = _replace(model, made)
     if freeze_others:
         learns = {id(layer.values if packed else layer.weight) for layer in made.values()}
@@ -120,8 +121,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         if isinstance(layer, MaskedLinear | PackedLinear):
             made[id(layer)] = layer.to_linear().requires_grad_()
-            for hooks in _HOOKS:
-                getattr(made[id(layer)], hooks).update(getattr(layer, hooks))
+            _compat.take_hooks(made[id(layer)], layer)
     return _replace(model, made)
 
 

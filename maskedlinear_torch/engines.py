@@ -9,6 +9,9 @@ the function to those, exactly, and rounds once to float64 and once to float32:
 
 That the function is bilinear is all that is known of it here. What its results are to be multiplied by, the units
 2^(Ex - p) and 2^(Ew - p) in their places, is therefore handed over as a function as well.
+
+Each operand's digits are made once for a product, however many pieces that is computed in. The products of a layer
+share none: its forward contracts the rows of W and its backward the columns, whose exponents and p are others.
 """
 
 from __future__ import annotations

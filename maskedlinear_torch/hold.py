@@ -32,7 +32,9 @@ class Hold:
 
     def _remember(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Where the masks are now: another one may have been set since the last step.
-        held = [pair for layer in self._layers for pair in _held(layer)]
+        # A layer may have come to the optimizer since then, too.
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = [pair for layer in self._layers for pair in _held(layer) if id(pair[0]) in known]
         self._before = [(parameter, trains, _like(optimizer, parameter, copy=True)) for parameter, trains in held]
 
     @torch.no_grad()
@@ -49,7 +51,7 @@ def hold_frozen(optimizer: torch.optim.Optimizer, *models: nn.Module) -> Hold:
 
     A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix
     entries (Muon) still move it. This puts back what a step moved. It works with any `torch.optim.Optimizer`,
-    with GradScaler and with FSDP2, and follows masks that are set during training.
+    with GradScaler and with FSDP2, and follows masks that are set and parameter groups that are added during training.
 
     While a step runs it holds a copy of each masked weight and its moments; `PackedLinear` needs neither.
 
@@ -82,10 +84,9 @@ def hold_frozen(optimizer: torch.optim.Optimizer, *models: nn.Module) -> Hold:
             frozen_checks.refuse_optimizer("modules after the optimizer", model)
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     layers = {id(layer): layer for model in models for layer in model.modules() if isinstance(layer, MaskedLinear)}
-    held = [layer for layer in layers.values() if id(layer.weight) in known or id(layer.bias) in known]
-    if not held:
+    if not any(id(layer.weight) in known or id(layer.bias) in known for layer in layers.values()):
         frozen_checks.refuse_nothing_held()
-    return Hold(optimizer, held)
+    return Hold(optimizer, list(layers.values()))
 
 
 def grad_masks(model: nn.Module) -> dict[str, Any]:

@@ -199,7 +199,8 @@ class PackedLinear(Layer):
         Args:
             grad_mask: The new mask.
             optimizer: Its moments of the values move along: what stays trainable keeps its history, what is
-                new starts from zero. Left out, a parameter of another shape must be handed to it by hand.
+                new starts from zero. State that is not kept value by value (Adafactor's sums of rows and
+                columns) starts anew. Left out, a parameter of another shape must be handed to it by hand.
 
         Raises:
             TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
@@ -286,11 +287,11 @@ class PackedLinear(Layer):
         if not state:
             return
         shape = self.out_features, self.in_features
-        expected = parameter.shape
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == expected and value.dim():
-                state[name] = packing.repack(value, old, new, shape=shape)
-        optimizer.state[self.values] = state
+        arrays = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()}
+        if any(value.shape != parameter.shape for value in arrays.values()):
+            return  # the optimizer makes it again in its next step
+        moved = {name: packing.repack(value, old, new, shape=shape) for name, value in arrays.items()}
+        optimizer.state[self.values] = state | moved
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, value in (("weight", self.weight), ("bias", self.bias)):

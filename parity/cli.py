@@ -106,14 +106,17 @@ def _digits(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
 def _course(asked: argparse.Namespace, console: Console) -> tuple[dict[str, Any], bool]:
     from parity.subjects.course import run, view
 
-    steps = run.QUICK_STEPS if asked.quick else run.STEPS
+    steps, worlds = (run.QUICK_STEPS, run.QUICK_WORLDS) if asked.quick else (run.STEPS, tuple(run.WORLDS))
     device = "cpu" if asked.device == "all" else asked.device
     if device in _absent((device,), "all"):
         console.print(f"[red]no device[/]: {device} is not here; digits did not run")
         return {"faults": [f"no device: {device}"]}, True
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task("digits, reproducible", total=(len(run.WORLDS) + 3) * steps)
-        seen = run.run(seed=asked.seed, steps=steps, device=device, progress=lambda: progress.update(bar, advance=1))
+        bar = progress.add_task("digits, reproducible", total=(len(worlds) + 3) * steps)
+        seen = run.run(
+            seed=asked.seed, steps=steps, device=device, worlds=worlds,
+            progress=lambda: progress.update(bar, advance=1),
+        )  # fmt: skip
     view.show(seen, console)
     if asked.plot:
         view.plot(seen, asked.plot)

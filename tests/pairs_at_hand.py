@@ -11,7 +11,12 @@ from parity import Pair
 
 def numbers(*shapes):
     """Return a function of a seed that makes normal numbers."""
-    return lambda seed: tuple(np.random.Generator(np.random.PCG64([seed, 11])).standard_normal(s) for s in shapes)
+
+    def make(seed):
+        rng = np.random.Generator(np.random.PCG64([seed, 11]))
+        return tuple(rng.standard_normal(shape) for shape in shapes)
+
+    return make
 
 
 def jax_layer_norm(x, weight, bias):

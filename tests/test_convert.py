@@ -11,6 +11,7 @@ import pytest
 import torch
 from flax import nnx
 from torch import nn
+from torch.nn.utils import prune
 
 import maskedlinear_jax as mj
 import maskedlinear_jax.equinox as in_equinox
@@ -86,6 +87,57 @@ def test_a_module_in_two_places_stays_one():
     model = mt.mask_linears(nn.Sequential(shared, nn.ReLU(), shared), {"0": columns([0])}, packed=True)
     assert model[0] is model[2]
     assert type(mt.unmask_linears(model)[2]) is nn.Linear
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_hooks_of_every_sort_move_along_and_are_let_go(packed):
+    """Those that take keywords, those that always run, and the full backward ones, by their own handles."""
+    seen = []
+    model = nn.Sequential(nn.Linear(6, 8))
+    layer, x = model[0], torch.ones(2, 6, requires_grad=True)
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args, keywords: seen.append("before"), with_kwargs=True),
+        layer.register_forward_hook(lambda module, args, keywords, output: seen.append("after"), with_kwargs=True),
+        layer.register_forward_hook(lambda module, args, output: seen.append("always"), always_call=True),
+        layer.register_full_backward_hook(lambda module, inner, outer: seen.append(tuple(inner[0].shape))),
+        layer.register_full_backward_pre_hook(lambda module, outer: seen.append("backward")),
+    ]
+    for convert in (
+        lambda: mt.mask_linears(model, {"0": columns([1])}, packed=packed),
+        lambda: mt.unmask_linears(model),
+    ):
+        convert()
+        seen.clear()
+        model(x).sum().backward()
+        assert seen == ["before", "after", "always", "backward", (2, 6)]
+    for handle in handles:
+        handle.remove()
+    seen.clear()
+    model(x).sum().backward()
+    assert seen == []
+
+
+COMPUTED = {"spectral norm": nn.utils.spectral_norm, "pruning": lambda one: prune.l1_unstructured(one, "weight", 0.5)}
+
+
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_weight_computed_from_others_is_refused(how):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
+    COMPUTED[how](model[1])
+    with pytest.raises(TypeError, match="mask_linears: 1: expected a weight and bias that are parameters"):
+        mt.mask_linears(model, {"*": columns([0])})
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
+
+
+def test_names_that_read_alike_are_refused(tmp_path):
+    """A key with a dot and two keys: one of the two would be lost."""
+    one, other = (mj.MaskedLinear(4, 2, grad_mask=columns([seed]), seed=seed) for seed in (0, 1))
+    model = {"a.b": one, "a": {"b": other}}
+    for call in (lambda: mj.save_packed(tmp_path / "file", model), lambda: mj.assert_frozen(model, model)):
+        with pytest.raises(
+            ValueError, match=r"expected a name of its own for each part of the model, got 'a\.b' twice"
+        ):
+            call()
 
 
 def test_hooks_move_along():

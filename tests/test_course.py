@@ -20,7 +20,7 @@ def command(tmp_path_factory):
     report, figure = folder / "report.json", folder / "figure.svg"
     arguments = ["digits", "--quick", "--precision", "reproducible", "--json", str(report), "--plot", str(figure)]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(run, "run", lambda **keywords: kept.append(real(**keywords)) or kept[0])
+        patch.setattr(run, "run", lambda **keywords: kept.append(real(**keywords | {"worlds": run.WORLDS})) or kept[0])
         code = cli.main(arguments)
     return SimpleNamespace(code=code, printed=printed.getvalue(), report=report, figure=figure, seen=kept[0])
 

@@ -209,6 +209,16 @@ def test_hold_with_groups_scaler_closure_and_removal():
         mt.assert_frozen(before, layer)
 
 
+def test_a_layer_that_comes_to_the_optimizer_later_is_held():
+    first, later = torch_layer(), torch_layer()
+    optimizer = torch.optim.AdamW(first.parameters(), lr=0.01, weight_decay=0.1)
+    mt.hold_frozen(optimizer, nn.ModuleList([first, later]))
+    optimizer.add_param_group({"params": later.parameters()})
+    before = copy.deepcopy(later.state_dict())
+    train_torch(later, optimizer, X[:3])
+    assert mt.assert_frozen(before, later) == O * I - 3 * O + (~BIAS_MASK).sum()
+
+
 @pytest.mark.parametrize("name", JAX)
 def test_held_in_nnx(name):
     model = nnx.Sequential(nnx.Linear(I, O, rngs=nnx.Rngs(0)), nnx.Linear(O, 2, rngs=nnx.Rngs(1)))

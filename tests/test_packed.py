@@ -215,6 +215,21 @@ def test_repack(name):
         np.testing.assert_array_equal(np.asarray(moments).ravel(), ordered(new, np.where(both, W + 10, 0)).ravel())
 
 
+@pytest.mark.parametrize("mask", [columns([1, 4]), columns([0, 1, 4])], ids=["same count", "another count"])
+def test_state_that_is_not_kept_by_value_starts_anew(mask):
+    """Adafactor keeps sums of rows and columns: those of other columns would be wrong, or not fit."""
+    layer = mt.PackedLinear(6, 4, grad_mask=columns([0, 1]), seed=0)
+    optimizer = torch.optim.Adafactor(layer.parameters(), lr=0.1)
+    for step in range(2):
+        layer(torch.ones(1, 6)).square().sum().backward()
+        optimizer.step()
+        if step == 0:
+            layer.repack(mask, optimizer)
+            assert layer.values not in optimizer.state
+    assert optimizer.state[layer.values]["step"] == 1
+    assert optimizer.state[layer.values]["col_var"].shape == (1, layer.values.shape[1])
+
+
 def test_repack_in_training_keeps_the_moments_and_compiles_once():
     layer = mt.PackedLinear(I, O, grad_mask=columns([0, 3]), seed=0)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.01, weight_decay=0.1)

@@ -100,6 +100,12 @@ def test_hardshrink_writes_in_place():
     assert batched.tolist() == [[2, 0, 0]]
 
 
+def test_hooks_are_where_they_are_taken_from():
+    """All of a fresh module's attributes that tell of hooks, but those of its state_dict."""
+    names = {name for name in vars(torch.nn.Linear(1, 1)) if "hook" in name and "state_dict" not in name}
+    assert names == set(torch_compat._HOOKS)
+
+
 def test_x64_is_seen_as_a_context():
     assert not jax_compat.x64_enabled()
     with jax.enable_x64(True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 
@@ -74,3 +74,33 @@ def refuse_subclass(name: str, value: object) -> NoReturn:
         f"mask_linears: {name}: expected a plain linear layer, got {type(value).__name__}, whose forward may be "
         "another; convert it by hand or leave it out of the pattern"
     )
+
+
+def refuse_computed(name: str) -> NoReturn:
+    """Refuse a layer whose weight or bias is no parameter but made from others before each forward.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"mask_linears: {name or 'the model itself'}: expected a weight and bias that are parameters, got one computed "
+        "from others (spectral norm, pruning); make it permanent first (e.g. torch.nn.utils.prune.remove), or leave "
+        "the layer out"
+    )
+
+
+def by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the parts of a model by dotted name, each under a name of its own.
+
+    Raises:
+        ValueError: Two have one name.
+    """
+    found: dict[str, Any] = {}
+    for name, part in pairs:
+        if name in found:
+            raise ValueError(
+                f"expected a name of its own for each part of the model, got {name!r} twice; "
+                "a key with a dot in it reads like two keys: rename it"
+            )
+        found[name] = part
+    return found

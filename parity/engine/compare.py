@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NoReturn
 
@@ -106,6 +107,26 @@ def assert_error_ratio(rms: dict[str, float], elements: int) -> float | None:
         )
         _fail("error ratio", (), jax, torch, ratio, text)
     return ratio
+
+
+def assert_error_ratios(torch: dict[str, tuple[float, int]], jax: dict[str, tuple[float, int]]) -> float | None:
+    """Raise unless the two frameworks err alike in every output: one that is good must not hide one that is not.
+
+    Args:
+        torch: RMS of error over bound and number of elements, by output.
+        jax: The same of JAX.
+
+    Returns:
+        The ratio that is farthest from one, or None where no output has enough elements or error.
+    """
+    ratios = []
+    for name, (rms, elements) in jax.items():
+        try:
+            ratio = assert_error_ratio({"torch": torch[name][0], "jax": rms}, elements)
+        except Mismatch as mismatch:
+            raise Mismatch(dataclasses.replace(mismatch.finding, text=f"{name}: {mismatch.finding.text}")) from None
+        ratios += [] if ratio is None else [ratio]
+    return max(ratios, key=lambda ratio: abs(math.log(ratio)), default=None)
 
 
 def _worst(size: np.ndarray) -> tuple[int, ...]:

@@ -289,10 +289,8 @@ CAUSES: tuple[Cause, ...] = (
 def _rounded_inputs(e: Evidence, digits: int, cause: str, name: str, fix: str) -> Diagnosis | None:
     if not e.same_shape or e.judged not in ("precision", "ratio") or e.cell.dtype != "float32":
         return None
-    explained = e.with_rounded(digits)
-    if explained is None:
-        return None
-    plain, rounded = (_rms(e.got - target) for target in (e.want, explained))
+    plain = _rms(e.got - e.want)
+    rounded = min((_rms(e.got - explained) for explained in e.with_rounded(digits)), default=plain)
     if not plain > 0 or rounded > plain / 4:
         return None
     return Diagnosis(cause, f"The error of {_name(e)} is that of inputs rounded to {name}: {plain / max(rounded, 1e-300):.0f} times "

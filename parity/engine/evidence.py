@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,19 @@ class Evidence:
         """What was compared in: meaning is in float64."""
         return "float64" if self.judged == "meaning" else self.cell.dtype
 
-    def with_rounded(self, digits: int) -> np.ndarray | None:
-        """Return what the float64 function gives if the numbers that go in are rounded to so many binary digits."""
-        seen = self.recompute(self.numbers.changed(lambda values: to_digits(values, digits)))
-        value = seen.values.get(self.output) if isinstance(seen, Outputs) else None
-        return value if value is not None and value.shape == self.got.shape else None
+    def with_rounded(self, digits: int) -> list[np.ndarray]:
+        """Return what the float64 function gives if what goes in is rounded to so many binary digits.
+
+        Two answers: with the arguments rounded, and with cotangents and tangents rounded as well.
+        """
+        everything = self.numbers.changed(lambda values: to_digits(values, digits))
+        found = []
+        for numbers in (everything, replace(self.numbers, theta=everything.theta)):
+            seen = self.recompute(numbers)
+            value = seen.values.get(self.output) if isinstance(seen, Outputs) else None
+            if value is not None and value.shape == self.got.shape:
+                found.append(value)
+        return found
 
 
 def to_digits(values: np.ndarray, digits: int) -> np.ndarray:

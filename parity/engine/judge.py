@@ -25,14 +25,12 @@ class Error:
 
     Attributes:
         largest: Of any element.
-        rms: Root mean square of the error in inherent units, of what is finite.
-        elements: How many that was taken over.
+        rms: Root mean square of the error in inherent units, of what is finite, and of how many elements, by output.
         histogram: Of error over bound, in the bins of records.BINS.
     """
 
     largest: float
-    rms: float
-    elements: int
+    rms: dict[str, tuple[float, int]]
     histogram: tuple[int, ...]
 
 
@@ -68,7 +66,7 @@ def assert_close(
             overflows in both, in the same way, is right.
     """
     excused = _loss_of(twin, spread, dtype, terms=terms, order=order) if twin else 0.0
-    ratios, units = [], []
+    ratios, rms = [], {}
     for name, value in got.values.items():
         if value.dtype.kind != "f" or want.values[name].dtype.kind != "f":
             compare.assert_same_bits(name, np.asarray(value, np.float64), np.asarray(want.values[name], np.float64),
@@ -90,19 +88,20 @@ def assert_close(
         if excused > 0.1:
             ratio = ratio / max(1.0, TWIN_RATIO * excused)
         ratios.append(ratio.ravel())
-        units.append((_ratio(value, target, sensitivity.inherent(target, spread[name], dtype))).ravel())
+        units = _ratio(value, target, sensitivity.inherent(target, spread[name], dtype))
+        rms[name] = (sensitivity.rms(units), units.size)
     flat = np.concatenate(ratios) if ratios else np.zeros(0)
-    count = np.concatenate(units) if units else np.zeros(0)
-    return Error(float(flat.max(initial=0.0)), sensitivity.rms(count), count.size, histogram(flat))
+    return Error(float(flat.max(initial=0.0)), rms, histogram(flat))
 
 
-def assert_error_ratio(rms: dict[str, float], elements: int) -> float | None:
-    """Raise unless the two frameworks err alike; as compare.assert_error_ratio, of errors in inherent units.
+def assert_error_ratios(torch: Error, jax: Error) -> float | None:
+    """Raise unless the two frameworks err alike; as compare.assert_error_ratios, of errors in inherent units.
 
     What is as good as the dtype allows (RMS error ROUNDED) counts as that: eager 16-bit code stores after every
     operation and has two or three units where a fused kernel has a third of one. That is no other precision.
     """
-    return compare.assert_error_ratio({name: max(value, ROUNDED) for name, value in rms.items()}, elements)
+    clamped = ({name: (max(rms, ROUNDED), n) for name, (rms, n) in one.rms.items()} for one in (torch, jax))
+    return compare.assert_error_ratios(*clamped)
 
 
 def same_bits(got: Outputs, want: Outputs) -> bool:

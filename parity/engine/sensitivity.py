@@ -16,6 +16,9 @@ errors are small compared with all of the output only: the same stages, of the r
 
     bound = 4 sqrt(n) s + stages u (|y| + rms(y)) + stages * the smallest normal number
 
+In float64 both sides err, each with a formula of its own: eight times the bound (bounds.ORACLE), and on the user's
+own numbers what either formula loses in float32, scaled to float64 (run.Runner._with_formula).
+
 At a kink a perturbed run takes the other branch, and s is as large as the jump: no difference would be seen. At
 points that are chosen (all kinds of data but "random") jumps do not count: s is measured by perturbations of 2^-26
 and of 2^-34, and where the smaller one does not do about 2^8 times less, it is a jump, and no rounding error.

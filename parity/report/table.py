@@ -45,10 +45,12 @@ def parts(report: Report, file: str = "FILE") -> list[Any]:
 
 
 def _alike(report: Report) -> list[list[Record]]:
+    """Return the failures in groups: those of one cause and one remedy together, else those of one reason."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in report.failed:
-        cause = record.diagnosis.cause if record.diagnosis else record.reason
-        groups.setdefault((record.verdict, record.transform, record.data, cause), []).append(record)
+        why = record.diagnosis
+        cause = (why.cause, why.fix) if why else (record.transform, record.data, record.reason)
+        groups.setdefault((record.verdict, *cause), []).append(record)
     return list(groups.values())
 
 
@@ -58,7 +60,7 @@ def _matrix(report: Report) -> Table:
     legend = ", ".join(f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there)
     table = Table(title=f"{report.name}: {legend}", title_justify="left")
     for name in ("transform", "data", "dtype", *worlds):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name.replace("-", "\n"), no_wrap=True)
     rows: dict[tuple[str, str, str], dict[str, Record]] = {}
     for record in report.cells:
         rows.setdefault((record.transform, record.data, record.dtype), {})[record.world] = record
@@ -95,8 +97,8 @@ def _style(mark: str) -> str:
 
 def _title(alike: Sequence[Record]) -> str:
     first = alike[0]
-    where = ", ".join(dict.fromkeys(f"{record.world} {record.dtype}" for record in alike))
-    return f"{first.verdict}: {first.transform}, {first.data}, in {where}"
+    cells = "1 cell" if len(alike) == 1 else f"{len(alike)} cells"
+    return f"{first.verdict}: {first.diagnosis.cause if first.diagnosis else first.transform}, {cells}"
 
 
 def _failure(alike: Sequence[Record], file: str) -> str:
@@ -104,8 +106,13 @@ def _failure(alike: Sequence[Record], file: str) -> str:
     lines = []
     if first.diagnosis is not None:
         lines += [first.diagnosis.text, f"fix: {first.diagnosis.fix}"]
-    lines.append(first.reason)
+    lines.append(f"where: {'; '.join(_listed(alike, name) for name in ('transform', 'data', 'world', 'dtype'))}")
+    lines.append(f"first: {first.reason}")
     worst = first.finding
     if worst is not None and worst.index:
         lines.append(f"worst: {worst.output}{list(worst.index)}  got {worst.got!r}  want {worst.want!r}")
     return "\n".join([*lines, f"rerun: {first.rerun.replace(' FILE ', f' {file} ', 1)}"])
+
+
+def _listed(alike: Sequence[Record], name: str) -> str:
+    return ", ".join(dict.fromkeys(getattr(record, name) for record in alike))

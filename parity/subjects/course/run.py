@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ WORLDS = {
     "jax eager": ("jax", False),
     "jax jit": ("jax", True),
 }
+QUICK_WORLDS = ("torch eager", "jax jit")
+"""One of each framework: what a quick run trains, and any run in native precision."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,23 @@ def run(
     seed: int = 0,
     steps: int = STEPS,
     device: str = "cpu",
+    worlds: Collection[str] = tuple(WORLDS),
     progress: Callable[[], None] = lambda: None,
 ) -> Seen:
-    """Train in all worlds.
+    """Train in each world.
 
     Args:
         seed: Of the task.
         steps: Length of the training.
         device: "cpu" or "cuda".
+        worlds: Names of WORLDS; QUICK_WORLDS are those that take seconds.
         progress: Called after each step of a run.
     """
     task = network.task(seed, steps)
-    same = {name: _train(task, *world, "reproducible", device, progress) for name, world in WORLDS.items()}
-    native = {name: _train(task, *WORLDS[name], "native", device, progress) for name in ("torch eager", "jax jit")}
+    same = {
+        name: _train(task, *world, "reproducible", device, progress) for name, world in WORLDS.items() if name in worlds
+    }
+    native = {name: _train(task, *WORLDS[name], "native", device, progress) for name in QUICK_WORLDS}
     oracle = numpy_training.train(task, progress)
     return Seen(task, same, native, oracle, tuple(_faults(task, same, oracle)))
 

@@ -45,6 +45,16 @@ class Parts:
         return array.astype(DTYPES[dtype])
 
     @staticmethod
+    def name(array: Any) -> str:
+        """Return the name of an array's dtype."""
+        return str(array.dtype)
+
+    @staticmethod
+    def fold(step: Callable[..., Any], total: Any, *rows: Any) -> Any:
+        """Return the total after a step for each row."""
+        return jax.lax.scan(lambda total, parts: (step(total, *parts), None), total, rows)[0]
+
+    @staticmethod
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])

@@ -31,6 +31,7 @@ class Sabotage:
         says: What the finding must say.
         frameworks: Where the fault can be made.
         precision: Of that cell.
+        dtypes: Where it is a fault.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Sabotage:
     says: str
     frameworks: tuple[str, ...] = ("torch", "jax")
     precision: str = "native"
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
     def cell(self, framework: str, dtype: str = "float32") -> Cell:
         """Return the cell that must reject it; in a dtype that `plan` leaves out for the case, one like it."""
@@ -74,8 +76,12 @@ def _keeps_subnormals(parts: Any, honest: Layer) -> Layer:
     return lambda x, w, b, **keywords: honest(x * 2.0**20, w, b * 2.0**20, **keywords) * 2.0**-20
 
 
-def _rounds_twice(parts: Any, honest: Layer) -> Layer:
+def _rounded_on_the_way(parts: Any, honest: Layer) -> Layer:
     return lambda x, w, b, **keywords: parts.cast(parts.cast(honest(x, w, b, **keywords), "bfloat16"), "float32")
+
+
+def _rounds_twice(parts: Any, honest: Layer) -> Layer:
+    return lambda x, w, b, **keywords: honest(x, w, parts.zeros_like(b), **keywords) + b
 
 
 def _by_rule(wrong: Callable[..., Any]) -> Callable[[Any, Layer], Layer]:
@@ -190,10 +196,11 @@ def _rounded_to_tf32(parts: Any, honest: Layer) -> Layer:
 
 
 def _bfloat16_accumulator(parts: Any, x: Any, w: Any, mask: Any, g: Any) -> dict[str, Any]:
-    total, step = parts.zeros_like(w), 32
-    for start in range(0, x.shape[0], step):
-        part = parts.cast(g[start : start + step].T @ x[start : start + step], "bfloat16")
-        total = parts.cast(parts.cast(parts.cast(total, "bfloat16") + part, "bfloat16"), "float32")
+    def add(total: Any, row_g: Any, row_x: Any) -> Any:
+        return total + parts.cast(row_g[:, None] * row_x, "bfloat16")
+
+    total = parts.fold(add, parts.cast(parts.zeros_like(w), "bfloat16"), g, x)
+    total = parts.cast(total, parts.name(w))
     return {"weight": parts.where(mask, total, parts.zeros_like(total))}
 
 
@@ -254,7 +261,8 @@ SABOTAGES = (
     Sabotage("gradient cut off from the second order",
              _by_rule(lambda parts, x, w, mask, g: {"input": parts.stop_gradient(g @ w)}),
              "blocks", "hvp-reverse-over-reverse", "input", _BITS),
-    Sabotage("bfloat16 accumulator", _by_rule(_bfloat16_accumulator), "wide-elements", "vjp", "weight", _BOUND),
+    Sabotage("bfloat16 accumulator", _by_rule(_bfloat16_accumulator), "wide-elements", "vjp", "weight",
+             "times the"),
     Sabotage("packed entries of other columns", _packed_off_by_one, "packed-columns", "forward", "output", _BITS),
     Sabotage("the matrix under the packed values learns", _matrix_learns, "packed-columns", "vjp", "weight", _LEAK),
     Sabotage("packed values cut off from their gradient", _values_cut_off, "packed-elements", "vjp", "weight", _BITS),
@@ -264,13 +272,15 @@ SABOTAGES = (
              _torch_only(lambda parts, x, w, b, grad_mask: parts.stale_vmap_dimension(
                  x, w, b, parts.dense(grad_mask, w))),
              "columns-bools", "vmap-input", "output", _BITS, ("torch",)),
-    Sabotage("native products for reproducible ones", _in_precision("native"), "hard-exponents-20", "forward", "output",
+    Sabotage("native products for reproducible ones", _in_precision("native"), "hard-exponents-60", "forward", "output",
              _ANSWER, precision="reproducible"),
-    Sabotage("more bits than the definition's", _in_precision(reproducible(bits=33)), "hard-exponents-20",
+    Sabotage("more bits than the definition's", _in_precision(reproducible(bits=33)), "hard-exponents-60",
              "forward", "output", _ANSWER, precision="reproducible"),
     Sabotage("subnormal results kept", _keeps_subnormals, "hard-flushed", "forward", "output", _ANSWER, ("torch",),
              precision="reproducible"),
+    Sabotage("rounded to bfloat16 on the way", _rounded_on_the_way, "hard-columns", "forward", "output", _ANSWER,
+             precision="reproducible", dtypes=("float32",)),  # of bfloat16 that is the answer
     Sabotage("bias added after a second rounding", _rounds_twice, "hard-columns", "forward", "output", _ANSWER,
-             precision="reproducible"),
+             precision="reproducible", dtypes=("bfloat16",)),  # float32 has digits enough for this case's answer
 )  # fmt: skip
 """Every wrong twin."""

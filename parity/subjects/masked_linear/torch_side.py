@@ -46,6 +46,18 @@ class Parts:
         return array.to(DTYPES[dtype])
 
     @staticmethod
+    def name(array: Any) -> str:
+        """Return the name of an array's dtype."""
+        return str(array.dtype).removeprefix("torch.")
+
+    @staticmethod
+    def fold(step: Callable[..., Any], total: Any, *rows: Any) -> Any:
+        """Return the total after a step for each row."""
+        for parts in zip(*rows, strict=True):
+            total = step(total, *parts)
+        return total
+
+    @staticmethod
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])

@@ -1,0 +1,151 @@
+"""Each diagnosis is given for its cause, planted in one function of a pair, and not without it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from parity import Pair
+from parity.engine.run import plan, run
+from tests.pairs_at_hand import numbers
+
+PRODUCT = numbers((24, 32), (20, 32))
+SQUARE = numbers((6, 8), (6, 8))
+ROWS = numbers((6, 8))
+POSITIVE = lambda seed: tuple(np.abs(x) + 0.1 for x in ROWS(seed))  # noqa: E731
+TINY = lambda seed: tuple(x * 1e-4 for x in numbers((16, 24))(seed))  # noqa: E731
+MASK = np.arange(8) % 2 == 0
+
+
+def product(x, w):
+    return x @ w.T
+
+
+def in_float32(change):
+    """Return a change that is made in float32 only: float64 means what it should."""
+    return lambda x: change(x) if x.dtype == jnp.float32 else x
+
+
+def digits(count):
+    def cut(x):
+        mantissa, exponent = jnp.frexp(x)
+        return x + jax.lax.stop_gradient(jnp.ldexp(jnp.round(mantissa * 2.0**count), exponent - count) - x)
+
+    return in_float32(cut)
+
+
+def stored_short(x):
+    return in_float32(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32))(x)
+
+
+def single(x):
+    return x.astype(jnp.float32).astype(x.dtype)
+
+
+def refuses(x):
+    raise ValueError("no such thing")
+
+
+def masked(x):
+    return jnp.where(MASK, x, jax.lax.stop_gradient(x)) * 2
+
+
+def torch_masked(x):
+    return torch.where(torch.from_numpy(MASK), x, x.detach()) * 2
+
+
+def norm(eps):
+    def layer_norm(x):
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+
+    return layer_norm
+
+
+def torch_norm(x):
+    return F.layer_norm(x, (8,), eps=1e-5)
+
+
+def double(x):
+    return x * 2
+
+
+# cause, torch function, right JAX function, JAX function with the cause, inputs, transform, dtype, data
+PLANTED = (
+    ("tf32 inputs", product, product, lambda x, w: product(digits(11)(x), digits(11)(w)), PRODUCT, "forward", "float32", "random"),
+    ("bfloat16 inputs", product, product, lambda x, w: product(digits(8)(x), digits(8)(w)), PRODUCT, "vjp", "float32", "random"),
+    ("bfloat16 accumulation", product, product, lambda x, w: stored_short(product(x, w)), PRODUCT, "forward", "float32", "random"),
+    ("x64 off", torch.sin, jnp.sin, lambda x: single(jnp.sin(single(x))), ROWS, "forward", "float64", "random"),
+    ("flushed subnormals", torch.sign, lambda x: jnp.where(jnp.signbit(x), -1.0, 1.0).astype(x.dtype), jnp.sign, ROWS, "forward", "float32", "subnormal"),
+    ("signed zero", double, double, lambda x: x * 2 + 0.0, ROWS, "forward", "float64", "signed zeros"),
+    ("tie or kink", lambda x: torch.where(x > 0, x, 0), lambda x: jnp.where(x > 0, x, 0), lambda x: jnp.where(x >= 0, x, 0),
+     ROWS, "vjp", "float64", "kinks"),
+    ("default argument: eps", torch_norm, norm(1e-5), norm(1e-3), ROWS, "forward", "float64", "random"),
+    ("default argument: ddof", lambda x: x.var(-1), lambda x: x.var(-1, ddof=1), lambda x: x.var(-1), ROWS, "forward", "float64", "random"),
+    ("default argument: reduction", lambda x: x.sum(-1), lambda x: x.sum(-1), lambda x: x.mean(-1), ROWS, "forward", "float64", "random"),
+    ("constant factor", double, double, lambda x: x * 3, ROWS, "forward", "float64", "random"),
+    ("transposed", product, product, lambda x, w: product(x, w).T, SQUARE, "forward", "float64", "random"),
+    ("transposed", double, double, lambda x: (x * 2).T, ROWS, "forward", "float64", "random"),
+    ("broadcast", lambda x: x.sum(-1), lambda x: x.sum(-1), lambda x: x.sum(-1, keepdims=True) + 0 * x, ROWS, "forward", "float64", "random"),
+    ("structure", double, double, lambda x: (x * 2, x), ROWS, "forward", "float64", "random"),
+    ("dtype promotion", double, double, lambda x: x * np.float32(2), ROWS, "forward", "bfloat16", "random"),
+    ("gradient missing", double, double, lambda x: jax.lax.stop_gradient(x * 2), ROWS, "vjp", "float64", "random"),
+    ("gradient masked", double, double, masked, ROWS, "vjp", "float64", "random"),
+    ("gradient leaking", torch_masked, masked, double, ROWS, "vjp", "float64", "random"),
+    ("nan in one", double, double, lambda x: jnp.nan_to_num(x * 2), ROWS, "forward", "float64", "nan"),
+    ("overflow in one", lambda x: torch.logsumexp(x, -1), lambda x: jax.nn.logsumexp(x, -1),
+     lambda x: jnp.log(jnp.exp(x).sum(-1)), POSITIVE, "forward", "float64", "large"),
+    ("loss of precision", torch.log1p, jnp.log1p, lambda x: jnp.log(1 + x), TINY, "forward", "float32", "random"),
+    ("another formula", torch.sin, jnp.sin, lambda x: jnp.sin(x) + 0.1 * x**3, ROWS, "forward", "float64", "random"),
+    ("unsupported", double, double, refuses, ROWS, "forward", "float32", "random"),
+)  # fmt: skip
+IDS = [f"{row[0]}-{number}" for number, row in enumerate(PLANTED)]
+
+
+def the_cell(torch_function, jax_function, inputs, transform, dtype, data, world="jax-eager"):
+    pair = Pair(torch_function, jax_function, inputs, "planted")
+    (record,) = run(pair, plan(pair, transforms=[transform], dtypes=[dtype], worlds=[world], data=[data]))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("cause", "theirs", "right", "wrong", "inputs", "transform", "dtype", "data"), PLANTED, ids=IDS
+)
+def test_planted_cause_is_named(cause, theirs, right, wrong, inputs, transform, dtype, data):
+    record = the_cell(theirs, wrong, inputs, transform, dtype, data)
+    assert record.failed
+    assert record.diagnosis.cause == cause, record.diagnosis.text
+    assert len(record.diagnosis.text) > 20
+    assert len(record.diagnosis.fix) > 10
+
+
+@pytest.mark.parametrize(
+    ("cause", "theirs", "right", "wrong", "inputs", "transform", "dtype", "data"), PLANTED, ids=IDS
+)
+def test_without_the_cause_nothing_is_named(cause, theirs, right, wrong, inputs, transform, dtype, data):
+    record = the_cell(theirs, right, inputs, transform, dtype, data)
+    assert not record.failed, record.reason
+    assert record.diagnosis is None or record.diagnosis.cause == "rounding only"
+
+
+def test_what_only_torch_refuses_is_named():
+    record = the_cell(refuses, double, ROWS, "forward", "float64", "random")
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "raises in one")
+    assert "torch raises ValueError: no such thing" in record.reason
+
+
+def test_what_both_refuse_is_no_difference():
+    record = the_cell(refuses, refuses, ROWS, "forward", "float64", "random")
+    assert (record.verdict, record.alike, record.failed) == ("unsupported", True, False)
+
+
+def test_sums_in_another_order_are_rounding_only():
+    record = the_cell(lambda x: x.sum(), lambda x: x.sum(0).sum(), numbers((9, 9)), "forward", "float32", "random")
+    assert (record.verdict, record.diagnosis.cause) == ("within bound", "rounding only")
+
+
+def test_the_same_bits_have_no_diagnosis():
+    record = the_cell(double, double, ROWS, "forward", "float32", "random")
+    assert (record.verdict, record.judged, record.diagnosis) == ("identical", "bits", None)
