@@ -1,0 +1,200 @@
+"""`parity.compare` as a user meets it: what may go in, what comes out, and what is said when it may not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import parity
+from parity.engine import sensitivity
+from parity.engine.bounds import UNIT
+from parity.engine.calls import Numbers, Outputs
+from parity.engine.run import plan
+from tests.pairs_at_hand import numbers
+
+X = np.linspace(-2, 2, 12).reshape(3, 4)
+QUICK = {"transforms": ["forward", "vjp"], "worlds": ["jax-eager"], "dtypes": ["float64"], "data": ["random"]}
+
+
+def double(x):
+    return x * 2
+
+
+def test_default_plan_asks_for_every_kind_of_cell():
+    cells = plan(parity.Pair(double, double, (X,)))
+    assert {cell.world for cell in cells} == {"torch-eager", "torch-compiled", "jax-eager", "jax-jit"}
+    assert {cell.dtype for cell in cells} == {"float64", "float32", "bfloat16"}
+    assert {"random", "zeros", "signed zeros", "ties", "kinks", "infinite", "nan", "subnormal", "large", "small"} == {
+        cell.data for cell in cells
+    }
+    assert {"hessian", "jacfwd", "jacrev", "jvp", "vmap-0", "gradient-of-vmap"} <= {cell.transform for cell in cells}
+    assert len({cell.id for cell in cells}) == len(cells)
+
+
+def test_large_inputs_have_no_whole_jacobians_unless_asked():
+    pair = parity.Pair(double, double, (np.ones((40, 40)),))
+    assert not {"jacrev", "hessian"} & {cell.transform for cell in plan(pair)}
+    assert {cell.transform for cell in plan(pair, transforms=["jacrev"])} == {"jacrev"}
+
+
+def test_numbers_that_end_at_zero_are_tried_below_it():
+    assert "negative" in {cell.data for cell in plan(parity.Pair(torch.sqrt, jnp.sqrt, (np.ones(3),)))}
+
+
+def test_nested_arguments_results_and_integers():
+    def torch_lookup(table, where):
+        rows = table["rows"][where]
+        return {"rows": rows * table["scale"], "count": (where + 1,)}
+
+    def jax_lookup(table, where):
+        rows = table["rows"][where]
+        return {"count": (where + 1,), "rows": rows * table["scale"]}
+
+    inputs = ({"scale": np.array(3.0), "rows": X}, np.array([2, 0]))
+    report = parity.assert_parity(
+        torch_lookup, jax_lookup, inputs, **QUICK | {"transforms": ["forward", "vjp", "vmap-0"]}
+    )
+    assert [record.verdict for record in report.cells] == ["identical"] * 3
+
+
+def test_every_transform_agrees_on_a_layer():
+    report = parity.assert_parity(
+        lambda x, w: torch.tanh(x @ w), lambda x, w: jnp.tanh(x @ w), numbers((3, 4), (4, 2)),
+        worlds=["jax-jit"], dtypes=["float64"], data=["random"],
+    )  # fmt: skip
+    assert len({record.transform for record in report.cells}) == 15
+    assert {record.verdict for record in report.cells} <= {"identical", "within bound"}
+
+
+def test_an_oracle_is_the_third_party():
+    """Two functions that agree are both wrong where NumPy says so."""
+    chosen = QUICK | {"transforms": ["forward"], "worlds": ["torch-eager", "jax-eager"]}
+    report = parity.compare(double, double, (X,), oracle=lambda x: x * 3, **chosen)
+    assert [(record.world, record.verdict, record.judged) for record in report.cells] == [
+        ("torch-eager", "differs", "meaning"),
+        ("jax-eager", "differs", "meaning"),
+    ]
+    assert parity.compare(double, double, (X,), oracle=double, **chosen).ok
+
+
+KNOWN = {"transform": "vjp", "world": "jax-*", "data": "kinks", "reason": "relu's derivative at zero is a convention"}
+
+
+def relu(x):
+    return jnp.where(x >= 0, x, 0)
+
+
+def test_a_known_difference_is_no_failure():
+    report = parity.compare(torch.relu, relu, (X,), known=[KNOWN], **QUICK | {"data": ["random", "kinks"]})
+    assert report.ok
+    assert [record.cell.data for record in report.cells if record.known] == ["kinks"]
+
+
+def test_a_known_difference_that_is_gone_is_a_failure():
+    report = parity.compare(double, double, (X,), known=[KNOWN], **QUICK | {"data": ["kinks"]})
+    (failed,) = report.failed
+    assert "take it off the list" in failed.reason
+
+
+def test_an_unlisted_difference_raises_with_the_table_and_the_reason():
+    with pytest.raises(parity.ParityError, match=r"tie or kink|convention") as caught:
+        parity.assert_parity(torch.relu, relu, (X,), **QUICK | {"data": ["kinks"]})
+    text = str(caught.value)
+    assert "1 identical, 1 differs" in text
+    assert "fix: Write the convention out" in text
+    assert not caught.value.report.ok
+
+
+def test_settings_of_jax_are_as_before():
+    before = dict(jax.config.values), torch.get_float32_matmul_precision()
+    parity.compare(double, double, (X,), **QUICK)
+    assert (dict(jax.config.values), torch.get_float32_matmul_precision()) == before
+
+
+WRONG = {
+    "a bare array": (TypeError, r"expected a tuple of arguments, got a bare array; write \(array,\)", {"inputs": X}),
+    "no NumPy": (TypeError, r"inputs\[0\]: expected a NumPy array, got Tensor", {"inputs": (torch.ones(2),)}),
+    "a number": (TypeError, r"inputs\[0\]: expected a NumPy array, got float", {"inputs": (1.0,)}),
+    "complex": (TypeError, r"inputs\[0\]: expected real numbers, got complex128", {"inputs": (X + 1j,)}),
+    "no floats": (ValueError, "expected at least one array of floats, got none", {"inputs": (np.arange(3),)}),
+    "no function": (TypeError, "torch: expected a function, got int", {"torch_fn": 3}),
+    "transform": (ValueError, "transforms: expected some of .* got 'vpj'; did you mean 'vjp'", {"transforms": ["vpj"]}),
+    "a string": (ValueError, r"transforms: expected a list of names, got the string 'vjp'; write \['vjp'\]",
+                 {"transforms": "vjp"}),
+    "dtype": (ValueError, "dtypes: expected some of .* did you mean 'float32'", {"dtypes": ["flaot32"]}),
+    "world": (ValueError, "worlds: expected some of .* got 'jax'", {"worlds": ["jax"]}),
+    "data": (ValueError, "data: expected some of .* did you mean 'kinks'", {"data": ["kink"]}),
+    "device": (ValueError, "devices: expected some of cpu, cuda, got 'tpu'", {"devices": ["tpu"]}),
+    "vmap over what is not there": (ValueError, "got 'vmap-1'", {"transforms": ["vmap-1"]}),
+    "known without a reason": (ValueError, "got one with no reason", {"known": [{"transform": "vjp"}]}),
+    "known of what is unknown": (ValueError, "unknown transfrom", {"known": [{"transfrom": "vjp", "reason": "so"}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "says", "given"), WRONG.values(), ids=WRONG)
+def test_wrong_argument_is_refused_at_the_call(kind, says, given):
+    arguments = {"torch_fn": double, "jax_fn": double, "inputs": (X,)} | given
+    with pytest.raises(kind, match=says):
+        parity.compare(**arguments)
+
+
+def test_report_is_saved_by_its_suffix(tmp_path):
+    report = parity.compare(double, double, (X,), **QUICK)
+    for suffix in ("json", "html", "md"):
+        report.save(tmp_path / f"report.{suffix}")
+        assert "double" in (tmp_path / f"report.{suffix}").read_text("utf-8")
+    with pytest.raises(ValueError, match=r"ends in \.json, \.html or \.md, got 'report\.txt'"):
+        report.save("report.txt")
+
+
+def spread_of(function, at, **how):
+    values = Numbers((at,), (at,), ("x",), (0,))
+    found = sensitivity.spread(
+        lambda numbers: Outputs({"y": function(numbers.theta[0])}), values, Outputs({"y": function(at)}), **how
+    )
+    return found["y"]
+
+
+def test_sensitivity_knows_cancellation():
+    """The sum of a and -a moves by |a| u, however small it is."""
+    ill = np.array([1e8, -1e8 + 1])
+    seen = float(spread_of(lambda x: x.sum(keepdims=True), ill, unit=UNIT["float32"], jumps=True)[0])
+    assert 0.1 < seen / (1e8 * UNIT["float32"]) < 3
+
+
+def test_sensitivity_leaves_jumps_out_where_points_are_chosen():
+    at = np.array([0.0, 1.0, 1.0, 1.0, 1.0, 3.0])
+
+    def steps(x):
+        return np.where(x >= 1, x, 0.0)
+
+    assert spread_of(steps, at, unit=UNIT["float32"], jumps=True)[1:5].max() > 0.5
+    chosen = spread_of(steps, at, unit=UNIT["float32"], jumps=False)
+    assert chosen[:5].max() < UNIT["float32"]  # of the draws that stay on the branch
+    assert 0.1 < chosen[5] / (3 * UNIT["float32"]) < 2
+
+
+PLUGIN = """
+import numpy as np, parity, torch, jax.numpy as jnp
+def test_relu():
+    parity.assert_parity(torch.relu, lambda x: jnp.where(x >= 0, x, 0), (np.ones(3),), transforms=["vjp"],
+                         worlds=["jax-eager"], dtypes=["float64"], data=["kinks"])
+"""
+
+
+def test_plugin_shows_the_table_instead_of_a_traceback(tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    (tmp_path / "test_relu.py").write_text(PLUGIN, "utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "parity.pytest_plugin", "-q", str(tmp_path), "-c", "/dev/null"]
+    seen = subprocess.run(
+        [*command, "--rootdir", str(tmp_path)], capture_output=True, text=True, check=False,
+        cwd=Path(parity.__file__).parent.parent,
+    ).stdout  # fmt: skip
+    assert "test_relu.py:4: torch and JAX differ: relu" in seen
+    assert "The derivative at kinks and edges is a convention" in seen
+    assert "Traceback" not in seen
+    assert "raise_if_failed" not in seen
