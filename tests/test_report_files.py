@@ -158,7 +158,7 @@ def test_markdown_has_every_pair_failure_and_reason():
     assert "**Fix:** Use amax." in text
     assert "python -m parity check a.py --pair 'max'" in text
     assert f"`torch.max(x, -1)` against `jnp.max(x, -1)`\n\n{NOTE}" in text
-    assert "2 pairs differ somewhere as listed. Failed: max, &lt;/script>" in text
+    assert "2 pairs differ somewhere as listed. Failed: max; &lt;/script>" in text
     assert f"- python: {environment()['python']}" in text
 
 
