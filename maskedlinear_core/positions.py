@@ -122,8 +122,8 @@ def row_chunks(count: int, shape: Shape) -> list[tuple[int, int]]:
 CACHED = 2**19
 """Numbers that a product over blocks gathers at a time: 2 MB of float32, which stay in a CPU's cache.
 
-Measured at batch 2048, 1024 x 1024, one block of 64 x 64 in ten, one thread: the product costs 0.045 to 0.06 of the
-dense step so, and 0.12 to 0.13 gathered as a whole.
+Measured at batch 2048, 1024 x 1024, one block of 64 x 64 in ten, one thread: the product costs 0.03 to 0.06 of the
+dense step so, and 0.08 to 0.13 gathered as a whole (other work beside it).
 """
 
 

@@ -8,8 +8,8 @@ from parity.engine import run
 from parity.isolation.source_text import text_of
 from parity.subjects.atlas import GROUPS, PAIRS
 
-IN_PRECISION = {"batch_norm", "instance_norm"}
-"""They differ in float32 only, which `python -m parity atlas` runs."""
+ELSEWHERE = {"batch_norm", "instance_norm", "unique", "cholesky"}
+"""They differ in float32, under jit or in forward mode only, which `python -m parity atlas` runs."""
 
 ALIKE = [pair for pair in PAIRS if "alike" in pair.name or "equal eps" in pair.name]
 """Non-differences: the same operators as some that differ, made to agree."""
@@ -39,9 +39,9 @@ def test_nothing_differs_but_what_is_listed(seen):
 
 def test_everything_differs_that_is_listed(seen):
     differing = {name for name, records in seen.items() if any(record.known for record in records)}
-    assert differing == {pair.name for pair in PAIRS if pair.known} - IN_PRECISION
+    assert differing == {pair.name for pair in PAIRS if pair.known} - ELSEWHERE
     for pair in PAIRS:
-        if pair.name not in IN_PRECISION:
+        if pair.name not in ELSEWHERE | {"gammaln"}:  # whose forward differs in float32
             stale = [record.reason for record in run.settle(pair, seen[pair.name]) if record.failed]
             assert not stale, f"{pair.name}: {stale}"
 
@@ -73,12 +73,12 @@ def test_there_are_many_operators_of_every_kind():
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.known], ids=lambda pair: pair.name)
 def test_a_difference_has_a_reason_and_both_documentations(pair):
-    for site in ("https://docs.pytorch.org/docs/stable/generated/torch.", ("https://docs.jax.dev/", "https://optax.")):
+    for site in ("https://docs.pytorch.org/docs/stable/", ("https://docs.jax.dev/", "https://optax.")):
         assert any(word.startswith(site) for word in pair.note.split()), pair.note
     for entry in pair.known:
         assert len(entry["reason"]) > 40
         assert pair.note.startswith(entry["reason"])
-        assert entry["world"] == ("*" if "raises" in entry["reason"] else "jax-*")
+        assert entry["world"] == "jax-*" or "raise" in entry["reason"] or "each dtype" in entry["reason"]
 
 
 def test_operators_are_shown_as_they_are_written():

@@ -61,7 +61,7 @@ def test_a_run_leaves_every_figure_and_is_compared_with_itself(tmp_path):
     for record in found["rows"]:
         assert {"dense", "limit", "one-liner", "masked afterwards", "densified"} <= set(record["ratios"])
         assert all(low <= middle <= high for middle, low, high in record["ratios"].values())
-        assert record["rounds"] >= 7
+        assert record["rounds"] >= 6
         assert set(record["bytes"]["dense"]) == {"kept for the backward", "peak", "optimizer state"}
     assert command.compare(found["rows"], found["rows"]) == []
     assert not list(tmp_path.glob("*.tmp"))
@@ -87,6 +87,31 @@ def test_records_are_replaced_by_a_later_run(monkeypatch):
     command.run([Job("torch", "cpu", tuple(ONE), True, ("rows",))], found, Console(quiet=True))
     assert [(one["id"], one["rounds"]) for one in found["rows"]] == [("a", 9), ("b", 9)]
     assert found["machines"]["torch"]["threads"] == 2
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_file(tmp_path, monkeypatch):
+    """All is kept after each part; what is there is not measured again."""
+    first, second = rows.plan("torch", quick=True)[:2]
+    record = {"ratios": {"dense": [1, 1, 1]}, "large": False, "work": "forward", "kind": "rows"}
+    records = [record | {"id": f"{first.id}/{form}"} for form in worker.FORMS]
+    file = tmp_path / "bench.json"
+
+    def cut_off(job):
+        yield "machine", {"threads": 2}
+        yield "rows", records
+        raise command.Failed("cut off")
+
+    monkeypatch.setattr(command, "_messages", cut_off)
+    job = Job("torch", "cpu", (first, second), True, worker.SECTIONS)
+    found = {"machines": {}, "rows": [], "growth": [], "overhead": []}
+    with pytest.raises(command.Failed, match="cut off"):
+        command.run([job], found, Console(quiet=True), file)
+    kept = json.loads(file.read_text("utf-8"))
+    assert [one["id"] for one in kept["rows"]] == [one["id"] for one in records]
+    rest = command._lacking(job, kept)
+    assert (rest.rows, rest.sections) == ((second,), worker.SECTIONS)
+    all_rows = command._lacking(Job("torch", "cpu", (first,), True, worker.SECTIONS), kept)
+    assert all_rows.sections == ("growth", "overhead")
 
 
 def test_adding_to_what_was_measured_elsewhere_is_refused(tmp_path, capsys):

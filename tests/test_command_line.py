@@ -139,3 +139,10 @@ def test_failure_text():
 def test_the_plan_does_not_shrink():
     assert len(grid.plan()) >= 8000
     assert {cell.world for cell in grid.plan(quick=True)} == {cell.world for cell in grid.plan()}
+
+
+def test_the_grid_is_written_as_a_page_and_as_markdown(tmp_path):
+    code, _, errors = parity("grid", *SMALL, "--html", str(tmp_path / "r.html"), "--md", str(tmp_path / "r.md"))
+    assert code == 0, errors
+    assert "4 cells of 1 pair: 4 identical." in (tmp_path / "r.html").read_text("utf-8")
+    assert "| forward | = | = |" in (tmp_path / "r.md").read_text("utf-8")

@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from parity.commands import check
-from parity.isolation import inputs, sources
+from parity.engine.records import Cell
+from parity.isolation import inputs, sources, supervisor
 
 FILE = """
 import os, time
@@ -151,3 +153,22 @@ def test_a_file_that_is_no_report_is_refused(tmp_path):
     (tmp_path / "r.json").write_text("[]", "utf-8")
     with pytest.raises(sources.NotUnderstood, match="is no report of `python -m parity check --json`"):
         check.saved(f"{tmp_path / 'r.json'}#a")
+
+
+def test_a_pair_that_always_ends_its_process_is_left_after_three_cells(monkeypatch):
+    """Without a process: each of these would cost seconds."""
+
+    def dies(self, seconds):
+        raise supervisor._Ended("crashed", "the process ended by SIGSEGV")
+
+    monkeypatch.setattr(supervisor.Supervisor, "_start", lambda self: None)
+    monkeypatch.setattr(supervisor.Supervisor, "_ask", lambda self, request, **arguments: ("digest", "inputs"))
+    monkeypatch.setattr(supervisor.Supervisor, "_receive", dies)
+    cells = [Cell("f", "", "float32", "forward", "jax-jit", "cpu", f"kind {number}") for number in range(5)]
+    with supervisor.Supervisor("a.py") as here:
+        here._connection = SimpleNamespace(send=lambda request: None)
+        records = list(here.run("f", cells, seed=0))
+    assert [(record.cell, record.verdict) for record, _ in records] == [(cell, "crashed") for cell in cells]
+    assert [kept for _, kept in records] == ["inputs"] * 3 + [None] * 2
+    assert records[2][0].reason == "the process ended by SIGSEGV"
+    assert records[3][0].reason.startswith("not run: the 3 cells before it each ended the process")

@@ -19,7 +19,7 @@ def faults(source):
             name = _name(node.value.func)
             if name in PREDICATES:
                 found.append((node.lineno, f"the result of {name} is thrown away"))
-            if name == "set" and isinstance(node.value.func.value, ast.Subscript):
+            if name == "set" and _is_at(node.value.func.value):
                 found.append((node.lineno, "the result of .at[].set is thrown away"))
         if isinstance(node, ast.With):
             for item in node.items:
@@ -32,6 +32,10 @@ def faults(source):
         if isinstance(node, ast.Attribute) and node.attr in SKIPS:
             found.append((node.lineno, f"{node.attr}: nothing is skipped in silence"))
     return found
+
+
+def _is_at(node):
+    return isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "at"
 
 
 def _name(function):

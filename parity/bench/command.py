@@ -9,13 +9,14 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from parity.bench import rows, targets, timing, view, worker
+from parity.bench import growth, rows, targets, timing, view, worker
 from parity.bench.rows import FRAMEWORKS
 from parity.bench.timing import Ratio
 from parity.bench.worker import SECTIONS, Job
@@ -42,14 +43,13 @@ def main(arguments: Sequence[str]) -> int:
                 console.print(row.id, soft_wrap=True)
         return 0
     found = _before(asked)
+    jobs = [_lacking(job, found) for job in jobs]
     try:
-        run(jobs, found, console)
+        run(jobs, found, console, asked.json)
     except Failed as failure:
         console.print(f"[bold red]FAILED[/] {failure}", markup=True)
         return 1
     view.show(found, console)
-    if asked.json:
-        _write(asked.json, found)
     if asked.plot:
         from parity.bench import plot
 
@@ -67,13 +67,14 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(change == "slower" for _, change, _, _ in changes))
 
 
-def run(jobs: Sequence[Job], found: dict[str, Any], console: Console) -> None:
+def run(jobs: Sequence[Job], found: dict[str, Any], console: Console, file: Path | None = None) -> None:
     """Run jobs one after another, each in a process of its own, and add what they find.
 
     Args:
         jobs: One for each framework.
         found: What is known already; records of the same id are replaced.
         console: For the progress.
+        file: Where all is kept, after each part: a run that is cut off can go on from there.
 
     Raises:
         Failed: With what the process said.
@@ -88,7 +89,7 @@ def run(jobs: Sequence[Job], found: dict[str, Any], console: Console) -> None:
     )
     with Progress(*bars, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar, done = progress.add_task("", total=total), 0
-        for job in jobs:
+        for job in (job for job in jobs if job.sections):
             for section, content in _messages(job):
                 if section == "machine":
                     found["machines"][job.framework] = {"device": job.device, **content}
@@ -99,8 +100,11 @@ def run(jobs: Sequence[Job], found: dict[str, Any], console: Console) -> None:
                 progress.update(bar, advance=1, description=f"{job.framework}: {section}")
                 if not console.is_terminal and (done * 10) // total > ((done - 1) * 10) // total:
                     console.print(f"{done} of {total} parts")
-    found["summary"] = targets.summary(targets.judge(found["rows"], found["overhead"]))
-    found["line"] = targets.line(targets.judge(found["rows"], found["overhead"]))
+                if file:
+                    _keep(file, found)
+    _judge(found)
+    if file:
+        _keep(file, found)
 
 
 def compare(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[tuple[str, str, Ratio, Ratio]]:
@@ -155,6 +159,20 @@ def _jobs(asked: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def _lacking(job: Job, found: dict[str, Any]) -> Job:
+    # What was kept is not measured again: there is some only with --add.
+    ids = {record["id"] for record in found["rows"]}
+    lacking = tuple(row for row in job.rows if not all(f"{row.id}/{form}" in ids for form in worker.FORMS))
+    curves = {curve["over"] for curve in found["growth"] if curve["framework"] == job.framework}
+    done = {
+        "rows": not lacking,
+        "growth": curves >= {heat.over for heat in growth.heats(job.framework, job.quick)},
+        "overhead": any(one["id"].startswith(f"{job.framework}/") for one in found["overhead"]),
+    }
+    sections = tuple(section for section in job.sections if not done[section])
+    return replace(job, rows=lacking, sections=sections)
+
+
 def _before(asked: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"environment": environment(), "machines": {}, "rows": [], "growth": [], "overhead": []}
     if not asked.add or not asked.json.exists():
@@ -176,7 +194,13 @@ def _add(records: list[dict[str, Any]], one: dict[str, Any]) -> None:
         records.append(one)
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def _judge(found: dict[str, Any]) -> None:
+    verdicts = targets.judge(found["rows"], found["overhead"])
+    found["summary"], found["line"] = targets.summary(verdicts), targets.line(verdicts)
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    _judge(found)
     # Whole or not at all; four digits, as nothing was measured more exactly.
     part = path.with_name(path.name + ".tmp")
     part.write_text(json.dumps(_rounded(found), indent=1) + "\n", "utf-8")
@@ -212,7 +236,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="print the rows and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with versions, machine, commit")
-    parser.add_argument("--add", action="store_true", help="keep what the --json file has, and add to it")
+    parser.add_argument("--add", action="store_true", help="go on from the --json file: measure what it lacks")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how time and memory grow (png, svg)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the README's section")
     parser.add_argument("--against", type=Path, metavar="FILE", help="name the rows that differ from this --json file")

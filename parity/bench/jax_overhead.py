@@ -10,7 +10,7 @@ from parity.bench.rows import KINDS, Row
 
 ROW = Row("jax", "forward+backward", "columns", 0.1, (32, 256, 256), "float32", "jit", "inner")
 SECONDS, QUICK_SECONDS = 12.0, 2.0
-ROUNDS, QUICK_ROUNDS = (7, 15), (7, 7)
+ROUNDS, QUICK_ROUNDS = (7, 15), (6, 6)
 TARGET = 1.3
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-LEAST_ROUNDS = 7
-"""With fewer than six rounds even the whole range misses the median more often than once in twenty."""
+LEAST_ROUNDS = 6
+"""With fewer rounds even the whole range misses the median more often than once in twenty."""
 MOST_ROUNDS = 25
 LEAST_SECONDS = 2e-3
 """Of one sample: below, the clock and the call of it count. Shorter programs run several times a sample."""
@@ -179,8 +179,7 @@ def narrow(
 
 
 def _calls(program: Callable[[], object], least: float) -> int:
-    for _ in range(2):
-        program()
+    program()
     return max(1, math.ceil(least / max(_sample(program, 1), 1e-9)))
 
 

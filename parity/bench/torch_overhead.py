@@ -18,7 +18,7 @@ SIDE = 8
 """A size at which products cost nothing, so that time is the host's."""
 SAMPLE = 4e-3
 SECONDS, QUICK_SECONDS = 12.0, 3.0
-ROUNDS = (7, 51)
+ROUNDS = (6, 51)
 MASKS = {
     "columns": mt.columns([1, 3]),
     "rows": mt.rows([1, 3]),

@@ -36,7 +36,8 @@ class Step:
         self.x.requires_grad_(row.place == "inner")
         self.learned = [one for one in program.layer.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learned, lr=RATE, weight_decay=0.0)
-        self.layer = torch.compile(program.layer, fullgraph=True) if row.how == "compiled" else program.layer
+        # Not fullgraph: what makes a sparse tensor, as SHiRA does, breaks the graph.
+        self.layer = torch.compile(program.layer) if row.how == "compiled" else program.layer
         self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def __call__(self) -> None:

@@ -84,6 +84,9 @@ def weights(framework: str, records: Iterable[dict[str, Any]]) -> Table:
             last = group
         cells = []
         for what in BYTES:
+            if what not in record["bytes"]["dense"]:
+                cells.append("")
+                continue
             dense = record["bytes"]["dense"][what]
             shown = (record["form"], "one-liner", "densified")
             cells.append("  ".join(f"{record['bytes'][name][what] / dense:.3g}" for name in shown))

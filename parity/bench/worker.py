@@ -15,9 +15,11 @@ from parity.bench import growth, limits, operands, rows, timing
 from parity.bench.limits import Machine
 from parity.bench.rows import Row
 
-SECONDS, QUICK_SECONDS = 3.0, 0.4
+SECONDS, QUICK_SECONDS = 2.0, 0.4
 """Of timing a row, at least `timing.LEAST_ROUNDS` rounds."""
 FORMS = ("masked", "packed")
+PEAK_AT = 0.1
+"""The share whose rows have their peak of memory taken: it takes as long as timing does."""
 SECTIONS = ("rows", "growth", "overhead")
 
 
@@ -133,9 +135,12 @@ def measure_row(
     weighed: dict[str, dict[str, int]] = {}
     if row.work != "forward" and row.how != "compiled":
         weighed = {
-            name: {"kept for the backward": step.kept(), "peak": step.peak(), "optimizer state": step.state()}
+            name: {"kept for the backward": step.kept(), "optimizer state": step.state()}
             for name, step in steps.items()
         }
+        if row.p == PEAK_AT:
+            for name, step in steps.items():
+                weighed[name]["peak"] = step.peak()
     return [_record(row, form, samples, weighed, machine, learns) for form in FORMS]
 
 

@@ -178,12 +178,11 @@ def _eps(e: Evidence) -> Diagnosis | None:
                            (np.mean(x**2, axis=axis, keepdims=True), "mean square")):  # fmt: skip
             for mine in EPS:
                 for theirs in EPS:
-                    expected = (
-                        np.broadcast_to(np.sqrt((size + theirs) / (size + mine)), ratio.shape)
-                        if mine != theirs
-                        else None
-                    )
-                    if expected is not None and _all_near(ratio - 1, expected - 1):
+                    if mine == theirs:
+                        continue
+                    with np.errstate(all="ignore"):  # equal numbers have no variance
+                        expected = np.broadcast_to(np.sqrt((size + theirs) / (size + mine)), ratio.shape)
+                    if _all_near(ratio - 1, expected - 1):
                         return Diagnosis("default argument: eps", f"{e.output} is explained by eps = {mine:g} in {e.who} and "
                                          f"{theirs:g} in the other, added to the {name} along axis {axis}.",
                                          "Pass the same eps to both: layer norm has 1e-5 in torch, 1e-6 in Flax.")  # fmt: skip

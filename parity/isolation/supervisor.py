@@ -67,6 +67,10 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            # The end of the connection ends an idle worker by itself: killed, it would leave semaphores behind.
+            self._connection.close()
+            self._process.join(5)
         self._stop()
         self._folder.cleanup()
 

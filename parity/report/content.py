@@ -81,7 +81,7 @@ def headline(report: Content) -> str:
     if listed:
         text += f" {plural(len(listed), 'pair')} differ{'s' * (len(listed) == 1)} somewhere as listed."
     if wrong:
-        text += f" Failed: {', '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}."
+        text += f" Failed: {'; '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}."
     return text
 
 

@@ -27,7 +27,7 @@ def render(report: Content) -> str:
         >>> print(render(content.content("nothing", {}, [])).splitlines()[0])
         # nothing
     """
-    parts = [f"# {escape(report['name'])}", "", content.headline(report), "", legend(), "", table(report)]
+    parts = [f"# {escape(report['name'])}", "", escape(content.headline(report)), "", legend(), "", table(report)]
     failures = [cell for cell in report["cells"] if cell["failed"]]
     if failures:
         parts += ["", "## What failed", ""]
@@ -93,11 +93,11 @@ def failure(cell: Mapping[str, Any]) -> list[str]:
     lines = [f"### {escape(cell['id'])}: {cell['verdict']}", ""]
     cause = cell.get("diagnosis")
     if cause:
-        lines.append(escape(cause["text"]))
+        lines += [escape(cause["text"]), ""]
         if cause.get("fix"):
-            lines.append(f"**Fix:** {escape(cause['fix'])}")
+            lines += [f"**Fix:** {escape(cause['fix'])}", ""]
     if cell.get("reason") and (not cause or cell["reason"] != cause["text"]):
-        lines.append(escape(cell["reason"]))
+        lines += [escape(cell["reason"]), ""]
     if cell.get("output") is not None and cell.get("got") is not None:
         where = f"{cell['output']}{list(cell['index'])}" if cell.get("index") else cell["output"]
         ratio = cell.get("ratio")

@@ -58,27 +58,33 @@ def _matrix(report: Report) -> Table:
     worlds = [world for world in WORLDS if any(record.world == world for record in report.cells)]
     there = {record.verdict for record in report.cells}
     legend = ", ".join(f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there)
-    table = Table(title=f"{report.name}: {legend}", title_justify="left")
+    table = Table(title=f"{report.name}: {legend}", title_justify="left", show_lines=True)
     for name in ("transform", "data", "dtype", *worlds):
         table.add_column(name.replace("-", "\n"), no_wrap=True)
-    rows: dict[tuple[str, str, str], dict[str, Record]] = {}
-    for record in report.cells:
-        rows.setdefault((record.transform, record.data, record.dtype), {})[record.world] = record
-    for key, row in _folded(rows, worlds):
-        table.add_row(*key, *row)
+    for transforms, rows in _folded(report, worlds):
+        data, dtypes, marks = zip(*rows, strict=True)
+        columns = [Text("\n").join(Text(mark, _style(mark)) for mark in column) for column in zip(*marks, strict=True)]
+        table.add_row("\n".join(transforms), "\n".join(data), "\n".join(dtypes), *columns)
     return table
 
 
-def _folded(rows: dict[tuple[str, str, str], dict[str, Record]], worlds: Sequence[str]) -> list[Any]:
-    """Return the rows of the matrix, kinds of data that look the same in one row."""
-    found: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for (transform, data, dtype), row in rows.items():
-        marks = tuple(_mark(row.get(world)) for world in worlds)
-        found.setdefault((transform, dtype, marks), []).append(data)
-    return [
-        ((transform, _short(data), dtype), [Text(mark, style=_style(mark)) for mark in marks])
-        for (transform, dtype, marks), data in found.items()
-    ]
+Row = tuple[str, str, tuple[str, ...]]
+"""Kinds of data, a dtype, and a mark for each world."""
+
+
+def _folded(report: Report, worlds: Sequence[str]) -> list[tuple[list[str], list[Row]]]:
+    """Return the rows of the matrix: kinds of data that look alike in one, transforms that look alike together."""
+    seen: dict[str, dict[tuple[str, str], dict[str, Record]]] = {}
+    for record in report.cells:
+        seen.setdefault(record.transform, {}).setdefault((record.dtype, record.data), {})[record.world] = record
+    groups: dict[tuple[Row, ...], list[str]] = {}
+    for transform, cells in seen.items():
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (dtype, data), row in cells.items():
+            alike.setdefault((dtype, tuple(_mark(row.get(world)) for world in worlds)), []).append(data)
+        rows = tuple((_short(data), dtype, marks) for (dtype, marks), data in alike.items())
+        groups.setdefault(rows, []).append(transform)
+    return [(transforms, list(rows)) for rows, transforms in groups.items()]
 
 
 def _short(data: Sequence[str]) -> str:

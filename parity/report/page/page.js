@@ -100,7 +100,7 @@
     const columns = [...new Set(list.map(columnOf))];
     const tall = columns.length > 9;
     const head = make("tr", {}, make("th", { scope: "col" }, many ? "pair" : "transform"),
-      ...columns.map((name) => make("th", { scope: "col", class: tall ? "tall" : "" }, make("span", {}, name))));
+      ...columns.map((name) => make("th", { scope: "col", class: tall ? "tall" : "", style: "width:" + 100 / columns.length + "%" }, make("span", {}, name))));
     const body = make("tbody");
     squares = new Map();
     let line = 0;

@@ -39,7 +39,17 @@ PAIRS = group(
             data=GENERIC,
         ),
         entry(
-            "cholesky", lambda a: torch.linalg.cholesky(a), lambda a: jnp.linalg.cholesky(a), definite(4), data=GENERIC
+            "cholesky",
+            lambda a: torch.linalg.cholesky(a),
+            lambda a: jnp.linalg.cholesky(a),
+            definite(4),
+            data=GENERIC,
+            why=(
+                "JAX makes its argument symmetric (symmetrize_input=True), so a direction counts by its "
+                "symmetric part; torch takes a direction as it is. Gradients agree."
+            ),
+            where=[("jvp", "*")],
+            docs=("torch.linalg.cholesky", "jax.numpy.linalg.cholesky"),
         ),
         entry("qr", lambda a: torch.linalg.qr(a), lambda a: jnp.linalg.qr(a), normal((5, 3)), data=GENERIC),
         entry(

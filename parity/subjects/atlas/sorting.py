@@ -32,6 +32,9 @@ PAIRS = group(
             lambda x: jax.lax.top_k(x, 3)[1],
             matrix,
             transforms=("forward",),
+            why=("Among equal numbers torch may name another one than JAX, which names the first."),
+            where=[("forward", "*")],
+            docs=("torch.topk", "jax.lax.top_k"),
         ),
         entry(
             "searchsorted",
@@ -41,6 +44,15 @@ PAIRS = group(
             transforms=("forward",),
         ),
         entry("maximum", lambda x, y: torch.maximum(x, y), lambda x, y: jnp.maximum(x, y), normal((4, 6), (4, 6))),
-        entry("unique", lambda x: torch.unique(x), lambda x: jnp.unique(x), matrix, transforms=("forward",)),
+        entry(
+            "unique",
+            lambda x: torch.unique(x),
+            lambda x: jnp.unique(x),
+            matrix,
+            transforms=("forward",),
+            why=("Under jit JAX cannot tell how many numbers there will be, and raises unless size= says it."),
+            where=[("forward", "*", "jax-jit")],
+            docs=("torch.unique", "jax.numpy.unique"),
+        ),
     ],
 )
