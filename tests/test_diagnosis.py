@@ -99,6 +99,9 @@ PLANTED = (
      lambda x: jnp.log(jnp.exp(x).sum(-1)), POSITIVE, "forward", "float64", "large"),
     ("loss of precision", torch.log1p, jnp.log1p, lambda x: jnp.log(1 + x), TINY, "forward", "float32", "random"),
     ("another formula", torch.sin, jnp.sin, lambda x: jnp.sin(x) + 0.1 * x**3, ROWS, "forward", "float64", "random"),
+    ("tie or kink", lambda x: torch.argsort(x, dim=-1, stable=True), lambda x: jnp.argsort(x, -1),
+     lambda x: x.shape[-1] - 1 - jnp.argsort(x[..., ::-1], -1), ROWS, "forward", "float64", "ties"),
+    ("another formula", lambda x: x > 0, lambda x: x > 0, lambda x: x < 0, ROWS, "forward", "float64", "random"),
     ("unsupported", double, double, refuses, ROWS, "forward", "float32", "random"),
 )  # fmt: skip
 IDS = [f"{row[0]}-{number}" for number, row in enumerate(PLANTED)]

@@ -270,6 +270,21 @@ def other_formula(e: Evidence) -> Diagnosis | None:
                      "different functions.", "Compare default arguments and conventions in both documentations.")  # fmt: skip
 
 
+def integers(e: Evidence) -> Diagnosis | None:
+    """Results that are no floats: indices, counts, truth values."""
+    if not e.output or e.got.shape != e.want.shape or (e.got.dtype.kind == "f" and e.want.dtype.kind == "f"):
+        return None
+    count = int(np.sum(e.got != e.want))
+    if not count:
+        return None
+    if e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random:
+        return Diagnosis("tie or kink", f"{_name(e)} names other elements in {count} of {e.got.size} places where numbers are equal; "
+                         "elsewhere the two agree.", "Among equal numbers no order is promised: sort stably, or compare "
+                         "values instead of indices.")  # fmt: skip
+    return Diagnosis("another formula", f"{count} of {e.got.size} elements of {_name(e)} differ, on {e.cell.data} numbers, and they are "
+                     "no floats.", "Compare conventions: where counting begins, which side is meant, what is true.")  # fmt: skip
+
+
 def summation_order(e: Evidence) -> Diagnosis | None:
     """Within the bound, with other bits."""
     if e.verdict != "within bound" or isinstance(e.other, Failure) or e.cell.world.startswith("torch"):
@@ -280,7 +295,7 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 CAUSES: tuple[Cause, ...] = (
     raises, structure, shape, promotion, signed_zero, flushed, nan_in_one, tie_or_kink, follows, x64_off, transposed,
-    default_argument, gradient_missing, gradient_masked, tf32, bfloat16_inputs, low_accumulator, lost_precision,
+    integers, default_argument, gradient_missing, gradient_masked, tf32, bfloat16_inputs, low_accumulator, lost_precision,
     other_formula,
 )  # fmt: skip
 """What is tried, in this order."""
