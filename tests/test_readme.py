@@ -4,9 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from parity.api import compare_pair
+from parity.isolation import sources
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -21,6 +25,18 @@ def test_quick_start_prints_what_the_readme_says(snippet):
     assert seen.returncode == 0, seen.stderr
     printed = re.search(r"```\n(\[\[.*\]\])\n```", TEXT)
     assert seen.stdout.strip() == printed.group(1)
+
+
+def test_the_operators_are_explained_as_the_readme_says(tmp_path):
+    """The file of the section on one's own operator: its first difference, and the cell that is run again."""
+    (text,) = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if text.startswith("# operators.py")]
+    file = tmp_path / "operators.py"
+    file.write_text(text, "utf-8")
+    (pair,) = sources.load(str(file))
+    report = compare_pair(replace(pair, transforms=["forward"], worlds=["jax-eager"], data=["random"]))
+    assert re.search(r"report\.json#(\S+)'", TEXT).group(1) in {record.cell.id for record in report.cells}
+    for record in report.cells:
+        assert f"differs: {record.diagnosis.cause}\n{record.diagnosis.text}\nfix: {record.diagnosis.fix}\n" in TEXT
 
 
 def test_there_are_two_quick_starts():
