@@ -33,7 +33,7 @@ def test_success_is_zero_and_leaves_every_record(tmp_path):
     report = json.loads(file.read_text("utf-8"))
     assert report["counts"]["identical"] == len(report["cells"]) == 4
     assert {"python", "numpy", "torch", "jax", "commit", "machine"} <= set(report["environment"])
-    assert {"case", "transform", "world", "device", "dtype", "tier", "verdict", "clause"} <= set(report["cells"][0])
+    assert {"pair", "transform", "world", "device", "dtype", "data", "verdict", "clause"} <= set(report["cells"][0])
     assert not list(tmp_path.glob("*.tmp"))
 
 

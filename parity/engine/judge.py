@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from parity.engine import compare, sensitivity
 from parity.engine.calls import Outputs
 from parity.engine.compare import TWIN_RATIO, Mismatch
+from parity.engine.outcomes import Error
 from parity.engine.records import BINS, Finding
 
 LARGEST = {"float64": np.finfo(np.float64).max, "float32": float(np.finfo(np.float32).max), "bfloat16": 2.0**128,
@@ -17,21 +16,6 @@ LARGEST = {"float64": np.finfo(np.float64).max, "float32": float(np.finfo(np.flo
 
 ROUNDED = 0.25
 """The RMS error, in inherent units, of results that are as good as their dtype: less does not count as better."""
-
-
-@dataclass(frozen=True)
-class Error:
-    """Error over bound of a cell.
-
-    Attributes:
-        largest: Of any element.
-        rms: Root mean square of the error in inherent units, of what is finite, and of how many elements, by output.
-        histogram: Of error over bound, in the bins of records.BINS.
-    """
-
-    largest: float
-    rms: dict[str, tuple[float, int]]
-    histogram: tuple[int, ...]
 
 
 def assert_same_outputs(got: Outputs, want: Outputs, left: str = "jax", right: str = "torch") -> None:

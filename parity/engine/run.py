@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import time
 import warnings
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
 
-from parity.engine import compare, data, diagnosis, judge, sensitivity, transforms, trees
+from parity.engine import compare, data, diagnosis, judge, outcomes, sensitivity, transforms, trees
 from parity.engine.bounds import UNIT
 from parity.engine.calls import Call, Failure, Numbers, Outputs
 from parity.engine.evidence import Evidence
+from parity.engine.outcomes import Error, Outcome
 from parity.engine.pairs import Pair, check_names, is_float
-from parity.engine.records import DEVICES, DTYPES, WORLDS, Cell, Diagnosis, Judged, Record, Verdict
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Cell, Diagnosis, Judged, Record
 
 DEFAULT_DTYPES = ("float64", "float32", "bfloat16")
 
@@ -124,9 +124,7 @@ def run(pair: Pair, cells: Collection[Cell], seed: int = 0) -> Iterator[Record]:
         cells: From `plan`.
         seed: Of the numbers.
     """
-    runner = Runner(pair, seed)
-    for cell in cells:
-        yield runner.record(cell)
+    return Runner(pair, seed).records(cells)
 
 
 def settle(pair: Pair, records: Sequence[Record]) -> list[Record]:
@@ -150,46 +148,30 @@ def matches(entry: Any, cell: Cell) -> bool:
     return all(fnmatch(getattr(cell, name), entry.get(name, "*")) for name in ("transform", "world", "dtype", "data"))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A verdict with what led to it."""
-
-    verdict: Verdict
-    reason: str = ""
-    judged: Judged | None = None
-    finding: Any = None
-    error: judge.Error | None = None
-    twin_ratio: float | None = None
-    diagnosis: Diagnosis | None = None
-    alike: bool = False
-
-
-class Runner:
+class Runner(outcomes.Runner):
     """Runs cells of one pair and keeps what several of them need."""
 
     def __init__(self, pair: Pair, seed: int = 0) -> None:
+        super().__init__(seed)
         self.pair = pair
-        self.seed = seed
         self.functions = {"torch": pair.torch, "jax": pair.jax}
         self._kept: dict[str, dict[str, Any]] = {"torch": {}, "jax": {}}
         self._seen: dict[tuple[str, ...], Any] = {}
 
     def record(self, cell: Cell) -> Record:
         """Run one cell."""
-        started = time.perf_counter()
         with np.errstate(all="ignore"), warnings.catch_warnings():
             # Infinities, NaN and overflow are what is compared; what the user's functions warn of is not.
             warnings.simplefilter("ignore")
-            outcome = self.outcome(cell)
+            return super().record(cell)
+
+    def settled(self, cell: Cell, outcome: Outcome) -> Outcome:
+        """Return the outcome with what the pair says of it, and a hash of what went in."""
         known = next((entry for entry in self.pair.known or () if matches(entry, cell)), None)
-        listed = known is not None and outcome.verdict not in ("identical", "within bound", "no device")
-        reason = f"{outcome.reason}; known: {known['reason']}" if listed and known is not None else outcome.reason
-        error = outcome.error
-        return Record(
-            cell, "S11", outcome.verdict, listed, reason, outcome.finding, None if error is None else error.largest,
-            outcome.twin_ratio, self.seed, time.perf_counter() - started, outcome.judged, outcome.diagnosis,
-            None if error is None else error.histogram, self.sha256(cell), outcome.alike,
-        )  # fmt: skip
+        outcome = replace(outcome, inputs_sha256=self.sha256(cell))
+        if known is None or outcome.verdict in ("identical", "within bound", "no device"):
+            return outcome
+        return replace(outcome, known=True, reason=f"{outcome.reason}; known: {known['reason']}")
 
     def arguments(self, kind: str, dtype: str) -> tuple[Any, ...]:
         """Return the arguments of a kind, of values that the dtype holds."""
@@ -415,14 +397,14 @@ class Runner:
 
     def _precision(
         self, cell: Cell, own: Outputs, own64: Outputs, twin: Any, twin64: Any, terms: int, order: int
-    ) -> judge.Error:  # fmt: skip
+    ) -> Error:  # fmt: skip
         judge.assert_same_outputs(_kinds_only(own), _kinds_only(own64), cell.dtype, "float64")
         spread = self.spread(cell.device, cell.data, cell.dtype, cell.transform, UNIT[cell.dtype])
         both = (twin, twin64) if isinstance(twin, Outputs) and isinstance(twin64, Outputs) else None
         return judge.assert_close(own, own64, spread, cell.dtype, terms=terms, order=order, twin=both)
 
     def _ratio(
-        self, cell: Cell, framework: str, error: judge.Error, twin: Any, twin64: Any, terms: int, order: int
+        self, cell: Cell, framework: str, error: Error, twin: Any, twin64: Any, terms: int, order: int
     ) -> float | None:
         # Of the user's own numbers: the others are too few, and chosen.
         if framework != "jax" or cell.data != "random" or isinstance(twin, Failure) or isinstance(twin64, Failure):
@@ -434,7 +416,7 @@ class Runner:
             return None  # a cell of torch's own
         return judge.assert_error_ratios(torch, error)
 
-    def _held_to_oracle(self, cell: Cell, own64: Outputs, terms: int, framework: str) -> judge.Error:
+    def _held_to_oracle(self, cell: Cell, own64: Outputs, terms: int, framework: str) -> Error:
         assert self.pair.oracle is not None
         arguments = self.arguments(cell.data, cell.dtype)
         with np.errstate(all="ignore"):

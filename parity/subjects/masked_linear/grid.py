@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import time
 import tomllib
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from parity.engine import bounds, compare
-from parity.engine.records import DEVICES, DTYPES, WORLDS, Record, Verdict
+from parity.engine import bounds, compare, outcomes
+from parity.engine.judge import histogram
+from parity.engine.outcomes import Error, Outcome
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Record
 from parity.subjects.masked_linear import cases, transforms
 from parity.subjects.masked_linear.cases import Problem
 from parity.subjects.masked_linear.records import Cell
@@ -89,77 +90,61 @@ def run(
         seed: Of the numbers.
         subjects: Another masked_linear to test, by framework ("torch", "jax"): a port, or a sabotaged twin.
     """
-    errors: dict[tuple[str, ...], _Error] = {}
-    for cell in cells:
-        started = time.perf_counter()
-        outcome = _outcome(cell, seed, (subjects or {}).get(cell.world.split("-")[0]))
-        twin_ratio = None
+    return Runner(seed, subjects).records(cells)
+
+
+class Runner(outcomes.Runner):
+    """Runs cells of the grid: each world's outputs are held against the oracle."""
+
+    def __init__(self, seed: int = 0, subjects: dict[str, Callable[..., Any]] | None = None) -> None:
+        super().__init__(seed)
+        self._subjects = subjects or {}
+        self._errors: dict[tuple[str, ...], Error] = {}
+
+    def outcome(self, cell: Cell) -> Outcome:
+        """Run a cell, hold it against the oracle, and its error against the other framework's."""
+        clause = transforms.BY_NAME[cell.transform].clause
+        seen = replace(self._held_to_oracle(cell), clause=clause)
         # Not in float64: there the oracle errs as much, and in the same way as the framework whose BLAS NumPy shares.
-        if outcome.error is not None and outcome.verdict == "within bound" and cell.dtype != "float64":
-            key = (cell.pair, cell.dtype, cell.transform, cell.device, cell.data)
-            if cell.world == "torch-eager":
-                errors[key] = outcome.error
-            elif cell.world.startswith("jax") and key in errors:
-                outcome, twin_ratio = _compare_errors(outcome, errors[key])
-        yield Record(
-            cell,
-            transforms.BY_NAME[cell.transform].clause,
-            outcome.verdict,
-            outcome.known,
-            outcome.reason,
-            outcome.finding,
-            None if outcome.error is None else outcome.error.largest,
-            twin_ratio,
-            seed,
-            time.perf_counter() - started,
-        )
+        if seen.error is None or seen.verdict != "within bound" or cell.dtype == "float64":
+            return seen
+        key = (cell.pair, cell.dtype, cell.transform, cell.device, cell.data)
+        if cell.world == "torch-eager":
+            self._errors[key] = seen.error
+        elif cell.world.startswith("jax") and key in self._errors:
+            return _compare_errors(seen, self._errors[key])
+        return seen
 
-
-@dataclass(frozen=True)
-class _Error:
-    """Error over bound of a cell: the largest; of each output the root mean square, and over how many elements."""
-
-    largest: float
-    rms: dict[str, tuple[float, int]]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    verdict: Verdict
-    reason: str = ""
-    finding: Any = None
-    known: bool = False
-    error: _Error | None = None
-
-
-def _outcome(cell: Cell, seed: int, subject: Callable[..., Any] | None) -> _Outcome:
-    world = world_of(cell.world)
-    transform = transforms.BY_NAME[cell.transform]
-    if cell.device not in world.devices():
-        return _Outcome("no device", f"{world.FRAMEWORK} sees no {cell.device} here")
-    problem = cases.make(_case(cell.pair), cell.dtype, cell.data, seed, cell.precision)
-    expected = known(cell)
-    if expected is not None and expected.get("crashes"):
-        return _Outcome("unsupported", expected["reason"], known=True)
-    try:
-        outputs = world.run(transform, problem, cell.world, cell.device, subject=subject, precision=cell.precision)
-    except Exception as error:
-        # Whatever the framework raises, it is the cell's result, and the run goes on.
-        listed = expected is not None and re.search(expected["error"], f"{type(error).__name__}: {error}") is not None
-        reason = expected["reason"] if listed and expected else f"{type(error).__name__}: {_first_line(error)}"
-        return _Outcome("unsupported", reason, known=listed)
-    if expected is not None:
-        return _Outcome("differs", "listed in known.toml as unsupported, but it works: take it off the list")
-    try:
-        held = judge(transform, problem, cell.data, cell.precision, outputs)
-    except compare.Mismatch as mismatch:
-        return _Outcome("differs", str(mismatch), mismatch.finding)
-    return _Outcome("identical" if held is None else "within bound", error=held)
+    def _held_to_oracle(self, cell: Cell) -> Outcome:
+        world = world_of(cell.world)
+        transform = transforms.BY_NAME[cell.transform]
+        if cell.device not in world.devices():
+            return Outcome("no device", f"{world.FRAMEWORK} sees no {cell.device} here")
+        problem = cases.make(_case(cell.pair), cell.dtype, cell.data, self.seed, cell.precision)
+        expected = known(cell)
+        if expected is not None and expected.get("crashes"):
+            return Outcome("unsupported", expected["reason"], known=True)
+        subject = self._subjects.get(cell.world.split("-")[0])
+        try:
+            outputs = world.run(transform, problem, cell.world, cell.device, subject=subject, precision=cell.precision)
+        except Exception as error:
+            # Whatever the framework raises, it is the cell's result, and the run goes on.
+            raised = f"{type(error).__name__}: {error}"
+            listed = expected is not None and re.search(expected["error"], raised) is not None
+            reason = expected["reason"] if listed and expected else f"{type(error).__name__}: {_first_line(error)}"
+            return Outcome("unsupported", reason, known=listed)
+        if expected is not None:
+            return Outcome("differs", "listed in known.toml as unsupported, but it works: take it off the list")
+        try:
+            held = judge(transform, problem, cell.data, cell.precision, outputs)
+        except compare.Mismatch as mismatch:
+            return Outcome("differs", str(mismatch), finding=mismatch.finding)
+        return Outcome("identical", judged="bits") if held is None else Outcome("within bound", error=held)
 
 
 def judge(
     transform: Transform, problem: Problem, tier: str, precision: str, outputs: dict[str, np.ndarray]
-) -> _Error | None:
+) -> Error | None:
     """Hold outputs against the oracle.
 
     Returns:
@@ -197,7 +182,7 @@ def judge(
     return _held_to_bound(transform, problem, outputs, want)
 
 
-def _held_to_bound(transform: Transform, problem: Problem, outputs: Any, want: Any) -> _Error:
+def _held_to_bound(transform: Transform, problem: Problem, outputs: Any, want: Any) -> Error:
     size = transforms.majorant(problem)
     majorants = transform.oracle(size)
     case = problem.case
@@ -212,17 +197,19 @@ def _held_to_bound(transform: Transform, problem: Problem, outputs: Any, want: A
     rms = {
         name: (float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0, ratio.size) for name, ratio in ratios.items()
     }
-    return _Error(max(float(ratio.max(initial=0.0)) for ratio in ratios.values()), rms)
+    flat = np.concatenate([ratio.ravel() for ratio in ratios.values()])
+    return Error(float(flat.max(initial=0.0)), rms, histogram(flat))
 
 
-def _compare_errors(outcome: _Outcome, torch: _Error) -> tuple[_Outcome, float | None]:
+def _compare_errors(outcome: Outcome, torch: Error) -> Outcome:
     assert outcome.error is not None
     try:
-        return outcome, compare.assert_error_ratios(torch.rms, outcome.error.rms)
+        return replace(outcome, twin_ratio=compare.assert_error_ratios(torch.rms, outcome.error.rms))
     except compare.Mismatch as mismatch:
         return replace(
-            outcome, verdict="differs", reason=str(mismatch), finding=mismatch.finding
-        ), mismatch.finding.ratio
+            outcome, verdict="differs", judged="ratio", reason=str(mismatch), finding=mismatch.finding,
+            twin_ratio=mismatch.finding.ratio,
+        )  # fmt: skip
 
 
 def known(cell: Cell) -> dict[str, Any] | None:
