@@ -184,7 +184,8 @@ def test_relu():
 
 
 def test_plugin_shows_the_table_instead_of_a_traceback(tmp_path):
-    import subprocess
+    import os
+import subprocess
     import sys
     from pathlib import Path
 
