@@ -184,8 +184,7 @@ def test_relu():
 
 
 def test_plugin_shows_the_table_instead_of_a_traceback(tmp_path):
-    import os
-import subprocess
+    import subprocess
     import sys
     from pathlib import Path
 
