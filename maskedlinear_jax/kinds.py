@@ -390,9 +390,10 @@ def _inverse(index: Array, size: int, *, exact: bool) -> Array:
 
 
 def _in_pieces(g: Array) -> bool:
-    # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: where partial sums are not
-    # rounded to 16 bits.
-    return jax.default_backend() == "cpu" and g.dtype in (jnp.float32, jnp.float64)
+    # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: where the batch is a number
+    # (exported for one of any size, it has none) and partial sums are not rounded to 16 bits.
+    is_number = isinstance(g.shape[0], int)
+    return is_number and jax.default_backend() == "cpu" and g.dtype in (jnp.float32, jnp.float64)
 
 
 def _gather(array: Array, index: Array, axis: int) -> Array:

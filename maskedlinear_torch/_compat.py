@@ -54,6 +54,11 @@ def in_transform() -> bool:
     return in_functorch_transform() or in_dual_level()
 
 
+def is_batched_by_autograd(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is one of a batch of cotangents (`is_grads_batched`): no transform of torch.func tells."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
 def is_distributed(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor is a DTensor, without importing that."""
     return hasattr(tensor, "device_mesh")

@@ -184,7 +184,8 @@ class Elements:
 
     def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
         dense = _dot(flat(g).t(), flat(kept))
-        if dense.requires_grad or _compat.in_transform() or torch.compiler.is_dynamo_compiling():
+        traced = _compat.in_transform() or torch.compiler.is_dynamo_compiling()
+        if traced or dense.requires_grad or _compat.is_batched_by_autograd(dense):
             return torch.where(mask, dense, 0)
         return torch.where(mask, dense, dense.new_zeros(()), out=dense)  # no second gradient of the weight's size
 

@@ -1,6 +1,7 @@
 """What only JAX has: ahead-of-time lowering, forward_mode, sharding, NumPy arguments (S5)."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,16 @@ def gradient(w, mask, **keywords):
 def test_ahead_of_time(name):
     compiled = jax.jit(gradient).lower(jax.ShapeDtypeStruct((O, I), jnp.float32), MASKS[name]).compile()
     np.testing.assert_array_equal(compiled(W, MASKS[name]), gradient(W, MASKS[name]))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_export_for_a_batch_of_any_size(name):
+    def backward(x, w):
+        return jax.grad(lambda w: masked_linear(x, w, grad_mask=MASKS[name]).sum())(w)
+
+    batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), I), jnp.float32)
+    exported = jax.export.export(jax.jit(backward))(batch, jax.ShapeDtypeStruct((O, I), jnp.float32))
+    np.testing.assert_array_equal(exported.call(X, W), gradient(W, MASKS[name]))
 
 
 @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "linearize", "reverse-over-forward"])

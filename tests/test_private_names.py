@@ -49,6 +49,16 @@ def test_dispatch_modes_are_seen():
     assert not torch_compat.in_dispatch_mode()
 
 
+def test_batched_cotangents_are_seen():
+    seen = []
+    w = W.clone().requires_grad_()
+    y = w * 2
+    y.register_hook(lambda g: seen.append((torch_compat.is_batched_by_autograd(g), torch_compat.in_transform())))
+    torch.autograd.grad(y, w, torch.ones(4, 2, 3), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y, w, torch.ones(2, 3))
+    assert seen == [(True, False), (False, False)], "if a transform is seen, is_batched_by_autograd can go"
+
+
 def test_dual_levels_are_seen():
     assert not torch_compat.in_dual_level()
     with forward_ad.dual_level():
