@@ -34,7 +34,8 @@ class Pair:
         worlds: Names of worlds; None for all.
         data: Kinds of data (`parity.engine.data`); None for all.
         oracle: A NumPy float64 function that says what is right; None where the two are held to one another.
-        known: Differences that are known and right, each a dict of patterns and a `reason`.
+        known: Differences that are known and right, each a dict with patterns for `transform`, `world`, `dtype` and
+            `data`, and a `reason`. They are no failures; an entry that holds for no cell is one.
         note: What a reader of the report should know.
 
     Raises:
