@@ -118,6 +118,7 @@ WRONG = {
     "no NumPy": (TypeError, r"inputs\[0\]: expected a NumPy array, got Tensor", {"inputs": (torch.ones(2),)}),
     "a number": (TypeError, r"inputs\[0\]: expected a NumPy array, got float", {"inputs": (1.0,)}),
     "complex": (TypeError, r"inputs\[0\]: expected real numbers, got complex128", {"inputs": (X + 1j,)}),
+    "a tensor": (TypeError, "got Tensor; convert it with np.asarray", {"inputs": (torch.ones(3),)}),
     "no floats": (ValueError, "expected at least one array of floats, got none", {"inputs": (np.arange(3),)}),
     "no function": (TypeError, "torch: expected a function, got int", {"torch_fn": 3}),
     "transform": (ValueError, "transforms: expected some of .* got 'vpj'; did you mean 'vjp'", {"transforms": ["vpj"]}),
@@ -147,6 +148,13 @@ def test_report_is_saved_by_its_suffix(tmp_path):
         assert "double" in (tmp_path / f"report.{suffix}").read_text("utf-8")
     with pytest.raises(ValueError, match=r"ends in \.json, \.html or \.md, got 'report\.txt'"):
         report.save("report.txt")
+    with pytest.raises(FileNotFoundError, match=r"a folder that exists, got '.*nowhere/report\.md'"):
+        report.save(tmp_path / "nowhere" / "report.md")
+
+
+def test_the_worst_of_a_result_that_is_one_number_is_shown():
+    report = parity.compare(torch.sum, lambda x: x.sum() + 1, (X,), **QUICK | {"transforms": ["forward"]})
+    assert "worst: output  got " in str(report)
 
 
 def spread_of(function, at, **how):

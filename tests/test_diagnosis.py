@@ -186,6 +186,25 @@ def test_an_oracle_that_is_alone_is_named():
             assert "against the oracle, output[" in record.reason
 
 
+@pytest.mark.parametrize("kind", ["random", "zeros"])
+def test_random_numbers_are_no_default_argument(kind):
+    record = the_cell(lambda x: x + torch.rand(6, 8), double, ROWS, "forward", "float64", kind)
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "not deterministic")
+    assert "the function in torch gives" in record.diagnosis.text
+
+
+def test_zeros_show_no_eps():
+    record = the_cell(double, lambda x: jnp.cos(x) * (x == 0) + x * 2, ROWS, "forward", "float64", "zeros")
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "tie or kink")
+
+
+def test_weights_that_keep_their_dtype_are_to_be_inputs():
+    layer = torch.nn.Linear(8, 2)
+    record = the_cell(layer, lambda x: x[:, :2], ROWS, "forward", "float64", "random")
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "raises in one")
+    assert "pass weights as inputs" in record.diagnosis.fix
+
+
 def test_a_gradient_of_another_dtype_is_promotion_and_nothing_to_rewrite():
     record = the_cell(double, lambda x: x * np.float32(2), ROWS, "vjp", "bfloat16", "random")
     assert record.failed

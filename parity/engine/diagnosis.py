@@ -40,8 +40,13 @@ def raises(e: Evidence) -> Diagnosis | None:
                          "list the cell as known with the reason.")  # fmt: skip
     if e.output:
         return None
-    return Diagnosis("raises in one", f"Only one framework refuses these numbers: {e.reason}",
-                     "Check arguments alike on both sides, or list the cell as known.")  # fmt: skip
+    fix = "Check arguments alike on both sides, or list the cell as known."
+    if "dtype" in e.reason:
+        fix = (
+            "Everything runs in several dtypes, and what a function brings along keeps its own: pass weights as "
+            "inputs, or cast them to the dtype of the argument."
+        )
+    return Diagnosis("raises in one", f"Only one framework refuses these numbers: {e.reason}", fix)
 
 
 def oracle(e: Evidence) -> Diagnosis | None:
@@ -50,6 +55,15 @@ def oracle(e: Evidence) -> Diagnosis | None:
         return None
     return Diagnosis("oracle", f"The two frameworks agree with each other, and not with the oracle: {e.reason}.",
                      "Look at the oracle first; if it is right, both functions share one mistake.")  # fmt: skip
+
+
+def unsteady(e: Evidence) -> Diagnosis | None:
+    """A function that draws random numbers."""
+    if not e.unsteady:
+        return None
+    who = " and ".join({"torch": "torch", "jax": "JAX"}[name] for name in e.unsteady)
+    return Diagnosis("not deterministic", f"Run again on the same numbers, the function in {who} gives other results.",
+                     "Switch dropout off (eval mode), or pass what is drawn at random as an input to both.")  # fmt: skip
 
 
 def structure(e: Evidence) -> Diagnosis | None:
@@ -335,7 +349,7 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 
 CAUSES: tuple[Cause, ...] = (
-    raises, structure, oracle, shape, promotion, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
+    raises, structure, unsteady, oracle, shape, promotion, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
     follows, x64_off, integers, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
     low_accumulator, lost_precision, other_formula,
 )  # fmt: skip

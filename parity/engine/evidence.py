@@ -33,6 +33,7 @@ class Evidence:
         forward: The diagnosis of the forward on the same numbers, where a derivative is looked at.
         recompute: Runs this framework's function in float64 on other numbers.
         against_oracle: Whether it is the user's oracle that the function does not agree with.
+        unsteady: The frameworks whose function gives other results when it is run again on the same numbers.
     """
 
     cell: Cell
@@ -51,6 +52,7 @@ class Evidence:
     forward: Any = None
     recompute: Any = field(default=lambda numbers: Failure("not run"))
     against_oracle: bool = False
+    unsteady: tuple[str, ...] = ()
 
     @property
     def derivative(self) -> bool:

@@ -192,8 +192,9 @@ def _eps(e: Evidence) -> Diagnosis | None:
                 for theirs in EPS:
                     if mine == theirs:
                         continue
-                    with np.errstate(all="ignore"):  # equal numbers have no variance
-                        expected = np.broadcast_to(np.sqrt((size + theirs) / (size + mine)), ratio.shape)
+                    with np.errstate(all="ignore"):  # equal numbers have no variance, and show no eps
+                        expected = np.where(size > 0, np.sqrt((size + theirs) / (size + mine)), np.nan)
+                    expected = np.broadcast_to(expected, ratio.shape)
                     if _all_near(ratio - 1, expected - 1):
                         return Diagnosis("default argument: eps", f"{e.output} is explained by eps = {mine:g} in {e.who} and "
                                          f"{theirs:g} in the other, added to the {name} along axis {axis}.",

@@ -88,10 +88,10 @@ class Pair:
         found = list(trees.leaves(tuple(made)))
         for path, leaf in found:
             if not isinstance(leaf, np.ndarray | np.generic):
-                raise TypeError(
-                    f"inputs{path}: expected a NumPy array, got {type(leaf).__name__}; what is no array belongs "
-                    f"into the functions (functools.partial)"
-                )
+                hint = "what is no array belongs into the functions (functools.partial)"
+                if hasattr(leaf, "__array__"):
+                    hint = "convert it with np.asarray"
+                raise TypeError(f"inputs{path}: expected a NumPy array, got {type(leaf).__name__}; {hint}")
             if leaf.dtype.kind == "c":
                 raise TypeError(f"inputs{path}: expected real numbers, got {leaf.dtype}: pass real and imaginary part")
             if leaf.dtype.kind not in "fiub" and str(leaf.dtype) != "bfloat16":

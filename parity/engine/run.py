@@ -346,8 +346,20 @@ class Runner(outcomes.Runner):
             numbers if isinstance(numbers, Numbers) else self.plain(cell.data, cell.dtype), whose,
             differs and cell.data != "random" and self._verdict(random).verdict == "differs",
             self._forward(cell) if derivative and found.verdict in ("differs", "unsupported") else None,
-            recompute, cell.id in self._against_oracle,
+            recompute, cell.id in self._against_oracle, self._unsteady(cell.device) if differs else (),
         )  # fmt: skip
+
+    def _unsteady(self, device: str) -> tuple[str, ...]:
+        """Return the frameworks whose function, run twice on the user's numbers, gives two results."""
+        return self._once(("unsteady", device), lambda: tuple(name for name in EAGER if self._changes(name, device)))
+
+    def _changes(self, framework: str, device: str) -> bool:
+        plain = self.plain("random", "float64")
+        runs = [
+            self._outputs(EAGER[framework], device, "float64", "random", "float64", "forward", plain) for _ in range(2)
+        ]
+        one, two = (run if isinstance(run, Outputs) else None for run in runs)
+        return one is not None and two is not None and not judge.same_bits(one, two)
 
     def _forward(self, cell: Cell) -> Diagnosis | None:
         # A derivative can differ where the function does not: then it follows from what differs elsewhere.
