@@ -6,6 +6,10 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: two threads of each would wait for one another, and burn time as they do.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from types import SimpleNamespace
 
 import jax

@@ -14,14 +14,14 @@ CELLS = {
     "modes-fr": (88, 15, 33, 33),
     "modes-rf": (88, 15, 33, 33),
     "modes-rr": (88, 15, 33, 33),
-    "modes-fff": (87, 14, 2, 32),
-    "modes-ffr": (87, 14, 2, 32),
-    "modes-frf": (87, 14, 2, 32),
-    "modes-frr": (87, 14, 2, 32),
-    "modes-rff": (87, 14, 2, 32),
-    "modes-rfr": (87, 14, 2, 32),
-    "modes-rrf": (87, 14, 2, 32),
-    "modes-rrr": (87, 14, 2, 32),
+    "modes-fff": (87, 6, 2, 32),
+    "modes-ffr": (87, 6, 2, 32),
+    "modes-frf": (87, 6, 2, 32),
+    "modes-frr": (87, 6, 2, 32),
+    "modes-rff": (87, 6, 2, 32),
+    "modes-rfr": (87, 6, 2, 32),
+    "modes-rrf": (87, 6, 2, 32),
+    "modes-rrr": (87, 6, 2, 32),
 }
 
 
