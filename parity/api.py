@@ -22,7 +22,7 @@ def compare(
     float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.engine.run` says how.
 
     Args:
-        torch_fn: A function of torch tensors.
+        torch_fn: A function of torch tensors. It runs in several dtypes: weights go in as inputs.
         jax_fn: The same function of JAX arrays.
         inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
             or a function of a seed that returns one. Floats are differentiated, integers and bools are not.

@@ -95,6 +95,7 @@ def test_a_known_difference_that_is_gone_is_a_failure():
     report = parity.compare(double, double, (X,), known=[KNOWN], **QUICK | {"data": ["kinks"]})
     (failed,) = report.failed
     assert "take it off the list" in failed.reason
+    assert failed.diagnosis.cause == "stale entry"
 
 
 def test_an_unlisted_difference_raises_with_the_table_and_the_reason():
@@ -117,6 +118,7 @@ WRONG = {
     "no NumPy": (TypeError, r"inputs\[0\]: expected a NumPy array, got Tensor", {"inputs": (torch.ones(2),)}),
     "a number": (TypeError, r"inputs\[0\]: expected a NumPy array, got float", {"inputs": (1.0,)}),
     "complex": (TypeError, r"inputs\[0\]: expected real numbers, got complex128", {"inputs": (X + 1j,)}),
+    "a tensor": (TypeError, "got Tensor; convert it with np.asarray", {"inputs": (torch.ones(3),)}),
     "no floats": (ValueError, "expected at least one array of floats, got none", {"inputs": (np.arange(3),)}),
     "no function": (TypeError, "torch: expected a function, got int", {"torch_fn": 3}),
     "transform": (ValueError, "transforms: expected some of .* got 'vpj'; did you mean 'vjp'", {"transforms": ["vpj"]}),
@@ -146,6 +148,13 @@ def test_report_is_saved_by_its_suffix(tmp_path):
         assert "double" in (tmp_path / f"report.{suffix}").read_text("utf-8")
     with pytest.raises(ValueError, match=r"ends in \.json, \.html or \.md, got 'report\.txt'"):
         report.save("report.txt")
+    with pytest.raises(FileNotFoundError, match=r"a folder that exists, got '.*nowhere/report\.md'"):
+        report.save(tmp_path / "nowhere" / "report.md")
+
+
+def test_the_worst_of_a_result_that_is_one_number_is_shown():
+    report = parity.compare(torch.sum, lambda x: x.sum() + 1, (X,), **QUICK | {"transforms": ["forward"]})
+    assert "worst: output  got " in str(report)
 
 
 def spread_of(function, at, **how):
@@ -173,6 +182,37 @@ def test_sensitivity_leaves_jumps_out_where_points_are_chosen():
     chosen = spread_of(steps, at, unit=UNIT["float32"], jumps=False)
     assert chosen[:5].max() < UNIT["float32"]  # of the draws that stay on the branch
     assert 0.1 < chosen[5] / (3 * UNIT["float32"]) < 2
+
+
+def test_sensitivity_moves_zeros_but_takes_no_jump_there():
+    """The gradient of log_softmax at zeros is a difference of parts that cancel; relu's at zero is a jump."""
+    zeros = np.zeros(4)
+
+    def cancels(x):
+        return np.exp(x) / np.exp(x).sum() - 0.25
+
+    for jumps in (True, False):
+        seen = spread_of(cancels, zeros, unit=UNIT["float32"], jumps=jumps)
+        assert np.all((seen > 0.01 * UNIT["float32"]) & (seen < UNIT["float32"]))
+        assert not spread_of(np.sign, zeros, unit=UNIT["float32"], jumps=jumps).any()
+
+
+@pytest.mark.parametrize("kind", ["zeros", "signed zeros", "ties", "subnormal", "small"])
+def test_what_cancels_to_zero_is_no_difference(kind):
+    """The divergence of equal distributions: its gradient is 0, and one unit of rounding in torch."""
+
+    def torch_divergence(x, y):
+        return torch.nn.functional.kl_div(torch.log_softmax(x, -1), torch.softmax(y, -1), reduction="batchmean")
+
+    def jax_divergence(x, y):
+        q = jax.nn.softmax(y, -1)
+        return jnp.sum(q * (jax.nn.log_softmax(y, -1) - jax.nn.log_softmax(x, -1))) / x.shape[0]
+
+    report = parity.compare(
+        torch_divergence, jax_divergence, numbers((4, 5), (4, 5)), transforms=["vjp"], worlds=["jax-jit"], data=[kind],
+        dtypes=["float64", "float32"],
+    )  # fmt: skip
+    assert report.ok, str(report)
 
 
 PLUGIN = """

@@ -72,6 +72,31 @@ def double(x):
     return x * 2
 
 
+@jax.custom_vjp
+def half_a_gradient(x):
+    return x * x
+
+
+half_a_gradient.defvjp(lambda x: (x * x, x), lambda x, g: (x * g,))
+
+
+def square(x):
+    return x * x
+
+
+def torch_scaled(x):
+    x = x / x.abs().amax(-1, keepdim=True)
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True))
+
+
+def scaled(x):
+    return unscaled(x / jnp.abs(x).max(-1, keepdims=True))
+
+
+def unscaled(x):
+    return x / jnp.sqrt((x * x).sum(-1, keepdims=True))
+
+
 # cause, torch function, right JAX function, JAX function with the cause, inputs, transform, dtype, data
 PLANTED = (
     ("tf32 inputs", product, product, lambda x, w: product(digits(11)(x), digits(11)(w)), PRODUCT, "forward", "float32", "random"),
@@ -94,6 +119,12 @@ PLANTED = (
     ("gradient missing", double, double, lambda x: jax.lax.stop_gradient(x * 2), ROWS, "vjp", "float64", "random"),
     ("gradient masked", double, double, masked, ROWS, "vjp", "float64", "random"),
     ("gradient leaking", torch_masked, masked, double, ROWS, "vjp", "float64", "random"),
+    ("gradient rule", square, square, half_a_gradient, ROWS, "vjp", "float64", "random"),
+    ("gradient rule", square, square, half_a_gradient, ROWS, "vjp", "float32", "ties"),
+    ("transposed", product, product, lambda x, w: product(x, w).T, SQUARE, "forward", "float64", "infinite"),
+    ("dtype promotion", lambda x: (x * 2).float(), lambda x: jnp.float32(x * 2), double, ROWS, "forward", "float32", "random"),
+    ("dtype promotion", double, double, lambda x: x * np.float32(2), ROWS, "vjp", "bfloat16", "random"),
+    ("overflow in one", torch_scaled, scaled, unscaled, ROWS, "forward", "float32", "large"),
     ("nan in one", double, double, lambda x: jnp.nan_to_num(x * 2), ROWS, "forward", "float64", "nan"),
     ("overflow in one", lambda x: torch.logsumexp(x, -1), lambda x: jax.nn.logsumexp(x, -1),
      lambda x: jnp.log(jnp.exp(x).sum(-1)), POSITIVE, "forward", "float64", "large"),
@@ -142,6 +173,42 @@ def test_what_only_torch_refuses_is_named():
 def test_what_both_refuse_is_no_difference():
     record = the_cell(refuses, refuses, ROWS, "forward", "float64", "random")
     assert (record.verdict, record.alike, record.failed) == ("unsupported", True, False)
+
+
+def test_an_oracle_that_is_alone_is_named():
+    """At zeros both give zeros, which have few digits: they are no sums in bfloat16."""
+    pair = Pair(double, double, ROWS, "planted", oracle=lambda x: x * 2 + 0.1)
+    for kind in ("random", "zeros"):
+        for record in run(
+            pair, plan(pair, transforms=["forward"], dtypes=["float32"], worlds=["jax-eager"], data=[kind])
+        ):
+            assert (record.verdict, record.diagnosis.cause) == ("differs", "oracle")
+            assert "against the oracle, output[" in record.reason
+
+
+@pytest.mark.parametrize("kind", ["random", "zeros"])
+def test_random_numbers_are_no_default_argument(kind):
+    record = the_cell(lambda x: x + torch.rand(6, 8), double, ROWS, "forward", "float64", kind)
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "not deterministic")
+    assert "the function in torch gives" in record.diagnosis.text
+
+
+def test_zeros_show_no_eps():
+    record = the_cell(double, lambda x: jnp.cos(x) * (x == 0) + x * 2, ROWS, "forward", "float64", "zeros")
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "tie or kink")
+
+
+def test_weights_that_keep_their_dtype_are_to_be_inputs():
+    layer = torch.nn.Linear(8, 2)
+    record = the_cell(layer, lambda x: x[:, :2], ROWS, "forward", "float64", "random")
+    assert (record.verdict, record.diagnosis.cause) == ("differs", "raises in one")
+    assert "pass weights as inputs" in record.diagnosis.fix
+
+
+def test_a_gradient_of_another_dtype_is_promotion_and_nothing_to_rewrite():
+    record = the_cell(double, lambda x: x * np.float32(2), ROWS, "vjp", "bfloat16", "random")
+    assert record.failed
+    assert "The forward differs already" in record.diagnosis.text
 
 
 def test_sums_in_another_order_are_rounding_only():

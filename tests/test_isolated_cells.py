@@ -106,6 +106,14 @@ def test_every_failed_cell_keeps_its_inputs(run):
     assert "in jax_dies" in (run[2] / "r.md").read_text("utf-8")
 
 
+def test_a_cell_that_died_is_replayed_too(run):
+    """A process that is gone has hashed nothing."""
+    dead = cell(run, "dies", "jax-jit")
+    code, printed, errors = parity("check", "--replay", f"{run[2] / 'r.json'}#{dead['id']}")
+    assert (code, "then: crashed; now: crashed" in printed) == (1, True), errors
+    assert "kept in the report" in printed
+
+
 def test_a_cell_is_replayed_from_its_bytes_alone(run):
     """Even where the file makes other numbers now."""
     folder, report = run[2], run[3]

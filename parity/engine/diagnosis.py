@@ -32,14 +32,38 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
 
 def raises(e: Evidence) -> Diagnosis | None:
     """One framework raises where the other returns."""
+    if e.verdict == "unsupported" and e.forward is not None and e.forward.cause == "dtype promotion":
+        return follows(e)  # a cotangent of one dtype does not fit a result of another
     if e.verdict == "unsupported":
         where = f"{e.cell.transform} in {e.cell.world}, {e.cell.dtype}"
         return Diagnosis("unsupported", f"{where} raises: {e.reason}", "Write the operator of parts that can do this, or "
                          "list the cell as known with the reason.")  # fmt: skip
     if e.output:
         return None
-    return Diagnosis("raises in one", f"Only one framework refuses these numbers: {e.reason}",
-                     "Check arguments alike on both sides, or list the cell as known.")  # fmt: skip
+    fix = "Check arguments alike on both sides, or list the cell as known."
+    if "dtype" in e.reason:
+        fix = (
+            "Everything runs in several dtypes, and what a function brings along keeps its own: pass weights as "
+            "inputs, or cast them to the dtype of the argument."
+        )
+    return Diagnosis("raises in one", f"Only one framework refuses these numbers: {e.reason}", fix)
+
+
+def oracle(e: Evidence) -> Diagnosis | None:
+    """The two agree, and the oracle does not."""
+    if not e.against_oracle or (e.same_shape and not _explains(e.got, e.want)):
+        return None
+    return Diagnosis("oracle", f"The two frameworks agree with each other, and not with the oracle: {e.reason}.",
+                     "Look at the oracle first; if it is right, both functions share one mistake.")  # fmt: skip
+
+
+def unsteady(e: Evidence) -> Diagnosis | None:
+    """A function that draws random numbers."""
+    if not e.unsteady:
+        return None
+    who = " and ".join({"torch": "torch", "jax": "JAX"}[name] for name in e.unsteady)
+    return Diagnosis("not deterministic", f"Run again on the same numbers, the function in {who} gives other results.",
+                     "Switch dropout off (eval mode), or pass what is drawn at random as an input to both.")  # fmt: skip
 
 
 def structure(e: Evidence) -> Diagnosis | None:
@@ -121,11 +145,11 @@ def nan_in_one(e: Evidence) -> Diagnosis | None:
             return Diagnosis("nan in one", f"The derivative at zero is NaN {side} ({count} elements): there it is 0/0, and one "
                              "framework defines it.", "Add a small number under the root, or select the safe branch "
                              "before the operation as well as after it (the double where).")  # fmt: skip
-        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {_name(e)}), on {e.cell.data} numbers.",
+        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {_name(e)}), on {_points(e)}.",
                          "Decide what the operator gives there, and select that on both sides with where, before the "
                          "operation that makes the NaN.")  # fmt: skip
     if e.output and (np.isinf(e.got) != np.isinf(e.want)).any() and e.cell.data != "subnormal":
-        return Diagnosis("overflow in one", f"Infinity on one side only, on {e.cell.data} numbers: one formula overflows or "
+        return Diagnosis("overflow in one", f"Infinity on one side only, on {_points(e)}: one formula overflows or "
                          "divides by zero where the other does not.",
                          "Use the formula that scales first (subtract the maximum, hypot) on both sides.")  # fmt: skip
     return None
@@ -176,6 +200,22 @@ def x64_off(e: Evidence) -> Diagnosis | None:
 def default_argument(e: Evidence) -> Diagnosis | None:
     """A default argument that differs: known ones are tried."""
     return hypotheses.default_argument(e) if e.same_shape and e.judged == "meaning" else None
+
+
+def overflowed(e: Evidence) -> Diagnosis | None:
+    """An intermediate result overflowed, and what was divided by it is zero."""
+    if not e.same_shape or e.at_random or e.cell.data != "large" or not e.off.any():
+        return None
+    got, want = e.got[e.off], e.want[e.off]
+    if np.all((got == 0) & (want != 0)):
+        who = e.who
+    elif np.all((want == 0) & (got != 0)):
+        who = "the other"
+    else:
+        return None
+    return Diagnosis("overflow in one", f"{int(e.off.sum())} of {e.got.size} elements of {_name(e)} are zero in {who}, on large numbers, "
+                     "and should not be: an intermediate result (a square, an exponential) overflows, and dividing by "
+                     "infinity gives 0.", "Use the formula that scales first (subtract the maximum, hypot) on both sides.")  # fmt: skip
 
 
 def tie_or_kink(e: Evidence) -> Diagnosis | None:
@@ -240,6 +280,8 @@ def low_accumulator(e: Evidence) -> Diagnosis | None:
         return None
     short = e.got[np.isfinite(e.got) & (e.got != 0)]
     error = float(np.nanmax(_distance(e.got, e.want), initial=0.0))
+    if e.judged == "meaning" and error > 2 * UNIT["bfloat16"]:
+        return None  # more than bfloat16 loses: round numbers happen to be short
     if e.cell.dtype == "float32" and short.size and np.all(_digits_of(short) <= 8):
         return Diagnosis("bfloat16 accumulation", f"Every number of {_name(e)} has the 8 digits of bfloat16: it was summed or "
                          "stored in bfloat16.", "Accumulate in float32 (preferred_element_type, or a cast first).")  # fmt: skip
@@ -260,12 +302,25 @@ def lost_precision(e: Evidence) -> Diagnosis | None:
                      "Use the stable form on both sides (log1p, expm1, logsumexp, two-pass variance).")  # fmt: skip
 
 
+def gradient_rule(e: Evidence) -> Diagnosis | None:
+    """The functions agree, and their derivatives do not."""
+    if not e.same_shape or not e.derivative or e.judged != "meaning" or not e.off.any():
+        return None
+    if e.cell.data != "random" and not e.at_random:
+        return None
+    factor = hypotheses.factor_of(e.got, e.want)
+    by = "" if factor is None else f": it is {factor:.6g} times the other's everywhere"
+    return Diagnosis("gradient rule", f"The functions agree, and the derivative {_name(e)} does not, in {int(e.off.sum())} of "
+                     f"{e.got.size} elements{by}.", "One side does not differentiate what it computes: look at custom_vjp, custom_jvp "
+                     "and autograd.Function, and for detach and stop_gradient.")  # fmt: skip
+
+
 def other_formula(e: Evidence) -> Diagnosis | None:
     """The meaning differs, and nothing above says why."""
     if not e.same_shape or not e.off.any():
         return None
     error = _distance(e.got, e.want)
-    return Diagnosis("another formula", f"In float64, on {e.cell.data} numbers, {int(e.off.sum())} of {e.got.size} elements of "
+    return Diagnosis("another formula", f"In float64, on {_points(e)}, {int(e.off.sum())} of {e.got.size} elements of "
                      f"{_name(e)} differ, by up to {float(np.nanmax(error, initial=0.0)):.2g} of its size: the two compute "
                      "different functions.", "Compare default arguments and conventions in both documentations.")  # fmt: skip
 
@@ -281,7 +336,7 @@ def integers(e: Evidence) -> Diagnosis | None:
         return Diagnosis("tie or kink", f"{_name(e)} names other elements in {count} of {e.got.size} places where numbers are equal; "
                          "elsewhere the two agree.", "Among equal numbers no order is promised: sort stably, or compare "
                          "values instead of indices.")  # fmt: skip
-    return Diagnosis("another formula", f"{count} of {e.got.size} elements of {_name(e)} differ, on {e.cell.data} numbers, and they are "
+    return Diagnosis("another formula", f"{count} of {e.got.size} elements of {_name(e)} differ, on {_points(e)}, and they are "
                      "no floats.", "Compare conventions: where counting begins, which side is meant, what is true.")  # fmt: skip
 
 
@@ -294,9 +349,9 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 
 CAUSES: tuple[Cause, ...] = (
-    raises, structure, shape, promotion, signed_zero, flushed, nan_in_one, tie_or_kink, follows, x64_off, transposed,
-    integers, default_argument, gradient_missing, gradient_masked, tf32, bfloat16_inputs, low_accumulator, lost_precision,
-    other_formula,
+    raises, structure, unsteady, oracle, shape, promotion, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
+    follows, x64_off, integers, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
+    low_accumulator, lost_precision, other_formula,
 )  # fmt: skip
 """What is tried, in this order."""
 
@@ -332,6 +387,12 @@ def _distance(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 def _rms(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+
+
+def _points(e: Evidence) -> str:
+    plain = {"zeros": "zeros", "signed zeros": "zeros of both signs", "ties": "equal numbers", "kinks": "kinks and edges",
+             "nan": "numbers with NaN among them", "infinite": "numbers with infinities among them"}  # fmt: skip
+    return plain.get(e.cell.data, f"{e.cell.data} numbers")
 
 
 def _name(e: Evidence) -> str:

@@ -32,6 +32,8 @@ class Evidence:
         at_random: Whether the same transform differs on the user's own numbers.
         forward: The diagnosis of the forward on the same numbers, where a derivative is looked at.
         recompute: Runs this framework's function in float64 on other numbers.
+        against_oracle: Whether it is the user's oracle that the function does not agree with.
+        unsteady: The frameworks whose function gives other results when it is run again on the same numbers.
     """
 
     cell: Cell
@@ -49,6 +51,8 @@ class Evidence:
     at_random: bool = False
     forward: Any = None
     recompute: Any = field(default=lambda numbers: Failure("not run"))
+    against_oracle: bool = False
+    unsteady: tuple[str, ...] = ()
 
     @property
     def derivative(self) -> bool:
@@ -78,7 +82,9 @@ class Evidence:
             far = (
                 np.abs(self.got - self.want) > unit * np.abs(self.want) + 64 * self.spread + data.SUBNORMAL[self.dtype]
             )
-        other_kind = (np.isnan(self.got) != np.isnan(self.want)) | (np.isinf(self.got) != np.isinf(self.want))
+        other_kind = (np.isnan(self.got) != np.isnan(self.want)) | (
+            (np.isinf(self.got) | np.isinf(self.want)) & ~np.isnan(self.got) & (self.got != self.want)
+        )
         return far | other_kind
 
     @property

@@ -131,11 +131,16 @@ HYPOTHESES = (
 """What is tried: arguments by which whole functions differ."""
 
 
-def _factor(e: Evidence) -> Diagnosis | None:
-    """A constant factor."""
+def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
+    """Return the number that one result is the other times, or None.
+
+    Example:
+        >>> factor_of(np.array([1.0, 0.0, 3.0]), np.array([2.0, 0.0, 6.0]))
+        0.5
+    """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        ratio = e.got / e.want
-    ratio = ratio[np.isfinite(ratio) & (e.want != 0)]
+        ratio = got / want
+    ratio = ratio[np.isfinite(ratio) & (want != 0)]
     if (
         not ratio.size
         or not np.allclose(ratio, ratio[0], rtol=1e-7, atol=0)
@@ -143,7 +148,14 @@ def _factor(e: Evidence) -> Diagnosis | None:
         or not ratio[0]
     ):
         return None
-    factor = float(ratio[0])
+    return float(ratio[0])
+
+
+def _factor(e: Evidence) -> Diagnosis | None:
+    """A constant factor."""
+    factor = factor_of(e.got, e.want)
+    if factor is None:
+        return None
     sizes = {n for leaf in e.numbers.theta for n in (*leaf.shape, leaf.size)} - {0, 1}
     named = {
         **{n / (n - 1): ("ddof", f"n/(n-1) with n = {n}") for n in sizes},
@@ -180,8 +192,9 @@ def _eps(e: Evidence) -> Diagnosis | None:
                 for theirs in EPS:
                     if mine == theirs:
                         continue
-                    with np.errstate(all="ignore"):  # equal numbers have no variance
-                        expected = np.broadcast_to(np.sqrt((size + theirs) / (size + mine)), ratio.shape)
+                    with np.errstate(all="ignore"):  # equal numbers have no variance, and show no eps
+                        expected = np.where(size > 0, np.sqrt((size + theirs) / (size + mine)), np.nan)
+                    expected = np.broadcast_to(expected, ratio.shape)
                     if _all_near(ratio - 1, expected - 1):
                         return Diagnosis("default argument: eps", f"{e.output} is explained by eps = {mine:g} in {e.who} and "
                                          f"{theirs:g} in the other, added to the {name} along axis {axis}.",

@@ -34,7 +34,8 @@ class Pair:
         worlds: Names of worlds; None for all.
         data: Kinds of data (`parity.engine.data`); None for all.
         oracle: A NumPy float64 function that says what is right; None where the two are held to one another.
-        known: Differences that are known and right, each a dict of patterns and a `reason`.
+        known: Differences that are known and right, each a dict with patterns for `transform`, `world`, `dtype` and
+            `data`, and a `reason`. They are no failures; an entry that holds for no cell is one.
         note: What a reader of the report should know.
 
     Raises:
@@ -87,10 +88,10 @@ class Pair:
         found = list(trees.leaves(tuple(made)))
         for path, leaf in found:
             if not isinstance(leaf, np.ndarray | np.generic):
-                raise TypeError(
-                    f"inputs{path}: expected a NumPy array, got {type(leaf).__name__}; what is no array belongs "
-                    f"into the functions (functools.partial)"
-                )
+                hint = "what is no array belongs into the functions (functools.partial)"
+                if hasattr(leaf, "__array__"):
+                    hint = "convert it with np.asarray"
+                raise TypeError(f"inputs{path}: expected a NumPy array, got {type(leaf).__name__}; {hint}")
             if leaf.dtype.kind == "c":
                 raise TypeError(f"inputs{path}: expected real numbers, got {leaf.dtype}: pass real and imaginary part")
             if leaf.dtype.kind not in "fiub" and str(leaf.dtype) != "bfloat16":

@@ -36,6 +36,9 @@ AT_SPECIAL_POINTS = ("forward", "vjp")
 COMPILED = ("forward", "vjp")
 """What torch.compile runs, in float32 on the user's own numbers: it takes seconds for each."""
 
+BESIDE_ZERO = ("small", "subnormal")
+"""Kinds whose numbers are next to nothing beside 1."""
+
 EAGER = {"torch": "torch-eager", "jax": "jax-eager"}
 OTHER = {"torch": "jax", "jax": "torch"}
 
@@ -139,7 +142,11 @@ def settle(pair: Pair, records: Sequence[Record]) -> list[Record]:
             first = settled[mine[0]]
             if not first.failed:
                 reason = f"listed as known ({entry['reason']}), but nothing differs: take it off the list"
-                settled[mine[0]] = replace(first, verdict="differs", reason=reason)
+                text = (
+                    f"An entry of `known` says that this differs ({entry['reason']}), and it agrees in all such cells."
+                )
+                about = Diagnosis("stale entry", text, "Take the entry off the list.")
+                settled[mine[0]] = replace(first, verdict="differs", reason=reason, diagnosis=about)
     return settled
 
 
@@ -157,6 +164,7 @@ class Runner(outcomes.Runner):
         self.functions = {"torch": pair.torch, "jax": pair.jax}
         self._kept: dict[str, dict[str, Any]] = {"torch": {}, "jax": {}}
         self._seen: dict[tuple[str, ...], Any] = {}
+        self._against_oracle: set[str] = set()
 
     def record(self, cell: Cell) -> Record:
         """Run one cell."""
@@ -246,7 +254,31 @@ class Runner(outcomes.Runner):
         measured = max(unit, UNIT["float32"]) if kind == "random" else unit
         key = ("spread", device, kind, inputs, transform, str(measured))
         found = self._once(key, lambda: self._spread(device, kind, inputs, transform, measured, kind == "random"))
-        return found if measured == unit else {name: value * (unit / measured) for name, value in found.items()}
+        if measured != unit:
+            found = {name: value * (unit / measured) for name, value in found.items()}
+        return self._with_cancelled(found, device, inputs, transform, unit) if kind in BESIDE_ZERO else found
+
+    def _with_cancelled(
+        self, spread: dict[str, np.ndarray], device: str, inputs: str, transform: str, unit: float
+    ) -> dict[str, np.ndarray]:
+        """Return the sensitivity beside zero with what cancellation leaves at zero itself, in the float64 runs.
+
+        Numbers far below 1 move nothing where parts of the size of 1 cancel, and moving them by more would hide what
+        such numbers are for. Where two float64 results at zeros differ by rounding, it is the rounding of the parts.
+        """
+        runs = [self.outputs(world, device, "float64", "zeros", inputs, transform) for world in EAGER.values()]
+        if not all(isinstance(one, Outputs) for one in runs):
+            return spread
+        left, right = (one.values for one in runs if isinstance(one, Outputs))
+        noise = self.spread(device, "zeros", inputs, transform, UNIT["float64"])
+        wider = dict(spread)
+        for name in wider.keys() & left.keys() & right.keys() & noise.keys():
+            if left[name].shape == right[name].shape == wider[name].shape and left[name].dtype.kind == "f":
+                with np.errstate(invalid="ignore"):
+                    rest = np.abs(left[name] - right[name])
+                rest = np.where(np.isfinite(rest) & (rest <= 64 * noise[name]), rest, 0.0)
+                wider[name] = wider[name] + float(np.max(rest, initial=0.0)) * (unit / UNIT["float64"])
+        return wider
 
     def _spread(
         self, device: str, kind: str, inputs: str, transform: str, unit: float, jumps: bool
@@ -291,6 +323,11 @@ class Runner(outcomes.Runner):
             got, want = (own if cell.dtype == "float64" else want), ran(EAGER[OTHER[framework]], "float64")
         elif found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
             got, want, whose = twin, ran(EAGER[OTHER[framework]], "float64"), OTHER[framework]
+        if _same_dtypes(own, twin):
+            # What is promoted in float64 only is seen there.
+            own64, twin64 = ran(EAGER[framework], "float64"), ran(EAGER[OTHER[framework]], "float64")
+            if not _same_dtypes(own64, twin64):
+                own, twin = own64, twin64
         if output == "error ratio":
             output = found.reason.split(": the RMS")[0]
         none = np.zeros(0)
@@ -302,14 +339,27 @@ class Runner(outcomes.Runner):
         def recompute(numbers: Numbers) -> Outputs | Failure:
             return self._outputs(EAGER[whose], cell.device, "float64", cell.data, cell.dtype, cell.transform, numbers)
 
-        differs = found.verdict == "differs"
+        differs, derivative = found.verdict == "differs", cell.transform != "forward"
         random = replace(cell, data="random")
         return Evidence(
             cell, found.verdict, found.judged, found.reason, output, left, right, spread.get(output, none), own, twin,
             numbers if isinstance(numbers, Numbers) else self.plain(cell.data, cell.dtype), whose,
             differs and cell.data != "random" and self._verdict(random).verdict == "differs",
-            self._forward(cell) if differs and cell.transform != "forward" else None, recompute,
+            self._forward(cell) if derivative and found.verdict in ("differs", "unsupported") else None,
+            recompute, cell.id in self._against_oracle, self._unsteady(cell.device) if differs else (),
         )  # fmt: skip
+
+    def _unsteady(self, device: str) -> tuple[str, ...]:
+        """Return the frameworks whose function, run twice on the user's numbers, gives two results."""
+        return self._once(("unsteady", device), lambda: tuple(name for name in EAGER if self._changes(name, device)))
+
+    def _changes(self, framework: str, device: str) -> bool:
+        plain = self.plain("random", "float64")
+        runs = [
+            self._outputs(EAGER[framework], device, "float64", "random", "float64", "forward", plain) for _ in range(2)
+        ]
+        one, two = (run if isinstance(run, Outputs) else None for run in runs)
+        return one is not None and two is not None and not judge.same_bits(one, two)
 
     def _forward(self, cell: Cell) -> Diagnosis | None:
         # A derivative can differ where the function does not: then it follows from what differs elsewhere.
@@ -426,9 +476,14 @@ class Runner(outcomes.Runner):
             for path, leaf in trees.leaves(right, "output")
         }
         want = Outputs(values)
-        judge.assert_same_outputs(Outputs(own64.values), want, framework, "the oracle")
         double = self.spread(cell.device, cell.data, cell.dtype, cell.transform, UNIT["float64"])
-        return judge.assert_close(own64, want, double, "float64", terms=terms, order=0)
+        try:
+            judge.assert_same_outputs(Outputs(own64.values), want, framework, "the oracle")
+            return judge.assert_close(own64, want, double, "float64", terms=terms, order=0)
+        except compare.Mismatch as mismatch:
+            self._against_oracle.add(cell.id)
+            finding = mismatch.finding
+            raise compare.Mismatch(replace(finding, text=f"against the oracle, {finding.text}")) from None
 
     def _once(self, key: tuple[str, ...], make: Any) -> Any:
         if key not in self._seen:
@@ -439,6 +494,13 @@ class Runner(outcomes.Runner):
 def world_of(name: str) -> Any:
     """Return the module of a world."""
     return importlib.import_module(f"parity.engine.{name.split('-')[0]}_world")
+
+
+def _same_dtypes(own: Outputs | Failure, twin: Outputs | Failure) -> bool:
+    """Return whether results came in the same dtypes, as far as both came."""
+    if isinstance(own, Failure) or isinstance(twin, Failure):
+        return True
+    return all(twin.dtypes.get(name, dtype) == dtype for name, dtype in own.dtypes.items())
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:

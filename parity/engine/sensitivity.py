@@ -22,6 +22,10 @@ own numbers what either formula loses in float32, scaled to float64 (run.Runner.
 At a kink a perturbed run takes the other branch, and s is as large as the jump: no difference would be seen. At
 points that are chosen (all kinds of data but "random") jumps do not count: s is measured by perturbations of 2^-26
 and of 2^-34, and where the smaller one does not do about 2^8 times less, it is a jump, and no rounding error.
+
+A relative change does nothing to a zero, and where a result is 0 because large parts cancel there (the gradient of
+log_softmax, at zeros) what is left of them is rounding. So zeros are moved by as much of the largest number of their
+array, or of 1 in an array of zeros; of that jumps never count, as an input that is exactly zero is chosen, too.
 """
 
 from __future__ import annotations
@@ -59,23 +63,30 @@ def spread(
     """
     total = {name: np.zeros(value.shape) for name, value in at.values.items()}
     for draw in range(DRAWS):
-        if jumps:
-            moved = _moved(run, numbers, at, unit, draw)
-        else:
-            coarse, fine = (_moved(run, numbers, at, size, draw) for size in (COARSE, FINE))
-            moved = {name: np.where(fine[name] > coarse[name] / 16, 0.0, coarse[name]) for name in coarse}
-            moved = {name: value * (unit / COARSE) for name, value in moved.items()}
-        for name, value in moved.items():
-            total[name] = np.hypot(total[name], value)  # squares would overflow
+        found = [_moved(run, numbers, at, unit, draw, zeros=False)] if jumps else []
+        if not jumps or any(np.any(leaf == 0) for leaf in numbers.theta):
+            coarse, fine = (_moved(run, numbers, at, size, draw, zeros=True) for size in (COARSE, FINE))
+            smooth = {name: np.where(fine[name] > coarse[name] / 16, 0.0, coarse[name]) for name in coarse}
+            found.append({name: value * (unit / COARSE) for name, value in smooth.items()})
+        for moved in found:
+            for name, value in moved.items():
+                total[name] = np.hypot(total[name], value)  # squares would overflow
     return {name: value / math.sqrt(DRAWS) for name, value in total.items()}
 
 
-def _moved(run: Callable[[Numbers], Outputs | Failure], numbers: Numbers, at: Outputs, size: float, draw: int) -> Tree:
+def _moved(
+    run: Callable[[Numbers], Outputs | Failure], numbers: Numbers, at: Outputs, size: float, draw: int, *, zeros: bool
+) -> Tree:
     rng = np.random.Generator(np.random.PCG64([draw, 7]))
 
     def change(values: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return values * (1 + size * rng.uniform(-1, 1, values.shape))
+            step = size * rng.uniform(-1, 1, values.shape)
+            changed = values * (1 + step)
+            if not zeros:
+                return changed
+            largest = float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0)) or 1.0
+            return np.where(values == 0, largest * step, changed)
 
     moved = run(numbers.changed(change))
     changes = {}

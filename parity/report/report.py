@@ -57,10 +57,13 @@ class Report:
 
         Raises:
             ValueError: It ends otherwise.
+            FileNotFoundError: Its folder is not there.
         """
         from parity.report import terminal  # rich, which parity itself does without
 
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path: expected a file in a folder that exists, got {str(path)!r}")
         if path.suffix == ".json":
             terminal.write(path, self.content())
         elif path.suffix in RENDERERS:

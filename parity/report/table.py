@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -115,8 +116,8 @@ def _failure(alike: Sequence[Record], file: str) -> str:
     lines.append(f"where: {'; '.join(_listed(alike, name) for name in ('transform', 'data', 'world', 'dtype'))}")
     lines.append(f"first: {first.reason}")
     worst = first.finding
-    if worst is not None and worst.index:
-        lines.append(f"worst: {worst.output}{list(worst.index)}  got {worst.got!r}  want {worst.want!r}")
+    if worst is not None and not (math.isnan(worst.got) and math.isnan(worst.want)):
+        lines.append(f"worst: {worst.output}{list(worst.index) or ''}  got {worst.got!r}  want {worst.want!r}")
     return "\n".join([*lines, f"rerun: {first.rerun.replace(' FILE ', f' {file} ', 1)}"])
 
 
