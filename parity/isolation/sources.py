@@ -56,9 +56,10 @@ def pairs_in(names: Mapping[str, Any]) -> list[Pair]:
         NotUnderstood: One half of a pair is not there.
 
     Example:
+        >>> import numpy as np
         >>> def torch_f(x): return x
         >>> def jax_f(x): return x
-        >>> [pair.name for pair in pairs_in({"torch_f": torch_f, "jax_f": jax_f, "inputs": lambda seed: ()})]
+        >>> [pair.name for pair in pairs_in({"torch_f": torch_f, "jax_f": jax_f, "inputs": lambda seed: (np.ones(2),)})]
         ['f']
     """
     found: list[Pair] = []
