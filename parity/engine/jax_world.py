@@ -80,18 +80,18 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         kept: Compiled programs, by the call's key: the same ones run again on other numbers.
     """
 
-    def array(values: np.ndarray) -> jax.Array:
-        return jax.device_put(jnp.asarray(values), on(device))
+    def array(values: np.ndarray, dtype: Any = None) -> jax.Array:
+        return jax.device_put(jnp.asarray(values, dtype), on(device))
 
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arrays = asked.arrays(lambda values: array(values).astype(DTYPES[asked.dtype]), array)
+        arrays = asked.arrays(lambda values: array(values, DTYPES[asked.dtype]), array)
         if world == "jax-eager":
             outputs = _outputs(asked.program(Ops, is_float, arrays))
         else:
             key = f"{world} {device} {asked.key}"
             if key not in kept:
-                kept[key] = jax.jit(lambda a: asked.program(Ops, is_float, a))
+                kept[key] = jax.jit(lambda a: asked.program(Ops, is_float, a), **asked.compiler)
             outputs = _outputs(kept[key](arrays))
     forget_now_and_then()
     return outputs
