@@ -28,7 +28,7 @@ Frozen = Callable[[str, str, Numbers], np.ndarray | None] | Mapping[str, np.ndar
 
 @dataclass(frozen=True)
 class Deferred:
-    """A function that is made when it first runs: a pair can be planned where its framework is missing.
+    """A function that is made anew for each run: a pair can be planned where its framework is missing.
 
     Attributes:
         make: Returns the function; it may import the framework.

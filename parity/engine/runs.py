@@ -165,7 +165,7 @@ class Runs:
 
     def _function(self, framework: str) -> Any:
         given = self.pair.torch if framework == "torch" else self.pair.jax
-        return self._once(("function", framework), given.make) if isinstance(given, Deferred) else given
+        return given.make() if isinstance(given, Deferred) else given
 
     def spread(self, device: str, kind: str, inputs: str, transform: str, unit: float) -> dict[str, np.ndarray]:
         """Return the sensitivity of the float64 results (sensitivity.py), of torch, or of JAX where torch fails."""

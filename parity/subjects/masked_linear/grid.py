@@ -9,13 +9,14 @@ from typing import Any
 from parity.engine import planning
 from parity.engine import run as engine
 from parity.engine.pairs import matches
-from parity.engine.records import DEVICES, Record
+from parity.engine.records import DEVICES, DTYPES, WORLDS, Record
 from parity.subjects.masked_linear import selection
-from parity.subjects.masked_linear.cases import BY_ID
+from parity.subjects.masked_linear.cases import BY_ID as CASES
 from parity.subjects.masked_linear.pairs import known as known_entries
 from parity.subjects.masked_linear.pairs import pair
 from parity.subjects.masked_linear.pairs import world_of as world_of
-from parity.subjects.masked_linear.records import PRECISIONS, Cell
+from parity.subjects.masked_linear.records import PRECISIONS, TIERS, Cell
+from parity.subjects.masked_linear.transforms import BY_NAME
 
 Choice = Collection[str] | None
 
@@ -53,18 +54,17 @@ def plan(
     def wanted(choice: Choice, name: str) -> bool:
         return choice is None or name in choice
 
-    def chosen(choice: Choice) -> list[str] | None:
-        return None if choice is None else list(choice)
-
+    known = {"transforms": (transforms, BY_NAME), "dtypes": (dtypes, DTYPES), "worlds": (worlds, WORLDS),
+             "data": (tiers, TIERS)}  # fmt: skip
+    picked = {what: [name for name in names if wanted(choice, name)] for what, (choice, names) in known.items()}
+    if not all(picked.values()):
+        return []
     cells: list[Any] = []
     for device in (device for device in DEVICES if device in devices):
         for precision in PRECISIONS:
             for case in selection.cases_of(precision):
-                if wanted(cases, case) and wanted(masks, BY_ID[case].mask) and wanted(precisions, precision):
-                    cells += planning.plan(
-                        pair(case, precision, quick=quick), transforms=chosen(transforms), dtypes=chosen(dtypes),
-                        devices=[device], worlds=chosen(worlds), data=chosen(tiers),
-                    )  # fmt: skip
+                if wanted(cases, case) and wanted(masks, CASES[case].mask) and wanted(precisions, precision):
+                    cells += planning.plan(pair(case, precision, quick=quick), devices=[device], **picked)
     return cells
 
 
@@ -78,7 +78,7 @@ def run(
         seed: Of the numbers.
         subjects: Another masked_linear to test, by framework ("torch", "jax"): a port, or a sabotaged twin.
     """
-    for (case, precision), group in itertools.groupby(cells, lambda cell: (cell.pair, cell.precision)):
+    for (case, precision), group in itertools.groupby(cells, _pair_of):
         yield from engine.run(pair(case, precision, subjects), list(group), seed)
 
 
@@ -88,3 +88,7 @@ def known(cell: Cell) -> dict[str, Any] | None:
         if entry["precision"] in ("*", cell.precision) and matches(entry, cell):
             return {name: value for name, value in entry.items() if (name, value) != ("precision", "*")}
     return None
+
+
+def _pair_of(cell: Any) -> tuple[str, str]:
+    return cell.pair, getattr(cell, "precision", "native")
