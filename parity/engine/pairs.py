@@ -6,13 +6,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any, NoReturn
 
 import numpy as np
 
 from parity.engine import transforms, trees
 from parity.engine.calls import Numbers
+from parity.engine.known import PATTERNS, matches
 from parity.engine.oracle import Exact, Oracle
 from parity.engine.records import Cell
 from parity.engine.transforms import Transform
@@ -20,8 +20,6 @@ from parity.engine.trees import is_float as is_float
 
 Known = Sequence[Mapping[str, Any]]
 """Entries with patterns for transform, world, dtype and data (fnmatch), and a reason; perhaps error or crashes."""
-
-PATTERNS = ("transform", "world", "dtype", "data")
 
 Frozen = Callable[[str, str, Numbers], np.ndarray | None] | Mapping[str, np.ndarray]
 
@@ -191,11 +189,6 @@ class Pair:
         except (TypeError, ValueError):
             parameters = []
         return tuple(parameters[i] if i < len(parameters) else f"input{i}" for i in range(count))
-
-
-def matches(entry: Mapping[str, Any], cell: Cell) -> bool:
-    """Return whether an entry of `known` speaks of a cell."""
-    return all(fnmatch(getattr(cell, name), entry.get(name, "*")) for name in PATTERNS)
 
 
 def check_names(what: str, given: Sequence[str] | None, known: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def plan(
     """
     arguments = pair.make(0)
     floating = [i for i, argument in enumerate(arguments) if any(is_float(leaf) for _, leaf in trees.leaves(argument))]
-    own = tuple(name for name in pair.transform_names or () if name not in _transforms.BY_NAME)
+    own = tuple(one.name for one in pair.transforms or () if isinstance(one, _transforms.Transform))
     offered = tuple(dict.fromkeys((*_transforms.names(floating), *own)))
     chosen = {
         "transforms": (pair.transform_names if transforms is None else transforms, offered),

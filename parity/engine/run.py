@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,11 @@ from parity.engine import compare, diagnosis, judge, outcomes, theory, trees
 from parity.engine.bounds import UNIT
 from parity.engine.calls import Failure, Numbers, Outputs
 from parity.engine.evidence import Evidence
+from parity.engine.known import matches
+from parity.engine.known import settle as settle
 from parity.engine.oracle import Oracle
 from parity.engine.outcomes import Error, Outcome
-from parity.engine.pairs import Pair, matches
+from parity.engine.pairs import Pair
 from parity.engine.planning import plan as plan
 from parity.engine.records import Cell, Diagnosis, Judged, Record
 from parity.engine.runs import EAGER, OTHER, Runs
@@ -43,26 +45,6 @@ def run(pair: Pair, cells: Collection[Cell], seed: int = 0) -> Iterator[Record]:
         seed: Of the numbers.
     """
     return Runner(pair, seed).records(cells)
-
-
-def settle(pair: Pair, records: Sequence[Record]) -> list[Record]:
-    """Return the records with every entry of `pair.known` that holds for none of its cells made a failure.
-
-    The failure is that of its first cell: the entry is to be taken off the list.
-    """
-    settled = list(records)
-    for entry in pair.known or ():
-        mine = [i for i, record in enumerate(settled) if matches(entry, record.cell) and record.cell.pair == pair.name]
-        if mine and not any(settled[i].known for i in mine):
-            first = settled[mine[0]]
-            if not first.failed:
-                reason = f"listed as known ({entry['reason']}), but nothing differs: take it off the list"
-                text = (
-                    f"An entry of `known` says that this differs ({entry['reason']}), and it agrees in all such cells."
-                )
-                about = Diagnosis("stale entry", text, "Take the entry off the list.")
-                settled[mine[0]] = replace(first, verdict="differs", reason=reason, diagnosis=about)
-    return settled
 
 
 class Runner(Runs, outcomes.Runner):

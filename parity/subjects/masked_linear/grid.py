@@ -8,7 +8,7 @@ from typing import Any
 
 from parity.engine import planning
 from parity.engine import run as engine
-from parity.engine.pairs import matches
+from parity.engine.known import matches
 from parity.engine.records import DEVICES, DTYPES, WORLDS, Record
 from parity.subjects.masked_linear import selection
 from parity.subjects.masked_linear.cases import BY_ID as CASES
