@@ -151,10 +151,12 @@ class Pair:
         return tuple(made)
 
     @property
-    def transform_names(self) -> tuple[str, ...] | None:
+    def transform_names(self) -> Sequence[str] | None:
         """The names of the transforms, or None where those run that fit."""
         asked = self.transforms
-        return None if asked is None else tuple(one.name if isinstance(one, Transform) else one for one in asked)
+        if asked is None or isinstance(asked, str):
+            return asked  # a string is refused where cells are planned
+        return tuple(one.name if isinstance(one, Transform) else one for one in asked)
 
     def transform(self, name: str) -> Transform:
         """Return a transform by its name: the pair's own before the shared one."""
