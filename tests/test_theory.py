@@ -10,6 +10,7 @@ import torch
 
 import parity
 from parity import Exact, Numbers, Oracle, Pair, Transform, compare_pair
+from parity.engine import transforms as shared
 from parity.engine.run import Runner
 from parity.subjects.masked_linear import grid
 from parity.subjects.masked_linear.pairs import pair as layer
@@ -112,6 +113,15 @@ def test_a_leak_is_rejected_without_an_oracle():
     bare = replace(PAIR, oracle=None, exact=None, transforms=["vjp"], data=["random"], torch=torch_leaks)
     (record,) = [cell for cell in compare_pair(bare).cells if cell.world == "torch-eager"]
     assert "frozen entries are not zero" in record.reason
+
+
+def test_where_values_are_not_compared_what_is_frozen_is():
+    only = replace(shared.get("vjp"), values=False)
+    bare = replace(
+        PAIR, oracle=None, exact=None, transforms=[only], data=["random"], jax=lambda x, s: 2 * jax_scale(x, s)
+    )
+    assert failures(bare) == []
+    assert failures(replace(bare, torch=torch_leaks)) == [("torch-eager", "vjp", "random")]
 
 
 def test_one_ulp_is_rejected_where_data_is_exact_and_is_rounding_elsewhere():
