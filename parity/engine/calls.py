@@ -151,7 +151,7 @@ class Call:
 
     def program(
         self, ops: Any, floating: Callable[[Any], bool], a: dict[str, Any],
-        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f,
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Run the transform's program on framework arrays.
 
@@ -159,25 +159,33 @@ class Call:
             ops: The framework's names.
             floating: Whether an output of the function has derivatives.
             a: From `arrays`.
-            wrap: What is made of the function before it is differentiated.
+            wrap: What is made of the function before it is differentiated; None for nothing.
         """
         template, kinds = self._form
         fixed = dict(self.transform.keywords)
 
-        def everything(*theta: Any, **keywords: Any) -> dict[str, Any]:
-            left, right = iter(theta), iter(a["constants"])
+        def everything(constants: Any, *theta: Any, **keywords: Any) -> dict[str, Any]:
+            left, right = iter(theta), iter(constants)
             merged = iter([next(left) if kind else next(right) for kind in kinds])
             outputs = self.function(*trees.rebuild(template, merged), **fixed, **keywords)
             return dict(trees.leaves(outputs, "output"))
 
         if self.transform.everything:
-            return everything(*a["theta"])
+            return everything(a["constants"], *a["theta"])
+
+        def differentiable(constants: Any, *theta: Any, **keywords: Any) -> tuple[Any, ...]:
+            return tuple(leaf for leaf in everything(constants, *theta, **keywords).values() if floating(leaf))
+
+        # Compiled alone, the function takes the constants as arguments; compiled as a part, it has them at hand.
+        wrapped = None if wrap is None else wrap(differentiable)
 
         def f(*theta: Any, **keywords: Any) -> tuple[Any, ...]:
-            return tuple(leaf for leaf in everything(*theta, **keywords).values() if floating(leaf))
+            if wrapped is not None:
+                return wrapped(a["constants"], *theta, **keywords)
+            return tuple(leaf for leaf in everything(a["constants"], *theta, **keywords).values() if floating(leaf))
 
         names = {"names": self.numbers.names, "owners": self.numbers.owners}
-        return self.transform.program(ops, wrap(f), a | names)
+        return self.transform.program(ops, f, a | names)
 
 
 def _mapped(tree: Any, floating: Callable[[np.ndarray], Any], other: Callable[[np.ndarray], Any]) -> Any:

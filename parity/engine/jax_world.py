@@ -80,12 +80,16 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         kept: Compiled programs, by the call's key: the same ones run again on other numbers.
     """
 
-    def array(values: np.ndarray, dtype: Any = None) -> jax.Array:
-        return jax.device_put(jnp.asarray(values, dtype), on(device))
+    def array(values: np.ndarray) -> jax.Array:
+        return jax.device_put(values, on(device))
+
+    def floating(values: np.ndarray) -> jax.Array:
+        # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
+        return array(values.astype(DTYPES[asked.dtype]))
 
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arrays = asked.arrays(lambda values: array(values, DTYPES[asked.dtype]), array)
+        arrays = asked.arrays(floating, array)
         if world == "jax-eager":
             outputs = _outputs(asked.program(Ops, is_float, arrays))
         else:

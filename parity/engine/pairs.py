@@ -74,6 +74,8 @@ class Pair:
         compiler: Options of the compiled worlds for a cell: `backend` and others of torch.compile, or
             `compiler_options` and others of jax.jit.
         cell: Makes the pair's cells: `Cell`, or what says more than it.
+        form: All that a compiled program depends on beside the numbers: where it is equal, what was compiled for the
+            pair before serves this one. None where it serves the pair alone.
 
     Raises:
         TypeError: A function cannot be called, or an input is not of NumPy.
@@ -102,6 +104,7 @@ class Pair:
     runs: Callable[[Any], bool] | None = None
     compiler: Callable[[Any], Mapping[str, Any]] | None = None
     cell: Callable[..., Cell] = Cell
+    form: Any = None
 
     def __post_init__(self) -> None:
         for name in ("torch", "jax"):

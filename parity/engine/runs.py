@@ -25,6 +25,10 @@ EAGER = {"torch": "torch-eager", "jax": "jax-eager"}
 OTHER = {"torch": "jax", "jax": "torch"}
 
 
+_last: dict[str, tuple[Any, dict[str, Any]]] = {}
+"""By framework, what was compiled last of a pair that has a form, and the key of it."""
+
+
 class Runs:
     """What the functions of one pair give; what several cells need is kept.
 
@@ -130,7 +134,7 @@ class Runs:
             return _failure(error)
 
     def compute(self, cell: Cell) -> Outputs:
-        """Run a cell's program once, keeping nothing, and return what it gives; raises what the function raises."""
+        """Run a cell's program once, keeping no outputs, and return what it gives; raises what the function raises."""
         framework = cell.world.split("-")[0]
         transform = self.pair.transform(cell.transform)
         plain = transform.everything and not self.pair.numbers
@@ -139,7 +143,18 @@ class Runs:
         )
         if isinstance(numbers, Failure):
             raise RuntimeError(numbers.text)
-        return self._called(cell.world, cell.device, cell.dtype, transform, numbers, self._compiler(cell), {})
+        compiler = self._compiler(cell)
+        kept = self._of_form(framework, cell, compiler)
+        return self._called(cell.world, cell.device, cell.dtype, transform, numbers, compiler, kept)
+
+    def _of_form(self, framework: str, cell: Cell, compiler: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was compiled for the cell before, where it was of a pair of the same form; else nothing."""
+        if self.pair.form is None:
+            return {}
+        key = (self.pair.form, cell.world, cell.transform, cell.dtype, cell.device, str(compiler))
+        if cell.world not in EAGER.values() and (framework not in _last or _last[framework][0] != key):
+            _last[framework] = (key, {})
+        return {} if cell.world in EAGER.values() else _last[framework][1]
 
     def _compiler(self, cell: Cell) -> Mapping[str, Any]:
         return {} if self.pair.compiler is None else self.pair.compiler(cell)

@@ -97,8 +97,15 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
 def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
     options = {"fullgraph": True, **asked.compiler}
     if asked.transform.outside:
-        # The ordinary way is to compile the function and differentiate outside.
-        return lambda a: asked.program(Ops, is_float, a, lambda f: torch.compile(f, **options))
+        # The ordinary way is to compile the function and differentiate outside; on other numbers it is the same one.
+        once: list[Callable[..., Any]] = []
+
+        def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+            if not once:
+                once.append(torch.compile(f, **options))
+            return once[0]
+
+        return lambda a: asked.program(Ops, is_float, a, compiled)
 
     def program(a: dict[str, Any]) -> dict[str, Any]:
         return asked.program(Ops, is_float, a)

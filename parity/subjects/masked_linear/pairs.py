@@ -70,6 +70,7 @@ def pair(case: str, precision: str = "native", subjects: Layers | None = None, q
         runs=lambda cell: selection.runs(cell, quick),
         compiler=_compiler,
         cell=functools.partial(Cell, precision=precision),
+        form=(made.form, precision, given.get("torch"), given.get("jax")),
     )
 
 
