@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parity.engine import run
+from parity.engine.oracle import Oracle
 from parity.engine.pairs import Known, Pair
+from parity.engine.transforms import Transform
 from parity.report.report import Report
 
 
 def compare(
-    torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, *, transforms: Sequence[str] | None = None,
-    dtypes: Sequence[str] | None = None, devices: Sequence[str] | None = None, known: Known | None = None,
-    name: str | None = None, oracle: Callable[..., Any] | None = None, worlds: Sequence[str] | None = None,
+    torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, *,
+    transforms: Sequence[str | Transform] | None = None, dtypes: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None, known: Known | None = None, name: str | None = None,
+    oracle: Callable[..., Any] | Oracle | None = None, worlds: Sequence[str] | None = None,
     data: Sequence[str] | None = None, seed: int = 0,
 ) -> Report:  # fmt: skip
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
@@ -26,13 +29,13 @@ def compare(
         jax_fn: The same function of JAX arrays.
         inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
             or a function of a seed that returns one. Floats are differentiated, integers and bools are not.
-        transforms: Names from `parity.engine.transforms`; None for those that fit.
+        transforms: Names from `parity.engine.transforms`, and `Transform`s of your own; None for those that fit.
         dtypes: Names of dtypes; None for float64, float32 and bfloat16.
         devices: "cpu", "cuda"; None for the CPU.
         known: Differences that are known, each a dict with patterns for `transform`, `world`, `dtype` and `data`, and
             a `reason`. They are no failures; one that does not show is.
         name: Of the pair; None for the torch function's.
-        oracle: A NumPy function that says what is right, in float64.
+        oracle: A NumPy function that says what is right, in float64; or an `Oracle`, of each transform.
         worlds: Names of worlds; None for all.
         data: Kinds of data from `parity.engine.data`; None for all.
         seed: Of the numbers.
@@ -55,7 +58,10 @@ def compare(
 
 
 def compare_pair(pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0) -> Report:
-    """Compare the two functions of a pair; as `compare`."""
+    """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides.
+
+    Our own layer's grid is such pairs (`parity.subjects.masked_linear.pairs`).
+    """
     cells = run.plan(pair, devices=devices)
     return Report(pair.name, run.settle(pair, list(run.run(pair, cells, seed))))
 

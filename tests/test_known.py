@@ -19,11 +19,11 @@ CRASHES = [entry for entry in ENTRIES if entry.get("crashes")]
 
 PLAIN = """
 import torch.nn.functional as F
-from parity.subjects.masked_linear import torch_side
-from parity.subjects.masked_linear import cases, transforms
+from parity.engine.runs import Runs
+from parity.subjects.masked_linear.pairs import pair
 plain = lambda x, w, b=None, **_: F.linear(x, w, b)
-problem = cases.make(cases.BY_ID["columns"], "float32", "exact", 0)
-torch_side.run(transforms.BY_NAME["{transform}"], problem, "torch-compiled", "cpu", subject=plain)
+runs = Runs(pair("columns", subjects={{"torch": plain}}))
+runs.compute(runs.pair.cell("columns", "columns", "float32", "{transform}", "torch-compiled", "cpu", "exact"))
 """
 
 

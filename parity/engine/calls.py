@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from parity.engine import trees
-from parity.engine.pairs import is_float
 from parity.engine.transforms import Transform
+from parity.engine.trees import is_float
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,11 @@ class Numbers:
         names: What these are called.
         owners: The number of the argument that each belongs to.
         cotangents: One for each floating output.
-        directions: Two tangents of theta.
+        directions: Two tangents of theta; a pair's own transforms may want more.
         copies: Of each leaf of theta, COPIES in a stack.
+        scales: Factors of the outputs in the test function <c u, f^2> / 2, one for each; none for 1.
+        more: What the pair's own transforms use besides, by name: arrays, or trees of them.
+        about: What the pair's own oracle wants to know besides: it goes into no program.
     """
 
     arguments: tuple[Any, ...]
@@ -34,6 +37,9 @@ class Numbers:
     cotangents: tuple[np.ndarray, ...] = ()
     directions: tuple[tuple[np.ndarray, ...], ...] = ()
     copies: tuple[np.ndarray, ...] = ()
+    scales: tuple[np.ndarray, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+    about: Any = None
 
     @classmethod
     def of(cls, arguments: tuple[Any, ...], names: tuple[str, ...]) -> Numbers:
@@ -59,6 +65,8 @@ class Numbers:
             cotangents=tuple(map(change, self.cotangents)),
             directions=tuple(tuple(map(change, direction)) for direction in self.directions),
             copies=tuple(map(change, self.copies)),
+            scales=tuple(map(change, self.scales)),
+            more={name: _mapped(tree, change, lambda leaf: leaf) for name, tree in self.more.items()},
         )
 
     @property
@@ -82,9 +90,15 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a framework raised instead, in one line."""
+    """What a framework raised instead.
+
+    Attributes:
+        text: In one line.
+        raised: In all its words.
+    """
 
     text: str
+    raised: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,12 +110,14 @@ class Call:
         transform: What is done to it.
         numbers: What goes in.
         dtype: That the floating numbers are given in.
+        compiler: Options for the world that compiles: `backend` (torch.compile), `compiler_options` (jax.jit).
     """
 
     function: Callable[..., Any]
     transform: Transform
     numbers: Numbers
     dtype: str
+    compiler: Mapping[str, Any] = field(default_factory=dict)
     _form: Any = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -129,28 +145,41 @@ class Call:
             "cotangents": tuple(map(floating, numbers.cotangents)),
             "directions": tuple(tuple(map(floating, direction)) for direction in numbers.directions),
             "copies": tuple(map(floating, numbers.copies)),
+            "scales": tuple(map(floating, numbers.scales)),
+            **{name: _mapped(tree, floating, other) for name, tree in numbers.more.items()},
         }
 
-    def program(self, ops: Any, floating: Callable[[Any], bool], a: dict[str, Any]) -> dict[str, Any]:
+    def program(
+        self, ops: Any, floating: Callable[[Any], bool], a: dict[str, Any],
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f,
+    ) -> dict[str, Any]:  # fmt: skip
         """Run the transform's program on framework arrays.
 
         Args:
             ops: The framework's names.
             floating: Whether an output of the function has derivatives.
             a: From `arrays`.
+            wrap: What is made of the function before it is differentiated.
         """
         template, kinds = self._form
+        fixed = dict(self.transform.keywords)
 
-        def everything(*theta: Any) -> dict[str, Any]:
+        def everything(*theta: Any, **keywords: Any) -> dict[str, Any]:
             left, right = iter(theta), iter(a["constants"])
             merged = iter([next(left) if kind else next(right) for kind in kinds])
-            return dict(trees.leaves(self.function(*trees.rebuild(template, merged)), "output"))
+            outputs = self.function(*trees.rebuild(template, merged), **fixed, **keywords)
+            return dict(trees.leaves(outputs, "output"))
 
         if self.transform.everything:
             return everything(*a["theta"])
 
-        def f(*theta: Any) -> tuple[Any, ...]:
-            return tuple(leaf for leaf in everything(*theta).values() if floating(leaf))
+        def f(*theta: Any, **keywords: Any) -> tuple[Any, ...]:
+            return tuple(leaf for leaf in everything(*theta, **keywords).values() if floating(leaf))
 
         names = {"names": self.numbers.names, "owners": self.numbers.owners}
-        return self.transform.program(ops, f, a | names)
+        return self.transform.program(ops, wrap(f), a | names)
+
+
+def _mapped(tree: Any, floating: Callable[[np.ndarray], Any], other: Callable[[np.ndarray], Any]) -> Any:
+    arrays = [np.asarray(leaf) for _, leaf in trees.leaves(tree)]
+    return trees.rebuild(tree, iter([floating(leaf) if is_float(leaf) else other(leaf) for leaf in arrays]))

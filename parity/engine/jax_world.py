@@ -85,7 +85,7 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
 
     def floating(values: np.ndarray) -> jax.Array:
         # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
-        return array(values.astype(DTYPES[asked.dtype]))
+        return array(np.asarray(values, DTYPES[asked.dtype]))
 
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -95,7 +95,7 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         else:
             key = f"{world} {device} {asked.key}"
             if key not in kept:
-                kept[key] = jax.jit(lambda a: asked.program(Ops, is_float, a))
+                kept[key] = jax.jit(lambda a: asked.program(Ops, is_float, a), **asked.compiler)
             outputs = _outputs(kept[key](arrays))
     forget_now_and_then()
     return outputs

@@ -10,12 +10,37 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from parity.engine import trees
+from parity.engine import transforms, trees
+from parity.engine.calls import Numbers
+from parity.engine.known import PATTERNS, matches
+from parity.engine.oracle import Exact, Oracle
+from parity.engine.records import Cell
+from parity.engine.transforms import Transform
+from parity.engine.trees import is_float as is_float
 
-Known = Sequence[Mapping[str, str]]
-"""Entries with patterns for transform, world, dtype and data (fnmatch), and a reason."""
+Known = Sequence[Mapping[str, Any]]
+"""Entries with patterns for transform, world, dtype and data (fnmatch), and a reason; perhaps error or crashes."""
 
-PATTERNS = ("transform", "world", "dtype", "data")
+Frozen = Callable[[str, str, Numbers], np.ndarray | None] | Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A function that is made anew for each run: a pair can be planned where its framework is missing.
+
+    Attributes:
+        make: Returns the function; it may import the framework.
+
+    Example:
+        >>> Deferred(lambda: abs)(-2)
+        2
+    """
+
+    make: Callable[[], Callable[..., Any]]
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Make the function and call it."""
+        return self.make()(*arguments, **keywords)
 
 
 @dataclass(frozen=True)
@@ -29,18 +54,30 @@ class Pair:
             of a seed that returns one. What is floating is differentiated, integers and bools are not.
         name: To read and to filter by.
         group: What reports sort by.
-        transforms: Names from `parity.engine.transforms`; None for those that fit.
+        transforms: Names from `parity.engine.transforms`, and `Transform`s of the pair's own; None for those that fit.
         dtypes: Names of dtypes; None for float64, float32 and bfloat16.
         worlds: Names of worlds; None for all.
-        data: Kinds of data (`parity.engine.data`); None for all.
-        oracle: A NumPy float64 function that says what is right; None where the two are held to one another.
+        data: Kinds of data: of `parity.engine.data`, or of the pair's own `numbers`; None for all of the former.
+        oracle: A NumPy float64 function that says what is right of the function, or an `Oracle`, of each transform;
+            None where the two are held to one another.
         known: Differences that are known and right, each a dict with patterns for `transform`, `world`, `dtype` and
-            `data`, and a `reason`. They are no failures; an entry that holds for no cell is one.
+            `data`, and a `reason`. They are no failures; an entry that holds for no cell is one. With `error`, a
+            regular expression, every such cell must raise an error that it is found in; with `crashes`, True, such
+            cells end the process and are not run.
         note: What a reader of the report should know.
+        exact: The kinds of data on which the oracle's answers must be met bit for bit.
+        frozen: Which entries of an output must be +0.0 bit for bit: bool arrays by name of output, or a function of
+            the transform, the output and the numbers that returns one, or None for no entry.
+        numbers: Makes the `Numbers` for a kind of data, a dtype (whose values they must be) and a seed; what it leaves
+            out is drawn, and where it returns None, all is.
+        runs: Which cells there are of all that could be; None for the usual ones.
+        compiler: Options of the compiled worlds for a cell: `backend` and others of torch.compile, or
+            `compiler_options` and others of jax.jit.
+        cell: Makes the pair's cells: `Cell`, or what says more than it.
 
     Raises:
         TypeError: A function cannot be called, or an input is not of NumPy.
-        ValueError: There is no floating input, or an entry of `known` has no reason.
+        ValueError: There is no floating input, an entry of `known` has no reason, or an exact kind no oracle.
 
     Example:
         >>> Pair(torch=abs, jax=abs, inputs=(np.ones(3),), name="abs").make(0)[0].shape
@@ -52,24 +89,35 @@ class Pair:
     inputs: Any
     name: str = ""
     group: str = ""
-    transforms: Sequence[str] | None = None
+    transforms: Sequence[str | Transform] | None = None
     dtypes: Sequence[str] | None = None
     worlds: Sequence[str] | None = None
     data: Sequence[str] | None = None
-    oracle: Callable[..., Any] | None = None
+    oracle: Callable[..., Any] | Oracle | None = None
     known: Known | None = None
     note: str = ""
+    exact: Mapping[str, Exact] | None = None
+    frozen: Frozen | None = None
+    numbers: Callable[[str, str, int], Numbers | None] | None = None
+    runs: Callable[[Any], bool] | None = None
+    compiler: Callable[[Any], Mapping[str, Any]] | None = None
+    cell: Callable[..., Cell] = Cell
 
     def __post_init__(self) -> None:
         for name in ("torch", "jax"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {type(getattr(self, name)).__name__}")
-        if self.oracle is not None and not callable(self.oracle):
-            raise TypeError(f"oracle: expected a NumPy function, got {type(self.oracle).__name__}")
+        if not (self.oracle is None or callable(self.oracle) or isinstance(self.oracle, Oracle)):
+            raise TypeError(f"oracle: expected a NumPy function or an Oracle, got {type(self.oracle).__name__}")
+        if self.exact and not isinstance(self.oracle, Oracle):
+            raise ValueError(
+                f"exact: expected an Oracle whose answers are met on {', '.join(self.exact)}, got "
+                f"{'no oracle' if self.oracle is None else 'a function'}; write oracle=Oracle({{transform: answer}})"
+            )
         if not self.name:
             object.__setattr__(self, "name", getattr(self.torch, "__name__", "pair").removeprefix("torch_"))
         for entry in self.known or ():
-            unknown = set(entry) - {*PATTERNS, "reason"}
+            unknown = set(entry) - {*PATTERNS, "reason", "error", "crashes"}
             if unknown or not entry.get("reason"):
                 problem = f"unknown {', '.join(sorted(unknown))}" if unknown else "no reason"
                 raise ValueError(
@@ -102,6 +150,36 @@ class Pair:
             )
         return tuple(made)
 
+    @property
+    def transform_names(self) -> Sequence[str] | None:
+        """The names of the transforms, or None where those run that fit."""
+        asked = self.transforms
+        if asked is None or isinstance(asked, str):
+            return asked  # a string is refused where cells are planned
+        return tuple(one.name if isinstance(one, Transform) else one for one in asked)
+
+    def transform(self, name: str) -> Transform:
+        """Return a transform by its name: the pair's own before the shared one."""
+        own = (one for one in self.transforms or () if isinstance(one, Transform) and one.name == name)
+        return next(own, None) or transforms.get(name)
+
+    def in_theory(self, transform: str, kind: str) -> bool:
+        """Return whether the pair's oracle alone judges a transform on a kind of data: no float64 run stands in."""
+        if not isinstance(self.oracle, Oracle) or transform not in self.oracle.answers:
+            return False
+        exact = kind in (self.exact or {})
+        return exact or transform in self.oracle.majorants or not self.transform(transform).values
+
+    def frozen_in(self, transform: str, output: str, numbers: Numbers) -> np.ndarray | None:
+        """Return which entries of an output must be +0.0, or None."""
+        if callable(self.frozen):
+            return self.frozen(transform, output, numbers)
+        return None if self.frozen is None else self.frozen.get(output)
+
+    def listed(self, cell: Cell) -> Mapping[str, Any] | None:
+        """Return the entry of `known` that lists a cell as one that raises or crashes, or None."""
+        return next((e for e in self.known or () if ("error" in e or e.get("crashes")) and matches(e, cell)), None)
+
     def names(self) -> tuple[str, ...]:
         """Return what the arguments are called in the torch function, as far as it tells."""
         count = len(self.make(0))
@@ -113,11 +191,6 @@ class Pair:
         except (TypeError, ValueError):
             parameters = []
         return tuple(parameters[i] if i < len(parameters) else f"input{i}" for i in range(count))
-
-
-def is_float(leaf: Any) -> bool:
-    """Return whether an input is differentiated."""
-    return leaf.dtype.kind == "f" or str(leaf.dtype) == "bfloat16"
 
 
 def check_names(what: str, given: Sequence[str] | None, known: Sequence[str]) -> None:

@@ -90,12 +90,20 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         key = f"{world} {device} {asked.key}"
         if key not in kept:
             torch._dynamo.reset()
-
-            def program(a: dict[str, Any]) -> dict[str, Any]:
-                return asked.program(Ops, is_float, a)
-
-            kept[key] = torch.compile(program, fullgraph=True)
+            kept[key] = _compiled(asked)
         return _outputs(kept[key](arrays))
+
+
+def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    options = {"fullgraph": True, **asked.compiler}
+    if asked.transform.outside:
+        # The ordinary way is to compile the function and differentiate outside.
+        return lambda a: asked.program(Ops, is_float, a, lambda f: torch.compile(f, **options))
+
+    def program(a: dict[str, Any]) -> dict[str, Any]:
+        return asked.program(Ops, is_float, a)
+
+    return torch.compile(program, **options)
 
 
 def is_float(leaf: Any) -> bool:

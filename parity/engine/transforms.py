@@ -2,15 +2,18 @@
 
 A program is written once, on the names that torch.func and JAX share; each world lends its own `ops`
 (torch_world.py, jax_world.py). It gets `f(*theta)`, a function of the floating leaves of the arguments that
-returns a tuple of the floating leaves of the result, and the arrays `a`, and returns arrays by name.
+returns a tuple of the floating leaves of the result, and the arrays `a` (`calls.Numbers`), and returns arrays by
+name. Keywords that a program gives to `f` reach the function.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 Program = Callable[[Any, Callable[..., Any], dict[str, Any]], dict[str, Any]]
 
@@ -26,7 +29,7 @@ MOST_DENSE = 128
 
 @dataclass(frozen=True)
 class Transform:
-    """One transform.
+    """One transform; a pair may bring its own, beside those here or in the place of one (`Pair.transforms`).
 
     Attributes:
         name: Its name.
@@ -34,6 +37,20 @@ class Transform:
         program: What a world runs.
         everything: Whether it is the function itself, with outputs that are no floats.
         dense: How many numbers a result of it has for each that goes in: 0 for as many.
+        keywords: What the function is called with under this transform, besides its arguments.
+        outside: Whether torch.compile compiles the function, which is then differentiated outside, rather than all.
+        same: Outputs that must have the bits of another, which is not looked at itself: its name, and why.
+        finish: Turns the outputs, NumPy in float64, into what is compared; also gets the numbers.
+        values: Whether values are compared, or what is frozen only (`Pair.frozen`).
+        clause: What it holds the functions to: a clause of the SPEC, or of yours.
+
+    Example:
+        >>> from parity.engine.calls import Call, Numbers
+        >>> twice = Transform("twice", 0, lambda ops, f, a: {"output": f(*f(*a["theta"]))[0]})
+        >>> numbers = Numbers((np.ones(2),), (np.ones(2),), ("x",), (0,))
+        >>> call = Call(lambda x: x + 1, twice, numbers, "float64")
+        >>> call.program(np, lambda leaf: True, call.arrays(np.asarray, np.asarray))
+        {'output': array([3., 3.])}
     """
 
     name: str
@@ -41,6 +58,12 @@ class Transform:
     program: Program
     everything: bool = False
     dense: int = 0
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    outside: bool = False
+    same: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    finish: Callable[[Any, dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    values: bool = True
+    clause: str = "S11"
 
 
 def _all(a: dict[str, Any]) -> tuple[int, ...]:
@@ -56,8 +79,10 @@ def _numbered(name: str, parts: Any) -> dict[str, Any]:
 
 
 def _loss(f: Callable[..., Any], a: dict[str, Any]) -> Callable[..., Any]:
-    """Return <c, f^2> / 2: its second derivatives hold both derivatives of f."""
-    return lambda *theta: sum((c * y**2).sum() for c, y in zip(a["cotangents"], f(*theta), strict=True)) * 0.5
+    """Return <c, f^2> / 2, whose second derivatives hold both derivatives of f; with scales u, <c u, f^2> / 2."""
+    scales = a["scales"]
+    factors = [c * u for c, u in zip(a["cotangents"], scales, strict=True)] if scales else a["cotangents"]
+    return lambda *theta: sum((c * y**2).sum() for c, y in zip(factors, f(*theta), strict=True)) * 0.5
 
 
 def _inner(left: Any, right: Any) -> Any:
@@ -148,7 +173,7 @@ def _second_tangent(ops: Any, f: Any, a: Any) -> dict[str, Any]:
 TRANSFORMS = (
     Transform("forward", 0, _forward, everything=True),
     Transform("vjp", 1, _vjp),
-    Transform("backward", 1, _backward),
+    Transform("backward", 1, _backward, outside=True),
     Transform("jvp", 1, _jvp),
     Transform("gradient-per-copy", 1, _gradient_per_copy),
     Transform("gradient-of-vmap", 1, _gradient_of_vmap),

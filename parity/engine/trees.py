@@ -42,3 +42,8 @@ def rebuild(tree: Any, values: Iterator[Any]) -> Any:
             return tree._make(parts)
         return parts if isinstance(tree, list) else tuple(parts)
     return next(values)
+
+
+def is_float(leaf: Any) -> bool:
+    """Return whether a NumPy array is differentiated."""
+    return leaf.dtype.kind == "f" or str(leaf.dtype) == "bfloat16"

@@ -89,12 +89,16 @@ def _plan(
     for selection in usual or [{}]:
         # What the pair says of itself narrows what is usual; what is asked for stands above both.
         narrowed = {
-            name: [value for value in values if getattr(chosen, name) is None or value in getattr(chosen, name)]
+            name: [value for value in values if (own := _own(chosen, name)) is None or value in own]
             for name, values in selection.items()
         }
         if all(narrowed.values()):
             cells.update(dict.fromkeys(run.plan(chosen, **{**narrowed, **choices})))
     yield "done", list(cells)
+
+
+def _own(pair: Pair, name: str) -> Sequence[str] | None:
+    return pair.transform_names if name == "transforms" else getattr(pair, name)
 
 
 def _run(

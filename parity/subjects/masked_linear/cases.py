@@ -19,6 +19,7 @@ import numpy as np
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
 from maskedlinear_core.masks import Mask
+from parity.engine.calls import Numbers
 from parity.subjects.masked_linear import arithmetic, numbers, oracle
 from parity.subjects.masked_linear.oracle import Point, Tree
 
@@ -309,27 +310,27 @@ def exact_order(problem: Problem) -> int:
     return 3
 
 
-def arrays_of(
-    problem: Problem, array: Callable[[np.ndarray], Any], positions: Callable[[np.ndarray], Any]
-) -> dict[str, Any]:
-    """Return the arrays that the programs of transforms.py use, as a framework's.
-
-    Args:
-        problem: The problem.
-        array: Makes a float array of the problem's dtype.
-        positions: Makes an array of positions.
-    """
-    point = problem.point
-    return {
-        "theta": tuple(array(value) for value in point.theta.values()),
-        "scale": array(point.scale),
-        "cotangent": array(problem.cotangent),
-        "directions": tuple(tuple(array(part) for part in tree.values()) for tree in problem.directions),
-        "copies": {name: array(value) for name, value in problem.copies.items()},
-        "mask copies": tuple(positions(leaf) for leaf in problem.mask_copies or ()),
-        "bad input": array(_non_finite(point.theta["input"])),
-        "bad cotangent": array(_non_finite(problem.cotangent)),
-    }
+def numbers_of(problem: Problem) -> Numbers:
+    """Return a problem as the numbers of the engine's calls: what the programs of transforms.py use."""
+    point, theta = problem.point, problem.point.theta
+    bias = theta.get("bias")
+    return Numbers(
+        (theta["input"], theta["weight"], bias, problem.bias_mask),
+        tuple(theta.values()),
+        tuple(theta),
+        tuple(range(len(theta))),
+        (problem.cotangent,),
+        tuple(tuple(tree.values()) for tree in problem.directions),
+        tuple(problem.copies[name] for name in theta),
+        (point.scale,),
+        {
+            "cotangent copies": problem.copies["cotangent"],
+            "mask copies": problem.mask_copies or (),
+            "bad input": _non_finite(theta["input"]),
+            "bad cotangent": _non_finite(problem.cotangent),
+        },
+        problem,
+    )
 
 
 def _non_finite(values: np.ndarray) -> np.ndarray:

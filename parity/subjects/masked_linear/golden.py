@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from parity.subjects.masked_linear import cases, transforms
-from parity.subjects.masked_linear.grid import world_of
+from parity.engine.runs import Runs
+from parity.subjects.masked_linear import cases, pairs
 
 WORLDS = {"torch": "torch-eager", "jax": "jax-jit"}
 _NAME = "golden.json"
@@ -55,13 +55,12 @@ def names() -> list[tuple[cases.Case, str]]:
 
 def answers(case: cases.Case, dtype: str, framework: str, device: str) -> dict[str, str]:
     """Return the hashes of a case: of its inputs, the output and the gradients."""
-    problem = cases.make(case, dtype, "hard", 0, "reproducible")
-    world = world_of(framework)
-    found = {"inputs": _digest([*problem.point.theta.values(), problem.cotangent])}
+    runs = Runs(pairs.pair(case.id, "reproducible"))
+    numbers = runs.plain("hard", dtype)
+    found = {"inputs": _digest([*numbers.theta, *numbers.cotangents])}
     for name in ("forward", "backward"):
-        outputs = world.run(transforms.BY_NAME[name], problem, WORLDS[framework], device, precision="reproducible")
-        outputs.pop("native", None)
-        found |= {output if name == "forward" else f"d {output}": _digest([v]) for output, v in outputs.items()}
+        outputs = runs.compute(runs.pair.cell(case.id, case.mask, dtype, name, WORLDS[framework], device, "hard"))
+        found |= {output.replace("by ", "d "): _digest([value]) for output, value in outputs.values.items()}
     return found
 
 

@@ -13,11 +13,9 @@ import numpy as np
 import maskedlinear_jax
 from maskedlinear_core import constructors
 from maskedlinear_jax import kinds
-from parity.engine.jax_world import DTYPES, Ops, forget_now_and_then, on, settings
+from parity.engine.jax_world import DTYPES, Ops
 from parity.engine.jax_world import FRAMEWORK as FRAMEWORK
 from parity.engine.jax_world import devices as devices
-from parity.subjects.masked_linear.cases import Problem, arrays_of
-from parity.subjects.masked_linear.transforms import Transform
 
 
 def _packed(input: Any, weight: Any, bias: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
@@ -85,68 +83,29 @@ class Parts:
         return rule
 
 
-def run(
-    transform: Transform,
-    problem: Problem,
-    world: str,
-    device: str,
-    subject: Callable[..., Any] | None = None,
-    precision: str = "native",
-) -> dict[str, np.ndarray]:
-    """Run a transform's program on a problem and return its outputs as float64.
+def layer(
+    mask: Any, positioned: Callable[[Any], Any], packed: bool, subject: Callable[..., Any] | None, precision: str
+) -> Callable[..., Any]:
+    """Return the layer under test as the function of a pair: of input, weight, bias and bias mask, either None.
 
     Args:
-        transform: What to run.
-        problem: On what.
-        world: "jax-eager" or "jax-jit".
-        device: "cpu" or "cuda".
-        subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
+        mask: What is passed as grad_mask.
+        positioned: Makes a mask of the same kind with other positions.
+        packed: Whether it is computed in packed form.
+        subject: The masked_linear under test; None = the twin's.
         precision: "native" or "reproducible".
     """
-    layer = subject or SUBJECTS[problem.case.packed]
+    tested = subject or SUBJECTS[packed]
     chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
-    def array(values: np.ndarray) -> jax.Array:
-        # Converted by NumPy: JAX would compile a program for each shape.
-        return jax.device_put(np.asarray(values, DTYPES[problem.dtype]), on(device))
+    def function(
+        input: Any, weight: Any, bias: Any, bias_mask: Any, *, positions: Any = (), forward_mode: bool = False
+    ) -> Any:
+        theta = (input, weight) if bias is None else (input, weight, bias)
+        used = positioned(positions) if positions else mask
+        return tested(*theta, grad_mask=used, bias_mask=bias_mask, forward_mode=forward_mode, **chosen)
 
-    with settings(x64=problem.dtype == "float64"):
-        bias_mask = None if problem.bias_mask is None else jnp.asarray(problem.bias_mask)
-
-        def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
-            mask = problem.mask_at(positions) if positions else problem.mask
-            return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode, **chosen)
-
-        arrays = arrays_of(problem, array, jnp.asarray)
-        if world == "jax-eager":
-            outputs = transform.program(Ops, f, arrays)
-        else:
-            options = _options(problem)
-            key = (world, layer, transform.name, problem.case.form, problem.dtype, device, precision, bool(options))
-            outputs = _kept(
-                key, lambda: jax.jit(lambda a: transform.program(Ops, f, a), compiler_options=options)
-            )(arrays)  # fmt: skip
-        values = {name: _values(output) for name, output in outputs.items()}
-    forget_now_and_then()
-    return values
-
-
-def _kept(key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the compiled program of a key: that of the cell before, where it is of the same form."""
-    if key not in _LAST:
-        _LAST.clear()
-        _LAST[key] = make()
-    return _LAST[key]
-
-
-_LAST: dict[Any, Callable[..., Any]] = {}
-
-
-def _options(problem: Problem) -> dict[str, Any]:
-    # Where every sum is exact only the graph is in question: it goes through all of XLA's passes, and LLVM, which takes
-    # a third of the time, does not optimise what they give. What rounds is compiled as a user's is.
-    exact = not (problem.case.wide or problem.case.hard)
-    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if exact else {}
+    return function
 
 
 def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = None) -> np.ndarray:

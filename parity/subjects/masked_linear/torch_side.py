@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,9 @@ import torch.nn.functional as F
 import maskedlinear_torch
 from maskedlinear_core import constructors
 from maskedlinear_torch import kinds
-from parity.engine.torch_world import DTYPES, Ops, settings
+from parity.engine.torch_world import DTYPES
 from parity.engine.torch_world import FRAMEWORK as FRAMEWORK
 from parity.engine.torch_world import devices as devices
-from parity.subjects.masked_linear.cases import Problem, arrays_of
-from parity.subjects.masked_linear.transforms import Transform
 
 
 def _packed(input: Any, weight: Any, bias: Any = None, *, grad_mask: Any, **keywords: Any) -> Any:
@@ -141,77 +138,29 @@ class Parts:
         return Rule.apply(x, w, b, mask)
 
 
-def run(
-    transform: Transform,
-    problem: Problem,
-    world: str,
-    device: str,
-    subject: Callable[..., Any] | None = None,
-    precision: str = "native",
-) -> dict[str, np.ndarray]:
-    """Run a transform's program on a problem and return its outputs as float64.
+def layer(
+    mask: Any, positioned: Callable[[Any], Any], packed: bool, subject: Callable[..., Any] | None, precision: str
+) -> Callable[..., Any]:
+    """Return the layer under test as the function of a pair: of input, weight, bias and bias mask, either None.
 
     Args:
-        transform: What to run.
-        problem: On what.
-        world: "torch-eager" or "torch-compiled".
-        device: "cpu" or "cuda".
-        subject: The masked_linear under test; None = the twin's, in the form that the case asks for.
+        mask: What is passed as grad_mask.
+        positioned: Makes a mask of the same kind with other positions.
+        packed: Whether it is computed in packed form.
+        subject: The masked_linear under test; None = the twin's.
         precision: "native" or "reproducible".
     """
-    layer = subject or SUBJECTS[problem.case.packed]
+    tested = subject or SUBJECTS[packed]
     chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
-    def array(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(values)).to(DTYPES[problem.dtype]).to(device)
+    def function(
+        input: Any, weight: Any, bias: Any, bias_mask: Any, *, positions: Any = (), forward_mode: bool = False
+    ) -> Any:
+        theta = (input, weight) if bias is None else (input, weight, bias)
+        used = positioned(positions) if positions else mask
+        return tested(*theta, grad_mask=used, bias_mask=bias_mask, forward_mode=forward_mode, **chosen)
 
-    bias_mask = None if problem.bias_mask is None else torch.from_numpy(problem.bias_mask).to(device)
-
-    def f(*theta: Any, positions: tuple[Any, ...] = ()) -> Any:
-        mask = problem.mask_at(positions) if positions else problem.mask
-        return layer(*theta, grad_mask=mask, bias_mask=bias_mask, forward_mode=transform.forward_mode, **chosen)
-
-    arrays = arrays_of(problem, array, lambda leaf: torch.from_numpy(leaf).to(device))
-    with settings(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if world == "torch-eager":
-            outputs = transform.program(Ops, f, arrays)
-        else:
-            # Inductor writes and compiles C++ for seconds a program; where only the graph is in question, the
-            # same graph runs by AOTAutograd on eager kernels.
-            backend = "inductor" if uses_inductor(transform, problem) else "aot_eager"
-            compiled = functools.partial(torch.compile, fullgraph=True, backend=backend)
-            key = (world, layer, transform.name, problem.case.form, problem.dtype, device, precision, backend)
-            if transform.name in ("backward", "accumulate", "double-backward"):
-                # The ordinary way is to compile the layer and differentiate outside.
-                outputs = transform.program(Ops, _kept(key, lambda: compiled(f)), arrays)
-            else:
-                outputs = _kept(key, lambda: compiled(lambda a: transform.program(Ops, f, a)))(arrays)
-    return {name: _values(output) for name, output in outputs.items()}
-
-
-def _kept(key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the compiled program of a key: that of the cell before, where it is of the same form."""
-    if key not in _LAST:
-        torch._dynamo.reset()
-        _LAST.clear()
-        _LAST[key] = make()
-    return _LAST[key]
-
-
-_LAST: dict[Any, Callable[..., Any]] = {}
-
-
-def uses_inductor(transform: Transform, problem: Problem) -> bool:
-    """Tell whether a compiled cell goes through all of the compiler, or through AOTAutograd on eager kernels."""
-    if problem.case.hard:
-        # Where a compiler that adds inside of a product, or in another order, would show first.
-        return problem.case.data in ("near the limit and back", "cancelling") and problem.dtype == "float32"
-    return (
-        transform.name in ("forward", "backward", "vmap-everything", "hvp-reverse-over-reverse")
-        and problem.case.id in ("columns", "elements")
-        and problem.dtype == "float32"
-    )
+    return function
 
 
 def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = None) -> np.ndarray:

@@ -1,0 +1,57 @@
+"""What a pair says is right: answers for each transform, and kinds of data on which they are met bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.engine.calls import Numbers
+
+Tree = Mapping[str, np.ndarray]
+"""Arrays by name of output."""
+
+Answer = Callable[[Numbers], Tree]
+"""What a transform must give on some numbers, in float64."""
+
+STAGES = 4
+"""How often a result is stored on its way, and again for each order of derivative, unless an oracle says otherwise."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What is right, for each transform that it knows; the others are held to the float64 runs.
+
+    Attributes:
+        answers: By name of transform, a function of the numbers that returns float64 arrays by name of output.
+            Outputs are named as the transforms name them: "output", "tangent", "by x" (`parity.engine.transforms`).
+        majorants: The same with absolute values for all numbers and a plus for every sign: what rounding errors are
+            proportional to. With it a result is held to the bound of `parity.engine.bounds`, without it to the
+            float64 run of its framework, and that to the answer.
+        terms: The length of the longest chain of sums; None for the size of the largest input.
+        stages: How often a result is stored on its way, per order of derivative and once more.
+
+    Example:
+        >>> square = Oracle({"vjp": lambda n: {"by x": 2 * n.theta[0] * n.cotangents[0]}})
+        >>> square.answers["vjp"](Numbers(((),), (np.ones(1),), ("x",), (0,), (np.array([3.0]),)))
+        {'by x': array([6.])}
+    """
+
+    answers: Mapping[str, Answer]
+    majorants: Mapping[str, Answer] = field(default_factory=dict)
+    terms: Callable[[Numbers], int] | None = None
+    stages: int = STAGES
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A kind of data on which an oracle's answers are met bit for bit.
+
+    Attributes:
+        why: What makes that a fair demand, as a failure says it.
+        zeros: Whether the signs of zeros count.
+    """
+
+    why: str = "every sum is exact"
+    zeros: bool = False

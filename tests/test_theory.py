@@ -1,0 +1,194 @@
+"""What a pair can say of its own results: answers of every transform, exact data, frozen entries, own transforms."""
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import parity
+from parity import Exact, Numbers, Oracle, Pair, Transform, compare_pair
+from parity.engine import transforms as shared
+from parity.engine.run import Runner
+from parity.subjects.masked_linear import grid
+from parity.subjects.masked_linear.pairs import pair as layer
+
+FROZEN = np.array([False, True, False])
+
+
+def torch_scale(x, s):
+    """Return x s, where the middle entry of s is frozen."""
+    return x * torch.where(torch.from_numpy(FROZEN), s.detach(), s)
+
+
+def jax_scale(x, s):
+    return x * jax.numpy.where(FROZEN, jax.lax.stop_gradient(s), s)
+
+
+def torch_leaks(x, s):
+    return x * s
+
+
+def one_ulp(x, s):
+    y = jax_scale(x, s)
+    fixed = jax.lax.stop_gradient(y)
+    return y + (jax.numpy.nextafter(fixed, jax.numpy.inf) - fixed)
+
+
+def twice(ops, f, a):
+    return {"twice": 2 * ops.jvp(f, a["theta"], a["directions"][0])[1][0]}
+
+
+def tangent(n):
+    (x, s), (along_x, along_s) = n.theta, n.directions[0]
+    return {"twice": 2 * (along_x * s + x * np.where(FROZEN, 0.0, along_s))}
+
+
+def gradients(n):
+    (x, s), g = n.theta, n.cotangents[0]
+    return {"by x": g * s, "by s": np.where(FROZEN, 0.0, (g * x).sum(0))}
+
+
+ANSWERS = {"forward": lambda n: {"output": n.theta[0] * n.theta[1]}, "vjp": gradients, "twice": tangent}
+
+
+def absolute(answer):
+    return lambda n: answer(n.changed(np.abs))
+
+
+def integers(kind, dtype, seed):
+    """Small integers for the exact kind; the other kinds are the engine's own."""
+    if kind != "integers":
+        return None
+    draw = np.random.default_rng(seed).integers
+    x, s, g = (draw(1, 4, shape).astype(float) for shape in ((4, 3), (3,), (4, 3)))
+    directions = (tuple(draw(1, 4, leaf.shape).astype(float) for leaf in (x, s)),)
+    return replace(Numbers.of((x, s), ("x", "s")), cotangents=(g,), directions=directions)
+
+
+PAIR = Pair(
+    torch=torch_scale,
+    jax=jax_scale,
+    inputs=(np.linspace(-1, 1, 12).reshape(4, 3), np.linspace(1, 2, 3)),
+    name="scale",
+    transforms=["forward", "vjp", Transform("twice", 1, twice, clause="our rule")],
+    dtypes=["float32"],
+    worlds=["torch-eager", "jax-jit"],
+    data=["random", "integers"],
+    oracle=Oracle(ANSWERS, {name: absolute(answer) for name, answer in ANSWERS.items()}),
+    exact={"integers": Exact()},
+    frozen={"by s": FROZEN},
+    numbers=integers,
+)
+
+
+def failures(pair):
+    return [(cell.world, cell.transform, cell.data) for cell in compare_pair(pair).cells if cell.failed]
+
+
+def test_the_right_pair_passes_and_bits_are_compared_where_data_is_exact():
+    records = compare_pair(PAIR).cells
+    assert [record.reason for record in records if record.failed] == []
+    assert {(record.data, record.verdict) for record in records} == {
+        ("random", "within bound"), ("integers", "identical"),
+    }  # fmt: skip
+    assert {record.clause for record in records if record.transform == "twice"} == {"our rule"}
+    assert len(records) == 12
+
+
+def test_a_leak_is_rejected_on_any_data():
+    wrong = compare_pair(replace(PAIR, torch=torch_leaks)).cells
+    leaks = [record for record in wrong if record.failed and record.transform == "vjp"]
+    assert {(record.world, record.data) for record in leaks} == {
+        ("torch-eager", "random"), ("torch-eager", "integers"),
+    }  # fmt: skip
+    for record in leaks:
+        assert (record.verdict, record.finding.output, record.finding.index) == ("differs", "by s", (1,))
+        assert "frozen entries are not zero, expected +0.0 bit for bit" in record.reason
+
+
+def test_a_leak_is_rejected_without_an_oracle():
+    bare = replace(PAIR, oracle=None, exact=None, transforms=["vjp"], data=["random"], torch=torch_leaks)
+    (record,) = [cell for cell in compare_pair(bare).cells if cell.world == "torch-eager"]
+    assert "frozen entries are not zero" in record.reason
+
+
+def test_where_values_are_not_compared_what_is_frozen_is():
+    only = replace(shared.get("vjp"), values=False)
+    bare = replace(
+        PAIR, oracle=None, exact=None, transforms=[only], data=["random"], jax=lambda x, s: 2 * jax_scale(x, s)
+    )
+    assert failures(bare) == []
+    assert failures(replace(bare, torch=torch_leaks)) == [("torch-eager", "vjp", "random")]
+
+
+def test_one_ulp_is_rejected_where_data_is_exact_and_is_rounding_elsewhere():
+    assert failures(replace(PAIR, jax=one_ulp)) == [("jax-jit", "forward", "integers")]
+
+
+@pytest.mark.parametrize("transform", ["vjp", "twice"])
+def test_an_answer_without_a_majorant_judges_the_meaning(transform):
+    asked = [one for one in PAIR.transforms if getattr(one, "name", one) == transform]
+    some = replace(PAIR, oracle=Oracle(ANSWERS), exact=None, transforms=asked, data=["random"])
+    assert failures(some) == []
+    other = {transform: lambda n: {name: 1.001 * value for name, value in ANSWERS[transform](n).items()}}
+    wrong = compare_pair(replace(some, oracle=Oracle(other))).cells
+    assert {record.verdict for record in wrong} == {"differs"}
+    assert all("against the oracle" in record.reason for record in wrong)
+
+
+def test_an_oracle_that_speaks_of_other_outputs_is_a_difference():
+    other = Oracle({"vjp": lambda n: {"by y": n.theta[0]}})
+    (record, _) = compare_pair(replace(PAIR, oracle=other, transforms=["vjp"], data=["integers"])).cells
+    assert record.verdict == "differs"
+    assert "the oracle by y" in record.reason
+
+
+def test_exact_data_wants_an_oracle():
+    with pytest.raises(ValueError, match=re.escape("exact: expected an Oracle whose answers are met on integers")):
+        replace(PAIR, oracle=None)
+
+
+def broken(*_):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("torch_function", "error", "verdict", "failed"),
+    [(broken, "no such", "unsupported", False), (broken, "no device", "unsupported", True),
+     (torch_scale, "no such", "differs", True)],
+    ids=["the listed error", "another error", "it works"],
+)  # fmt: skip
+def test_a_listed_error_must_be_raised(torch_function, error, verdict, failed):
+    known = [{"world": "torch-eager", "error": error, "reason": "the kernel is missing"}]
+    chosen = replace(PAIR, torch=torch_function, transforms=["forward"], data=["integers"], known=known)
+    (record,) = [cell for cell in compare_pair(chosen).cells if cell.world == "torch-eager"]
+    assert (record.verdict, record.failed) == (verdict, failed)
+
+
+def test_the_grid_is_pairs_that_the_engine_judges(monkeypatch):
+    """What `parity grid` says of a case is what the call for anyone's pair says of it, by the same class."""
+    judged = []
+    real = Runner.record
+
+    def record(self, cell):
+        judged.append(type(self))
+        return real(self, cell)
+
+    monkeypatch.setattr(Runner, "record", record)
+    cells = grid.plan(cases=["one-by-one"], transforms=["vjp", "forward"], precisions=["native"])
+    from_grid = list(grid.run(cells))
+    pair = layer("one-by-one")
+    chosen = replace(pair, runs=lambda cell: pair.runs(cell) and cell.transform in ("vjp", "forward"))
+    from_call = compare_pair(chosen).cells
+    assert [(r.cell, r.verdict, r.clause) for r in from_grid] == [(r.cell, r.verdict, r.clause) for r in from_call]
+    assert {record.verdict for record in from_grid} == {"identical"}
+    assert set(judged) == {Runner}
+    assert isinstance(pair, Pair)
+    assert len(judged) == 2 * len(cells) > 0
+
+
+def test_public_names():
+    assert parity.compare_pair is compare_pair
