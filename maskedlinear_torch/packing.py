@@ -113,7 +113,8 @@ def packed_linear(
     """
     if not (isinstance(input, Tensor) and isinstance(values, Tensor) and (bias is None or isinstance(bias, Tensor))):
         _refuse_array("packed_linear", input=input, values=values, bias=bias)
-    call_checks.flag("forward_mode", forward_mode)
+    if forward_mode is not False:
+        call_checks.flag("forward_mode", forward_mode)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
     kind, positions = _resolve("packed_linear", weight, grad_mask)

@@ -83,7 +83,13 @@ def test_calls_of_a_step(form, name):
 
 
 def test_a_costlier_call_is_seen(monkeypatch):
-    monkeypatch.setattr(rule, "_Plain", rule._Reverse)
+    class Bound:
+        @staticmethod
+        def apply(fixed, *arguments):
+            precision, kind, bias_mask, frozen, arrays = fixed
+            return rule._Reverse.apply(precision, kind, *arguments, bias_mask, frozen, *arrays)
+
+    monkeypatch.setattr(rule, "_Plain", Bound)
     ahead, _ = step(layers(MASKS["columns"])["masked"])
     assert ahead > 2 * FORWARD["masked"]
 
