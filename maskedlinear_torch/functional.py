@@ -66,9 +66,10 @@ def masked_linear(
     _check("masked_linear", input, weight, bias, bias_mask)
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
-    kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
+    outputs, inputs = weight.shape
+    kind, positions = kinds.resolve(mask, (outputs, inputs), weight.device)
     chosen = precisions.resolve(precision, "masked_linear", input, weight)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, precision=chosen)
+    return rule.masked(kind, positions, input, weight, bias, bias_mask, None, chosen)
 
 
 def _refuse_array(function: str, **arguments: Any) -> None:
@@ -87,12 +88,12 @@ def _check(function: str, input: Tensor, weight: Tensor, bias: Tensor | None, bi
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     # Whether `call_checks.linear` surely passes these.
-    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    shape, given, dtype, device = weight.shape, input.shape, weight.dtype, weight.device
     return (
         dtype in _FLOATS
         and len(shape) == 2
-        and input.dim() > 0
-        and input.shape[-1] == shape[1]
+        and len(given) > 0
+        and given[-1] == shape[1]
         and input.dtype == dtype
         and input.device == device
         and (bias is None or (bias.shape == shape[:1] and bias.dtype == dtype and bias.device == device))

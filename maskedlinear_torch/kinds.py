@@ -62,7 +62,8 @@ class Submatrix:
     def place(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         if rows is not None and columns is not None and self.exact and values.is_cpu and _is_plain(values):
             return _fill_crossings(values.new_zeros(shape), values, rows, columns)
-        return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
+        values = values if columns is None else put(values, columns, 1, shape[1], exact=self.exact)
+        return values if rows is None else put(values, rows, 0, shape[0], exact=self.exact)
 
     def take(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._take(self._take(weight, rows, 0), columns, 1)
@@ -122,11 +123,12 @@ class Blocks:
 
     def product(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
-        size = positions.batch_chunk(numbers.shape[0], self.block_shape)
-        if g.shape[0] <= size or not _in_pieces(g):
+        batch = g.shape[0]
+        if batch <= positions.LEAST_CHUNK or not _in_pieces(g):
             return self._product(g, kept, ys, xs)
+        size = min(positions.batch_chunk(numbers.shape[0], self.block_shape), batch)
         total = self._product(g[:size], kept[:size], ys, xs)
-        for start in range(size, g.shape[0], size):
+        for start in range(size, batch, size):
             total += self._product(g[start : start + size], kept[start : start + size], ys, xs)
         return total
 
@@ -176,7 +178,8 @@ class Blocks:
 
     def _product(self, g: Tensor, kept: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         # (n, h, B) times (n, B, w): one small product per block.
-        return _dot(self._rows(g, ys).permute(1, 2, 0), self._columns(kept, xs).transpose(0, 1))
+        left, right = self._rows(g, ys).permute(1, 2, 0), self._columns(kept, xs).transpose(0, 1)
+        return _dot(left, right) if left.dtype == torch.int8 else left.bmm(right)  # `@` asks for more
 
     def _rows(self, g: Tensor, ys: Tensor) -> Tensor:
         return take(g.reshape(-1, self.grid_shape[0], self.block_shape[0]), ys, 1, exact=self.exact)
@@ -413,7 +416,7 @@ def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> T
         # Linear along `dim`: each device does its part, as long as the parts are not cut there.
         local = lambda values, index: put(values, index, dim, size, exact=exact)  # noqa: E731
         return _compat.on_each_device(local, values, index, dim)
-    shape = list(values.shape)
+    shape = [*values.shape]
     shape[dim] = size if exact else size + 1
     zeros = values.new_zeros(shape)
     if _compat.in_functorch_transform():

@@ -175,7 +175,8 @@ def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, ki
     if not (weight.dtype in _FLOATS and weight.dim() == 2):
         packed_checks.weight(function, _spec(weight))
     mask = constructors.as_mask(grad_mask)
-    return kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device, packed=True)
+    outputs, inputs = weight.shape
+    return kinds.resolve(mask, (outputs, inputs), weight.device, packed=True)
 
 
 def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weight: Tensor, values: Any) -> None:
