@@ -124,7 +124,7 @@ class Blocks:
     def product(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
         batch = g.shape[0]
-        if batch <= positions.LEAST_CHUNK or not _in_pieces(g):
+        if not _in_pieces(g) or batch <= positions.LEAST_CHUNK:  # asked first: a traced batch is no number
             return self._product(g, kept, ys, xs)
         size = min(positions.batch_chunk(numbers.shape[0], self.block_shape), batch)
         total = self._product(g[:size], kept[:size], ys, xs)
@@ -378,7 +378,7 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
     found = mask.canonical(shape)
     found = positions.packed(found) if packed else found
     with torch.inference_mode(False):  # what is made there could not be saved for a later backward
-        arrays: Arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
+        arrays: Arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
         if found.kind == "blocks":
             arrays = _on_grid(arrays[0], found.grid_shape)
     resolved = exact_kind(found, shape), arrays
