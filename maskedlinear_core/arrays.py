@@ -60,8 +60,13 @@ def visible(value: Any) -> Any:
 
 
 def views(array: np.ndarray) -> dict[str, Any]:
-    """Return the array as seen by each framework that registered a viewer."""
-    return {framework: viewer(array) for framework, viewer in _VIEWERS.items()}
+    """Return the array as seen by each framework that registered a viewer, and close it to writing.
+
+    A mask does not change: what is worked out from its positions is kept.
+    """
+    seen = {framework: viewer(array) for framework, viewer in _VIEWERS.items()}
+    array.flags.writeable = False
+    return seen
 
 
 def read(array: Any) -> np.ndarray | None:

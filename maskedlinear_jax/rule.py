@@ -159,14 +159,21 @@ def _backward(precision: Precision, kind: Kind, residual: Any, g: Any) -> tuple[
     if wanted.input:
         d_input = precision.back(g, _matrix(kind, arrays, *source))
     if wanted.learned:
-        dtype, shape = wanted.learned_dtype, wanted.shape
-        d_learned = precision.product(kind, arrays, g.astype(dtype), kept.astype(dtype), top, shape)
-        if wanted.is_dense:
-            d_learned = kind.place(d_learned, shape, *arrays)
+        d_learned = _gradient(precision, kind, wanted, arrays, g, kept, top)
     if wanted.bias:
         d_bias = precision.total(g)
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
     return d_input, d_learned, d_bias, None, None, None
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _gradient(
+    precision: Precision, kind: Kind, wanted: _Wanted, arrays: Arrays, g: Array, kept: Array, top: Array | None
+) -> Array:
+    # As one program: eager code compiles, and calls, each operation by itself.
+    dtype, shape = wanted.learned_dtype, wanted.shape
+    d_learned = precision.product(kind, arrays, g.astype(dtype), kept.astype(dtype), top, shape)
+    return kind.place(d_learned, shape, *arrays) if wanted.is_dense else d_learned
 
 
 _reverse.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -205,6 +205,10 @@ def _multiply(op: Tangent | Pull | Product, contract: Any, factors: Any, left: A
 
 def apply(op: Op, of: Operands, arrays: Arrays) -> Tensor:
     """Compute a product; its derivatives are recorded where something may ask for them."""
+    if not torch.compiler.is_dynamo_compiling() and any(
+        one is not None and _compat.is_batched_by_autograd(one) for one in of
+    ):
+        checks.refuse_batched_cotangents()
     if not _is_differentiated():
         return op.compute(of, arrays)
     return _Exact.apply(op, *of, *arrays)

@@ -339,7 +339,7 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
     found = mask.canonical(shape)
     found = positions.packed(found) if packed else found
     with torch.inference_mode(False):  # what is made there could not be saved for a later backward
-        arrays = tuple(None if array is None else torch.from_numpy(array).to(device) for array in found.arrays)
+        arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
     resolved = exact_kind(found, shape), arrays
     if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
         mask.memo[key] = resolved

@@ -1,5 +1,7 @@
 """A mask is a value: nothing that is done to a layer, or to the caller's arrays, changes it (S1, S10)."""
 
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,3 +69,19 @@ def test_read_only_bias_mask_is_taken_without_a_warning(make):
     x, w, b = torch.ones(3, I), torch.ones(O, I), torch.ones(O, requires_grad=True)
     masked_linear(x, w, b, grad_mask=columns([0]), bias_mask=make()).sum().backward()
     np.testing.assert_array_equal(b.grad.numpy(), [3, 0, 3, 0])
+
+
+def test_no_one_writes_into_a_mask():
+    """What is worked out from its positions is kept, so they stay."""
+    array = np.eye(O, I) == 1
+    mask = elements(array)
+    with pytest.raises(ValueError, match="read-only"):
+        mask.array[0, 1] = True
+    again = pickle.loads(pickle.dumps(mask))
+    with pytest.raises(ValueError, match="read-only"):
+        again.array[0, 1] = True
+    with pytest.raises(ValueError, match="read-only"):
+        columns([0]).index.values[0] = 1
+    array[0, 1] = True
+    mask.to_array((O, I))[0, 2] = True
+    np.testing.assert_array_equal(mask.to_array((O, I)), np.eye(O, I) == 1)

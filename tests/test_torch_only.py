@@ -112,6 +112,14 @@ def test_batched_gradients_of_autograd(name):
 
 
 @pytest.mark.parametrize("name", MASKS)
+def test_batched_gradients_of_autograd_are_refused_in_reproducible_precision(name):
+    x, w, b = leaves(torch.float32)
+    y = masked_linear(x, w, b, grad_mask=MASKS[name], precision="reproducible")
+    with pytest.raises(NotImplementedError, match=r"got a batch \(is_grads_batched=True\); use torch.func.vmap over"):
+        torch.autograd.grad(y, w, torch.ones(2, *y.shape), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("name", MASKS)
 def test_tensors_that_are_not_contiguous(name):
     x = torch.randn(I, 3).t().requires_grad_()
     w = torch.randn(I, O).t().requires_grad_()

@@ -149,6 +149,18 @@ def refuse_second_order() -> NoReturn:
     )
 
 
+def refuse_batched_cotangents() -> NoReturn:
+    """Refuse a batch of cotangents that the framework hides in one (`is_grads_batched`): it has no bits to read.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        "masked_linear: expected one cotangent at a time with precision='reproducible', got a batch "
+        "(is_grads_batched=True); use torch.func.vmap over torch.func.vjp, or call torch.autograd.grad for each"
+    )
+
+
 def refuse_device(device: object, engine: str, wrong: str) -> NoReturn:
     """Refuse to compute on a device that failed the known-answer test.
 

@@ -81,11 +81,15 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
     """
 
     def array(values: np.ndarray) -> jax.Array:
-        return jax.device_put(jnp.asarray(values), on(device))
+        return jax.device_put(values, on(device))
+
+    def floating(values: np.ndarray) -> jax.Array:
+        # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
+        return array(values.astype(DTYPES[asked.dtype]))
 
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arrays = asked.arrays(lambda values: array(values).astype(DTYPES[asked.dtype]), array)
+        arrays = asked.arrays(floating, array)
         if world == "jax-eager":
             outputs = _outputs(asked.program(Ops, is_float, arrays))
         else:

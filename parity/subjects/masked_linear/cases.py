@@ -71,6 +71,11 @@ class Case:
         """The weight's shape (O, I)."""
         return self.out_features, self.in_features
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """All that a program depends on, beside the numbers."""
+        return self.build, self.shape, self.batch, self.bias, self.bias_mask, self.packed
+
 
 def _random_bools(shape: tuple[int, int]) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(7)).random(shape) < 0.4
@@ -157,13 +162,25 @@ _HARD_MASKS: tuple[tuple[str, Callable[[tuple[int, int]], Mask | np.ndarray]], .
     ("submatrix", lambda s: submatrix([1, 4], range(0, s[1], 3))),
 )
 
+_HARD_FORMS = tuple(
+    (mask, in_features, batch, bias_mask)
+    for mask, in_features, batch, bias_mask in zip(
+        _HARD_MASKS,
+        (24, 136, 64, 24, 136),
+        ((6,), (2, 5), (33,), (6,), (2, 5)),
+        ("all", "some", "all", "some", "all"),
+        strict=True,
+    )
+)
+"""Few, each for several kinds of data: what is compiled for one serves the others."""
+
 HARD = tuple(
     Case(
-        f"hard-{data.replace(',', '').replace(' ', '-')}", *_HARD_MASKS[number % 5], f"sums of {data}",
-        8, (24, 136, 64)[number % 3], ((6,), (2, 5), (33,))[number % 3], bias_mask=("all", "some")[number % 2],
-        data=data, hard=True,
+        f"hard-{data.replace(',', '').replace(' ', '-')}", *mask, f"sums of {data}", 8, in_features, batch,
+        bias_mask=bias_mask, data=data, hard=True,
     )
     for number, data in enumerate(numbers.KINDS)
+    for mask, in_features, batch, bias_mask in [_HARD_FORMS[number * len(_HARD_FORMS) // len(numbers.KINDS)]]
 ) + tuple(
     Case(f"hard-{mask}", mask, build, "each kind of mask, under all transforms", 8, 24, (2, 5), bias_mask="some",
          data="exponents 6", hard=True, core=True)

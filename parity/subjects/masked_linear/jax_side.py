@@ -107,7 +107,8 @@ def run(
     chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
     def array(values: np.ndarray) -> jax.Array:
-        return jax.device_put(jnp.asarray(values, DTYPES[problem.dtype]), on(device))
+        # Converted by NumPy: JAX would compile a program for each shape.
+        return jax.device_put(np.asarray(values, DTYPES[problem.dtype]), on(device))
 
     with settings(x64=problem.dtype == "float64"):
         bias_mask = None if problem.bias_mask is None else jnp.asarray(problem.bias_mask)
@@ -120,11 +121,25 @@ def run(
         if world == "jax-eager":
             outputs = transform.program(Ops, f, arrays)
         else:
-            program = jax.jit(lambda a: transform.program(Ops, f, a), compiler_options=_options(problem))
-            outputs = program(arrays)
+            options = _options(problem)
+            key = (world, layer, transform.name, problem.case.form, problem.dtype, device, precision, bool(options))
+            outputs = _kept(
+                key, lambda: jax.jit(lambda a: transform.program(Ops, f, a), compiler_options=options)
+            )(arrays)  # fmt: skip
         values = {name: _values(output) for name, output in outputs.items()}
     forget_now_and_then()
     return values
+
+
+def _kept(key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return the compiled program of a key: that of the cell before, where it is of the same form."""
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = make()
+    return _LAST[key]
+
+
+_LAST: dict[Any, Callable[..., Any]] = {}
 
 
 def _options(problem: Problem) -> dict[str, Any]:

@@ -177,20 +177,29 @@ def run(
         if world == "torch-eager":
             outputs = transform.program(Ops, f, arrays)
         else:
-            outputs = _compiled(transform, problem, f, arrays)
+            # Inductor writes and compiles C++ for seconds a program; where only the graph is in question, the
+            # same graph runs by AOTAutograd on eager kernels.
+            backend = "inductor" if uses_inductor(transform, problem) else "aot_eager"
+            compiled = functools.partial(torch.compile, fullgraph=True, backend=backend)
+            key = (world, layer, transform.name, problem.case.form, problem.dtype, device, precision, backend)
+            if transform.name in ("backward", "accumulate", "double-backward"):
+                # The ordinary way is to compile the layer and differentiate outside.
+                outputs = transform.program(Ops, _kept(key, lambda: compiled(f)), arrays)
+            else:
+                outputs = _kept(key, lambda: compiled(lambda a: transform.program(Ops, f, a)))(arrays)
     return {name: _values(output) for name, output in outputs.items()}
 
 
-def _compiled(transform: Transform, problem: Problem, f: Callable[..., Any], arrays: dict[str, Any]) -> dict[str, Any]:
-    torch._dynamo.reset()
-    # Inductor writes and compiles C++ for seconds a program; where only the graph is in question, the
-    # same graph runs by AOTAutograd on eager kernels.
-    backend = "inductor" if uses_inductor(transform, problem) else "aot_eager"
-    if transform.name in ("backward", "accumulate", "double-backward"):
-        # The ordinary way is to compile the layer and differentiate outside.
-        return transform.program(Ops, torch.compile(f, fullgraph=True, backend=backend), arrays)
-    program = torch.compile(lambda a: transform.program(Ops, f, a), fullgraph=True, backend=backend)
-    return program(arrays)
+def _kept(key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return the compiled program of a key: that of the cell before, where it is of the same form."""
+    if key not in _LAST:
+        torch._dynamo.reset()
+        _LAST.clear()
+        _LAST[key] = make()
+    return _LAST[key]
+
+
+_LAST: dict[Any, Callable[..., Any]] = {}
 
 
 def uses_inductor(transform: Transform, problem: Problem) -> bool:
