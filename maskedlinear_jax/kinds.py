@@ -147,13 +147,21 @@ class Blocks:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept), numbers)
         parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
-        sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, _quotient(numbers, x)].add(parts, mode="drop")
+        sums = (
+            jnp.zeros((parts.shape[0], y, h), parts.dtype)
+            .at[:, jax.lax.div(numbers, jnp.full_like(numbers, x))]
+            .add(parts, mode="drop")
+        )
         return sums.reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
         parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
-        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, _remainder(numbers, x)].add(parts)
+        sums = (
+            jnp.zeros((parts.shape[0], x, w), parts.dtype)
+            .at[:, jax.lax.rem(numbers, jnp.full_like(numbers, x))]
+            .add(parts)
+        )
         return sums.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, numbers: Array) -> tuple[int, ...]:
@@ -169,11 +177,15 @@ class Blocks:
 
     def _rows(self, g: Array, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        return _gather(g.reshape(g.shape[0], y, h), _quotient(numbers, x), 1, is_inside=self.exact)
+        return _gather(
+            g.reshape(g.shape[0], y, h), jax.lax.div(numbers, jnp.full_like(numbers, x)), 1, is_inside=self.exact
+        )
 
     def _columns(self, kept: Array, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        return _gather(kept.reshape(kept.shape[0], x, w), _remainder(numbers, x), 1, is_inside=True)
+        return _gather(
+            kept.reshape(kept.shape[0], x, w), jax.lax.rem(numbers, jnp.full_like(numbers, x)), 1, is_inside=True
+        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,8 @@ class Entries:
     def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
         g, kept = flat(g), flat(kept)
         if self._are_few(flat_positions, g.shape[1]):
-            rows, columns = self._rows_and_columns(flat_positions)
+            width = jnp.full_like(flat_positions, self.in_features)
+            rows, columns = jax.lax.div(flat_positions, width), jax.lax.rem(flat_positions, width)
             terms = _wide(_gather(g.T, rows, 0, is_inside=self.exact)) * _wide(
                 _gather(kept.T, columns, 0, is_inside=True)
             )
@@ -263,7 +276,8 @@ class Entries:
     def tangent(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
         x = flat(kept)
         if self._are_few(flat_positions, out_features):
-            rows, columns = self._rows_and_columns(flat_positions)
+            width = jnp.full_like(flat_positions, self.in_features)
+            rows, columns = jax.lax.div(flat_positions, width), jax.lax.rem(flat_positions, width)
             terms = _wide(_gather(x, columns, 1, is_inside=True)) * _wide(values)
             sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
             return sums.astype(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
@@ -275,7 +289,8 @@ class Entries:
     def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
         line = flat(g)
         if self._are_few(flat_positions, line.shape[1]):
-            rows, columns = self._rows_and_columns(flat_positions)
+            width = jnp.full_like(flat_positions, self.in_features)
+            rows, columns = jax.lax.div(flat_positions, width), jax.lax.rem(flat_positions, width)
             terms = _wide(_gather(line, rows, 1, is_inside=self.exact)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
             return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
@@ -290,9 +305,6 @@ class Entries:
     def mask(self, weight: Array, flat_positions: Array) -> Array:
         ones = jnp.ones_like(flat_positions, bool)
         return self.place(ones, (weight.shape[0], weight.shape[1]), flat_positions)
-
-    def _rows_and_columns(self, flat_positions: Array) -> tuple[Array, Array]:
-        return _quotient(flat_positions, self.in_features), _remainder(flat_positions, self.in_features)
 
     def _are_few(self, flat_positions: Array, out_features: int) -> bool:
         return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
@@ -425,15 +437,6 @@ def _gather(array: Array, index: Array, axis: int, *, is_inside: bool = False, i
         array, jnp.asarray(index)[:, None], numbers, sizes, unique_indices=is_unique,
         indices_are_sorted=is_inside and is_unique, mode="promise_in_bounds" if is_inside else "fill", fill_value=0,
     )  # fmt: skip
-
-
-def _quotient(index: Array, size: int) -> Array:
-    # Of what is not negative: the signs, which jnp minds, need no program.
-    return jax.lax.div(jnp.asarray(index), jnp.full_like(index, size))
-
-
-def _remainder(index: Array, size: int) -> Array:
-    return jax.lax.rem(jnp.asarray(index), jnp.full_like(index, size))
 
 
 def _turned(array: Array) -> Array:
