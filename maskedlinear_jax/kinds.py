@@ -17,8 +17,8 @@ be batched, traced and moved. Every kind answers the same questions:
     mask()              M, in a shape that broadcasts to (O, I)
 
 Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
-canonical by number: they are sorted, and a duplicate or a position out of range is then replaced by one
-beyond the axis, which is read as zero and never written.
+canonical by number: they are sorted, and a duplicate or a position out of range becomes one beyond
+the axis, which is read as zero and never written.
 """
 
 from __future__ import annotations
@@ -147,21 +147,13 @@ class Blocks:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept), numbers)
         parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
-        sums = (
-            jnp.zeros((parts.shape[0], y, h), parts.dtype)
-            .at[:, jax.lax.div(numbers, jnp.full_like(numbers, x))]
-            .add(parts, mode="drop")
-        )
+        sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, _divided(numbers, x)[0]].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
         parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
-        sums = (
-            jnp.zeros((parts.shape[0], x, w), parts.dtype)
-            .at[:, jax.lax.rem(numbers, jnp.full_like(numbers, x))]
-            .add(parts)
-        )
+        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, _divided(numbers, x)[1]].add(parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, numbers: Array) -> tuple[int, ...]:
@@ -177,15 +169,11 @@ class Blocks:
 
     def _rows(self, g: Array, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        return _gather(
-            g.reshape(g.shape[0], y, h), jax.lax.div(numbers, jnp.full_like(numbers, x)), 1, is_inside=self.exact
-        )
+        return _gather(g.reshape(g.shape[0], y, h), _divided(numbers, x)[0], 1, is_inside=self.exact)
 
     def _columns(self, kept: Array, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        return _gather(
-            kept.reshape(kept.shape[0], x, w), jax.lax.rem(numbers, jnp.full_like(numbers, x)), 1, is_inside=True
-        )
+        return _gather(kept.reshape(kept.shape[0], x, w), _divided(numbers, x)[1], 1, is_inside=True)
 
 
 @dataclass(frozen=True)
@@ -247,8 +235,7 @@ class Entries:
     def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
         g, kept = flat(g), flat(kept)
         if self._are_few(flat_positions, g.shape[1]):
-            width = jnp.full_like(flat_positions, self.in_features)
-            rows, columns = jax.lax.div(flat_positions, width), jax.lax.rem(flat_positions, width)
+            rows, columns = _divided(flat_positions, self.in_features)
             terms = _wide(_gather(g.T, rows, 0, is_inside=self.exact)) * _wide(
                 _gather(kept.T, columns, 0, is_inside=True)
             )
@@ -276,8 +263,7 @@ class Entries:
     def tangent(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
         x = flat(kept)
         if self._are_few(flat_positions, out_features):
-            width = jnp.full_like(flat_positions, self.in_features)
-            rows, columns = jax.lax.div(flat_positions, width), jax.lax.rem(flat_positions, width)
+            rows, columns = _divided(flat_positions, self.in_features)
             terms = _wide(_gather(x, columns, 1, is_inside=True)) * _wide(values)
             sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
             return sums.astype(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
@@ -289,8 +275,7 @@ class Entries:
     def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
         line = flat(g)
         if self._are_few(flat_positions, line.shape[1]):
-            width = jnp.full_like(flat_positions, self.in_features)
-            rows, columns = jax.lax.div(flat_positions, width), jax.lax.rem(flat_positions, width)
+            rows, columns = _divided(flat_positions, self.in_features)
             terms = _wide(_gather(line, rows, 1, is_inside=self.exact)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
             return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
@@ -439,6 +424,12 @@ def _gather(array: Array, index: Array, axis: int, *, is_inside: bool = False, i
     )  # fmt: skip
 
 
+def _divided(numbers: Array, size: int) -> tuple[Array, Array]:
+    # As divmod, of numbers that are not negative: what // and % do about those would be compiled each time.
+    divisor = jnp.full_like(numbers, size)
+    return jax.lax.div(numbers, divisor), jax.lax.rem(numbers, divisor)
+
+
 def _turned(array: Array) -> Array:
     # XLA on CPU contracts the first axes of two float64 matrices at half the speed: the transpose is written out.
     return jax.lax.optimization_barrier(array.T) if array.dtype == jnp.float64 else array.T
@@ -518,7 +509,7 @@ def _by_number(name: str, index: Index, size: int) -> Array:
     # Of equal positions, now neighbours, the first wins. What is beyond the axis was sorted to the end.
     numbers = jax.lax.sort(numbers, is_stable=False)
     is_first = jnp.concatenate([jnp.ones_like(numbers[:1], bool), numbers[1:] != numbers[:-1]])
-    return jnp.where(is_first & (numbers < size), numbers, size + turn)
+    return jax.lax.sort(jnp.where(is_first & (numbers < size), numbers, size + turn), is_stable=False)
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ ONLY_DEFINED_IN_ONE = {
         "_gather",  # JAX is told where positions are unique
         "_inverse",  # XLA writes one value after the other on a CPU
         "_turned",  # XLA contracts first axes slowly
+        "_divided",  # XLA would compile what // does about negative numbers
         "_narrow",  # JAX has 32-bit integers by default
         "_scatter",  # vmap has no rule for index_copy
         "_is_scattered",  # a CPU scatters faster than it copies by index
