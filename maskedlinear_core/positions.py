@@ -127,6 +127,10 @@ dense step so, and 0.08 to 0.13 gathered as a whole (other work beside it).
 """
 
 
+LEAST_CHUNK = 128
+"""Rows of a batch that are never cut: of fewer a product makes too little."""
+
+
 def batch_chunk(count: int, block_shape: Shape) -> int:
     """Return how many rows of a batch to gather at a time, so that the pieces of `count` blocks stay in cache.
 
@@ -134,7 +138,7 @@ def batch_chunk(count: int, block_shape: Shape) -> int:
         >>> batch_chunk(26, (64, 64)), batch_chunk(4000, (64, 64))
         (157, 128)
     """
-    return max(CACHED // max(count * sum(block_shape), 1), 128)
+    return max(CACHED // max(count * sum(block_shape), 1), LEAST_CHUNK)
 
 
 def to_array(positions: Positions, shape: Shape) -> np.ndarray:

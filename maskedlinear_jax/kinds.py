@@ -147,13 +147,13 @@ class Blocks:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept), numbers)
         parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
-        sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, numbers // x].add(parts, mode="drop")
+        sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, _divided(numbers, x)[0]].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
         parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
-        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, numbers % x].add(parts)
+        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, _divided(numbers, x)[1]].add(parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, numbers: Array) -> tuple[int, ...]:
@@ -169,11 +169,11 @@ class Blocks:
 
     def _rows(self, g: Array, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        return _gather(g.reshape(g.shape[0], y, h), numbers // x, 1)
+        return _gather(g.reshape(g.shape[0], y, h), _divided(numbers, x)[0], 1, is_inside=self.exact)
 
     def _columns(self, kept: Array, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        return _gather(kept.reshape(kept.shape[0], x, w), numbers % x, 1)
+        return _gather(kept.reshape(kept.shape[0], x, w), _divided(numbers, x)[1], 1, is_inside=True)
 
 
 @dataclass(frozen=True)
@@ -235,14 +235,16 @@ class Entries:
     def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
         g, kept = flat(g), flat(kept)
         if self._are_few(flat_positions, g.shape[1]):
-            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
-            terms = _wide(_gather(g.T, rows, 0)) * _wide(_gather(kept.T, columns, 0))
+            rows, columns = _divided(flat_positions, self.in_features)
+            terms = _wide(_gather(g.T, rows, 0, is_inside=self.exact)) * _wide(
+                _gather(kept.T, columns, 0, is_inside=True)
+            )
             return terms.sum(1).astype(_sum_dtype(g))
         values = jnp.zeros(flat_positions.shape, _sum_dtype(g))
         for start, stop in self._chunks(flat_positions, g.shape[1]):
             part = _dot(g[:, start:stop].T, kept)
             inside, local = self._within(flat_positions, start, stop)
-            values = jnp.where(inside, _gather(part.reshape(part.size), local, 0), values)
+            values = jnp.where(inside, _gather(part.reshape(part.size), local, 0, is_inside=True), values)
         return values
 
     def place(self, values: Array, shape: Shape, flat_positions: Array) -> Array:
@@ -261,8 +263,8 @@ class Entries:
     def tangent(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
         x = flat(kept)
         if self._are_few(flat_positions, out_features):
-            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
-            terms = _wide(_gather(x, columns, 1)) * _wide(values)
+            rows, columns = _divided(flat_positions, self.in_features)
+            terms = _wide(_gather(x, columns, 1, is_inside=True)) * _wide(values)
             sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
             return sums.astype(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
         parts = []
@@ -273,8 +275,8 @@ class Entries:
     def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
         line = flat(g)
         if self._are_few(flat_positions, line.shape[1]):
-            rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
-            terms = _wide(_gather(line, rows, 1)) * _wide(values)
+            rows, columns = _divided(flat_positions, self.in_features)
+            terms = _wide(_gather(line, rows, 1, is_inside=self.exact)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
             return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
         total = jnp.zeros((line.shape[0], in_features), _sum_dtype(g))
@@ -354,9 +356,7 @@ def flat(array: Array) -> Array:
 
 def take(array: Array, index: Array, axis: int, *, exact: bool) -> Array:
     """Return `array[index]` along `axis`; an index beyond the axis, possible if not exact, reads zero."""
-    return jnp.take(
-        array, index, axis, mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=exact
-    )  # fmt: skip
+    return _gather(array, index, axis, is_inside=exact, is_unique=True)
 
 
 def put(values: Array, index: Array, axis: int, size: int, *, exact: bool) -> Array:
@@ -365,14 +365,18 @@ def put(values: Array, index: Array, axis: int, size: int, *, exact: bool) -> Ar
     if index.shape[0] * GATHERED >= size:
         return _gather(values, _inverse(index, size, exact=exact), axis)
     zeros = jnp.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), values.dtype)
-    where = (*(slice(None) for _ in range(axis)), index)
-    return zeros.at[where].set(values, mode="drop", unique_indices=True, indices_are_sorted=exact)
+    return write(zeros, values, index, axis, exact=exact)
 
 
 def write(array: Array, values: Array, index: Array, axis: int, *, exact: bool) -> Array:
     """Return a copy of `array` with `values` at `index` along `axis`; an index beyond the axis is dropped."""
-    where = (*(slice(None) for _ in range(axis % values.ndim)), index)
-    return array.at[where].set(values, mode="drop", unique_indices=True, indices_are_sorted=exact)
+    axis %= array.ndim
+    others = tuple(other for other in range(array.ndim) if other != axis)
+    numbers = jax.lax.ScatterDimensionNumbers(others, (axis,), (axis,))
+    return jax.lax.scatter(
+        array, jnp.asarray(index)[:, None], values, numbers, unique_indices=True, indices_are_sorted=exact,
+        mode="promise_in_bounds" if exact else "drop",
+    )  # fmt: skip
 
 
 GATHERED = 32
@@ -382,11 +386,20 @@ XLA writes one value after the other on a CPU, 10 nanoseconds each, and reads 0.
 """
 
 
+COMPARED = 2**13
+"""Up to so many pairs of a place and a position are compared: XLA compiles that faster than a loop that writes."""
+
+
 def _inverse(index: Array, size: int, *, exact: bool) -> Array:
     # Where the value of each position is among those at `index`; beyond them where there is none.
-    none = jnp.full(size, index.shape[0], jnp.int32)
-    turn = jnp.arange(index.shape[0], dtype=jnp.int32)
-    return none.at[index].set(turn, mode="drop", unique_indices=True, indices_are_sorted=exact)
+    count = index.shape[0]
+    if size * count <= COMPARED:
+        turns = jax.lax.broadcasted_iota(jnp.int32, (size, count), 1)
+        is_here = jax.lax.broadcasted_iota(jnp.int32, (size, count), 0) == jnp.asarray(index)[None, :]
+        return jnp.where(is_here, turns, count).min(1, initial=count)
+    none = jnp.full(size, count, jnp.int32)
+    turn = jnp.arange(count, dtype=jnp.int32)
+    return write(none, turn, index, 0, exact=exact)
 
 
 def _in_pieces(g: Array) -> bool:
@@ -396,9 +409,25 @@ def _in_pieces(g: Array) -> bool:
     return is_number and jax.default_backend() == "cpu" and g.dtype in (jnp.float32, jnp.float64)
 
 
-def _gather(array: Array, index: Array, axis: int) -> Array:
-    # As take, for an index that may name a position more than once.
-    return jnp.take(array, index, axis, mode="fill", fill_value=0)
+def _gather(array: Array, index: Array, axis: int, *, is_inside: bool = False, is_unique: bool = False) -> Array:
+    # As take, for an index that may name a position more than once. No index is negative: what NumPy's indexing
+    # does about those, and about those beyond the axis where there are none, would be compiled each time.
+    axis %= array.ndim
+    if array.shape[axis] == 0:
+        return jnp.take(array, index, axis, mode="fill", fill_value=0)
+    sizes = (*array.shape[:axis], 1, *array.shape[axis + 1 :])
+    others = tuple(other for other in range(array.ndim) if other != axis)
+    numbers = jax.lax.GatherDimensionNumbers(others, (axis,), (axis,))
+    return jax.lax.gather(
+        array, jnp.asarray(index)[:, None], numbers, sizes, unique_indices=is_unique,
+        indices_are_sorted=is_inside and is_unique, mode="promise_in_bounds" if is_inside else "fill", fill_value=0,
+    )  # fmt: skip
+
+
+def _divided(numbers: Array, size: int) -> tuple[Array, Array]:
+    # As divmod, of numbers that are not negative: what // and % do about those would be compiled each time.
+    divisor = jnp.full_like(numbers, size)
+    return jax.lax.div(numbers, divisor), jax.lax.rem(numbers, divisor)
 
 
 def _turned(array: Array) -> Array:
@@ -477,9 +506,10 @@ def _by_number(name: str, index: Index, size: int) -> Array:
     turn = jnp.arange(numbers.shape[0], dtype=jnp.int32)
     numbers = jnp.where(numbers < 0, numbers + size, numbers)
     numbers = jnp.where((numbers < 0) | (numbers >= size), size, numbers)
-    # One of several equal positions wins, whichever: they read and write the same.
-    winner = jnp.zeros(size + 1, jnp.int32).at[numbers].set(turn)
-    return jnp.sort(jnp.where((winner[numbers] == turn) & (numbers < size), numbers, size + turn))
+    # Of equal positions, now neighbours, the first wins. What is beyond the axis was sorted to the end.
+    numbers = jax.lax.sort(numbers, is_stable=False)
+    is_first = jnp.concatenate([jnp.ones_like(numbers[:1], bool), numbers[1:] != numbers[:-1]])
+    return jax.lax.sort(jnp.where(is_first & (numbers < size), numbers, size + turn), is_stable=False)
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

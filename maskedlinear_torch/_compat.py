@@ -25,6 +25,11 @@ def in_dispatch_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+def in_autocast() -> bool:
+    """Tell whether autocast is on for any kind of device: one question where the public names ask two a device."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def primal(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor without the tangent of the innermost forward-mode level."""
     try:
@@ -51,7 +56,7 @@ class _Primal(torch.autograd.Function):
 
 def in_transform() -> bool:
     """Tell whether anything but ordinary reverse mode may be differentiating or batching."""
-    return in_functorch_transform() or in_dual_level()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_batched_by_autograd(tensor: torch.Tensor) -> bool:

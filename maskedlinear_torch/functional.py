@@ -10,7 +10,7 @@ from torch import Tensor
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks.words import FLOAT_DTYPES
-from maskedlinear_torch import kinds, rule
+from maskedlinear_torch import _compat, kinds, rule
 from maskedlinear_torch import precision as precisions
 
 
@@ -57,7 +57,8 @@ def masked_linear(
     """
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
         _refuse_array("masked_linear", input=input, weight=weight, bias=bias)
-    call_checks.flag("forward_mode", forward_mode)
+    if forward_mode is not False:
+        call_checks.flag("forward_mode", forward_mode)
     mask = constructors.as_mask(grad_mask)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask)
@@ -65,9 +66,10 @@ def masked_linear(
     _check("masked_linear", input, weight, bias, bias_mask)
     if bias_mask is not None:
         bias_mask = kinds.bools(bias_mask, weight.device)
-    kind, positions = kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device)
+    outputs, inputs = weight.shape
+    kind, positions = kinds.resolve(mask, (outputs, inputs), weight.device)
     chosen = precisions.resolve(precision, "masked_linear", input, weight)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, precision=chosen)
+    return rule.masked(kind, positions, input, weight, bias, bias_mask, None, chosen)
 
 
 def _refuse_array(function: str, **arguments: Any) -> None:
@@ -86,12 +88,12 @@ def _check(function: str, input: Tensor, weight: Tensor, bias: Tensor | None, bi
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     # Whether `call_checks.linear` surely passes these.
-    shape, dtype, device = weight.shape, weight.dtype, weight.device
+    shape, given, dtype, device = weight.shape, input.shape, weight.dtype, weight.device
     return (
         dtype in _FLOATS
         and len(shape) == 2
-        and input.dim() > 0
-        and input.shape[-1] == shape[1]
+        and len(given) > 0
+        and given[-1] == shape[1]
         and input.dtype == dtype
         and input.device == device
         and (bias is None or (bias.shape == shape[:1] and bias.dtype == dtype and bias.device == device))
@@ -111,6 +113,8 @@ def _maybe_spec(tensor: Any) -> call_checks.Spec | None:
 
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     # As autocast does for F.linear: every float but float64 is cast, and the cast is differentiated.
+    if not (torch.compiler.is_dynamo_compiling() or _compat.in_autocast()):
+        return input, weight, bias
     device = weight.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return input, weight, bias

@@ -36,6 +36,9 @@ from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_torch import _compat
 
+SMALL = 4096
+"""Up to so many numbers the host's time counts, and one call that takes them one by one costs less than two."""
+
 Arrays = tuple[Any, ...]
 Shape = tuple[int, int]
 
@@ -47,16 +50,20 @@ class Submatrix:
     exact: bool
 
     def keep(self, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return self._take(x, columns, -1)
+        return x if columns is None else take(x, columns, -1, exact=self.exact)
 
     def unkeep(self, kept: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._put(kept, columns, -1, in_features)
 
     def product(self, g: Tensor, kept: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return _dot(flat(self._take(g, rows, -1)).t(), flat(kept))
+        g = g if rows is None else take(g, rows, -1, exact=self.exact)
+        return _dot((g if g.dim() == 2 else flat(g)).t(), kept if kept.dim() == 2 else flat(kept))
 
     def place(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
+        if rows is not None and columns is not None and self.exact and values.is_cpu and _is_plain(values):
+            return _fill_crossings(values.new_zeros(shape), values, rows, columns)
+        values = values if columns is None else put(values, columns, 1, shape[1], exact=self.exact)
+        return values if rows is None else put(values, rows, 0, shape[0], exact=self.exact)
 
     def take(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._take(self._take(weight, rows, 0), columns, 1)
@@ -65,6 +72,9 @@ class Submatrix:
         return values
 
     def write(self, weight: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        if rows is not None and columns is not None and self.exact and weight.is_cpu and _is_plain(weight):
+            matrix = weight.clone(memory_format=torch.contiguous_format)
+            return _fill_crossings(matrix, values, rows, columns)
         values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
         return values if rows is None else self._write(weight, values, rows, 0)
 
@@ -99,77 +109,83 @@ class Submatrix:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of a grid (Y, X) of blocks (h, w); arrays = (flat block numbers n,)."""
+    """Blocks of a grid (Y, X) of blocks (h, w); arrays = (flat numbers n, their rows and their columns of the grid)."""
 
     grid_shape: Shape
     block_shape: Shape
     exact: bool
 
-    def keep(self, x: Tensor, numbers: Tensor) -> Tensor:
+    def keep(self, x: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         return x
 
-    def unkeep(self, kept: Tensor, in_features: int, numbers: Tensor) -> Tensor:
+    def unkeep(self, kept: Tensor, in_features: int, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         return kept
 
-    def product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+    def product(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
-        size = positions.batch_chunk(numbers.shape[0], self.block_shape)
-        if not _in_pieces(g) or g.shape[0] <= size:
-            return self._product(g, kept, numbers)
-        total = self._product(g[:size], kept[:size], numbers)
-        for start in range(size, g.shape[0], size):
-            total += self._product(g[start : start + size], kept[start : start + size], numbers)
+        batch = g.shape[0]
+        if not _in_pieces(g) or batch <= positions.LEAST_CHUNK:  # asked first: a traced batch is no number
+            return self._product(g, kept, ys, xs)
+        size = min(positions.batch_chunk(numbers.shape[0], self.block_shape), batch)
+        total = self._product(g[:size], kept[:size], ys, xs)
+        for start in range(size, batch, size):
+            total += self._product(g[start : start + size], kept[start : start + size], ys, xs)
         return total
 
-    def place(self, values: Tensor, shape: Shape, numbers: Tensor) -> Tensor:
+    def place(self, values: Tensor, shape: Shape, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
+        if self.exact and values.is_cpu and _is_plain(values):
+            return _fill_blocks(values.new_zeros(shape), values, self, ys, xs)
         grid = put(values, numbers, 0, y * x, exact=self.exact)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(shape)
 
-    def take(self, weight: Tensor, numbers: Tensor) -> Tensor:
+    def take(self, weight: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         return take(weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
 
-    def trim(self, values: Tensor, numbers: Tensor) -> Tensor:
+    def trim(self, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         return values
 
-    def write(self, weight: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
+    def write(self, weight: Tensor, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
+        if self.exact and weight.is_cpu and _is_plain(weight):
+            return _fill_blocks(weight.clone(memory_format=torch.contiguous_format), values, self, ys, xs)
         grid = weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w)
         grid = write(grid, values, numbers, 0, exact=self.exact)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(weight.shape)
 
-    def tangent(self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor) -> Tensor:
-        (y, x), (h, _) = self.grid_shape, self.block_shape
-        columns = self._columns(flat(kept), numbers)
+    def tangent(
+        self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor, ys: Tensor, xs: Tensor
+    ) -> Tensor:
+        (y, _), (h, _) = self.grid_shape, self.block_shape
+        columns = self._columns(flat(kept), xs)
         parts = _dot(columns.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
-        sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, numbers // x, parts)
+        sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, ys, parts)
         return sums[:, :y].reshape(*kept.shape[:-1], out_features)
 
-    def pull(self, g: Tensor, values: Tensor, in_features: int, numbers: Tensor) -> Tensor:
+    def pull(self, g: Tensor, values: Tensor, in_features: int, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        parts = _dot(self._rows(flat(g), numbers).transpose(0, 1), values).transpose(0, 1)
-        sums = parts.new_zeros(parts.shape[0], x, w).index_add(1, numbers % x, parts)
+        parts = _dot(self._rows(flat(g), ys).transpose(0, 1), values).transpose(0, 1)
+        sums = parts.new_zeros(parts.shape[0], x, w).index_add(1, xs, parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
-    def values_shape(self, shape: Shape, numbers: Tensor) -> tuple[int, ...]:
+    def values_shape(self, shape: Shape, numbers: Tensor, ys: Tensor, xs: Tensor) -> tuple[int, ...]:
         return numbers.shape[0], *self.block_shape
 
-    def mask(self, weight: Tensor, numbers: Tensor) -> Tensor:
+    def mask(self, weight: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         block = torch.ones_like(numbers, dtype=torch.bool)[:, None, None].expand(-1, *self.block_shape)
-        return self.place(block, (weight.shape[0], weight.shape[1]), numbers)
+        return self.place(block, (weight.shape[0], weight.shape[1]), numbers, ys, xs)
 
-    def _product(self, g: Tensor, kept: Tensor, numbers: Tensor) -> Tensor:
+    def _product(self, g: Tensor, kept: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         # (n, h, B) times (n, B, w): one small product per block.
-        return _dot(self._rows(g, numbers).permute(1, 2, 0), self._columns(kept, numbers).transpose(0, 1))
+        left, right = self._rows(g, ys).permute(1, 2, 0), self._columns(kept, xs).transpose(0, 1)
+        return _dot(left, right) if left.dtype == torch.int8 else left.bmm(right)  # `@` asks for more
 
-    def _rows(self, g: Tensor, numbers: Tensor) -> Tensor:
-        (y, x), (h, _) = self.grid_shape, self.block_shape
-        return take(g.reshape(-1, y, h), numbers // x, 1, exact=self.exact)
+    def _rows(self, g: Tensor, ys: Tensor) -> Tensor:
+        return take(g.reshape(-1, self.grid_shape[0], self.block_shape[0]), ys, 1, exact=self.exact)
 
-    def _columns(self, kept: Tensor, numbers: Tensor) -> Tensor:
-        (_, x), (_, w) = self.grid_shape, self.block_shape
-        return take(kept.reshape(-1, x, w), numbers % x, 1, exact=True)
+    def _columns(self, kept: Tensor, xs: Tensor) -> Tensor:
+        return take(kept.reshape(-1, self.grid_shape[1], self.block_shape[1]), xs, 1, exact=True)
 
 
 @dataclass(frozen=True)
@@ -184,10 +200,12 @@ class Elements:
 
     def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
         dense = _dot(flat(g).t(), flat(kept))
-        traced = _compat.in_transform() or torch.compiler.is_dynamo_compiling()
-        if traced or dense.requires_grad or _compat.is_batched_by_autograd(dense):
+        if not _is_plain(dense):
             return torch.where(mask, dense, 0)
-        return torch.where(mask, dense, dense.new_zeros(()), out=dense)  # no second gradient of the weight's size
+        # In place: no second gradient of the weight's size. As whole numbers: times one keeps every bit, times
+        # zero is +0.0 whatever it was, and `where` takes eight times as long on a CPU.
+        dense.view(_WHOLE[dense.element_size()]).mul_(mask)
+        return dense
 
     def place(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
         return values
@@ -237,6 +255,8 @@ class Entries:
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
             terms = _wide(take(g, rows, 1, exact=self.exact)) * _wide(kept.index_select(1, columns))
             return terms.sum(0).to(_sum_dtype(g))
+        if self.exact and _in_pieces(g):
+            return self._taken(g, kept, flat_positions)
         values = g.new_zeros(flat_positions.shape, dtype=_sum_dtype(g))
         for start, stop in self._chunks(flat_positions, g.shape[1]):
             part = _dot(g[:, start:stop].t(), kept)
@@ -294,6 +314,22 @@ class Entries:
     def _chunks(self, flat_positions: Tensor, out_features: int) -> list[tuple[int, int]]:
         return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
 
+    def _taken(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
+        # As many rows of the dense product at a time as stay in a CPU's cache, and of each the positions in it.
+        height = max(positions.CACHED // max(2 * self.in_features, 1), 1)
+        g = g.t()
+        if g.shape[0] <= height:
+            part = g @ kept
+            return part.reshape(part.numel()).index_select(0, flat_positions)
+        starts = torch.arange(0, g.shape[0] + height, height)
+        bounds = torch.searchsorted(flat_positions, starts * self.in_features).tolist()
+        values = g.new_empty(flat_positions.shape)
+        for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
+            part = g[start : start + height] @ kept
+            local = flat_positions[first:last] - start * self.in_features
+            torch.index_select(part.reshape(part.numel()), 0, local, out=values[first:last])
+        return values
+
     def _part(self, values: Tensor, flat_positions: Tensor, start: int, stop: int) -> Tensor:
         # The rows from start to stop of the dense matrix: what belongs to others is written one beyond the end.
         size = (stop - start) * self.in_features
@@ -328,18 +364,23 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
         TypeError: Packed, and how many positions there are cannot be known now.
     """
     # Dynamo would run the NumPy code on tensors: to it all positions are traced.
-    if mask.is_traced or torch.compiler.is_dynamo_compiling():
+    traces = torch.compiler.is_dynamo_compiling()
+    key = (shape, device, packed)
+    if not traces:
+        remembered = mask.memo.get(key)
+        if remembered is not None and not _compat.in_dispatch_mode():
+            return remembered
+    if traces or mask.is_traced:
         kind, traced = _resolve_traced(mask, shape, device)
         if packed and isinstance(kind, Elements):
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
-    key = (shape, device, packed)
-    if key in mask.memo and not _compat.in_dispatch_mode():
-        return mask.memo[key]
     found = mask.canonical(shape)
     found = positions.packed(found) if packed else found
     with torch.inference_mode(False):  # what is made there could not be saved for a later backward
-        arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
+        arrays: Arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
+        if found.kind == "blocks":
+            arrays = _on_grid(arrays[0], found.grid_shape)
     resolved = exact_kind(found, shape), arrays
     if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
         mask.memo[key] = resolved
@@ -375,11 +416,13 @@ def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> T
         # Linear along `dim`: each device does its part, as long as the parts are not cut there.
         local = lambda values, index: put(values, index, dim, size, exact=exact)  # noqa: E731
         return _compat.on_each_device(local, values, index, dim)
-    shape = list(values.shape)
+    shape = [*values.shape]
     shape[dim] = size if exact else size + 1
     zeros = values.new_zeros(shape)
     if _compat.in_functorch_transform():
         written = _scatter(zeros, values, index, dim)
+    elif _is_scattered(values, dim):
+        written = zeros.scatter_(dim, index.expand(values.shape), values)
     else:
         written = zeros.index_copy_(dim, index, values)
     return written if exact else written.narrow(dim, 0, size)
@@ -394,7 +437,32 @@ def write(tensor: Tensor, values: Tensor, index: Tensor, dim: int, *, exact: boo
         return write(padded, values, index, dim, exact=True).narrow(dim, 0, tensor.shape[dim])
     if _compat.in_functorch_transform():
         return _scatter(tensor, values, index, dim)
+    if _is_scattered(values, dim):
+        return tensor.scatter(dim, index.expand(values.shape), values)
     return tensor.index_copy(dim, index, values)
+
+
+def _fill_blocks(matrix: Tensor, values: Tensor, kind: Blocks, ys: Tensor, xs: Tensor) -> Tensor:
+    # In place: what is not written is not moved.
+    (y, x), (h, w) = kind.grid_shape, kind.block_shape
+    matrix.view(y, h, x, w).transpose(1, 2).index_put_((ys, xs), values)
+    return matrix
+
+
+def _fill_crossings(matrix: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    # In place. Many numbers are scattered in a quarter of the time that index_put takes; few cost the host more so.
+    if not SMALL < values.numel() <= matrix.numel() // 4:  # nor do positions take more bytes than half of the weight
+        return matrix.index_put_((rows[:, None], columns), values)
+    numbers = rows[:, None] * matrix.shape[1] + columns
+    matrix.view(matrix.numel()).scatter_(0, numbers.view(numbers.numel()), values.reshape(values.numel()))
+    return matrix
+
+
+def _is_scattered(values: Tensor, dim: int) -> bool:
+    # Along the last axis a CPU scatters a number in a quarter of the time that index_copy takes for it.
+    return (
+        not torch.compiler.is_compiling() and values.numel() > SMALL and values.is_cpu and dim in (-1, values.dim() - 1)
+    )
 
 
 def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -402,6 +470,20 @@ def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
     dims = [1] * values.dim()
     dims[dim] = -1
     return tensor.scatter(dim, index.reshape(dims).expand(values.shape), values)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # Whether a tensor is a plain one in plain eager code that nothing differentiates: it may be written in place.
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_dynamo_compiling()
+        or _compat.in_transform()
+        or _compat.is_batched_by_autograd(tensor)
+        or _compat.is_distributed(tensor)
+    )
+
+
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _in_pieces(g: Tensor) -> bool:
@@ -443,12 +525,17 @@ def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tup
     if isinstance(mask, masks.Blocks):
         mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
-        return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
+        return Blocks(mask.grid_shape, mask.block_shape, exact=False), _on_grid(numbers, mask.grid_shape)
     if isinstance(mask, masks.Entries):
         mask_checks.mask_shape("entries", mask.shape, shape)
         numbers = _by_number("entries", mask.index, shape[0] * shape[1], device)
         return Entries(shape[1], exact=False), (numbers,)
     return Elements(), (_dense(mask, shape, device),)
+
+
+def _on_grid(numbers: Tensor, grid_shape: Shape) -> Arrays:
+    # A number beyond the grid is in a row beyond it.
+    return numbers, numbers // grid_shape[1], numbers % grid_shape[1]
 
 
 def _dense(mask: masks.Mask, shape: Shape, device: torch.device) -> Tensor:

@@ -113,7 +113,8 @@ def packed_linear(
     """
     if not (isinstance(input, Tensor) and isinstance(values, Tensor) and (bias is None or isinstance(bias, Tensor))):
         _refuse_array("packed_linear", input=input, values=values, bias=bias)
-    call_checks.flag("forward_mode", forward_mode)
+    if forward_mode is not False:
+        call_checks.flag("forward_mode", forward_mode)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
     kind, positions = _resolve("packed_linear", weight, grad_mask)
@@ -174,7 +175,8 @@ def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, ki
     if not (weight.dtype in _FLOATS and weight.dim() == 2):
         packed_checks.weight(function, _spec(weight))
     mask = constructors.as_mask(grad_mask)
-    return kinds.resolve(mask, (weight.shape[0], weight.shape[1]), weight.device, packed=True)
+    outputs, inputs = weight.shape
+    return kinds.resolve(mask, (outputs, inputs), weight.device, packed=True)
 
 
 def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weight: Tensor, values: Any) -> None:

@@ -110,6 +110,8 @@ def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Pre
             than there are, or sums too long for an engine that was asked for.
         RuntimeError: The device fails the known-answer test.
     """
+    if type(precision) is core.Native or (type(precision) is str and precision == "native"):
+        return NATIVE
     settings = core.as_precision(precision)
     if isinstance(settings, core.Native):
         return NATIVE

@@ -23,6 +23,7 @@ matrix W. It is the same rule with
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,9 +76,12 @@ def masked(
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
         return precision.linear(input, _matrix(kind, arrays, learned, frozen), _bias_view(bias, bias_mask))
     # Dynamo refuses a Function that defines jvp, and follows setup_context; without either a call costs least.
-    rule = _Reverse if torch.compiler.is_dynamo_compiling() else _Rule if transformed else _Plain
-    output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, frozen, *arrays)
-    return output
+    if transformed or torch.compiler.is_dynamo_compiling():
+        rule = _Rule if transformed else _Reverse
+        output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, frozen, *arrays)
+        return output
+    found = _Plain.apply((precision, kind, bias_mask, frozen, arrays), input, learned, bias)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def reference(
@@ -153,32 +157,9 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        g, kept_cotangent, _ = cotangents
-        kept, top, _, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
-        precision: Precision = ctx.precision
-        kind: Kind = ctx.kind
-        _, _, input_wanted, learned_wanted, bias_wanted, *_ = ctx.needs_input_grad
-        d_input = d_learned = d_bias = None
-        if g is not None:
-            if input_wanted:
-                view = weight_view if _is_differentiated() else _matrix
-                d_input = precision.back(g, view(kind, arrays, learned, frozen))
-            if learned_wanted:
-                shape, cotangent = _shape(learned, frozen), g
-                if frozen is not None:  # values may be wider than the matrix
-                    cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
-                d_learned = precision.product(kind, arrays, cotangent, kept, top, shape)
-                if frozen is None:
-                    d_learned = kind.place(d_learned, shape, *arrays)
-                if _compat.is_distributed(learned):
-                    d_learned = _compat.placed_like(d_learned, learned)
-            if bias_wanted:
-                d_bias = precision.total(g)
-                d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
-        if kept_cotangent is not None and input_wanted:
-            d_kept = kind.unkeep(kept_cotangent, ctx.in_features, *arrays)
-            d_input = d_kept if d_input is None else d_input + d_kept
-        return None, None, d_input, d_learned, d_bias, None, None, *(None for _ in arrays)
+        _, _, *wanted, _, _ = ctx.needs_input_grad[:7]
+        frozen_arguments = len(ctx.needs_input_grad) - 5
+        return None, None, *_gradients(ctx, cotangents, wanted), *(None,) * frozen_arguments
 
 
 class _Rule(_Reverse):
@@ -215,20 +196,70 @@ class _Rule(_Reverse):
 
 
 class _Plain(torch.autograd.Function):
-    """The rule where reverse mode is all there is: torch binds the arguments of the others anew at each call."""
+    """The rule where reverse mode is all there is: what takes no gradient is one argument, as each has its price."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        output = _Reverse.forward(*inputs)
-        _Reverse.setup_context(ctx, inputs, output)
-        return output
+    def forward(
+        ctx: Any,
+        fixed: tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays],
+        input: Tensor,
+        learned: Tensor,
+        bias: Tensor | None,
+    ) -> Any:
+        ctx.precision, ctx.kind, bias_mask, frozen, arrays = fixed
+        precision: Precision = ctx.precision
+        kept = ctx.kind.keep(input, *arrays)
+        matrix = learned if frozen is None else weight_view(ctx.kind, arrays, learned, frozen)
+        output = precision.linear(input, matrix, bias)
+        ctx.set_materialize_grads(False)
+        if kept is input:
+            ctx.save_for_backward(kept, None, None, learned, bias_mask, frozen, *arrays)
+            return output
+        top = precision.top(input, kept)
+        ctx.in_features = input.shape[-1]
+        ctx.save_for_backward(kept, top, None, learned, bias_mask, frozen, *arrays)
+        return output, kept, top
 
-    backward = staticmethod(_Reverse.backward)
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *_gradients(ctx, cotangents, ctx.needs_input_grad[1:])
+
+
+def _gradients(
+    ctx: Any, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    # Of the input, of what is learned, and of the bias.
+    g, kept_cotangent = cotangents[0], cotangents[1] if len(cotangents) > 1 else None
+    kept, top, _, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+    precision: Precision = ctx.precision
+    kind: Kind = ctx.kind
+    input_wanted, learned_wanted, bias_wanted = wanted
+    d_input = d_learned = d_bias = None
+    if g is not None:
+        if input_wanted:
+            masks = frozen is not None or _is_differentiated()
+            d_input = precision.back(g, weight_view(kind, arrays, learned, frozen) if masks else learned)
+        if learned_wanted:
+            shape = _shape(learned, frozen)
+            if frozen is None:
+                d_learned = kind.place(precision.product(kind, arrays, g, kept, top, shape), shape, *arrays)
+            else:  # values may be wider than the matrix
+                cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
+                d_learned = precision.product(kind, arrays, cotangent, kept, top, shape)
+            if _compat.is_distributed(learned):
+                d_learned = _compat.placed_like(d_learned, learned)
+        if bias_wanted:
+            d_bias = precision.total(g)
+            d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
+    if kept_cotangent is not None and input_wanted:
+        d_kept = kind.unkeep(kept_cotangent, ctx.in_features, *arrays)
+        d_input = d_kept if d_input is None else d_input + d_kept
+    return d_input, d_learned, d_bias
 
 
 def _shape(learned: Tensor, frozen: Tensor | None) -> tuple[int, int]:
-    weight = learned if frozen is None else frozen
-    return weight.shape[0], weight.shape[1]
+    outputs, inputs = (learned if frozen is None else frozen).shape
+    return outputs, inputs
 
 
 def _is_differentiated() -> bool:

@@ -25,8 +25,12 @@ ONLY_DEFINED_IN_ONE = {
         "_gather",  # JAX is told where positions are unique
         "_inverse",  # XLA writes one value after the other on a CPU
         "_turned",  # XLA contracts first axes slowly
+        "_divided",  # XLA would compile what // does about negative numbers
         "_narrow",  # JAX has 32-bit integers by default
         "_scatter",  # vmap has no rule for index_copy
+        "_is_scattered",  # a CPU scatters faster than it copies by index
+        "_is_plain", "_fill_blocks", "_fill_crossings",  # what may be written in place
+        "_on_grid",  # XLA divides once for all calls
     },
     "rule.py": {
         # Each framework's form.
@@ -34,7 +38,7 @@ ONLY_DEFINED_IN_ONE = {
         "_gradient",  # JAX compiles each operation of eager code by itself
         "_Wanted",  # torch has ctx.needs_input_grad
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
-        "_is_primal", "_shape", "_is_differentiated",  # inner workings of either form
+        "_is_primal", "_shape", "_is_differentiated", "_gradients",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
     },
     "engines.py": {"_flushed"},  # in place

@@ -49,6 +49,14 @@ def test_dispatch_modes_are_seen():
     assert not torch_compat.in_dispatch_mode()
 
 
+def test_autocast_is_seen():
+    assert not torch_compat.in_autocast()
+    for device in ("cpu", "cuda"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cpu"):
+            assert torch_compat.in_autocast() == (device == "cpu")
+    assert not torch_compat.in_autocast()
+
+
 def test_batched_cotangents_are_seen():
     seen = []
     w = W.clone().requires_grad_()

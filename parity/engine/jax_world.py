@@ -85,7 +85,7 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
 
     def floating(values: np.ndarray) -> jax.Array:
         # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
-        return array(values.astype(DTYPES[asked.dtype]))
+        return array(np.asarray(values, DTYPES[asked.dtype]))
 
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
