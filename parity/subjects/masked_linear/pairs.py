@@ -97,9 +97,10 @@ def _problem(case: str, dtype: str, tier: str, seed: int, precision: str) -> Pro
 
 def _layer(framework: str, case: Case, precision: str, given: Layers) -> Deferred:
     def make() -> Callable[..., Any]:
+        side = world_of(framework)  # imported first: masks have the views of twins that are there when they are made
         mask = case.build(case.shape)
         positioned = lambda leaves: constructors.as_mask(mask).with_leaves(leaves)  # noqa: E731
-        return world_of(framework).layer(mask, positioned, case.packed, given.get(framework), precision)
+        return side.layer(mask, positioned, case.packed, given.get(framework), precision)
 
     return Deferred(make)
 
