@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from parity.engine.pairs import Pair
+from parity.subjects.atlas.examples import EXAMPLES
 
 ROWS, COLUMNS = 4, 6
 """Of most matrices: an even count along each axis, small enough that every derivative is quick."""
@@ -43,7 +44,7 @@ def entry(
         {"transform": transform, "data": data, "world": world[0] if world else "jax-*", "reason": why}
         for transform, data, *world in where
     ]
-    note = f"{why} {' and '.join(map(address, docs))}" if why else ""
+    note = f"{why} {EXAMPLES[name]} {' and '.join(map(address, docs))}" if why else ""
     return Pair(torch=torch, jax=jax, inputs=inputs, name=name, note=note, known=known or None, **options)
 
 
