@@ -119,7 +119,7 @@ WRONG = {
     "a number": (TypeError, r"inputs\[0\]: expected a NumPy array, got float", {"inputs": (1.0,)}),
     "complex": (TypeError, r"inputs\[0\]: expected real numbers, got complex128", {"inputs": (X + 1j,)}),
     "a tensor": (TypeError, "got Tensor; convert it with np.asarray", {"inputs": (torch.ones(3),)}),
-    "no floats": (ValueError, "expected at least one array of floats, got none", {"inputs": (np.arange(3),)}),
+    "no inputs": (ValueError, "expected at least one array, got none", {"inputs": ()}),
     "no function": (TypeError, "torch: expected a function, got int", {"torch_fn": 3}),
     "transform": (ValueError, "transforms: expected some of .* got 'vpj'; did you mean 'vjp'", {"transforms": ["vpj"]}),
     "a string": (ValueError, r"transforms: expected a list of names, got the string 'vjp'; write \['vjp'\]",
@@ -139,6 +139,27 @@ def test_wrong_argument_is_refused_at_the_call(kind, says, given):
     arguments = {"torch_fn": double, "jax_fn": double, "inputs": (X,)} | given
     with pytest.raises(kind, match=says):
         parity.compare(**arguments)
+
+
+def test_an_operator_on_integers_alone_is_compared_forwards():
+    numbers = np.arange(6, dtype=np.int32)
+    right = parity.compare(lambda x: x // 4, lambda x: x // 4, (numbers,), name="quarter", worlds=["jax-eager"])
+    assert {(cell.transform, cell.verdict) for cell in right.cells} == {("forward", "identical")}
+    wrong = parity.compare(lambda x: x // 4, lambda x: x // 5, (numbers,), name="quarter", worlds=["jax-eager"])
+    assert {cell.verdict for cell in wrong.cells} == {"differs"}
+    with pytest.raises(ValueError, match="transforms: expected some of forward, got 'vjp'"):
+        parity.compare(double, double, (numbers,), transforms=["vjp"])
+
+
+def test_a_report_says_how_to_run_its_cell_again_and_counts_it_as_one():
+    once = QUICK | {"transforms": ["forward"], "dtypes": ["float32"]}
+    text = str(parity.compare(double, lambda x: x * 3, (X,), **once, seed=3))
+    assert ": 1 cell: 1 differs" in text
+    call = " ".join(text.replace("│", " ").split()).partition("rerun: ")[2]
+    assert call.startswith(
+        f"parity.compare(..., transforms={once['transforms']}, worlds=['jax-eager'], dtypes=['float32']"
+    )
+    assert "data=['random'], devices=['cpu'], seed=3)" in call
 
 
 def test_report_is_saved_by_its_suffix(tmp_path):

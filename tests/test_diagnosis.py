@@ -134,6 +134,7 @@ PLANTED = (
      lambda x: x.shape[-1] - 1 - jnp.argsort(x[..., ::-1], -1), ROWS, "forward", "float64", "ties"),
     ("another formula", lambda x: x > 0, lambda x: x > 0, lambda x: x < 0, ROWS, "forward", "float64", "random"),
     ("unsupported", double, double, refuses, ROWS, "forward", "float32", "random"),
+    ("underflow", torch.abs, jnp.abs, lambda x: jnp.sqrt(x * x), ROWS, "forward", "float32", "small"),
 )  # fmt: skip
 IDS = [f"{row[0]}-{number}" for number, row in enumerate(PLANTED)]
 
@@ -168,6 +169,7 @@ def test_what_only_torch_refuses_is_named():
     record = the_cell(refuses, double, ROWS, "forward", "float64", "random")
     assert (record.verdict, record.diagnosis.cause) == ("differs", "raises in one")
     assert "torch raises ValueError: no such thing" in record.reason
+    assert not the_cell(double, double, ROWS, "forward", "float64", "random").failed
 
 
 def test_what_both_refuse_is_no_difference():

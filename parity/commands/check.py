@@ -20,7 +20,10 @@ from parity.report import content, table
 from parity.report.environment import environment
 from parity.report.report import Report
 
-DESCRIPTION = f"Hold the torch function of every pair in a file to its JAX twin. A pair: {HOW}."
+DESCRIPTION = (
+    f"Hold the torch function of every pair in a file to its JAX twin. A pair: {HOW}. An entry of `known` that no cell "
+    "confirms is a failure too; it is looked for where no option narrows the cells."
+)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -54,7 +54,10 @@ KINDS: dict[str, Draw] = {
 
 def kinds(pair: Pair) -> tuple[str, ...]:
     """Return the kinds that say something of a pair: negative numbers only where its own are not."""
-    first = next(np.asarray(leaf, np.float64) for _, leaf in trees.leaves(pair.make(0)) if is_float(leaf))
+    floats = [np.asarray(leaf, np.float64) for _, leaf in trees.leaves(pair.make(0)) if is_float(leaf)]
+    if not floats:
+        return ("random",)  # whatever the pair's own integers are
+    first = floats[0]
     positive = bool(first.size) and bool(np.min(first) >= 0)
     return tuple(kind for kind in KINDS if kind != "negative" or positive)
 
@@ -63,7 +66,7 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     """Return the arguments of a pair: floats as float64 of values that the dtype holds, the others as they are."""
     arguments = pair.make(seed)
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(f"{pair.name}/{kind}".encode()), seed]))
-    first = next(leaf.shape for _, leaf in trees.leaves(arguments) if is_float(leaf))
+    first = next((leaf.shape for _, leaf in trees.leaves(arguments) if is_float(leaf)), None)
     number = 0
 
     def changed(leaf: Any) -> Any:

@@ -79,7 +79,7 @@ class Pair:
 
     Raises:
         TypeError: A function cannot be called, or an input is not of NumPy.
-        ValueError: There is no floating input, an entry of `known` has no reason, or an exact kind no oracle.
+        ValueError: There is no input, an entry of `known` has no reason, or an exact kind no oracle.
 
     Example:
         >>> Pair(torch=abs, jax=abs, inputs=(np.ones(3),), name="abs").make(0)[0].shape
@@ -147,10 +147,8 @@ class Pair:
                 raise TypeError(f"inputs{path}: expected real numbers, got {leaf.dtype}: pass real and imaginary part")
             if leaf.dtype.kind not in "fiub" and str(leaf.dtype) != "bfloat16":
                 raise TypeError(f"inputs{path}: expected floats, integers or bools, got {leaf.dtype}")
-        if not any(is_float(leaf) for _, leaf in found):
-            raise ValueError(
-                "inputs: expected at least one array of floats, got none: there is nothing to differentiate"
-            )
+        if not found:
+            raise ValueError("inputs: expected at least one array, got none")
         return tuple(made)
 
     @property

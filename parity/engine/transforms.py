@@ -208,4 +208,6 @@ def names(floating: Sequence[int]) -> tuple[str, ...]:
     Args:
         floating: The numbers of the arguments that are differentiated.
     """
+    if not floating:
+        return ("forward",)  # there is nothing to differentiate
     return (*BY_NAME, *(f"vmap-{number}" for number in floating))

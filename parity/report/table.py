@@ -28,12 +28,13 @@ def text(report: Report) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def parts(report: Report, file: str = "FILE") -> list[Any]:
+def parts(report: Report, file: str | None = None) -> list[Any]:
     """Return what a console prints: a matrix, then every failure, those of one cause together.
 
     Args:
         report: Of one pair.
-        file: What the commands that run cells again name.
+        file: Where the pair is defined, for the commands that run cells again; None where it is in no file, and a
+            call runs them.
     """
     reasons = sorted({record.reason.split("known: ")[-1] for record in report.cells if record.known})
     counts: Counter[str] = Counter(record.verdict for record in report.cells)
@@ -41,7 +42,7 @@ def parts(report: Report, file: str = "FILE") -> list[Any]:
         _matrix(report),
         *(Text(f"known: {reason}") for reason in reasons),
         *(Panel(Text(_failure(alike, file)), title=_title(alike), title_align="left") for alike in _alike(report)),
-        Text(f"{report.name}: {len(report.cells)} cells: {terminal.tally(counts)}"),
+        Text(f"{report.name}: {terminal.cells(len(report.cells))}: {terminal.tally(counts)}"),
     ]
 
 
@@ -104,11 +105,11 @@ def _style(mark: str) -> str:
 
 def _title(alike: Sequence[Record]) -> str:
     first = alike[0]
-    cells = "1 cell" if len(alike) == 1 else f"{len(alike)} cells"
-    return f"{first.verdict}: {first.diagnosis.cause if first.diagnosis else first.transform}, {cells}"
+    cause = first.diagnosis.cause if first.diagnosis else first.transform
+    return f"{first.verdict}: {cause}, {terminal.cells(len(alike))}"
 
 
-def _failure(alike: Sequence[Record], file: str) -> str:
+def _failure(alike: Sequence[Record], file: str | None) -> str:
     first = alike[0]
     lines = []
     if first.diagnosis is not None:
@@ -118,7 +119,14 @@ def _failure(alike: Sequence[Record], file: str) -> str:
     worst = first.finding
     if worst is not None and not (math.isnan(worst.got) and math.isnan(worst.want)):
         lines.append(f"worst: {worst.output}{list(worst.index) or ''}  got {worst.got!r}  want {worst.want!r}")
-    return "\n".join([*lines, f"rerun: {first.rerun.replace(' FILE ', f' {file} ', 1)}"])
+    again = _call(first) if file is None else first.rerun.replace(" FILE ", f" {file} ", 1)
+    return "\n".join([*lines, f"rerun: {again}"])
+
+
+def _call(record: Record) -> str:
+    chosen = {f"{name}s": [getattr(record, name)] for name in ("transform", "world", "dtype")}
+    chosen |= {"data": [record.data], "devices": [record.device]}
+    return f"parity.compare(..., {', '.join(f'{name}={value}' for name, value in chosen.items())}, seed={record.seed})"
 
 
 def _listed(alike: Sequence[Record], name: str) -> str:

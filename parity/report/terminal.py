@@ -61,6 +61,16 @@ def tally(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
 
 
+def cells(number: int) -> str:
+    """Return a number of cells in words.
+
+    Example:
+        >>> cells(1), cells(2)
+        ('1 cell', '2 cells')
+    """
+    return "1 cell" if number == 1 else f"{number} cells"
+
+
 def show_grid(records: Sequence[Record], console: Console) -> None:
     """Print the matrix of transforms and worlds, the known gaps, and every failure in full."""
     console.print(_matrix(records))
@@ -72,7 +82,7 @@ def show_grid(records: Sequence[Record], console: Console) -> None:
         console.print(Panel(Text(failure(record)), title=f"{record.verdict}: {record.cell.id}", border_style="red"))
     if len(failures) > MOST_FAILURES:
         console.print(f"... and {len(failures) - MOST_FAILURES} failures more (--json FILE keeps them all)")
-    console.print(f"[bold]{len(records)} cells:[/] {tally(Counter(r.verdict for r in records))}", highlight=False)
+    console.print(f"[bold]{cells(len(records))}:[/] {tally(Counter(r.verdict for r in records))}", highlight=False)
 
 
 def failure(record: Record) -> str:
