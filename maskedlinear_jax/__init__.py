@@ -20,7 +20,7 @@ from maskedlinear_core import rows as rows
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
-from maskedlinear_jax import kinds as _kinds
+from maskedlinear_jax import resolving as _resolving
 from maskedlinear_jax.convert import mask_linears as mask_linears
 from maskedlinear_jax.convert import unmask_linears as unmask_linears
 from maskedlinear_jax.functional import masked_linear as masked_linear
@@ -39,5 +39,5 @@ from maskedlinear_jax.packing import unpack as unpack
 from maskedlinear_jax.storage import load_packed as load_packed
 from maskedlinear_jax.storage import save_packed as save_packed
 
-_arrays.register_reader(_jax.Array, _kinds.read)
-_kinds.register_pytrees(_masks.KINDS)
+_arrays.register_reader(_jax.Array, _resolving.read)
+_resolving.register_pytrees(_masks.KINDS)

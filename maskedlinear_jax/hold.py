@@ -13,7 +13,7 @@ from maskedlinear_core.arrays import to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
-from maskedlinear_jax import kinds
+from maskedlinear_jax import resolving
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
 
@@ -154,7 +154,7 @@ def _as_bools(mask: Any, like: Any) -> Any:
     if isinstance(like, Mask):  # a layer's own mask, which `partition` left without leaves
         return like
     if isinstance(mask, Mask):
-        kind, positions = kinds.resolve(mask, (like.shape[0], like.shape[1]))
+        kind, positions = resolving.resolve(mask, (like.shape[0], like.shape[1]))
         return jnp.broadcast_to(kind.mask(like, *positions), like.shape)
     return jnp.asarray(mask)
 

@@ -16,7 +16,17 @@ from maskedlinear_core import blocks, columns, elements, positions, rows, submat
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_jax import kinds as jax_kinds
 from maskedlinear_jax import masked_linear as in_jax
-from maskedlinear_torch import MaskedLinear, PackedLinear, functional, kinds, masked_linear, pack, packed_linear, rule
+from maskedlinear_torch import (
+    MaskedLinear,
+    PackedLinear,
+    functional,
+    kinds,
+    masked_linear,
+    pack,
+    packed_linear,
+    resolving,
+    rule,
+)
 
 O = I = 8
 MASKS = {
@@ -146,9 +156,9 @@ def test_positions_made_anywhere_serve_everywhere(name, use):
 
 def test_positions_are_made_once_and_stay_out_of_copies():
     mask = columns([1, 3])
-    first, second = (kinds.resolve(mask, (O, I), torch.device("cpu"))[1][1] for _ in range(2))
+    first, second = (resolving.resolve(mask, (O, I), torch.device("cpu"))[1][1] for _ in range(2))
     assert first is second
-    assert kinds.resolve(mask, (O, I + 1), torch.device("cpu"))[1][1] is not first
+    assert resolving.resolve(mask, (O, I + 1), torch.device("cpu"))[1][1] is not first
     for other in (copy.deepcopy(mask), copy.copy(mask), pickle.loads(pickle.dumps(mask))):
         assert not other.memo
         assert other == mask
@@ -172,7 +182,7 @@ MANY = {
 def test_in_place_is_what_is_differentiated(name, packed, dtype, monkeypatch):
     """Where nothing differentiates kinds write in place, and make elements in pieces; NaN and inf stay out."""
     monkeypatch.setattr(positions, "CACHED", 2**14)
-    kind, arrays = kinds.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
+    kind, arrays = resolving.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
     rng = np.random.default_rng(0)
     g, x = (torch.from_numpy(rng.integers(-2, 3, (2, FULL))).to(dtype) for _ in range(2))
     g[0, -1] = torch.nan if name == "elements" else 1

@@ -12,7 +12,7 @@ import numpy as np
 
 import maskedlinear_jax
 from maskedlinear_core import constructors
-from maskedlinear_jax import kinds
+from maskedlinear_jax import resolving
 from parity.engine.jax_world import DTYPES, Ops
 from parity.engine.jax_world import FRAMEWORK as FRAMEWORK
 from parity.engine.jax_world import devices as devices
@@ -56,7 +56,7 @@ class Parts:
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])
-        kind, positions = kinds.resolve(constructors.as_mask(mask), shape)
+        kind, positions = resolving.resolve(constructors.as_mask(mask), shape)
         return jnp.broadcast_to(kind.mask(weight, *positions), shape)
 
     @staticmethod

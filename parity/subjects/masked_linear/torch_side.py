@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import maskedlinear_torch
 from maskedlinear_core import constructors
-from maskedlinear_torch import kinds
+from maskedlinear_torch import resolving
 from parity.engine.torch_world import DTYPES
 from parity.engine.torch_world import FRAMEWORK as FRAMEWORK
 from parity.engine.torch_world import devices as devices
@@ -58,7 +58,7 @@ class Parts:
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])
-        kind, positions = kinds.resolve(constructors.as_mask(mask), shape, weight.device)
+        kind, positions = resolving.resolve(constructors.as_mask(mask), shape, weight.device)
         return kind.mask(weight, *positions).expand(shape)
 
     @staticmethod
