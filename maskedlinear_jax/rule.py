@@ -194,6 +194,15 @@ def _rule(
     return precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _along(
+    precision: Precision, kind: Kind, shape: tuple[int, int], dtype: Any, arrays: Arrays, input: Array, d_learned: Array
+) -> Array:
+    # x V'^T as one program, as in _gradient; of the dtype of a constant matrix, None = the weight itself learns.
+    taken = kind.take(d_learned, *arrays) if dtype is None else d_learned.astype(dtype)
+    return precision.tangent(kind, arrays, input, taken, shape)
+
+
 @partial(_rule.defjvp, symbolic_zeros=True)
 def _tangent(precision: Precision, kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (input, learned, bias, bias_mask, frozen, arrays), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
@@ -203,8 +212,8 @@ def _tangent(precision: Precision, kind: Kind, primals: Any, tangents: Any) -> t
     if not _compat.is_symbolic_zero(d_input):
         terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, frozen)))
     if not _compat.is_symbolic_zero(d_learned):
-        taken = kind.take(d_learned, *arrays) if frozen is None else d_learned.astype(frozen.dtype)
-        terms.append(precision.tangent(kind, arrays, input, taken, shape))
+        dtype = None if frozen is None else frozen.dtype
+        terms.append(_along(precision, kind, shape, dtype, arrays, input, d_learned))
     if bias is not None and not _compat.is_symbolic_zero(d_bias):
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
         terms.append(precision.spread(d_bias, input))

@@ -37,7 +37,7 @@ ONLY_DEFINED_IN_ONE = {
     "rule.py": {
         # Each framework's form.
         "_Reverse", "_Rule", "_Plain", "_reverse", "_rule", "_forward", "_backward", "_tangent",
-        "_gradient",  # JAX compiles each operation of eager code by itself
+        "_gradient", "_along",  # JAX compiles each operation of eager code by itself
         "_Wanted",  # torch has ctx.needs_input_grad
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
         "_is_primal", "_shape", "_is_differentiated", "_gradients",  # inner workings of either form
