@@ -66,7 +66,7 @@ PAIRS = group(
                 "torch multiplies the gradient by 1/6 rounded to float32, in float64 as well: it is off "
                 "by 5e-9 there. In float32 the two agree."
             ),
-            where=[("*", "*")],
+            where=[("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.nn.functional.hardsigmoid", "jax.nn.hard_sigmoid"),
         ),
         entry("hard_swish", lambda x: F.hardswish(x), lambda x: jax.nn.hard_swish(x), matrix),

@@ -36,15 +36,18 @@ def entry(
         jax: As written in JAX.
         inputs: A function of a seed.
         why: The reason that they differ, if they do.
-        where: The cells in which they do: patterns of transform, of data, and of world if it is not those of JAX.
+        where: The cells in which they do: a pattern of transform, patterns of data with spaces between them, and a
+            pattern of world if it is not those of JAX. In each cell that these match the two must differ.
         docs: The names that both documentations have of it.
         **options: Other fields of `parity.Pair`.
     """
     known = [
-        {"transform": transform, "data": data, "world": world[0] if world else "jax-*", "reason": why}
+        {"transform": transform, "data": kind, "world": world[0] if world else "jax-*", "reason": why}
         for transform, data, *world in where
+        for kind in data.split()
     ]
-    note = f"{why} {EXAMPLES[name]} {' and '.join(map(address, docs))}" if why else ""
+    shown = " ".join(map(str, EXAMPLES[name])) if why else ""
+    note = f"{why} {shown} {' and '.join(map(address, docs))}" if why else ""
     return Pair(torch=torch, jax=jax, inputs=inputs, name=name, note=note, known=known or None, **options)
 
 

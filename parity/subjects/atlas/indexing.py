@@ -56,7 +56,7 @@ PAIRS = group(
                 "Tensor.repeat lays copies of the whole side by side, as tile does; jax.numpy.repeat "
                 "repeats each element, as torch.repeat_interleave does."
             ),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.Tensor.repeat", "jax.numpy.repeat"),
         ),
         entry("tile", lambda x: torch.tile(x, (2, 1)), lambda x: jnp.tile(x, (2, 1)), matrix),

@@ -36,7 +36,7 @@ PAIRS = group(
                 "torch computes the transpose of a convolution, which turns the kernel round; JAX does "
                 "not turn it unless transpose_kernel=True."
             ),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.nn.functional.conv_transpose1d", "jax.lax.conv_transpose"),
         ),
         entry(
@@ -69,7 +69,7 @@ PAIRS = group(
             lambda x: _resized(x, (4, 4), "bilinear"),
             IMAGE,
             why=("JAX smooths before it makes an image smaller (antialias=True), torch does not."),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.nn.functional.interpolate", "jax.image.resize"),
         ),
         entry(
@@ -84,7 +84,7 @@ PAIRS = group(
             lambda x: _resized(x, (9, 9), "bicubic"),
             IMAGE,
             why=("torch's cubic kernel has a = -0.75, JAX's, that of Keys, a = -0.5."),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.nn.functional.interpolate", "jax.image.resize"),
         ),
         entry(
@@ -96,7 +96,7 @@ PAIRS = group(
                 'torch\'s "nearest" takes floor(i * scale), JAX the element nearest to the middle of the '
                 'pixel, as torch\'s "nearest-exact" does.'
             ),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.nn.functional.interpolate", "jax.image.resize"),
         ),
         entry(
@@ -111,7 +111,7 @@ PAIRS = group(
             lambda x: x * jnp.hanning(6).astype(x.dtype),
             matrix,
             why=("torch.hann_window is periodic by default, for spectra; jax.numpy.hanning is symmetric, as NumPy's."),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.hann_window", "jax.numpy.hanning"),
         ),
         entry(

@@ -98,7 +98,7 @@ PAIRS = group(
                 "torch adds eps=1e-6 to each difference before the norm, optax to the sum of squares "
                 "under the root: 1e-7 apart for common numbers, and far for equal ones."
             ),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.nn.functional.triplet_margin_loss", "optax.losses.triplet_margin_loss"),
         ),
     ],

@@ -68,7 +68,7 @@ PAIRS = group(
                 "Of an even count torch returns the lower of the two in the middle, JAX their mean; the "
                 "gradient goes to one of them, or to both by half."
             ),
-            where=[("*", "*")],
+            where=[("forward", "random ties kinks"), ("vjp", "*"), ("jvp", "*"), ("gradient-per-copy", "*")],
             docs=("torch.median", "jax.numpy.median"),
         ),
         entry(
@@ -87,7 +87,7 @@ PAIRS = group(
                 "Among equal maxima torch gives the gradient to the one whose index it returns, JAX "
                 "shares it equally; torch.amax shares as well."
             ),
-            where=[("vjp", "*")],
+            where=[("vjp", "zeros ties kinks")],
             docs=("torch.max", "jax.numpy.max"),
         ),
         entry("amax", lambda x: torch.amax(x, -1), lambda x: jnp.max(x, -1), matrix),
@@ -114,7 +114,7 @@ PAIRS = group(
                 "Among equal maxima torch gives the gradient to the last one, whose index it returns, "
                 "JAX shares it between them."
             ),
-            where=[("vjp", "*")],
+            where=[("vjp", "zeros ties kinks")],
             docs=("torch.cummax", "jax.lax.cummax"),
         ),
     ],

@@ -23,7 +23,7 @@ PAIRS = group(
                 "Among equal numbers at the border torch takes another one than JAX, which takes the "
                 "first: the values are the same, the gradient goes elsewhere."
             ),
-            where=[("vjp", "*")],
+            where=[("vjp", "zeros ties kinks")],
             docs=("torch.topk", "jax.lax.top_k"),
         ),
         entry(
@@ -33,7 +33,7 @@ PAIRS = group(
             matrix,
             transforms=("forward",),
             why=("Among equal numbers torch may name another one than JAX, which names the first."),
-            where=[("forward", "*")],
+            where=[("forward", "zeros ties kinks")],
             docs=("torch.topk", "jax.lax.top_k"),
         ),
         entry(
@@ -51,7 +51,7 @@ PAIRS = group(
             matrix,
             transforms=("forward",),
             why=("Under jit JAX cannot tell how many numbers there will be, and raises unless size= says it."),
-            where=[("forward", "*", "jax-jit")],
+            where=[("forward", "random", "jax-jit")],
             docs=("torch.unique", "jax.numpy.unique"),
         ),
     ],

@@ -24,7 +24,7 @@ PAIRS = group(
                 "torch's by 2e-9. At 0 torch's gradient is infinite, and JAX's, which is its digamma, "
                 "NaN."
             ),
-            where=[("forward", "*"), ("vjp", "zeros"), ("vjp", "kinks")],
+            where=[("forward", "random ties"), ("vjp", "zeros kinks")],
             docs=("torch.special.gammaln", "jax.scipy.special.gammaln"),
         ),
         entry(
@@ -37,7 +37,13 @@ PAIRS = group(
                 "computes in float64 to some 1e-9 only, and at a pole as a huge number that is another "
                 "one in each dtype."
             ),
-            where=[("*", "*"), ("vjp", "kinks", "torch-eager")],
+            where=[
+                ("forward", "zeros kinks"),
+                ("vjp", "random ties kinks"),
+                ("jvp", "*"),
+                ("gradient-per-copy", "*"),
+                ("vjp", "kinks", "torch-eager"),
+            ],
             docs=("torch.special.digamma", "jax.scipy.special.digamma"),
         ),
         entry(
@@ -50,7 +56,7 @@ PAIRS = group(
                 "JAX), and at a pole as a huge number that is another one in each dtype; JAX gives "
                 "infinity or NaN there."
             ),
-            where=[("*", "*"), ("forward", "kinks", "torch-eager")],
+            where=[("forward", "random ties kinks"), ("vjp", "zeros kinks"), ("forward", "kinks", "torch-eager")],
             docs=("torch.special.polygamma", "jax.scipy.special.polygamma"),
         ),
         entry(
