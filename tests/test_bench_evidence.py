@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.bench import command, markdown, rows, targets, view
+from parity.bench import command, growth, markdown, rows, targets, view, worker
 from parity.bench.timing import Ratio
 
 FOLDER = Path(__file__).parent.parent / "parity" / "evidence"
@@ -14,9 +14,13 @@ RECORDED = json.loads((FOLDER / "bench-cpu.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("framework", rows.FRAMEWORKS)
-def test_the_rows_of_the_table_were_measured(framework):
+def test_all_of_the_plan_was_measured(framework):
     ran = {record["id"] for record in RECORDED["rows"]}
-    assert {markdown._id(framework, kind, form) for kind in rows.KINDS for form in ("masked", "packed")} <= ran
+    assert {markdown._id(framework, kind, form) for kind in rows.KINDS for form in worker.FORMS} <= ran
+    assert {f"{row.id}/{form}" for row in rows.plan(framework) for form in worker.FORMS} <= ran
+    grown = {curve["over"] for curve in RECORDED["growth"] if curve["framework"] == framework}
+    assert grown == {heat.over for heat in growth.heats(framework, quick=False)}
+    assert any(one["id"].startswith(f"{framework}/") for one in RECORDED["overhead"])
 
 
 def test_the_summary_is_that_of_the_figures():

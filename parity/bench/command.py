@@ -195,15 +195,17 @@ def _add(records: list[dict[str, Any]], one: dict[str, Any]) -> None:
 
 
 def _judge(found: dict[str, Any]) -> None:
+    # Of four digits, as nothing was measured more exactly: what is judged and shown is what is kept.
+    found.update(_rounded(found))
     verdicts = targets.judge(found["rows"], found["overhead"])
-    found["summary"], found["line"] = targets.summary(verdicts), targets.line(verdicts)
+    found["summary"], found["line"] = _rounded(targets.summary(verdicts)), targets.line(verdicts)
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
     _judge(found)
-    # Whole or not at all; four digits, as nothing was measured more exactly.
+    # Whole or not at all.
     part = path.with_name(path.name + ".tmp")
-    part.write_text(json.dumps(_rounded(found), indent=1) + "\n", "utf-8")
+    part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     os.replace(part, path)
 
 

@@ -17,8 +17,8 @@ TITLE = "Operators of torch and JAX, side by side"
 
 DESCRIPTION = (
     "Operators that torch and JAX both offer, with the arguments people write: forward, both modes and per copy, in "
-    "float32 and the float64 runs it is judged by, at random numbers, zeros, ties and kinks. Not in it unless asked for "
-    "(--transform, --data, --dtype): higher orders, infinities and NaN, subnormal and huge numbers, 16-bit dtypes."
+    "float32 and the float64 runs it is judged by, at random numbers, zeros, ties and kinks. Not in it unless asked "
+    "for by --transform, --data, --dtype: higher orders, infinities and NaN, subnormal and huge numbers, 16-bit dtypes."
 )
 
 USUAL = (
