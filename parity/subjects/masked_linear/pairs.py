@@ -96,11 +96,21 @@ def _problem(case: str, dtype: str, tier: str, seed: int, precision: str) -> Pro
 
 
 def _layer(framework: str, case: Case, precision: str, given: Layers) -> Deferred:
+    """Return the layer under test as the function of a pair: of input, weight, bias and bias mask, either None."""
+
     def make() -> Callable[..., Any]:
         side = world_of(framework)  # imported first: masks have the views of twins that are there when they are made
-        mask = case.build(case.shape)
-        positioned = lambda leaves: constructors.as_mask(mask).with_leaves(leaves)  # noqa: E731
-        return side.layer(mask, positioned, case.packed, given.get(framework), precision)
+        mask, tested = case.build(case.shape), given.get(framework) or side.SUBJECTS[case.packed]
+        chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
+
+        def function(
+            input: Any, weight: Any, bias: Any, bias_mask: Any, *, positions: Any = (), forward_mode: bool = False
+        ) -> Any:
+            theta = (input, weight) if bias is None else (input, weight, bias)
+            used = constructors.as_mask(mask).with_leaves(positions) if positions else mask
+            return tested(*theta, grad_mask=used, bias_mask=bias_mask, forward_mode=forward_mode, **chosen)
+
+        return function
 
     return Deferred(make)
 

@@ -138,31 +138,6 @@ class Parts:
         return Rule.apply(x, w, b, mask)
 
 
-def layer(
-    mask: Any, positioned: Callable[[Any], Any], packed: bool, subject: Callable[..., Any] | None, precision: str
-) -> Callable[..., Any]:
-    """Return the layer under test as the function of a pair: of input, weight, bias and bias mask, either None.
-
-    Args:
-        mask: What is passed as grad_mask.
-        positioned: Makes a mask of the same kind with other positions.
-        packed: Whether it is computed in packed form.
-        subject: The masked_linear under test; None = the twin's.
-        precision: "native" or "reproducible".
-    """
-    tested = subject or SUBJECTS[packed]
-    chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
-
-    def function(
-        input: Any, weight: Any, bias: Any, bias_mask: Any, *, positions: Any = (), forward_mode: bool = False
-    ) -> Any:
-        theta = (input, weight) if bias is None else (input, weight, bias)
-        used = positioned(positions) if positions else mask
-        return tested(*theta, grad_mask=used, bias_mask=bias_mask, forward_mode=forward_mode, **chosen)
-
-    return function
-
-
 def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = None) -> np.ndarray:
     """Return x w^T in float32, by the framework's own product or by the reproducible one."""
     left, right = torch.from_numpy(x), torch.from_numpy(w)
