@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 NAN, INF = float("nan"), float("inf")
 
-Of = Literal["value", "value under jit", "gradient", "gradient of the first number", "tangent along [1, 0]"]
+Of = Literal[
+    "value", "value under jit", "gradient", "gradient of the first number", "tangent along [1, 0]", "tangent along ones"
+]
 """The result itself; the derivative of its sum, or of its first number, by the first argument; a forward derivative,
-along the entry [1, 0] of the first argument."""
+along the entry [1, 0] of the first argument, or along all of it."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,11 @@ _FIRST = {
 }  # fmt: skip
 
 _FUSED_KERNEL = Example(
-    _TWO_HEADS, "raises NotImplementedError", 0.1966119332, "tangent along [1, 0]", said=_SAID, entry=(0, 0, 0, 0)
+    ([[[[1.0], [1.0]]]],) * 3,
+    "raises NotImplementedError",
+    [[[[0.0], [0.0]]]],
+    "tangent along ones",
+    said="q = k = v = 1",
 )
 
 _SECOND = {
