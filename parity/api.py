@@ -42,7 +42,7 @@ def compare(
 
     Raises:
         TypeError: An input is not of NumPy, or a function cannot be called.
-        ValueError: A name is not known, or nothing is floating.
+        ValueError: A name is not known, or there is no input.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, torch

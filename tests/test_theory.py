@@ -192,3 +192,15 @@ def test_the_grid_is_pairs_that_the_engine_judges(monkeypatch):
 
 def test_public_names():
     assert parity.compare_pair is compare_pair
+
+
+@pytest.mark.parametrize("wrong", [lambda n: {"output": -np.abs(n.theta[0])}, lambda n: {"output": n.theta[0] + np.inf}],
+                         ids=["negative", "infinite"])  # fmt: skip
+def test_a_majorant_that_would_let_anything_pass_is_refused(wrong):
+    """Of absolute values forgotten, or overflown: error over bound would be small whatever the error is."""
+    oracle = Oracle({"forward": lambda n: {"output": 2 * n.theta[0]}}, {"forward": wrong})
+    pair = Pair(lambda x: x * 3, lambda x: x * 3, (-np.ones(4),), "wrong", transforms=["forward"], dtypes=["float32"],
+                worlds=["torch-eager"], data=["random"], oracle=oracle)  # fmt: skip
+    (record,) = compare_pair(pair).cells
+    assert record.failed
+    assert "expected a majorant of shape (4,), finite and not negative" in record.reason

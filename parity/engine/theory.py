@@ -45,6 +45,17 @@ def assert_promised(
     return left
 
 
+def _assert_majorant(name: str, majorant: np.ndarray, answer: np.ndarray) -> None:
+    # One that is negative or infinite would let any error pass.
+    finite = np.isfinite(answer)
+    if majorant.shape != answer.shape or not (np.isfinite(majorant) | ~finite).all() or (majorant[finite] < 0).any():
+        text = (
+            f"{name}: expected a majorant of shape {answer.shape}, finite and not negative, got shape {majorant.shape}, "
+            f"least {np.min(majorant, initial=np.inf):.3g}; use the absolute values of the numbers (n.changed(np.abs))"
+        )
+        raise compare.Mismatch(Finding(name, (), np.nan, np.nan, np.inf, text))
+
+
 def _broadcast(name: str, got: np.ndarray, still: np.ndarray) -> np.ndarray:
     try:
         return np.broadcast_to(still, got.shape)
@@ -79,6 +90,7 @@ def assert_answered(
     stages = oracle.stages * (transform.order + 1)
     ratios = {}
     for name, got in outputs.items():
+        _assert_majorant(name, np.asarray(majorants[name]), np.asarray(want[name]))
         bound = bounds.error_bound(majorants[name], dtype, terms=terms, stages=stages)
         compare.assert_within(name, got, want[name], bound)
         ratios[name] = compare.error_ratio(got, want[name], bound)
