@@ -50,8 +50,8 @@ def _assert_majorant(name: str, majorant: np.ndarray, answer: np.ndarray) -> Non
     finite = np.isfinite(answer)
     if majorant.shape != answer.shape or not (np.isfinite(majorant) | ~finite).all() or (majorant[finite] < 0).any():
         text = (
-            f"{name}: expected a majorant of shape {answer.shape}, finite and not negative, got shape "
-            f"{majorant.shape}, least {np.min(majorant, initial=np.inf):.3g}; use the absolute values of the numbers (n.changed(np.abs))"
+            f"{name}: expected a majorant of shape {answer.shape}, finite and not negative, got shape {majorant.shape} "
+            f"from {np.min(majorant, initial=np.inf):.3g}; take absolute values of the numbers (n.changed(np.abs))"
         )
         raise compare.Mismatch(Finding(name, (), np.nan, np.nan, np.inf, text))
 
