@@ -113,6 +113,7 @@ class Index:
 
     def __setstate__(self, state: tuple[Any, int | None]) -> None:
         values, length = state
+        values = values.copy() if isinstance(values, np.ndarray) else values  # read-only or not, by how it was pickled
         seen = views(values) if isinstance(values, np.ndarray) else {}
         for name, value in (("values", values), ("length", length), ("views", seen)):
             object.__setattr__(self, name, value)

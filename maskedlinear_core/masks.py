@@ -362,7 +362,8 @@ class Elements(Mask):
         return {"array": self.array}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.array = state["array"]
+        array = state["array"]  # read-only or not, by how it was pickled
+        self.array = array.copy() if isinstance(array, np.ndarray) else array
         self.views = views(self.array) if isinstance(self.array, np.ndarray) else {}
 
     def __repr__(self) -> str:

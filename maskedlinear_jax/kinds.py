@@ -394,9 +394,16 @@ def _divided(numbers: Array, size: int) -> tuple[Array, Array]:
     return jax.lax.div(numbers, divisor), jax.lax.rem(numbers, divisor)
 
 
+TURNED = 2**16
+"""From so many numbers on a transpose is written out."""
+
+
 def _turned(array: Array) -> Array:
-    # XLA on CPU contracts the first axes of two float64 matrices at half the speed: the transpose is written out.
-    return jax.lax.optimization_barrier(array.T) if array.dtype == jnp.float64 else array.T
+    # XLA on CPU contracts the first axes of two large float64 matrices at half the speed: the transpose is written out.
+    # Not of small ones, for which there is nothing to gain and whose product, under vmap, can end the process (XLA
+    # looks for another layout there).
+    is_large = all(isinstance(size, int) for size in array.shape) and array.size >= TURNED
+    return jax.lax.optimization_barrier(array.T) if array.dtype == jnp.float64 and is_large else array.T
 
 
 def _wide(array: Array) -> Array:

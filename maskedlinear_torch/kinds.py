@@ -323,7 +323,7 @@ class Entries:
         for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
             part = g[start : start + height] @ kept
             local = flat_positions[first:last] - start * self.in_features
-            torch.index_select(part.reshape(part.numel()), 0, local, out=values[first:last])
+            values[first:last] = part.reshape(part.numel()).index_select(0, local)  # in autocast of another dtype
         return values
 
     def _part(self, values: Tensor, flat_positions: Tensor, start: int, stop: int) -> Tensor:
@@ -444,7 +444,7 @@ def _in_pieces(g: Tensor) -> bool:
         and g.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         and not (_compat.in_transform() or _compat.in_dispatch_mode() or _compat.is_distributed(g))
-        and not torch.is_grad_enabled()
+        and not (torch.is_grad_enabled() or _compat.is_batched_by_autograd(g))
     )
 
 

@@ -77,7 +77,7 @@ def test_no_one_writes_into_a_mask():
     mask = elements(array)
     with pytest.raises(ValueError, match="read-only"):
         mask.array[0, 1] = True
-    again = pickle.loads(pickle.dumps(mask))
+    again = pickle.loads(pickle.dumps(mask, protocol=5))
     with pytest.raises(ValueError, match="read-only"):
         again.array[0, 1] = True
     with pytest.raises(ValueError, match="read-only"):

@@ -1,5 +1,9 @@
 """What only JAX has: ahead-of-time lowering, forward_mode, sharding, NumPy arguments (S5)."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -104,3 +108,21 @@ def test_traced_positions_out_of_range_train_nothing():
     """Under jit a position cannot raise: it is dropped, and nothing else begins to train."""
     seen = jax.jit(lambda i: gradient(W, columns(i)))(jnp.array([1, 6, -7, 100]))
     np.testing.assert_array_equal(seen, gradient(W, columns([1])))
+
+
+PENALTY = """
+import jax, jax.numpy as jnp
+jax.config.update("jax_enable_x64", True)
+from maskedlinear_jax import columns, masked_linear
+mask, w, xs = columns([0, 1, 2]), jnp.ones((6, 8)), jnp.ones((2, 5, 8))
+value = lambda w, x: jnp.sin(masked_linear(x, w, grad_mask=mask)).sum()
+penalty = lambda w, x: (jax.grad(value)(w, x) ** 2).sum()
+print(jax.vmap(jax.grad(penalty, 1), (None, 0))(w, xs).shape)
+"""
+
+
+def test_per_sample_penalty_of_a_small_float64_layer_does_not_end_the_process():
+    """XLA aborts over the layout of a small product behind an optimization barrier, under vmap."""
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", PENALTY], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "(2, 5, 8)", done.stderr[-500:]

@@ -393,3 +393,23 @@ def test_values_dtype_is_checked():
             twin.PackedLinear(I, O, grad_mask=rows([0]), seed=0, values_dtype=half)
         with pytest.raises(TypeError, match=r"expected values_dtype bfloat16 or float32 over a weight of bfloat16"):
             twin.PackedLinear(I, O, grad_mask=rows([0]), seed=0, dtype=half, values_dtype=double)
+
+
+MANY = np.random.default_rng(0).random((600, 1200)) < 0.01
+
+
+@pytest.mark.parametrize("how", ["batched", "autocast"])
+def test_elements_by_pieces_of_a_large_weight_in_torch(how):
+    """A batch of cotangents, and a backward inside of autocast: neither is written into memory of another kind."""
+    w, x = torch.randn(MANY.shape), torch.randn(30, 1200)
+    values = mt.pack(w, grad_mask=mt.elements(MANY)).requires_grad_()
+    y = mt.packed_linear(x, w, values, grad_mask=mt.elements(MANY))
+    g = torch.randn(2, *y.shape)
+    want = torch.stack([(one.t() @ x)[torch.from_numpy(MANY)] for one in g])
+    if how == "batched":
+        got, bound = torch.autograd.grad(y, values, g, is_grads_batched=True)[0], 2.0**-18
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            got = torch.stack([torch.autograd.grad(y, values, one, retain_graph=True)[0] for one in g])
+        bound = 2.0**-6  # operands in bfloat16
+    assert ((got - want).abs() <= bound * (1 + want.abs().max())).all()
