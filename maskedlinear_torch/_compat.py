@@ -56,6 +56,7 @@ class _Primal(torch.autograd.Function):
 
 def in_transform() -> bool:
     """Tell whether anything but ordinary reverse mode may be differentiating or batching."""
+    # Both questions of above, in one call: this is asked several times in each step.
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -440,11 +440,10 @@ def _in_pieces(g: Tensor) -> bool:
     # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: in plain eager code, where
     # the batch is a number and partial sums are not rounded to 16 bits.
     return (
-        g.device.type == "cpu"
+        g.is_cpu
         and g.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-        and not (_compat.in_transform() or _compat.in_dispatch_mode() or _compat.is_distributed(g))
-        and not (torch.is_grad_enabled() or _compat.is_batched_by_autograd(g))
+        and _is_plain(g)
+        and not (torch.compiler.is_compiling() or _compat.in_dispatch_mode())
     )
 
 

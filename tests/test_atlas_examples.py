@@ -67,6 +67,7 @@ def assert_said(got, said, example):
         assert isinstance(got, str), got
         assert got == said
     else:
+        assert np.shape(got) == np.shape(said)
         np.testing.assert_allclose(got, said, rtol=DIGITS[example.dtype], atol=1e-10, equal_nan=True)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import maskedlinear_jax
 import parity
 from parity import Exact, Numbers, Oracle, Pair, Transform, compare_pair
 from parity.engine import transforms as shared
@@ -84,6 +85,11 @@ PAIR = Pair(
 )
 
 
+def only(*transforms):
+    """Return what leaves a pair the cells of some of its transforms."""
+    return {"runs": lambda cell: cell.transform in transforms}
+
+
 def failures(pair):
     return [(cell.world, cell.transform, cell.data) for cell in compare_pair(pair).cells if cell.failed]
 
@@ -130,8 +136,7 @@ def test_one_ulp_is_rejected_where_data_is_exact_and_is_rounding_elsewhere():
 
 @pytest.mark.parametrize("transform", ["vjp", "twice"])
 def test_an_answer_without_a_majorant_judges_the_meaning(transform):
-    asked = [one for one in PAIR.transforms if getattr(one, "name", one) == transform]
-    some = replace(PAIR, oracle=Oracle(ANSWERS), exact=None, transforms=asked, data=["random"])
+    some = replace(PAIR, oracle=Oracle(ANSWERS), exact=None, data=["random"], **only(transform))
     assert failures(some) == []
     other = {transform: lambda n: {name: 1.001 * value for name, value in ANSWERS[transform](n).items()}}
     wrong = compare_pair(replace(some, oracle=Oracle(other))).cells
@@ -163,7 +168,7 @@ def broken(*_):
 )  # fmt: skip
 def test_a_listed_error_must_be_raised(torch_function, error, verdict, failed):
     known = [{"world": "torch-eager", "error": error, "reason": "the kernel is missing"}]
-    chosen = replace(PAIR, torch=torch_function, transforms=["forward"], data=["integers"], known=known)
+    chosen = replace(PAIR, torch=torch_function, data=["integers"], known=known, **only("forward"))
     (record,) = [cell for cell in compare_pair(chosen).cells if cell.world == "torch-eager"]
     assert (record.verdict, record.failed) == (verdict, failed)
 
@@ -209,3 +214,108 @@ def test_a_majorant_that_would_let_anything_pass_is_refused(wrong):
     (record,) = compare_pair(pair).cells
     assert record.failed
     assert "expected a majorant of shape (4,), finite and not negative" in record.reason
+
+
+def test_a_result_of_another_dtype_is_rejected_where_theory_judges():
+    """As without an oracle: a layer that promotes bfloat16 gives good numbers."""
+    chosen = replace(PAIR, dtypes=["bfloat16"], exact=None, data=["random"], **only("forward"))
+    assert failures(chosen) == []
+    promoted = replace(chosen, jax=lambda x, s: jax_scale(x, s).astype("float32"))
+    (record,) = [record for record in compare_pair(promoted).cells if record.failed]
+    assert record.reason == "output: jax-jit returns float32, torch-eager bfloat16"
+
+
+def test_the_grid_rejects_a_twin_that_promotes():
+    def promotes(*theta, **keywords):
+        return maskedlinear_jax.masked_linear(*theta, **keywords).astype("float32")
+
+    cells = grid.plan(cases=["columns"], transforms=["forward"], dtypes=["bfloat16"], worlds=["torch-eager", "jax-jit"])
+    records = {record.cell.world: record for record in grid.run(cells, subjects={"jax": promotes})}
+    assert not records["torch-eager"].failed
+    assert records["jax-jit"].reason == "output: jax-jit returns float32, torch-eager bfloat16"
+
+
+def test_a_transform_of_ones_own_that_raises_everywhere_fails():
+    """A program with a mistake in it is no operator that both frameworks refuse."""
+    mistaken = Transform("mistaken", 0, lambda ops, f, a: {"output": a["nope"]})
+    chosen = replace(PAIR, oracle=None, exact=None, transforms=[mistaken], data=["random"])
+    assert failures(chosen) == [("torch-eager", "mistaken", "random"), ("jax-jit", "mistaken", "random")]
+
+
+def raises(*_):
+    raise LookupError("no such table")
+
+
+def tenths(*_):
+    return Numbers.of((np.full((4, 3), 0.1), np.ones(3)), ("x", "s"))
+
+
+RAISES = Oracle({"forward": raises})
+NO_DICT = Oracle({"forward": lambda n: n.theta[0]}, {"forward": raises})
+NOTHING = Oracle({"forward": ANSWERS["forward"]}, {"forward": lambda n: {}})
+SAME = replace(shared.get("forward"), same={"output": ("other", "so")})
+NOT_EXACT = {"data": ["random"], "exact": None}
+
+# what the pair brings instead, and what the cell says
+FAULTS = {
+    "answer": ({"oracle": RAISES}, "the oracle's answer for forward raised LookupError: no such table"),
+    "answer, without a majorant": (
+        {"oracle": RAISES, **NOT_EXACT},
+        "the oracle's answer for forward raised LookupError",
+    ),
+    "answer that is no dict": ({"oracle": NO_DICT}, "expected a dict of arrays by name of output, got ndarray"),
+    "function": ({"oracle": raises, **NOT_EXACT}, "the oracle raised LookupError: no such table"),
+    "majorant of nothing": (
+        {"oracle": NOTHING, **NOT_EXACT},
+        "majorant for forward is of ; its answer",
+    ),
+    "terms": (
+        {"oracle": replace(PAIR.oracle, terms=raises), **NOT_EXACT},
+        "oracle's terms raised LookupError",
+    ),
+    "frozen": ({"frozen": raises}, "frozen raised LookupError: no such table"),
+    "numbers": ({"numbers": raises}, "numbers raised LookupError: no such table"),
+    "numbers that are none": ({"numbers": lambda *_: (1, 2)}, "numbers: expected Numbers or None, got tuple"),
+    "no numbers": ({"numbers": lambda *_: None}, "the pair's own kind of data 'integers', got None"),
+    "numbers of no dtype": ({"numbers": tenths}, "numbers: expected values that float32 holds, got others"),
+    "same": ({"transforms": [SAME, *PAIR.transforms[1:]]}, "forward: expected the outputs output and other (same)"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), FAULTS.values(), ids=FAULTS)
+def test_what_a_pair_brings_and_does_not_work_fails_the_cell_in_words(changes, says):
+    cells = compare_pair(replace(PAIR, **({"data": ["integers"], **only("forward")} | changes))).cells
+    assert [(cell.verdict, cell.failed) for cell in cells] == [("differs", True)] * 2
+    assert all(says in cell.reason for cell in cells), [cell.reason for cell in cells]
+
+
+UNKNOWN = [{"transform": "vpj", "reason": "so"}]
+
+WRONG = {
+    "no answers": (lambda: Oracle({}), ValueError, "answers: expected one for at least one transform, got none"),
+    "no functions": (lambda: Oracle({"vjp": 3}), TypeError, "answers: expected a dict of functions"),
+    "majorant alone": (lambda: Oracle({"vjp": abs}, {"jvp": abs}), ValueError, "majorants: .* have an answer, got jvp"),
+    "terms": (lambda: Oracle({"vjp": abs}, terms=5), TypeError, "terms: expected a function of the numbers, got int"),
+    "exact": (lambda: replace(PAIR, exact={"integers": True}), TypeError, "exact: expected a dict of Exact by kind"),
+    "frozen": (lambda: replace(PAIR, frozen={"by s": [True]}), TypeError, "frozen: expected bool arrays by name of"),
+    "frozen by nothing": (
+        lambda: replace(PAIR, numbers=None, frozen={"by S": FROZEN}), ValueError,
+        "frozen: 'by S': by: expected some of x, s, got 'S'",
+    ),
+    "a name twice": (lambda: replace(PAIR, transforms=["vjp", shared.get("vjp")]), ValueError, "once, got vjp again"),
+    "answer to no transform": (
+        lambda: compare_pair(replace(PAIR, oracle=Oracle({"vpj": abs}))), ValueError, "oracle: .* did you mean 'vjp'",
+    ),
+    "exact kind that is none": (
+        lambda: compare_pair(replace(PAIR, exact={"integer": Exact()})), ValueError, "did you mean 'integers'",
+    ),
+    "known of no transform": (
+        lambda: compare_pair(replace(PAIR, known=UNKNOWN)), ValueError, "known: transform: .* did you mean 'vjp'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "says"), WRONG.values(), ids=WRONG)
+def test_a_promise_that_says_nothing_is_refused_at_the_call(call, kind, says):
+    with pytest.raises(kind, match=says):
+        call()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from parity.engine import trees
+from parity.engine.faults import Fault
 from parity.engine.pairs import Pair, is_float
 
 KINKS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, -6.0)
@@ -64,6 +65,8 @@ def kinds(pair: Pair) -> tuple[str, ...]:
 
 def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     """Return the arguments of a pair: floats as float64 of values that the dtype holds, the others as they are."""
+    if kind not in KINDS:
+        raise Fault(f"numbers: expected Numbers for the pair's own kind of data {kind!r}, got None")
     arguments = pair.make(seed)
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(f"{pair.name}/{kind}".encode()), seed]))
     first = next((leaf.shape for _, leaf in trees.leaves(arguments) if is_float(leaf)), None)

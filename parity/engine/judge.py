@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from parity.engine import compare, sensitivity
@@ -25,9 +27,14 @@ def assert_same_outputs(got: Outputs, want: Outputs, left: str = "jax", right: s
         raise Mismatch(Finding("structure", (), np.nan, np.nan, np.inf, text))
     for name, value in got.values.items():
         compare.assert_same_shape(name, value, want.values[name])
-    for name, dtype in got.dtypes.items():
-        if _kind(dtype) != _kind(want.dtypes.get(name, dtype)):
-            text = f"{name}: {left} returns {dtype}, {right} {want.dtypes[name]}"
+    assert_same_dtypes(got.dtypes, want.dtypes, left, right)
+
+
+def assert_same_dtypes(got: Mapping[str, str], want: Mapping[str, str], left: str, right: str) -> None:
+    """Raise unless outputs that both have are of the same dtype."""
+    for name, dtype in got.items():
+        if _kind(dtype) != _kind(want.get(name, dtype)):
+            text = f"{name}: {left} returns {dtype}, {right} {want[name]}"
             raise Mismatch(Finding(name, (), np.nan, np.nan, np.inf, text))
 
 

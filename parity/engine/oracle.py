@@ -32,6 +32,10 @@ class Oracle:
         terms: The length of the longest chain of sums; None for the size of the largest input.
         stages: How often a result is stored on its way, per order of derivative and once more.
 
+    Raises:
+        TypeError: Something is no function where one is expected.
+        ValueError: There is no answer, or a majorant of a transform that has none.
+
     Example:
         >>> square = Oracle({"vjp": lambda n: {"by x": 2 * n.theta[0] * n.cotangents[0]}})
         >>> square.answers["vjp"](Numbers(((),), (np.ones(1),), ("x",), (0,), (np.array([3.0]),)))
@@ -42,6 +46,18 @@ class Oracle:
     majorants: Mapping[str, Answer] = field(default_factory=dict)
     terms: Callable[[Numbers], int] | None = None
     stages: int = STAGES
+
+    def __post_init__(self) -> None:
+        for what, given in (("answers", self.answers), ("majorants", self.majorants)):
+            if not (isinstance(given, Mapping) and all(map(callable, given.values()))):
+                raise TypeError(f"{what}: expected a dict of functions by name of transform, got {given!r:.80}")
+        if not self.answers:
+            raise ValueError("answers: expected one for at least one transform, got none")
+        alone = sorted(set(self.majorants) - set(self.answers))
+        if alone:
+            raise ValueError(f"majorants: expected those of transforms that have an answer, got {', '.join(alone)}")
+        if not (self.terms is None or callable(self.terms)):
+            raise TypeError(f"terms: expected a function of the numbers, got {type(self.terms).__name__}")
 
 
 @dataclass(frozen=True)

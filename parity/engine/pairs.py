@@ -12,6 +12,7 @@ import numpy as np
 
 from parity.engine import transforms, trees
 from parity.engine.calls import Numbers
+from parity.engine.faults import ask
 from parity.engine.known import PATTERNS, matches
 from parity.engine.oracle import Exact, Oracle
 from parity.engine.records import Cell
@@ -69,7 +70,7 @@ class Pair:
         frozen: Which entries of an output must be +0.0 bit for bit: bool arrays by name of output, or a function of
             the transform, the output and the numbers that returns one, or None for no entry.
         numbers: Makes the `Numbers` for a kind of data, a dtype (whose values they must be) and a seed; what it leaves
-            out is drawn, and where it returns None, all is.
+            out is drawn. For a kind of `parity.engine.data` it may return None: then all is.
         runs: Which cells there are of all that could be; None for the usual ones.
         compiler: Options of the compiled worlds for a cell: `backend` and others of torch.compile, or
             `compiler_options` and others of jax.jit.
@@ -78,8 +79,9 @@ class Pair:
             pair before serves this one. None where it serves the pair alone.
 
     Raises:
-        TypeError: A function cannot be called, or an input is not of NumPy.
-        ValueError: There is no input, an entry of `known` has no reason, or an exact kind no oracle.
+        TypeError: A function cannot be called, an input is not of NumPy, or what is promised is of another type.
+        ValueError: There is no input, an entry of `known` has no reason, an exact kind no oracle, a frozen output is
+            by something that is no argument, or two transforms have one name.
 
     Example:
         >>> Pair(torch=abs, jax=abs, inputs=(np.ones(3),), name="abs").make(0)[0].shape
@@ -127,7 +129,31 @@ class Pair:
                     f"known: expected dicts of {', '.join(PATTERNS)} (patterns) and reason, got one with {problem}: "
                     f"{dict(entry)}"
                 )
+        self._check_promises()
         self.make(0)
+
+    def _check_promises(self) -> None:
+        if not (self.exact is None or _is_dict_of(self.exact, Exact)):
+            raise TypeError(f"exact: expected a dict of Exact by kind of data, got {self.exact!r:.80}")
+        names = self.transform_names or ()
+        twice = [] if isinstance(names, str) else sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            raise ValueError(f"transforms: expected each name once, got {', '.join(twice)} again")
+        if self.frozen is None or callable(self.frozen):
+            return
+        if not _is_dict_of(self.frozen, np.ndarray):
+            raise TypeError(f"frozen: expected bool arrays by name of output, or a function, got {self.frozen!r:.80}")
+        if self.numbers is None:  # which may give the arguments other names
+            known = Numbers.of(self.make(0), self.names()).names
+            for output in self.frozen:
+                # "by x", "output by x", "by x by y"
+                for name in f" {output}".split(" by ")[1:]:
+                    if name not in known:
+                        _unknown(f"frozen: {output!r}: by", name, known)
+
+    def brings(self, transform: str) -> bool:
+        """Return whether a transform is of the pair's own."""
+        return any(isinstance(one, Transform) and one.name == transform for one in self.transforms or ())
 
     def make(self, seed: int) -> tuple[Any, ...]:
         """Return the arguments for a seed, checked."""
@@ -174,7 +200,7 @@ class Pair:
     def frozen_in(self, transform: str, output: str, numbers: Numbers) -> np.ndarray | None:
         """Return which entries of an output must be +0.0, or None."""
         if callable(self.frozen):
-            return self.frozen(transform, output, numbers)
+            return ask("frozen", self.frozen, transform, output, numbers)
         return None if self.frozen is None else self.frozen.get(output)
 
     def listed(self, cell: Cell) -> Mapping[str, Any] | None:
@@ -192,6 +218,10 @@ class Pair:
         except (TypeError, ValueError):
             parameters = []
         return tuple(parameters[i] if i < len(parameters) else f"input{i}" for i in range(count))
+
+
+def _is_dict_of(value: Any, kind: type) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, kind) for one in value.values())
 
 
 def check_names(what: str, given: Sequence[str] | None, known: Sequence[str]) -> None:

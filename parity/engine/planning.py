@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parity.engine import data, transforms, trees
+from parity.engine.oracle import Oracle
 from parity.engine.pairs import Pair, check_names, is_float
 from parity.engine.records import DEVICES, DTYPES, WORLDS, Cell
 
@@ -58,6 +59,13 @@ def plan(
     }
     for what, (given, known) in chosen.items():
         check_names(what, given, known)
+    if isinstance(pair.oracle, Oracle):
+        check_names("oracle", tuple(pair.oracle.answers), offered)
+    check_names("exact", tuple(pair.exact or ()), _kinds(pair))
+    for entry in pair.known or ():
+        for name, names in (("transform", offered), ("world", WORLDS), ("dtype", DTYPES), ("data", _kinds(pair))):
+            if not set("*?[") & set(entry.get(name, "*")):
+                check_names(f"known: {name}", [entry[name]], names)
     asked, _ = chosen["transforms"]
     kinds = chosen["data"][0] or _data.kinds(pair)
     used = chosen["dtypes"][0] or DEFAULT_DTYPES

@@ -23,6 +23,7 @@ from parity.engine import compare, diagnosis, judge, outcomes, theory, trees
 from parity.engine.bounds import UNIT
 from parity.engine.calls import Failure, Numbers, Outputs
 from parity.engine.evidence import Evidence
+from parity.engine.faults import Fault, ask, ask_tree
 from parity.engine.known import matches
 from parity.engine.known import settle as settle
 from parity.engine.oracle import Oracle
@@ -54,6 +55,7 @@ class Runner(Runs, outcomes.Runner):
         super().__init__(pair, seed)
         self._against_oracle: set[str] = set()
         self._errors: dict[tuple[str, ...], Error] = {}
+        self._dtypes: dict[tuple[str, ...], Mapping[str, str]] = {}
 
     def record(self, cell: Cell) -> Record:
         """Run one cell."""
@@ -66,7 +68,10 @@ class Runner(Runs, outcomes.Runner):
         """Return the outcome with what the pair says of it, and a hash of what went in."""
         known = next((entry for entry in self.pair.known or () if matches(entry, cell)), None)
         clause = self.pair.transform(cell.transform).clause
-        outcome = replace(outcome, inputs_sha256=self.sha256(cell), clause=clause)
+        try:
+            outcome = replace(outcome, inputs_sha256=self.sha256(cell), clause=clause)
+        except Fault:  # there are no inputs, and the outcome says so
+            return replace(outcome, clause=clause)
         if (
             known is None
             or self.pair.listed(cell) is not None
@@ -77,7 +82,10 @@ class Runner(Runs, outcomes.Runner):
 
     def outcome(self, cell: Cell) -> Outcome:
         """Judge one cell, and say why if it differs."""
-        return self._once(("outcome", cell.id), lambda: self._outcome(cell))
+        try:
+            return self._once(("outcome", cell.id), lambda: self._outcome(cell))
+        except Fault as fault:
+            return Outcome("differs", str(fault))
 
     def _outcome(self, cell: Cell) -> Outcome:
         framework = cell.world.split("-")[0]
@@ -113,8 +121,12 @@ class Runner(Runs, outcomes.Runner):
             return Outcome("unsupported", numbers.text)
         assert isinstance(self.pair.oracle, Oracle)
         transform, exact = self.pair.transform(cell.transform), (self.pair.exact or {}).get(cell.data)
+        key = (cell.dtype, cell.transform, cell.device, cell.data)
+        if cell.world == EAGER["torch"]:
+            self._dtypes[key] = own.dtypes
         try:
             outputs = self._promised(own, cell.transform, numbers)
+            judge.assert_same_dtypes(own.dtypes, self._dtypes.get(key, {}), cell.world, EAGER["torch"])
             error = theory.assert_answered(outputs, self.pair.oracle, transform, numbers, cell.dtype, exact)
         except compare.Mismatch as mismatch:
             return Outcome("differs", str(mismatch), finding=mismatch.finding)
@@ -124,7 +136,6 @@ class Runner(Runs, outcomes.Runner):
         # Not in float64: there the oracle errs as much, and in the same way as the framework whose BLAS NumPy shares.
         if cell.dtype == "float64":
             return found
-        key = (cell.dtype, cell.transform, cell.device, cell.data)
         if cell.world == EAGER["torch"]:
             self._errors[key] = error
         if cell.world.startswith("torch") or key not in self._errors:
@@ -211,7 +222,8 @@ class Runner(Runs, outcomes.Runner):
         own64 = own if cell.dtype == "float64" else ran(EAGER[framework], "float64")
         twin64 = ran(EAGER[other], "float64")
         if isinstance(own, Failure):
-            alike = isinstance(twin, Failure)
+            # A transform of the pair's own is meant to run: raised in both worlds, its program is wrong.
+            alike = isinstance(twin, Failure) and not self.pair.brings(cell.transform)
             return Outcome("unsupported", f"{own.text} ({other} raises as well)" if alike else own.text, alike=alike)
         if isinstance(own64, Failure):
             return Outcome("unsupported", f"in float64, {own64.text}")
@@ -315,10 +327,12 @@ class Runner(Runs, outcomes.Runner):
             if isinstance(oracle, Oracle):
                 numbers = self.numbers(cell.data, cell.dtype, framework, cell.device)
                 assert isinstance(numbers, Numbers)
-                right = dict(oracle.answers[cell.transform](numbers))
+                what = f"the oracle's answer for {cell.transform}"
+                right = dict(ask_tree(what, oracle.answers[cell.transform], numbers))
             else:
                 assert oracle is not None
-                right = dict(trees.leaves(oracle(*self.arguments(cell.data, cell.dtype)), "output"))
+                found = ask("the oracle", oracle, *self.arguments(cell.data, cell.dtype))
+                right = dict(trees.leaves(found, "output"))
         values = {
             name: np.asarray(leaf, np.float64) if np.asarray(leaf).dtype.kind == "f" else np.asarray(leaf)
             for name, leaf in right.items()

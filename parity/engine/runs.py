@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from parity.engine import data, sensitivity, transforms, trees
 from parity.engine.bounds import UNIT
 from parity.engine.calls import Call, Failure, Numbers, Outputs
+from parity.engine.faults import Fault, ask
 from parity.engine.pairs import Deferred, Pair
 from parity.engine.records import Cell
 from parity.engine.transforms import Transform
@@ -53,7 +54,23 @@ class Runs:
     def _own(self, kind: str, dtype: str) -> Numbers | None:
         """Return the numbers that the pair makes itself, as far as it does."""
         made = self.pair.numbers
-        return None if made is None else self._once(("own", kind, dtype), lambda: made(kind, dtype, self.seed))
+        return None if made is None else self._once(("own", kind, dtype), lambda: self._made(made, kind, dtype))
+
+    def _made(self, made: Callable[..., Any], kind: str, dtype: str) -> Numbers | None:
+        found = ask("numbers", made, kind, dtype, self.seed)
+        if not (found is None or isinstance(found, Numbers)):
+            raise Fault(f"numbers: expected Numbers or None, got {type(found).__name__}")
+
+        def check(leaf: np.ndarray) -> np.ndarray:
+            if not np.array_equal(leaf, data.rounded(leaf, dtype), equal_nan=True):
+                raise Fault(
+                    f"numbers: expected values that {dtype} holds, got others; round them (parity.engine.data.rounded)"
+                )
+            return leaf
+
+        if found is not None:
+            found.changed(check)
+        return found
 
     def sha256(self, cell: Cell) -> str:
         """Return a hash of the numbers that go into a cell."""
@@ -94,6 +111,8 @@ class Runs:
         shared = transforms.get("forward")
         try:
             return self._called(EAGER[framework], device, "float64", shared, self.plain(kind, dtype), {}, {})
+        except Fault:
+            raise
         except Exception as error:
             # As in _outputs.
             return _failure(error)
@@ -129,6 +148,8 @@ class Runs:
         compiler = self._compiler(self.pair.cell(self.pair.name, self.pair.group, inputs, name, world, device, kind))
         try:
             return self._called(world, device, dtype, transform, numbers, compiler, self._kept[framework])
+        except Fault:
+            raise
         except Exception as error:
             # Whatever a framework or the user's function raises is the cell's result, and the run goes on.
             return _failure(error)
@@ -149,12 +170,12 @@ class Runs:
 
     def _of_form(self, framework: str, cell: Cell, compiler: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was compiled for the cell before, where it was of a pair of the same form; else nothing."""
-        if self.pair.form is None:
+        if self.pair.form is None or cell.world in EAGER.values():
             return {}
         key = (self.pair.form, cell.world, cell.transform, cell.dtype, cell.device, str(compiler))
-        if cell.world not in EAGER.values() and (framework not in _last or _last[framework][0] != key):
+        if framework not in _last or _last[framework][0] != key:
             _last[framework] = (key, {})
-        return {} if cell.world in EAGER.values() else _last[framework][1]
+        return _last[framework][1]
 
     def _compiler(self, cell: Cell) -> Mapping[str, Any]:
         return {} if self.pair.compiler is None else self.pair.compiler(cell)
@@ -163,6 +184,8 @@ class Runs:
         """Run a cell's program once and return what it gives, or what it raises."""
         try:
             return self.compute(cell)
+        except Fault:
+            raise
         except Exception as error:
             # As in _outputs.
             return _failure(error)

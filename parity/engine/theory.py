@@ -12,6 +12,7 @@ import numpy as np
 
 from parity.engine import bounds, compare
 from parity.engine.calls import Numbers
+from parity.engine.faults import Fault, ask, ask_tree
 from parity.engine.judge import histogram
 from parity.engine.oracle import Exact, Oracle
 from parity.engine.outcomes import Error
@@ -34,6 +35,8 @@ def assert_promised(
     """
     left = dict(outputs)
     for name, (reference, why) in transform.same.items():
+        if not {name, reference} <= set(left):
+            raise Fault(f"{transform.name}: expected the outputs {name} and {reference} (same), got {', '.join(left)}")
         compare.assert_same_bits(name, left[name], left.pop(reference), why)
     for name, got in left.items():
         still = frozen(name)
@@ -53,7 +56,7 @@ def _assert_majorant(name: str, majorant: np.ndarray, answer: np.ndarray) -> Non
             f"{name}: expected a majorant of shape {answer.shape}, finite and not negative, got shape {majorant.shape} "
             f"from {np.min(majorant, initial=np.inf):.3g}; take absolute values of the numbers (n.changed(np.abs))"
         )
-        raise compare.Mismatch(Finding(name, (), np.nan, np.nan, np.inf, text))
+        raise Fault(text)
 
 
 def _broadcast(name: str, got: np.ndarray, still: np.ndarray) -> np.ndarray:
@@ -73,24 +76,28 @@ def assert_answered(
     Returns:
         None where bits were compared, else the error over its bound.
     """
-    want = oracle.answers[transform.name](numbers)
+    want = ask_tree(f"the oracle's answer for {transform.name}", oracle.answers[transform.name], numbers)
     if set(want) != set(outputs):
         text = f"{transform.name} returns {', '.join(outputs) or 'nothing'}; the oracle {', '.join(want) or 'nothing'}"
         raise compare.Mismatch(Finding("structure", (), np.nan, np.nan, np.inf, text))
     for name, got in outputs.items():
-        compare.assert_same_shape(name, got, np.asarray(want[name]))
+        compare.assert_same_shape(name, got, want[name])
     if not transform.values:
         return None
     if exact is not None:
         for name, got in outputs.items():
-            compare.assert_same_bits(name, got, np.asarray(want[name]), exact.why, zeros=exact.zeros)
+            compare.assert_same_bits(name, got, want[name], exact.why, zeros=exact.zeros)
         return None
-    majorants = oracle.majorants[transform.name](numbers)
-    terms = numbers.terms if oracle.terms is None else oracle.terms(numbers)
+    majorants = ask_tree(f"the oracle's majorant for {transform.name}", oracle.majorants[transform.name], numbers)
+    if set(majorants) != set(want):
+        raise Fault(
+            f"the oracle's majorant for {transform.name} is of {', '.join(majorants)}; its answer of {', '.join(want)}"
+        )
+    terms = numbers.terms if oracle.terms is None else ask("the oracle's terms", oracle.terms, numbers)
     stages = oracle.stages * (transform.order + 1)
     ratios = {}
     for name, got in outputs.items():
-        _assert_majorant(name, np.asarray(majorants[name]), np.asarray(want[name]))
+        _assert_majorant(name, majorants[name], want[name])
         bound = bounds.error_bound(majorants[name], dtype, terms=terms, stages=stages)
         compare.assert_within(name, got, want[name], bound)
         ratios[name] = compare.error_ratio(got, want[name], bound)

@@ -39,7 +39,7 @@ class Transform:
         dense: How many numbers a result of it has for each that goes in: 0 for as many.
         keywords: What the function is called with under this transform, besides its arguments.
         outside: Whether torch.compile compiles the function, which is then differentiated outside, rather than all.
-        same: Outputs that must have the bits of another, which is not looked at itself: its name, and why.
+        same: Outputs that must have the bits of another: its name, and why. An oracle says nothing of that other.
         finish: Turns the outputs, NumPy in float64, into what is compared; also gets the numbers.
         values: Whether values are compared, or what is frozen only (`Pair.frozen`).
         clause: What it holds the functions to: a clause of the SPEC, or of yours.
