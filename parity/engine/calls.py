@@ -151,7 +151,7 @@ class Call:
 
     def program(
         self, ops: Any, floating: Callable[[Any], bool], a: dict[str, Any],
-        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
     ) -> dict[str, Any]:  # fmt: skip
         """Run the transform's program on framework arrays.
 
@@ -159,7 +159,7 @@ class Call:
             ops: The framework's names.
             floating: Whether an output of the function has derivatives.
             a: From `arrays`.
-            wrap: What is made of the function before it is differentiated; None for nothing.
+            wrap: What is made of the function before it is differentiated.
         """
         template, kinds = self._form
         fixed = dict(self.transform.keywords)
@@ -176,13 +176,11 @@ class Call:
         def differentiable(constants: Any, *theta: Any, **keywords: Any) -> tuple[Any, ...]:
             return tuple(leaf for leaf in everything(constants, *theta, **keywords).values() if floating(leaf))
 
-        # Compiled alone, the function takes the constants as arguments; compiled as a part, it has them at hand.
-        wrapped = None if wrap is None else wrap(differentiable)
+        # The constants are arguments: compiled alone, the function runs again on others.
+        wrapped = wrap(differentiable)
 
         def f(*theta: Any, **keywords: Any) -> tuple[Any, ...]:
-            if wrapped is not None:
-                return wrapped(a["constants"], *theta, **keywords)
-            return tuple(leaf for leaf in everything(a["constants"], *theta, **keywords).values() if floating(leaf))
+            return wrapped(a["constants"], *theta, **keywords)
 
         names = {"names": self.numbers.names, "owners": self.numbers.owners}
         return self.transform.program(ops, f, a | names)

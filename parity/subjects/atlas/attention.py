@@ -13,6 +13,16 @@ EVEN = ("random", "zeros", "ties")
 HEADS = normal((1, 2, 4, 3), (1, 2, 4, 3), (1, 2, 4, 3))
 
 
+DOCS = ("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention")
+FORWARD_MODE = "In forward mode torch's fused kernel for the CPU raises an error."
+SINGLE = (
+    "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right to 1e-7 only; in float32 "
+    f"the two agree. {FORWARD_MODE}"
+)
+DIFFER = (("forward", "random ties"), ("jvp", "*"), ("gradient-per-copy", "*"), ("jvp", "*", "torch-eager"))
+"""Where all of them differ; zeros are zeros whatever is done to them, and their gradients are not."""
+
+
 def _swapped(q, k, v, **keywords):  # type: ignore[no-untyped-def]
     q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q, k, v))
     return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, **keywords), 1, 2)
@@ -29,17 +39,10 @@ PAIRS = group(
             data=EVEN,
             why=(
                 "torch takes (batch, heads, length, size), JAX (batch, length, heads, size): the same "
-                "arrays mean other things. In forward mode torch's fused kernel for the CPU raises an "
-                "error."
+                f"arrays mean other things. {FORWARD_MODE}"
             ),
-            where=[
-                ("forward", "random ties"),
-                ("vjp", "*"),
-                ("jvp", "*"),
-                ("gradient-per-copy", "*"),
-                ("jvp", "*", "torch-eager"),
-            ],
-            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+            where=[*DIFFER, ("vjp", "*")],
+            docs=DOCS,
         ),
         entry(
             "attention, axes alike",
@@ -47,19 +50,9 @@ PAIRS = group(
             lambda q, k, v: _swapped(q, k, v),
             HEADS,
             data=EVEN,
-            why=(
-                "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right "
-                "to 1e-7 only; in float32 the two agree. In forward mode torch's fused kernel for the "
-                "CPU raises an error."
-            ),
-            where=[
-                ("forward", "random ties"),
-                ("vjp", "random ties"),
-                ("jvp", "*"),
-                ("gradient-per-copy", "*"),
-                ("jvp", "*", "torch-eager"),
-            ],
-            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+            why=SINGLE,
+            where=[*DIFFER, ("vjp", "random ties")],
+            docs=DOCS,
         ),
         entry(
             "attention, causal",
@@ -67,19 +60,9 @@ PAIRS = group(
             lambda q, k, v: _swapped(q, k, v, is_causal=True),
             HEADS,
             data=EVEN,
-            why=(
-                "JAX takes the softmax in float32 whatever the inputs are, so float64 results are right "
-                "to 1e-7 only; in float32 the two agree. In forward mode torch's fused kernel for the "
-                "CPU raises an error."
-            ),
-            where=[
-                ("forward", "random ties"),
-                ("vjp", "*"),
-                ("jvp", "*"),
-                ("gradient-per-copy", "*"),
-                ("jvp", "*", "torch-eager"),
-            ],
-            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+            why=SINGLE,
+            where=[*DIFFER, ("vjp", "*")],
+            docs=DOCS,
         ),
         entry(
             "attention, a row wholly masked",
@@ -89,17 +72,10 @@ PAIRS = group(
             data=EVEN,
             why=(
                 "A query that may attend to nothing gets 0 in torch; in JAX it gets the mean of all "
-                "values, as masked scores are a large negative number and not -inf. In forward mode "
-                "torch's fused kernel for the CPU raises an error."
+                f"values, as masked scores are a large negative number and not -inf. {FORWARD_MODE}"
             ),
-            where=[
-                ("forward", "random ties"),
-                ("vjp", "*"),
-                ("jvp", "*"),
-                ("gradient-per-copy", "*"),
-                ("jvp", "*", "torch-eager"),
-            ],
-            docs=("torch.nn.functional.scaled_dot_product_attention", "jax.nn.dot_product_attention"),
+            where=[*DIFFER, ("vjp", "*")],
+            docs=DOCS,
         ),
     ],
 )

@@ -164,8 +164,7 @@ _HARD_MASKS: tuple[tuple[str, Callable[[tuple[int, int]], Mask | np.ndarray]], .
 )
 
 _HARD_FORMS = tuple(
-    (mask, in_features, batch, bias_mask)
-    for mask, in_features, batch, bias_mask in zip(
+    zip(
         _HARD_MASKS,
         (24, 136, 64, 24, 136),
         ((6,), (2, 5), (33,), (6,), (2, 5)),
