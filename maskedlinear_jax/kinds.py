@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskedlinear_core import positions
+from maskedlinear_jax.placing import divided, gather, put, take, within, write
 
 Arrays = tuple[Any, ...]
 Shape = tuple[int, int]
@@ -110,6 +111,8 @@ class Blocks:
 
     def product(self, g: Array, kept: Array, numbers: Array) -> Array:
         g, kept = flat(g), flat(kept)
+        if positions.are_many(numbers.shape[0], self.grid_shape):
+            return self._from_dense(g, kept, numbers)
         size = positions.batch_chunk(numbers.shape[0], self.block_shape)
         if not _in_pieces(g) or g.shape[0] <= size:
             return self._product(g, kept, numbers)
@@ -143,13 +146,13 @@ class Blocks:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept), numbers)
         parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
-        sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, _divided(numbers, x)[0]].add(parts, mode="drop")
+        sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, divided(numbers, x)[0]].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
         parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
-        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, _divided(numbers, x)[1]].add(parts)
+        sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, divided(numbers, x)[1]].add(parts)
         return sums.reshape(*g.shape[:-1], in_features)
 
     def values_shape(self, shape: Shape, numbers: Array) -> tuple[int, ...]:
@@ -163,13 +166,24 @@ class Blocks:
         # (n, h, B) times (n, B, w): one small product per block.
         return _dot(self._rows(g, numbers).transpose(1, 2, 0), self._columns(kept, numbers).swapaxes(0, 1))
 
+    def _from_dense(self, g: Array, kept: Array, numbers: Array) -> Array:
+        # Some rows of the grid at a time, as Entries does: nothing of the weight's size.
+        (y, x), (h, w) = self.grid_shape, self.block_shape
+        values = jnp.zeros((numbers.shape[0], h, w), _sum_dtype(g))
+        for start, stop in positions.row_chunks(y):
+            part = _dot(_turned(g[:, start * h : stop * h]), kept)
+            part = part.reshape(stop - start, h, x, w).swapaxes(1, 2).reshape((stop - start) * x, h, w)
+            inside, local = within(numbers, start * x, stop * x)
+            values = jnp.where(inside[:, None, None], gather(part, local, 0, is_inside=True), values)
+        return values
+
     def _rows(self, g: Array, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        return _gather(g.reshape(g.shape[0], y, h), _divided(numbers, x)[0], 1, is_inside=self.exact)
+        return gather(g.reshape(g.shape[0], y, h), divided(numbers, x)[0], 1, is_inside=self.exact)
 
     def _columns(self, kept: Array, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
-        return _gather(kept.reshape(kept.shape[0], x, w), _divided(numbers, x)[1], 1, is_inside=True)
+        return gather(kept.reshape(kept.shape[0], x, w), divided(numbers, x)[1], 1, is_inside=True)
 
 
 @dataclass(frozen=True)
@@ -231,16 +245,16 @@ class Entries:
     def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
         g, kept = flat(g), flat(kept)
         if self._are_few(flat_positions, g.shape[1]):
-            rows, columns = _divided(flat_positions, self.in_features)
-            terms = _wide(_gather(g.T, rows, 0, is_inside=self.exact)) * _wide(
-                _gather(kept.T, columns, 0, is_inside=True)
+            rows, columns = divided(flat_positions, self.in_features)
+            terms = _wide(gather(g.T, rows, 0, is_inside=self.exact)) * _wide(
+                gather(kept.T, columns, 0, is_inside=True)
             )
             return terms.sum(1).astype(_sum_dtype(g))
         values = jnp.zeros(flat_positions.shape, _sum_dtype(g))
-        for start, stop in self._chunks(flat_positions, g.shape[1]):
+        for start, stop in positions.row_chunks(g.shape[1]):
             part = _dot(g[:, start:stop].T, kept)
-            inside, local = self._within(flat_positions, start, stop)
-            values = jnp.where(inside, _gather(part.reshape(part.size), local, 0, is_inside=True), values)
+            inside, local = within(flat_positions, start * self.in_features, stop * self.in_features)
+            values = jnp.where(inside, gather(part.reshape(part.size), local, 0, is_inside=True), values)
         return values
 
     def place(self, values: Array, shape: Shape, flat_positions: Array) -> Array:
@@ -259,24 +273,24 @@ class Entries:
     def tangent(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
         x = flat(kept)
         if self._are_few(flat_positions, out_features):
-            rows, columns = _divided(flat_positions, self.in_features)
-            terms = _wide(_gather(x, columns, 1, is_inside=True)) * _wide(values)
+            rows, columns = divided(flat_positions, self.in_features)
+            terms = _wide(gather(x, columns, 1, is_inside=True)) * _wide(values)
             sums = jnp.zeros((x.shape[0], out_features), terms.dtype).at[:, rows].add(terms, mode="drop")
             return sums.astype(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
         parts = []
-        for start, stop in self._chunks(flat_positions, out_features):
+        for start, stop in positions.row_chunks(out_features):
             parts.append(_dot(x, self._part(values, flat_positions, start, stop).T))
         return jnp.concatenate(parts, 1).reshape(*kept.shape[:-1], out_features)
 
     def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
         line = flat(g)
         if self._are_few(flat_positions, line.shape[1]):
-            rows, columns = _divided(flat_positions, self.in_features)
-            terms = _wide(_gather(line, rows, 1, is_inside=self.exact)) * _wide(values)
+            rows, columns = divided(flat_positions, self.in_features)
+            terms = _wide(gather(line, rows, 1, is_inside=self.exact)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
             return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
         total = jnp.zeros((line.shape[0], in_features), _sum_dtype(g))
-        for start, stop in self._chunks(flat_positions, line.shape[1]):
+        for start, stop in positions.row_chunks(line.shape[1]):
             total = total + _dot(line[:, start:stop], self._part(values, flat_positions, start, stop))
         return total.reshape(*g.shape[:-1], in_features)
 
@@ -290,20 +304,12 @@ class Entries:
     def _are_few(self, flat_positions: Array, out_features: int) -> bool:
         return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
 
-    def _chunks(self, flat_positions: Array, out_features: int) -> list[tuple[int, int]]:
-        return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
-
     def _part(self, values: Array, flat_positions: Array, start: int, stop: int) -> Array:
         # The rows from start to stop of the dense matrix: what belongs to others is written beyond the end.
         size = (stop - start) * self.in_features
-        inside, local = self._within(flat_positions, start, stop)
+        inside, local = within(flat_positions, start * self.in_features, stop * self.in_features)
         local = jnp.where(inside, local, size + jnp.arange(local.shape[0]))
         return put(values, local, 0, size, exact=False).reshape(stop - start, self.in_features)
-
-    def _within(self, flat_positions: Array, start: int, stop: int) -> tuple[Array, Array]:
-        first, last = start * self.in_features, stop * self.in_features
-        inside = (flat_positions >= first) & (flat_positions < last)
-        return inside, (flat_positions - first).clip(0, last - first - 1)
 
 
 Kind = Submatrix | Blocks | Elements | Entries
@@ -318,80 +324,11 @@ def flat(array: Array) -> Array:
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-def take(array: Array, index: Array, axis: int, *, exact: bool) -> Array:
-    """Return `array[index]` along `axis`; an index beyond the axis, possible if not exact, reads zero."""
-    return _gather(array, index, axis, is_inside=exact, is_unique=True)
-
-
-def put(values: Array, index: Array, axis: int, size: int, *, exact: bool) -> Array:
-    """Return zeros with `values` at `index` along `axis`; an index beyond the axis is dropped."""
-    axis %= values.ndim
-    if index.shape[0] * GATHERED >= size:
-        return _gather(values, _inverse(index, size, exact=exact), axis)
-    zeros = jnp.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), values.dtype)
-    return write(zeros, values, index, axis, exact=exact)
-
-
-def write(array: Array, values: Array, index: Array, axis: int, *, exact: bool) -> Array:
-    """Return a copy of `array` with `values` at `index` along `axis`; an index beyond the axis is dropped."""
-    axis %= array.ndim
-    others = tuple(other for other in range(array.ndim) if other != axis)
-    numbers = jax.lax.ScatterDimensionNumbers(others, (axis,), (axis,))
-    return jax.lax.scatter(
-        array, jnp.asarray(index)[:, None], values, numbers, unique_indices=True, indices_are_sorted=exact,
-        mode="promise_in_bounds" if exact else "drop",
-    )  # fmt: skip
-
-
-GATHERED = 32
-"""Where one position in so many or more is written, each reads its value; else each value is written.
-
-XLA writes one value after the other on a CPU, 10 nanoseconds each, and reads 0.25 for each position, in parallel.
-"""
-
-
-COMPARED = 2**13
-"""Up to so many pairs of a place and a position are compared: XLA compiles that faster than a loop that writes."""
-
-
-def _inverse(index: Array, size: int, *, exact: bool) -> Array:
-    # Where the value of each position is among those at `index`; beyond them where there is none.
-    count = index.shape[0]
-    if size * count <= COMPARED:
-        turns = jax.lax.broadcasted_iota(jnp.int32, (size, count), 1)
-        is_here = jax.lax.broadcasted_iota(jnp.int32, (size, count), 0) == jnp.asarray(index)[None, :]
-        return jnp.where(is_here, turns, count).min(1, initial=count)
-    none = jnp.full(size, count, jnp.int32)
-    turn = jnp.arange(count, dtype=jnp.int32)
-    return write(none, turn, index, 0, exact=exact)
-
-
 def _in_pieces(g: Array) -> bool:
     # Whether a sum over the batch may be made in pieces that stay in a CPU's cache: where the batch is a number
     # (exported for one of any size, it has none) and partial sums are not rounded to 16 bits.
     is_number = isinstance(g.shape[0], int)
     return is_number and jax.default_backend() == "cpu" and g.dtype in (jnp.float32, jnp.float64)
-
-
-def _gather(array: Array, index: Array, axis: int, *, is_inside: bool = False, is_unique: bool = False) -> Array:
-    # As take, for an index that may name a position more than once. No index is negative: what NumPy's indexing
-    # does about those, and about those beyond the axis where there are none, would be compiled each time.
-    axis %= array.ndim
-    if array.shape[axis] == 0:
-        return jnp.take(array, index, axis, mode="fill", fill_value=0)
-    sizes = (*array.shape[:axis], 1, *array.shape[axis + 1 :])
-    others = tuple(other for other in range(array.ndim) if other != axis)
-    numbers = jax.lax.GatherDimensionNumbers(others, (axis,), (axis,))
-    return jax.lax.gather(
-        array, jnp.asarray(index)[:, None], numbers, sizes, unique_indices=is_unique,
-        indices_are_sorted=is_inside and is_unique, mode="promise_in_bounds" if is_inside else "fill", fill_value=0,
-    )  # fmt: skip
-
-
-def _divided(numbers: Array, size: int) -> tuple[Array, Array]:
-    # As divmod, of numbers that are not negative: what // and % do about those would be compiled each time.
-    divisor = jnp.full_like(numbers, size)
-    return jax.lax.div(numbers, divisor), jax.lax.rem(numbers, divisor)
 
 
 TURNED = 2**16

@@ -11,7 +11,8 @@ from maskedlinear_core import masks, positions
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
-from maskedlinear_jax.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix, put
+from maskedlinear_jax.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix
+from maskedlinear_jax.placing import put
 
 
 def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Kind, Arrays]:
@@ -32,7 +33,7 @@ def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Ki
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
     found = mask.canonical(shape)
-    found = positions.packed(found) if packed else found
+    found = positions.packed(found) if packed else positions.unpacked(found)
     arrays = tuple(None if array is None else _narrow(array) for array in found.arrays)
     return exact_kind(found, shape), arrays
 

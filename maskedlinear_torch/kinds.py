@@ -31,9 +31,7 @@ from torch import Tensor
 
 from maskedlinear_core import positions
 from maskedlinear_torch import _compat
-
-SMALL = 4096
-"""Up to so many numbers the host's time counts, and one call that takes them one by one costs less than two."""
+from maskedlinear_torch.placing import bounds, fill_blocks, fill_crossings, is_plain, put, take, within, write
 
 Arrays = tuple[Any, ...]
 Shape = tuple[int, int]
@@ -56,8 +54,8 @@ class Submatrix:
         return _dot((g if g.dim() == 2 else flat(g)).t(), kept if kept.dim() == 2 else flat(kept))
 
     def place(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        if rows is not None and columns is not None and self.exact and values.is_cpu and _is_plain(values):
-            return _fill_crossings(values.new_zeros(shape), values, rows, columns)
+        if rows is not None and columns is not None and self.exact and values.is_cpu and is_plain(values):
+            return fill_crossings(values.new_zeros(shape), values, rows, columns)
         values = values if columns is None else put(values, columns, 1, shape[1], exact=self.exact)
         return values if rows is None else put(values, rows, 0, shape[0], exact=self.exact)
 
@@ -68,9 +66,9 @@ class Submatrix:
         return values
 
     def write(self, weight: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        if rows is not None and columns is not None and self.exact and weight.is_cpu and _is_plain(weight):
+        if rows is not None and columns is not None and self.exact and weight.is_cpu and is_plain(weight):
             matrix = weight.clone(memory_format=torch.contiguous_format)
-            return _fill_crossings(matrix, values, rows, columns)
+            return fill_crossings(matrix, values, rows, columns)
         values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
         return values if rows is None else self._write(weight, values, rows, 0)
 
@@ -119,6 +117,8 @@ class Blocks:
 
     def product(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
+        if positions.are_many(numbers.shape[0], self.grid_shape):
+            return self._from_dense(g, kept, numbers, ys, xs)
         batch = g.shape[0]
         if not _in_pieces(g) or batch <= positions.LEAST_CHUNK:  # asked first: a traced batch is no number
             return self._product(g, kept, ys, xs)
@@ -130,8 +130,8 @@ class Blocks:
 
     def place(self, values: Tensor, shape: Shape, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        if self.exact and values.is_cpu and _is_plain(values):
-            return _fill_blocks(values.new_zeros(shape), values, self, ys, xs)
+        if self.exact and values.is_cpu and is_plain(values):
+            return fill_blocks(values.new_zeros(shape), values, self.grid_shape, self.block_shape, ys, xs)
         grid = put(values, numbers, 0, y * x, exact=self.exact)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(shape)
 
@@ -144,8 +144,10 @@ class Blocks:
 
     def write(self, weight: Tensor, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        if self.exact and weight.is_cpu and _is_plain(weight):
-            return _fill_blocks(weight.clone(memory_format=torch.contiguous_format), values, self, ys, xs)
+        if self.exact and weight.is_cpu and is_plain(weight):
+            return fill_blocks(
+                weight.clone(memory_format=torch.contiguous_format), values, self.grid_shape, self.block_shape, ys, xs
+            )
         grid = weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w)
         grid = write(grid, values, numbers, 0, exact=self.exact)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(weight.shape)
@@ -177,6 +179,28 @@ class Blocks:
         left, right = self._rows(g, ys).permute(1, 2, 0), self._columns(kept, xs).transpose(0, 1)
         return _dot(left, right) if left.dtype == torch.int8 else left.bmm(right)  # `@` asks for more
 
+    def _from_dense(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+        # Some rows of the grid at a time, as Entries does: nothing of the weight's size.
+        (y, x), (h, w) = self.grid_shape, self.block_shape
+        g, count = g.t(), numbers.shape[0]
+
+        def grid(start: int, stop: int) -> Tensor:
+            return _dot(g[start * h : stop * h], kept).reshape(stop - start, h, x, w).transpose(1, 2)
+
+        if self.exact and _in_pieces(g):
+            if y * h * x * w <= positions.CACHED:
+                return grid(0, y)[ys, xs]
+            values = g.new_empty(count, h, w)
+            for start, stop, first, last in bounds(numbers, y, x):
+                values[first:last] = grid(start, stop)[ys[first:last] - start, xs[first:last]]
+            return values
+        values = g.new_zeros((count, h, w), dtype=_sum_dtype(g))
+        for start, stop in positions.row_chunks(y):
+            part = grid(start, stop).reshape((stop - start) * x, h, w)
+            inside, local = within(numbers, start * x, stop * x)
+            values = torch.where(inside[:, None, None], part.index_select(0, local), values)
+        return values
+
     def _rows(self, g: Tensor, ys: Tensor) -> Tensor:
         return take(g.reshape(-1, self.grid_shape[0], self.block_shape[0]), ys, 1, exact=self.exact)
 
@@ -196,7 +220,7 @@ class Elements:
 
     def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
         dense = _dot(flat(g).t(), flat(kept))
-        if not _is_plain(dense):
+        if not is_plain(dense):
             return torch.where(mask, dense, 0)
         # In place: no second gradient of the weight's size. As whole numbers: times one keeps every bit, times
         # zero is +0.0 whatever it was, and `where` takes eight times as long on a CPU.
@@ -254,9 +278,9 @@ class Entries:
         if self.exact and _in_pieces(g):
             return self._taken(g, kept, flat_positions)
         values = g.new_zeros(flat_positions.shape, dtype=_sum_dtype(g))
-        for start, stop in self._chunks(flat_positions, g.shape[1]):
+        for start, stop in positions.row_chunks(g.shape[1]):
             part = _dot(g[:, start:stop].t(), kept)
-            inside, local = self._within(flat_positions, start, stop)
+            inside, local = within(flat_positions, start * self.in_features, stop * self.in_features)
             values = torch.where(inside, part.reshape(part.numel()).index_select(0, local), values)
         return values
 
@@ -281,7 +305,7 @@ class Entries:
             sums = terms.new_zeros(x.shape[0], out_features + 1).index_add(1, rows, terms)
             return sums[:, :out_features].to(_sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
         parts = []
-        for start, stop in self._chunks(flat_positions, out_features):
+        for start, stop in positions.row_chunks(out_features):
             parts.append(_dot(x, self._part(values, flat_positions, start, stop).t()))
         return torch.cat(parts, 1).reshape(*kept.shape[:-1], out_features)
 
@@ -293,7 +317,7 @@ class Entries:
             sums = terms.new_zeros(line.shape[0], in_features).index_add(1, columns, terms)
             return sums.to(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
         total = line.new_zeros(line.shape[0], in_features, dtype=_sum_dtype(g))
-        for start, stop in self._chunks(flat_positions, line.shape[1]):
+        for start, stop in positions.row_chunks(line.shape[1]):
             total = total + _dot(line[:, start:stop], self._part(values, flat_positions, start, stop))
         return total.reshape(*g.shape[:-1], in_features)
 
@@ -307,36 +331,25 @@ class Entries:
     def _are_few(self, flat_positions: Tensor, out_features: int) -> bool:
         return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
 
-    def _chunks(self, flat_positions: Tensor, out_features: int) -> list[tuple[int, int]]:
-        return positions.row_chunks(flat_positions.shape[0], (out_features, self.in_features))
-
     def _taken(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
-        # As many rows of the dense product at a time as stay in a CPU's cache, and of each the positions in it.
-        height = max(positions.CACHED // max(2 * self.in_features, 1), 1)
-        g = g.t()
-        if g.shape[0] <= height:
+        # Of each half of the dense product the positions in it.
+        g, columns = g.t(), self.in_features
+        if g.shape[0] * columns <= positions.CACHED:
             part = g @ kept
             return part.reshape(part.numel()).index_select(0, flat_positions)
-        starts = torch.arange(0, g.shape[0] + height, height)
-        bounds = torch.searchsorted(flat_positions, starts * self.in_features).tolist()
         values = g.new_empty(flat_positions.shape)
-        for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
-            part = g[start : start + height] @ kept
-            local = flat_positions[first:last] - start * self.in_features
+        for start, stop, first, last in bounds(flat_positions, g.shape[0], columns):
+            part = g[start:stop] @ kept
+            local = flat_positions[first:last] - start * columns
             values[first:last] = part.reshape(part.numel()).index_select(0, local)  # in autocast of another dtype
         return values
 
     def _part(self, values: Tensor, flat_positions: Tensor, start: int, stop: int) -> Tensor:
         # The rows from start to stop of the dense matrix: what belongs to others is written one beyond the end.
         size = (stop - start) * self.in_features
-        inside, local = self._within(flat_positions, start, stop)
+        inside, local = within(flat_positions, start * self.in_features, stop * self.in_features)
         part = put(values, torch.where(inside, local, size), 0, size + 1, exact=True)
         return part[:size].reshape(stop - start, self.in_features)
-
-    def _within(self, flat_positions: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        first, last = start * self.in_features, stop * self.in_features
-        inside = (flat_positions >= first) & (flat_positions < last)
-        return inside, (flat_positions - first).clamp(0, last - first - 1)
 
 
 Kind = Submatrix | Blocks | Elements | Entries
@@ -351,88 +364,6 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
-def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
-    """Return `tensor[index]` along `dim`; an index equal to the size, possible if not exact, reads zero."""
-    if not exact:
-        shape = list(tensor.shape)
-        shape[dim] = 1
-        tensor = torch.cat([tensor, tensor.new_zeros(shape)], dim)
-    return tensor.index_select(dim, index)
-
-
-def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> Tensor:
-    """Return zeros with `values` at `index` along `dim`; an index equal to the size is dropped."""
-    if _compat.is_distributed(values):
-        # Linear along `dim`: each device does its part, as long as the parts are not cut there.
-        local = lambda values, index: put(values, index, dim, size, exact=exact)  # noqa: E731
-        return _compat.on_each_device(local, values, index, dim)
-    shape = [*values.shape]
-    shape[dim] = size if exact else size + 1
-    zeros = values.new_zeros(shape)
-    if _compat.in_functorch_transform():
-        written = _scatter(zeros, values, index, dim)
-    elif _is_scattered(values, dim):
-        written = zeros.scatter_(dim, index.expand(values.shape), values)
-    else:
-        written = zeros.index_copy_(dim, index, values)
-    return written if exact else written.narrow(dim, 0, size)
-
-
-def write(tensor: Tensor, values: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
-    """Return a copy of `tensor` with `values` at `index` along `dim`; an index equal to the size is dropped."""
-    if not exact:
-        shape = list(tensor.shape)
-        shape[dim] = 1
-        padded = torch.cat([tensor, tensor.new_zeros(shape)], dim)
-        return write(padded, values, index, dim, exact=True).narrow(dim, 0, tensor.shape[dim])
-    if _compat.in_functorch_transform():
-        return _scatter(tensor, values, index, dim)
-    if _is_scattered(values, dim):
-        return tensor.scatter(dim, index.expand(values.shape), values)
-    return tensor.index_copy(dim, index, values)
-
-
-def _fill_blocks(matrix: Tensor, values: Tensor, kind: Blocks, ys: Tensor, xs: Tensor) -> Tensor:
-    # In place: what is not written is not moved.
-    (y, x), (h, w) = kind.grid_shape, kind.block_shape
-    matrix.view(y, h, x, w).transpose(1, 2).index_put_((ys, xs), values)
-    return matrix
-
-
-def _fill_crossings(matrix: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    # In place. Many numbers are scattered in a quarter of the time that index_put takes; few cost the host more so.
-    if not SMALL < values.numel() <= matrix.numel() // 4:  # nor do positions take more bytes than half of the weight
-        return matrix.index_put_((rows[:, None], columns), values)
-    numbers = rows[:, None] * matrix.shape[1] + columns
-    matrix.view(matrix.numel()).scatter_(0, numbers.view(numbers.numel()), values.reshape(values.numel()))
-    return matrix
-
-
-def _is_scattered(values: Tensor, dim: int) -> bool:
-    # Along the last axis a CPU scatters a number in a quarter of the time that index_copy takes for it.
-    return (
-        not torch.compiler.is_compiling() and values.numel() > SMALL and values.is_cpu and dim in (-1, values.dim() - 1)
-    )
-
-
-def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
-    # vmap has no rule for index_copy, and none for writing batched values in place.
-    dims = [1] * values.dim()
-    dims[dim] = -1
-    return tensor.scatter(dim, index.reshape(dims).expand(values.shape), values)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    # Whether a tensor is a plain one in plain eager code that nothing differentiates: it may be written in place.
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_dynamo_compiling()
-        or _compat.in_transform()
-        or _compat.is_batched_by_autograd(tensor)
-        or _compat.is_distributed(tensor)
-    )
-
-
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -442,7 +373,7 @@ def _in_pieces(g: Tensor) -> bool:
     return (
         g.is_cpu
         and g.dtype in (torch.float32, torch.float64)
-        and _is_plain(g)
+        and is_plain(g)
         and not (torch.compiler.is_compiling() or _compat.in_dispatch_mode())
     )
 

@@ -13,7 +13,8 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_torch import _compat
-from maskedlinear_torch.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix, put
+from maskedlinear_torch.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix
+from maskedlinear_torch.placing import put
 
 
 def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> tuple[Kind, Arrays]:
@@ -42,7 +43,7 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
     found = mask.canonical(shape)
-    found = positions.packed(found) if packed else found
+    found = positions.packed(found) if packed else positions.unpacked(found)
     with torch.inference_mode(False):  # what is made there could not be saved for a later backward
         arrays: Arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
         if found.kind == "blocks":

@@ -20,13 +20,16 @@ ONLY_PUBLIC_IN_JAX = {
 }
 ONLY_DEFINED_IN_ONE = {
     "kinds.py": {
-        "_gather",  # JAX is told where positions are unique
-        "_inverse",  # XLA writes one value after the other on a CPU
         "_turned",  # XLA contracts first axes slowly
-        "_divided",  # XLA would compile what // does about negative numbers
+    },
+    "placing.py": {
+        "bounds",  # positions are read in eager code only
+        "gather",  # JAX is told where positions are unique
+        "_inverse",  # XLA writes one value after the other on a CPU
+        "divided",  # XLA would compile what // does about negative numbers
         "_scatter",  # vmap has no rule for index_copy
         "_is_scattered",  # a CPU scatters faster than it copies by index
-        "_is_plain", "_fill_blocks", "_fill_crossings",  # what may be written in place
+        "is_plain", "fill_blocks", "fill_crossings",  # what may be written in place
     },
     "resolving.py": {
         "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX

@@ -82,9 +82,10 @@ def _random_bools(shape: tuple[int, int]) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(7)).random(shape) < 0.4
 
 
-def _checkerboard(block_shape: tuple[int, int]) -> Callable[[tuple[int, int]], Mask]:
+def _one_block_in(step: int, block_shape: tuple[int, int]) -> Callable[[tuple[int, int]], Mask]:
+    # Along the grid's diagonals. One in two are many: they are taken from the dense product.
     def build(shape: tuple[int, int]) -> Mask:
-        grid = np.indices((shape[0] // block_shape[0], shape[1] // block_shape[1])).sum(0) % 2 == 0
+        grid = np.indices((shape[0] // block_shape[0], shape[1] // block_shape[1])).sum(0) % step == 0
         return blocks(grid, block_shape)
 
     return build
@@ -100,7 +101,7 @@ CASES = (
     Case("columns", "columns", lambda s: columns([0, 3]), "the plain case", bias_mask="some", core=True),
     Case("rows", "rows", lambda s: rows([1, 2]), "rows", core=True),
     Case("submatrix", "submatrix", lambda s: submatrix([0, 3], [1, 2, 5]), "both axes", bias_mask="some", core=True),
-    Case("blocks", "blocks", _checkerboard((2, 3)), "a grid of blocks", core=True),
+    Case("blocks", "blocks", _one_block_in(3, (2, 3)), "a grid of blocks", core=True),
     Case("elements", "elements", lambda s: elements(_random_bools(s)), "single elements", bias_mask="some", core=True),
     Case("columns-unordered", "columns", lambda s: columns([5, -1, 2, 2, -4]), "negative, repeated, out of order"),
     Case("columns-slice", "columns", lambda s: columns(slice(None, None, 2)), "a slice with a step"),
@@ -109,6 +110,7 @@ CASES = (
     Case("rows-bools", "rows", lambda s: rows([True, False, False, True]), "a list of bools", bias_mask="none"),
     Case("rows-one", "rows", lambda s: rows([-1]), "one row, from the end"),
     Case("submatrix-slice", "submatrix", lambda s: submatrix(slice(0, 2), [-1]), "a slice with an index"),
+    Case("blocks-many", "blocks", _one_block_in(2, (2, 3)), "so many that they are taken from the dense product"),
     Case("blocks-one", "blocks", lambda s: blocks([[False, True]], (4, 3)), "one block of full height"),
     Case("plain-bools", "elements", _random_bools, "a plain bool array as grad_mask", bias=False),
     Case("none", "none", lambda s: columns([]), "nothing of the weight trains", bias_mask="some"),
@@ -120,10 +122,10 @@ CASES = (
     Case("intersection", "combination", lambda s: ~rows([0]) & columns([0, 2]), "an intersection of complements"),
     Case("no-batch", "columns", lambda s: columns([1, 2]), "no batch dimension", batch=()),
     Case("batch-of-one", "elements", lambda s: elements(_random_bools(s)), "a batch of one", batch=(1,)),
-    Case("two-batch-axes", "blocks", _checkerboard((2, 2)), "two batch dimensions", batch=(2, 2), bias_mask="some"),
+    Case("two-batch-axes", "blocks", _one_block_in(2, (2, 2)), "two batch dimensions", batch=(2, 2), bias_mask="some"),
     Case("three-batch-axes", "submatrix", lambda s: submatrix([1], [0, 5]), "three batch dimensions", batch=(2, 1, 2)),
     Case("empty-batch", "columns", lambda s: columns([1]), "an empty batch", batch=(0,)),
-    Case("empty-batch-blocks", "blocks", _checkerboard((2, 3)), "an empty batch with blocks", batch=(2, 0)),
+    Case("empty-batch-blocks", "blocks", _one_block_in(3, (2, 3)), "an empty batch with blocks", batch=(2, 0)),
     Case("one-input", "columns", lambda s: columns([0]), "one input feature", in_features=1),
     Case("one-output", "rows", lambda s: rows([0]), "one output feature", out_features=1),
     Case("one-by-one", "elements", lambda s: elements([[True]]), "a weight of one entry", 1, 1),
@@ -133,7 +135,7 @@ CASES = (
     Case("wide-columns", "columns", lambda s: columns(range(0, s[1], 9)), "long sums", 48, 512, (64,), wide=True),
     Case("wide-rows", "rows", lambda s: rows(range(0, s[0], 5)), "long sums over the outputs", 320, 96, (40,),
          bias_mask="some", wide=True, data="same sign"),
-    Case("wide-blocks", "blocks", _checkerboard((8, 32)), "long sums in blocks", 48, 256, (5, 12), wide=True,
+    Case("wide-blocks", "blocks", _one_block_in(3, (8, 32)), "long sums in blocks", 48, 256, (5, 12), wide=True,
          data="wide exponents"),
     Case("wide-elements", "elements", lambda s: elements(_random_bools(s)), "long sums over the batch", 32, 64, (384,),
          bias_mask="some", wide=True),
@@ -144,7 +146,8 @@ CASES = (
     Case("packed-rows", "rows", lambda s: rows([2, -1, 2]), "packed rows, said out of order", packed=True),
     Case("packed-submatrix", "submatrix", lambda s: submatrix([0, 3], [5, 2, 1]), "packed on both axes", batch=(2, 2),
          packed=True),
-    Case("packed-blocks", "blocks", _checkerboard((2, 3)), "packed blocks", packed=True),
+    Case("packed-blocks", "blocks", _one_block_in(3, (2, 3)), "packed blocks", packed=True),
+    Case("packed-blocks-many", "blocks", _one_block_in(2, (2, 3)), "packed blocks that are many", packed=True),
     Case("packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "packed elements",
          bias_mask="some", packed=True),
     Case("packed-none", "none", lambda s: columns([]), "nothing to pack", bias=False, packed=True),
@@ -158,7 +161,7 @@ CASES = (
 _HARD_MASKS: tuple[tuple[str, Callable[[tuple[int, int]], Mask | np.ndarray]], ...] = (
     ("columns", lambda s: columns(range(1, s[1], 5))),
     ("elements", lambda s: elements(_random_bools(s))),
-    ("blocks", _checkerboard((2, 4))),
+    ("blocks", _one_block_in(3, (2, 4))),
     ("rows", lambda s: rows([0, 3, -1])),
     ("submatrix", lambda s: submatrix([1, 4], range(0, s[1], 3))),
 )
