@@ -20,11 +20,11 @@ Measured at 1024 x 1024 on a CPU: torch gains from one in 512 on (3.8 times at b
 """
 
 
-MANY = 0.4
+MANY = 1 / 3
 """Blocks that are more than this share of a weight are taken from the dense product, made some rows at a time.
 
-Measured at batch 2048, 1024 x 1024, blocks of 64 x 64, two threads of a CPU: products block by block cost 2.3 p of the
-dense one up to p = 0.5, and more beyond.
+Measured at batch 2048, 1024 x 1024, blocks of 64 x 64, two threads of a CPU: block by block a share p of 0.4 costs 0.9
+of the dense product in torch and 1.4 in JAX; a half 1.2 in torch, three quarters 2.7.
 """
 
 

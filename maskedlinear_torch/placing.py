@@ -89,7 +89,7 @@ def fill_crossings(matrix: Tensor, values: Tensor, rows: Tensor, columns: Tensor
 def _is_scattered(values: Tensor, dim: int) -> bool:
     # Along the last axis a CPU scatters a number in a quarter of the time that index_copy takes for it.
     return (
-        not torch.compiler.is_compiling() and values.numel() > SMALL and values.is_cpu and dim in (-1, values.dim() - 1)
+        dim in (-1, values.dim() - 1) and values.numel() > SMALL and values.is_cpu and not torch.compiler.is_compiling()
     )
 
 

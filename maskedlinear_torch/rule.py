@@ -157,9 +157,11 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept, top, _, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
         _, _, *wanted, _, _ = ctx.needs_input_grad[:7]
-        frozen_arguments = len(ctx.needs_input_grad) - 5
-        return None, None, *_gradients(ctx, cotangents, wanted), *(None,) * frozen_arguments
+        fixed = ctx.precision, ctx.kind, bias_mask, frozen, tuple(arrays)
+        found = _gradients(fixed, kept, top, learned, cotangents, wanted, ctx.in_features)
+        return None, None, *found, *(None,) * (len(ctx.needs_input_grad) - 5)
 
 
 class _Rule(_Reverse):
@@ -195,44 +197,49 @@ class _Rule(_Reverse):
             return functools.reduce(precision.add, terms), d_kept, None if top is None else torch.zeros_like(top)
 
 
+Fixed = tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays]
+"""What takes no gradient: precision, kind, the bias mask, a constant matrix, positions."""
+
+
 class _Plain(torch.autograd.Function):
     """The rule where reverse mode is all there is: what takes no gradient is one argument, as each has its price."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        fixed: tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays],
+        fixed: Fixed,
         input: Tensor,
         learned: Tensor,
         bias: Tensor | None,
     ) -> Any:
-        ctx.precision, ctx.kind, bias_mask, frozen, arrays = fixed
-        precision: Precision = ctx.precision
-        kept = ctx.kind.keep(input, *arrays)
-        matrix = learned if frozen is None else weight_view(ctx.kind, arrays, learned, frozen)
-        output = precision.linear(input, matrix, bias)
+        ctx.fixed = precision, kind, bias_mask, frozen, arrays = fixed
+        kept = kind.keep(input, *arrays)
+        output = precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
+        top = None if kept is input else precision.top(input, kept)
         ctx.set_materialize_grads(False)
-        if kept is input:
-            ctx.save_for_backward(kept, None, None, learned, bias_mask, frozen, *arrays)
-            return output
-        top = precision.top(input, kept)
-        ctx.in_features = input.shape[-1]
-        ctx.save_for_backward(kept, top, None, learned, bias_mask, frozen, *arrays)
-        return output, kept, top
+        # What is fixed is saved as well, though not read from there: autograd refuses what was changed in place.
+        ctx.save_for_backward(kept, top, learned, *[one for one in (bias_mask, frozen, *arrays) if one is not None])
+        return output if kept is input else (output, kept, top)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_gradients(ctx, cotangents, ctx.needs_input_grad[1:])
+        kept, top, learned, *_ = ctx.saved_tensors
+        _, *wanted = ctx.needs_input_grad
+        return None, *_gradients(ctx.fixed, kept, top, learned, cotangents, wanted, _shape(learned, ctx.fixed[3])[1])
 
 
 def _gradients(
-    ctx: Any, cotangents: Sequence[Tensor | None], wanted: Sequence[bool]
+    fixed: Fixed,
+    kept: Tensor,
+    top: Tensor | None,
+    learned: Tensor,
+    cotangents: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    in_features: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     # Of the input, of what is learned, and of the bias.
+    precision, kind, bias_mask, frozen, arrays = fixed
     g, kept_cotangent = cotangents[0], cotangents[1] if len(cotangents) > 1 else None
-    kept, top, _, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
-    precision: Precision = ctx.precision
-    kind: Kind = ctx.kind
     input_wanted, learned_wanted, bias_wanted = wanted
     d_input = d_learned = d_bias = None
     if g is not None:
@@ -252,7 +259,7 @@ def _gradients(
             d_bias = precision.total(g)
             d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
     if kept_cotangent is not None and input_wanted:
-        d_kept = kind.unkeep(kept_cotangent, ctx.in_features, *arrays)
+        d_kept = kind.unkeep(kept_cotangent, in_features, *arrays)
         d_input = d_kept if d_input is None else d_input + d_kept
     return d_input, d_learned, d_bias
 

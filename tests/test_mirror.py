@@ -20,7 +20,7 @@ ONLY_PUBLIC_IN_JAX = {
 }
 ONLY_DEFINED_IN_ONE = {
     "kinds.py": {
-        "_turned",  # XLA contracts first axes slowly
+        "_turned", "_written_out",  # XLA makes operands on the way
     },
     "placing.py": {
         "bounds",  # positions are read in eager code only
