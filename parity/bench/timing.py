@@ -19,7 +19,7 @@ import numpy as np
 CONFIDENCE = 0.95
 LEAST_ROUNDS = 6
 """With fewer rounds even the whole range misses the median more often than once in twenty."""
-MOST_ROUNDS = 49
+MOST_ROUNDS = 99
 LEAST_SECONDS = 2e-3
 """Of one sample: below, the clock and the call of it count. Shorter programs run several times a sample."""
 WIDTH = 0.02

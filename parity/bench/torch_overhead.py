@@ -23,7 +23,7 @@ MASKS = {
     "columns": mt.columns([1, 3]),
     "rows": mt.rows([1, 3]),
     "submatrix": mt.submatrix([1, 3], [0, 5]),
-    "blocks": mt.blocks(np.eye(2, dtype=bool), (4, 4)),
+    "blocks": mt.blocks(np.eye(4, dtype=bool), (2, 2)),
     "elements": mt.elements(np.eye(SIDE, dtype=bool)),
 }
 TARGETS = {"forward": 15.0, "backward": 30.0}

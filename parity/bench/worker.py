@@ -15,7 +15,7 @@ from parity.bench import growth, limits, operands, rows, timing
 from parity.bench.limits import Machine
 from parity.bench.rows import Row
 
-SECONDS, QUICK_SECONDS = 4.0, 0.4
+SECONDS, QUICK_SECONDS = 10.0, 0.4
 """Of timing a row, at least `timing.LEAST_ROUNDS` rounds."""
 FORMS = ("masked", "packed")
 PEAK_AT = 0.1
