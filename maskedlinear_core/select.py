@@ -42,8 +42,7 @@ def top_k(scores: Any, density: float, *, along: Along = "elements", block_shape
     """
     values = _scores("top_k", scores)
     totals, build = _candidates("top_k", values, along, block_shape)
-    chosen = np.argsort(-totals, axis=None, kind="stable")[: _count("top_k", density, totals.size)]
-    return build(_marked(chosen, totals.shape))
+    return build(_marked(_highest(totals.ravel(), _count("top_k", density, totals.size)), totals.shape))
 
 
 def random(
@@ -69,8 +68,7 @@ def random(
     size = mask_checks.weight_shape(tuple(shape))
     totals, build = _candidates("random", np.zeros(size), along, block_shape)
     draws = np.random.Generator(np.random.PCG64(module_checks.seed(seed))).random(totals.size)
-    chosen = np.argsort(draws, kind="stable")[: _count("random", density, totals.size)]
-    return build(_marked(chosen, totals.shape))
+    return build(_marked(_highest(-draws, _count("random", density, totals.size)), totals.shape))
 
 
 def n_of_m(scores: Any, n: int, m: int) -> Mask:
@@ -132,6 +130,15 @@ def _sum(values: np.ndarray) -> np.ndarray:
     for line in values:
         total = total + line
     return total
+
+
+def _highest(totals: np.ndarray, count: int) -> np.ndarray:
+    # Of equal ones the first. Without sorting: of a million numbers that takes ten times as long.
+    if count == 0:
+        return np.zeros(0, np.int64)
+    least = np.partition(totals, totals.size - count)[totals.size - count]
+    above, equal = np.flatnonzero(totals > least), np.flatnonzero(totals == least)
+    return np.concatenate([above, equal[: count - above.size]])
 
 
 def _count(name: str, density: float, candidates: int) -> int:

@@ -161,7 +161,7 @@ CASES = (
 _HARD_MASKS: tuple[tuple[str, Callable[[tuple[int, int]], Mask | np.ndarray]], ...] = (
     ("columns", lambda s: columns(range(1, s[1], 5))),
     ("elements", lambda s: elements(_random_bools(s))),
-    ("blocks", _one_block_in(3, (2, 4))),
+    ("blocks", _one_block_in(2, (2, 4))),
     ("rows", lambda s: rows([0, 3, -1])),
     ("submatrix", lambda s: submatrix([1, 4], range(0, s[1], 3))),
 )
@@ -189,6 +189,8 @@ HARD = tuple(
          data="exponents 6", hard=True, core=True)
     for mask, build in _HARD_MASKS
 ) + (
+    Case("hard-few-blocks", "blocks", _one_block_in(3, (2, 4)), "blocks one by one", 8, 24, (2, 5), bias_mask="some",
+         data="exponents 6", hard=True),
     Case("hard-packed-columns", "columns", lambda s: columns([0, 3]), "packed columns", 6, 24, (9,), data="exponents 6",
          hard=True, core=True, packed=True),
     Case("hard-packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "packed elements", 6, 24,
