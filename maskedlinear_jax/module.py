@@ -202,7 +202,12 @@ class MaskedLinear:
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Precision]:
         """Return the leaves with their names (for pytrees)."""
         names = ("weight", "bias", "grad_mask", "bias_mask")
-        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), self.precision
+        leaves, static = self.tree_flatten()
+        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(names, leaves, strict=True)), static
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Precision]:
+        """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""
+        return (self.weight, self.bias, self.grad_mask, self.bias_mask), self.precision
 
     @classmethod
     def tree_unflatten(cls, static: Precision, leaves: Any) -> Self:

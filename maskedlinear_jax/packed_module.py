@@ -240,8 +240,13 @@ class PackedLinear:
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
         """Return the leaves with their names (for pytrees)."""
         names = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
-        static = self._dtype, self.precision
-        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), static
+        leaves, static = self.tree_flatten()
+        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(names, leaves, strict=True)), static
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
+        """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""
+        leaves = self.values, self.bias_values, self.grad_mask, self.bias_mask, self.base_bits, self.bias_bits
+        return leaves, (self._dtype, self.precision)
 
     @classmethod
     def tree_unflatten(cls, static: tuple[str, Precision], leaves: Any) -> Self:

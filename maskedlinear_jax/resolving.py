@@ -129,7 +129,11 @@ def register_pytrees(classes: tuple[type[masks.Mask], ...]) -> None:
 
 
 def _flatten(mask: masks.Mask) -> tuple[tuple[object, ...], _Skeleton]:
-    return mask.leaves, _Skeleton(mask)
+    # Made once: every call of a compiled function flattens its arguments.
+    skeleton = mask.memo.get(_Skeleton)
+    if skeleton is None:
+        skeleton = mask.memo[_Skeleton] = _Skeleton(mask)
+    return mask.leaves, skeleton
 
 
 def _unflatten(skeleton: _Skeleton, leaves: tuple[object, ...]) -> masks.Mask:
@@ -142,9 +146,10 @@ class _Skeleton:
     def __init__(self, mask: masks.Mask) -> None:
         self.mask = mask.with_leaves(tuple(None for _ in mask.leaves))
         self.says = (type(mask), mask.static)
+        self.hash = hash(self.says)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Skeleton) and self.says == other.says
+        return self is other or (isinstance(other, _Skeleton) and self.says == other.says)
 
     def __hash__(self) -> int:
-        return hash(self.says)
+        return self.hash

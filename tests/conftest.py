@@ -1,5 +1,6 @@
 """Settings of the test run: JAX on the CPU, everything seeded, who runs what, and the fixture that runs cells."""
 
+import gc
 import os
 import tempfile
 
@@ -9,6 +10,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: two threads of each would wait for one another, and burn time as they do.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What compilers keep are a million objects: looking through them ever again takes a tenth of the time.
+    gc.set_threshold(100_000, 50, 100)
 
 from types import SimpleNamespace
 
