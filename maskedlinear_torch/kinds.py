@@ -6,7 +6,7 @@ be batched, traced and moved. Every kind answers the same questions:
 
     keep(x)             what of x the backward needs
     unkeep(k)           its transpose: back to the shape of x
-    product(g, kept)    the packed gradient: the wanted entries of g^T x, and no others
+    product(g, kept)    the packed gradient: the wanted entries of g^T x
     place(values)       the dense gradient: packed values among zeros
     take(W)             its transpose: the packed entries of W
     trim(values)        packed values as a product gives them: zero where none is wanted

@@ -22,6 +22,8 @@ SHARES = {
     "rows": (rows(range(0, O, 8)), 1 / 8),
     "submatrix": (submatrix(range(0, O, 4), range(0, I, 2)), 1 / 8),
     "blocks": (blocks(np.eye(8, dtype=bool), (16, 32)), 1 / 8),
+    "a third of the blocks": (blocks(np.arange(64).reshape(8, 8) < 21, (16, 32)), 21 / 64),
+    "more blocks": (blocks(np.arange(64).reshape(8, 8) < 22, (16, 32)), 1),  # cheaper as a whole
     "elements": (elements(np.indices((O, I)).sum(0) % 8 == 0), 1),
     "few elements": (elements(np.indices((O, I)).sum(0) == 3), 0),
     "none": (columns([]), 0),
