@@ -40,6 +40,12 @@ def device_of(value: Any) -> Any:
     return next(iter(devices)) if len(devices) == 1 else None
 
 
+def varying_axes(array: Any) -> frozenset[str]:
+    """Return the axes of a mesh along which a part of an array differs from device to device (inside of shard_map)."""
+    kind: Any = jax.typeof(array)
+    return kind.mat.varying if hasattr(kind, "mat") else kind.vma
+
+
 def primitive(
     name: str,
     implementation: Callable[..., Any],

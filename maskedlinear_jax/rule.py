@@ -65,7 +65,22 @@ def masked(
     """
     rule = _rule if forward_mode else _reverse
     learned, frozen = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
+    input, learned, bias = _alike(input, learned, bias)
     return rule(precision, kind, input, learned, bias, bias_mask, frozen, arrays)
+
+
+def _alike(*arguments: Any) -> list[Any]:
+    # Inside of shard_map: what is one on all devices varies from here on as the others do, as it does for JAX's own
+    # operations, and its gradient is summed over the devices. A custom_vjp must give each argument's own type back.
+    axes = frozenset[str]().union(*(_compat.varying_axes(one) for one in arguments if one is not None))
+    if not axes:
+        return list(arguments)
+
+    def vary(one: Array) -> Array:
+        missing = tuple(sorted(axes - _compat.varying_axes(one)))
+        return jax.lax.pcast(one, missing, to="varying") if missing else one
+
+    return [None if one is None else vary(one) for one in arguments]
 
 
 def weight_view(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None = None) -> Array:

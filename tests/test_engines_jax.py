@@ -141,6 +141,33 @@ def test_shard_map(mesh, kind, form, exact):
     assert_right(form, MASKS[kind], leaf(grads, form), exact, x, w, b)
 
 
+@pytest.mark.parametrize("forward_mode", [False, True], ids=["reverse", "forward mode"])
+@pytest.mark.parametrize("kind", MASKS)
+def test_shard_map_sums_gradients_as_for_a_plain_layer(mesh, kind, forward_mode):
+    """What is the same on all devices needs no word about it: JAX sums its gradient, and so do we."""
+    x, w, b = numbers(True)
+    mask = MASKS[kind].to_array((O, I))
+
+    def gradients(layer):
+        part = jax.shard_map(
+            lambda w, b, x: jax.grad(lambda w, b: (layer(x, w, b) ** 2).sum(), (0, 1))(w, b),
+            mesh=mesh, in_specs=(P(), P(), P("d")), out_specs=(P(), P()),
+        )  # fmt: skip
+        return jax.jit(part)(w, b, x)
+
+    wanted = gradients(lambda x, w, b: x @ w.T + b)
+    found = gradients(lambda x, w, b: mj.masked_linear(x, w, b, grad_mask=MASKS[kind], forward_mode=forward_mode))
+    np.testing.assert_array_equal(np.asarray(found[0]), np.where(mask, np.asarray(wanted[0]), 0))
+    np.testing.assert_array_equal(np.asarray(found[1]), np.asarray(wanted[1]))
+    packed = gradients(
+        lambda x, w, b: mj.packed_linear(
+            x, jax.lax.stop_gradient(w), mj.pack(w, grad_mask=MASKS[kind]), b,
+            grad_mask=MASKS[kind], forward_mode=forward_mode,
+        )
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(packed[0]), np.where(mask, np.asarray(wanted[0]), 0))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", MASKS)
 def test_scan_over_layers(kind, form):

@@ -43,6 +43,7 @@ ONLY_DEFINED_IN_ONE = {
         "_gradient", "_along",  # JAX compiles each operation of eager code by itself
         "_Wanted",  # torch has ctx.needs_input_grad
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
+        "_alike",  # shard_map types what differs between devices
         "_is_primal", "_shape", "_is_differentiated", "_gradients",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
     },

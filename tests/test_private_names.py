@@ -212,3 +212,13 @@ def test_the_compiler_still_adds_inside_of_a_product():
 def test_linear_under_vmap_is_what_the_rule_relies_on():
     x = torch.randn(4, 3)
     torch.testing.assert_close(torch.func.vmap(lambda x: F.linear(x, W))(x), F.linear(x, W))
+
+
+def test_axes_along_which_an_array_varies():
+    seen = []
+    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
+    part = lambda w, x: seen.append([jax_compat.varying_axes(one) for one in (w, x)]) or x  # noqa: E731
+    spec = jax.sharding.PartitionSpec
+    jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec("d")))(jnp.ones(3), jnp.ones(8))
+    assert seen[0] == [frozenset(), {"d"}]
+    assert jax_compat.varying_axes(jnp.ones(3)) == frozenset()
