@@ -46,6 +46,17 @@ def varying_axes(array: Any) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 
+def explicit_sharding(array: Any) -> Any:
+    """Return an array's sharding where that is part of its type (`jax.sharding.AxisType.Explicit`), else None."""
+    sharding = jax.typeof(array).sharding
+    return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def auto_axes(function: Callable[..., Any], sharding: Any) -> Callable[..., Any]:
+    """Let the compiler shard what a function does, and give what it returns a sharding; None = leave it alone."""
+    return function if sharding is None else jax.sharding.auto_axes(function, out_sharding=sharding)
+
+
 def primitive(
     name: str,
     implementation: Callable[..., Any],

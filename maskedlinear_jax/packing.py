@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -12,7 +13,7 @@ from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
-from maskedlinear_jax import kinds, resolving, rule
+from maskedlinear_jax import _compat, kinds, resolving, rule
 from maskedlinear_jax import precision as precisions
 from maskedlinear_jax.functional import _maybe_spec, _spec
 
@@ -42,7 +43,7 @@ def pack(weight: Array, *, grad_mask: Any) -> Array:
                [4.]], dtype=float32)
     """
     kind, positions = _resolve("pack", weight, grad_mask)
-    return kind.take(jnp.asarray(weight), *positions)
+    return _taken(kind, jnp.asarray(weight), positions)
 
 
 def unpack(weight: Array, values: Array, *, grad_mask: Any) -> Array:
@@ -66,7 +67,7 @@ def unpack(weight: Array, values: Array, *, grad_mask: Any) -> Array:
     """
     kind, positions = _resolve("unpack", weight, grad_mask)
     _check_values("unpack", kind, positions, weight, values)
-    return kind.write(jnp.asarray(weight), jnp.asarray(values).astype(weight.dtype), *positions)
+    return rule.weight_view(kind, positions, jnp.asarray(values), jnp.asarray(weight))
 
 
 def packed_linear(
@@ -168,7 +169,14 @@ def repack(
     kind, positions = _resolve("repack", base, old_mask)
     _check_values("repack", kind, positions, base, values)
     new_kind, new_positions = _resolve("repack", base, new_mask)
-    return new_kind.take(kind.write(base, jnp.asarray(values), *positions), *new_positions)
+    return _taken(new_kind, rule.weight_view(kind, positions, jnp.asarray(values), base), new_positions)
+
+
+def _taken(kind: kinds.Kind, weight: Array, positions: kinds.Arrays) -> Array:
+    # Of a weight whose sharding is part of its type, on every device.
+    sharding = _compat.explicit_sharding(weight)
+    everywhere = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return _compat.auto_axes(kind.take, everywhere)(weight, *positions)
 
 
 def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, kinds.Arrays]:

@@ -66,7 +66,12 @@ def masked(
     rule = _rule if forward_mode else _reverse
     learned, frozen = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
     input, learned, bias = _alike(input, learned, bias)
-    return rule(precision, kind, input, learned, bias, bias_mask, frozen, arrays)
+    sharding = None
+    if _compat.explicit_sharding(input) or _compat.explicit_sharding(weight):
+        # Shardings that are part of types are those of the plain layer outside, and the compiler's inside.
+        sharding = jax.eval_shape(lambda x, w: jnp.einsum("...i,oi->...o", x, w), input, weight).sharding
+    apply = _compat.auto_axes(partial(rule, precision, kind), sharding)
+    return apply(input, learned, bias, bias_mask, frozen, arrays)
 
 
 def _alike(*arguments: Any) -> list[Any]:
@@ -87,7 +92,8 @@ def weight_view(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None
     """Return V: where(M, W, stop_gradient(W)) of a weight that learns, write(W, v) of values over a frozen one."""
     if frozen is None:
         return _identity(kind, learned, arrays)
-    return kind.write(frozen, learned.astype(frozen.dtype), *arrays)
+    write = _compat.auto_axes(kind.write, _compat.explicit_sharding(frozen))
+    return write(frozen, learned.astype(frozen.dtype), *arrays)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -168,6 +168,48 @@ def test_shard_map_sums_gradients_as_for_a_plain_layer(mesh, kind, forward_mode)
     np.testing.assert_array_equal(np.asarray(packed[0]), np.where(mask, np.asarray(wanted[0]), 0))
 
 
+SPECS = {"by rows": P("m", None), "by columns": P(None, "m"), "replicated": P(None, None)}
+
+
+@pytest.fixture
+def explicit():
+    """A mesh whose shardings are part of types, as `jax.make_mesh` makes it."""
+    mesh = jax.make_mesh((2, 4), ("d", "m"))
+    with jax.set_mesh(mesh):
+        yield lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))
+
+
+@pytest.mark.parametrize("forward_mode", [False, True], ids=["reverse", "forward mode"])
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", MASKS)
+def test_shardings_that_are_part_of_types(explicit, kind, spec, forward_mode):
+    """Outputs, gradients and what is packed have the sharding that a plain layer gives them, and its values."""
+    x, w, b = numbers(True)
+    mask, spec = MASKS[kind], SPECS[spec]
+    chosen = mask.to_array((O, I))
+    x, w, b = explicit(x, P("d", None)), explicit(w, spec), explicit(b, P(spec[0]))
+
+    def step(layer):
+        return jax.jit(lambda w, x: (layer(w, x), jax.grad(lambda w: (layer(w, x) ** 2).sum())(w)))(w, x)
+
+    wanted, found = (
+        step(layer)
+        for layer in (
+            lambda w, x: jnp.einsum("bi,oi->bo", x, w) + b,
+            lambda w, x: mj.masked_linear(x, w, b, grad_mask=mask, forward_mode=forward_mode),
+        )
+    )
+    np.testing.assert_array_equal(np.asarray(found[0]), np.asarray(wanted[0]))
+    np.testing.assert_array_equal(np.asarray(found[1]), np.where(chosen, np.asarray(wanted[1]), 0))
+    assert [one.sharding for one in found] == [one.sharding for one in wanted]
+    values = jax.jit(lambda w: mj.pack(w, grad_mask=mask))(w)
+    packed = lambda v, x: mj.packed_linear(x, w, v, b, grad_mask=mask, forward_mode=forward_mode)  # noqa: E731
+    gradient = jax.jit(jax.grad(lambda v: (packed(v, x) ** 2).sum()))(values)
+    whole = jax.jit(lambda w, v: mj.unpack(w, v, grad_mask=mask))(w, gradient)
+    np.testing.assert_array_equal(np.asarray(whole), np.where(chosen, np.asarray(found[1]), np.asarray(w)))
+    assert whole.sharding == w.sharding
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", MASKS)
 def test_scan_over_layers(kind, form):

@@ -61,7 +61,7 @@ ONLY_DEFINED_IN_ONE = {
         "_autocast",  # JAX has no autocast
         "_refuse_array", "_check", "_fits",  # in torch at each call, in JAX when it traces
     },
-    "packing.py": set(),
+    "packing.py": {"_taken"},  # JAX has shardings that are part of types
     "convert.py": {
         # Pytrees of several libraries; torch has one kind of module.
         "Adapter", "convert", "plain_layers", "_nodes", "_is_layer", "_is_own",

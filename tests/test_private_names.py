@@ -222,3 +222,13 @@ def test_axes_along_which_an_array_varies():
     jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec("d")))(jnp.ones(3), jnp.ones(8))
     assert seen[0] == [frozenset(), {"d"}]
     assert jax_compat.varying_axes(jnp.ones(3)) == frozenset()
+
+
+def test_shardings_that_are_part_of_types_are_seen():
+    mesh = jax.make_mesh((8,), ("d",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    found = jax_compat.explicit_sharding(jax.device_put(jnp.ones(8), sharding))
+    assert found.spec == sharding.spec
+    assert jax_compat.explicit_sharding(jnp.ones(8)) is None
+    hidden = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), ("d",)), jax.sharding.PartitionSpec("d"))
+    assert jax_compat.explicit_sharding(jax.device_put(jnp.ones(8), hidden)) is None
