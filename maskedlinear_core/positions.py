@@ -131,8 +131,9 @@ def cheapest(array: np.ndarray) -> Positions:
 def row_chunks(rows: int) -> list[tuple[int, int]]:
     """Return the ranges of rows in which a dense product is made whose entries are then taken: two halves.
 
-    So nothing is of the weight's size. Smaller parts cost more: quarters of 1024 x 1024 at batch 2048 take 1.13 times
-    as long as the whole product in torch on a CPU, halves 1.05 times; and each takes a compiler its time.
+    So nothing is of the weight's size, where there are two rows. Smaller parts cost more: quarters of 1024 x 1024 at
+    batch 2048 take 1.13 times as long as the whole product in torch on a CPU, halves 1.05 times; and each takes a
+    compiler its time.
 
     Example:
         >>> row_chunks(5), row_chunks(1)
@@ -148,6 +149,10 @@ CACHED = 2**19
 Measured at batch 2048, 1024 x 1024, one block of 64 x 64 in ten, one thread: the product costs 0.03 to 0.06 of the
 dense step so, and 0.08 to 0.13 gathered as a whole (other work beside it).
 """
+
+
+SMALL = 2**18
+"""Numbers of a weight, 1 MB of float32, whose dense product is made as a whole."""
 
 
 LEAST_CHUNK = 128

@@ -111,7 +111,7 @@ class Blocks:
 
     def product(self, g: Array, kept: Array, numbers: Array) -> Array:
         g, kept = flat(g), flat(kept)
-        if positions.are_many(numbers.shape[0], self.grid_shape):
+        if self.grid_shape[0] > 1 and positions.are_many(numbers.shape[0], self.grid_shape):
             return self._from_dense(g, kept, numbers)
         size = positions.batch_chunk(numbers.shape[0], self.block_shape)
         if not _in_pieces(g) or g.shape[0] <= size:
@@ -167,7 +167,7 @@ class Blocks:
         return _dot(self._rows(g, numbers).transpose(1, 2, 0), self._columns(kept, numbers).swapaxes(0, 1))
 
     def _from_dense(self, g: Array, kept: Array, numbers: Array) -> Array:
-        # Some rows of the grid at a time, as Entries does: nothing of the weight's size.
+        # Half of the grid's rows at a time: nothing of a large weight's size.
         (y, x), (h, w) = self.grid_shape, self.block_shape
         values = jnp.zeros((numbers.shape[0], h, w), _sum_dtype(g))
         for start, stop in positions.row_chunks(y):
@@ -230,7 +230,7 @@ class Entries:
     """Single elements that are few, or packed; arrays = (flat positions n,), row by row.
 
     Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Else the dense
-    product is made some rows at a time and the wanted entries are taken: nothing of the weight's size.
+    product is made in halves and the wanted entries are taken: nothing of a large weight's size.
     """
 
     in_features: int

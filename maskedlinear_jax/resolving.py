@@ -32,8 +32,11 @@ def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Ki
         if packed and isinstance(kind, Elements):
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
-    found = mask.canonical(shape)
-    found = positions.packed(found) if packed else positions.unpacked(found)
+    key = packed, shape  # made once: it may be of the weight's shape
+    if key not in mask.memo:
+        found = mask.canonical(shape)
+        mask.memo[key] = positions.packed(found) if packed else positions.unpacked(found)
+    found = mask.memo[key]
     arrays = tuple(None if array is None else _narrow(array) for array in found.arrays)
     return exact_kind(found, shape), arrays
 

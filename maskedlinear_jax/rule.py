@@ -65,27 +65,29 @@ def masked(
     """
     rule = _rule if forward_mode else _reverse
     learned, frozen = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
-    input, learned, bias = _alike(input, learned, bias)
+    operands = _alike(precision, input, learned, bias, (bias_mask, frozen, arrays))
     sharding = None
     if _compat.explicit_sharding(input) or _compat.explicit_sharding(weight):
         # Shardings that are part of types are those of the plain layer outside, and the compiler's inside.
         sharding = jax.eval_shape(lambda x, w: jnp.einsum("...i,oi->...o", x, w), input, weight).sharding
     apply = _compat.auto_axes(partial(rule, precision, kind), sharding)
-    return apply(input, learned, bias, bias_mask, frozen, arrays)
+    return apply(*operands, bias_mask, frozen, arrays)
 
 
-def _alike(*arguments: Any) -> list[Any]:
+def _alike(precision: Precision, input: Array, learned: Array, bias: Array | None, fixed: Any) -> list[Any]:
     # Inside of shard_map: what is one on all devices varies from here on as the others do, as it does for JAX's own
     # operations, and its gradient is summed over the devices. A custom_vjp must give each argument's own type back.
-    axes = frozenset[str]().union(*(_compat.varying_axes(one) for one in arguments if one is not None))
+    operands = [input, learned, bias]
+    axes = frozenset[str]().union(*map(_compat.varying_axes, jax.tree.leaves((operands, fixed))))
+    axes -= precision.summed_axes  # over these the rule sums by itself
     if not axes:
-        return list(arguments)
+        return operands
 
     def vary(one: Array) -> Array:
         missing = tuple(sorted(axes - _compat.varying_axes(one)))
         return jax.lax.pcast(one, missing, to="varying") if missing else one
 
-    return [None if one is None else vary(one) for one in arguments]
+    return [None if one is None else vary(one) for one in operands]
 
 
 def weight_view(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None = None) -> Array:

@@ -117,7 +117,7 @@ class Blocks:
 
     def product(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
-        if positions.are_many(numbers.shape[0], self.grid_shape):
+        if self.grid_shape[0] > 1 and positions.are_many(numbers.shape[0], self.grid_shape):
             return self._from_dense(g, kept, numbers, ys, xs)
         batch = g.shape[0]
         if not _in_pieces(g) or batch <= positions.LEAST_CHUNK:  # asked first: a traced batch is no number
@@ -180,7 +180,7 @@ class Blocks:
         return _dot(left, right) if left.dtype == torch.int8 else left.bmm(right)  # `@` asks for more
 
     def _from_dense(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
-        # Some rows of the grid at a time, as Entries does: nothing of the weight's size.
+        # Half of the grid's rows at a time: nothing of a large weight's size.
         (y, x), (h, w) = self.grid_shape, self.block_shape
         g, count = g.t(), numbers.shape[0]
 
@@ -188,7 +188,7 @@ class Blocks:
             return _dot(g[start * h : stop * h], kept).reshape(stop - start, h, x, w).transpose(1, 2)
 
         if self.exact and _in_pieces(g):
-            if y * h * x * w <= positions.CACHED:
+            if y * h * x * w <= positions.SMALL:
                 return grid(0, y)[ys, xs]
             values = g.new_empty(count, h, w)
             for start, stop, first, last in bounds(numbers, y, x):
@@ -257,7 +257,7 @@ class Entries:
     """Single elements that are few, or packed; arrays = (flat positions n,), row by row.
 
     Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Else the dense
-    product is made some rows at a time and the wanted entries are taken: nothing of the weight's size.
+    product is made in halves and the wanted entries are taken: nothing of a large weight's size.
     """
 
     in_features: int
@@ -334,7 +334,7 @@ class Entries:
     def _taken(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
         # Of each half of the dense product the positions in it.
         g, columns = g.t(), self.in_features
-        if g.shape[0] * columns <= positions.CACHED:
+        if g.shape[0] * columns <= positions.SMALL:
             part = g @ kept
             return part.reshape(part.numel()).index_select(0, flat_positions)
         values = g.new_empty(flat_positions.shape)

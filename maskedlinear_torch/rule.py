@@ -212,20 +212,21 @@ class _Plain(torch.autograd.Function):
         learned: Tensor,
         bias: Tensor | None,
     ) -> Any:
-        ctx.fixed = precision, kind, bias_mask, frozen, arrays = fixed
+        precision, kind, bias_mask, frozen, arrays = fixed
         kept = kind.keep(input, *arrays)
         output = precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
         top = None if kept is input else precision.top(input, kept)
+        ctx.precision, ctx.kind = precision, kind
         ctx.set_materialize_grads(False)
-        # What is fixed is saved as well, though not read from there: autograd refuses what was changed in place.
-        ctx.save_for_backward(kept, top, learned, *[one for one in (bias_mask, frozen, *arrays) if one is not None])
+        ctx.save_for_backward(kept, top, learned, bias_mask, frozen, *arrays)
         return output if kept is input else (output, kept, top)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept, top, learned, *_ = ctx.saved_tensors
+        kept, top, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
         _, *wanted = ctx.needs_input_grad
-        return None, *_gradients(ctx.fixed, kept, top, learned, cotangents, wanted, _shape(learned, ctx.fixed[3])[1])
+        fixed = ctx.precision, ctx.kind, bias_mask, frozen, tuple(arrays)
+        return None, *_gradients(fixed, kept, top, learned, cotangents, wanted, _shape(learned, frozen)[1])
 
 
 def _gradients(

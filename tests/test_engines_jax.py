@@ -168,6 +168,40 @@ def test_shard_map_sums_gradients_as_for_a_plain_layer(mesh, kind, forward_mode)
     np.testing.assert_array_equal(np.asarray(packed[0]), np.where(mask, np.asarray(wanted[0]), 0))
 
 
+def test_shard_map_over_what_does_not_learn(mesh):
+    """A constant matrix, a bias mask or positions that differ from device to device: gradients are summed, too."""
+    x, w, b = numbers(True)
+    x = x[:1]
+    many = np.arange(8 * O * I, dtype=np.float32).reshape(8 * O, I) % 5 - 2
+    values = many[:O, [0, 3, 9]]
+    bits, index = np.arange(8 * O) % 3 == 0, np.arange(8, dtype=np.int32)
+
+    def summed(layer, learned, varying):
+        part = lambda learned, one: jax.grad(lambda v: (layer(v, one) ** 2).sum())(learned)  # noqa: E731
+        return jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(P(), P("d")), out_specs=P()))(learned, varying)
+
+    def looped(layer, learned, varying):
+        return sum(jax.grad(lambda v, one=one: (layer(v, one) ** 2).sum())(learned) for one in np.split(varying, 8))
+
+    for layer, learned, varying in (
+        (lambda v, w: mj.packed_linear(x, w, v, grad_mask=MASKS["columns"]), values, many),
+        (lambda b, m: mj.masked_linear(x, w, b, grad_mask=MASKS["columns"], bias_mask=m), b, bits),
+        (lambda w, i: mj.masked_linear(x, w, grad_mask=columns(jnp.asarray(i))), w, index),
+    ):
+        found = summed(layer, jnp.asarray(learned), varying)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(looped(layer, jnp.asarray(learned), varying)))
+
+
+def test_the_first_reproducible_call_within_a_mesh():
+    from maskedlinear_jax import precision
+
+    precision._known_answer.cache_clear()
+    x, w, b = numbers(True)
+    with jax.set_mesh(jax.make_mesh((8,), ("d",))):
+        y = jax.jit(lambda x: mj.masked_linear(x, w, b, grad_mask=MASKS["rows"], precision="reproducible"))(x)
+    np.testing.assert_array_equal(np.asarray(y), x @ w.T + b)
+
+
 SPECS = {"by rows": P("m", None), "by columns": P(None, "m"), "replicated": P(None, None)}
 
 

@@ -78,3 +78,9 @@ PINNED = "columns([2, 4, 9])"
 These are the first ten numbers of NumPy's PCG64, whose stream is stable: if this changes, saved seeds choose
 other weights.
 """
+
+
+def test_a_sum_of_both_infinities_is_least():
+    scores = np.array([[np.inf, 1, 2], [-np.inf, 1, 3]])
+    assert repr(select.top_k(scores, 1 / 3, along="columns")) == "columns([2])"
+    assert select.top_k(scores, 1, along="columns").to_array((2, 3)).all()

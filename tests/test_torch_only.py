@@ -1,5 +1,7 @@
 """What only torch has: autocast, checkpointing, hooks, no_grad, export, batched gradients (S5)."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
-from maskedlinear_torch import MaskedLinear, masked_linear
+from maskedlinear_torch import MaskedLinear, masked_linear, packed_linear
 
 O, I = 4, 6
 MASKS = {
@@ -148,3 +150,38 @@ def test_vmap_warns_of_no_slow_path(name):
         return torch.func.vjp(lambda w: masked_linear(x, w, grad_mask=MASKS[name]), w)[1](g)[0]
 
     assert torch.func.vmap(gradient)(x, g).shape == (5, O, I)
+
+
+def test_saved_tensors_are_read_where_hooks_keep_them():
+    """What hooks keep, such as copies of what is changed in place later, is what the backward reads."""
+    x, w, b = leaves()
+    bias_mask, base = torch.tensor([True, False, True, False]), torch.randn(O, I)
+    values = base[:, [0, 3]].clone().requires_grad_()
+    want = base.sum(0).expand(3, I)
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        masked = masked_linear(x.detach(), w, b, grad_mask=MASKS["columns"], bias_mask=bias_mask)
+        packed = packed_linear(x, base, values, grad_mask=MASKS["columns"])
+        bias_mask.logical_not_()
+        base.zero_()
+        masked.sum().backward()
+        packed.sum().backward()
+    assert b.grad.tolist() == [3, 0, 3, 0]
+    torch.testing.assert_close(x.grad, want)
+
+
+def test_a_constant_matrix_is_not_kept():
+    """Checkpointing frees the copy that autocast makes of it, and a backward what the forward saved."""
+    w = torch.randn(O, I)
+    x, values = torch.randn(3, I, requires_grad=True), w[:, [0, 3]].clone().requires_grad_()
+    made = []
+
+    def layer(x):
+        constant = w * 2  # as a cast, or what a quantised matrix stands for
+        made.append(weakref.ref(constant))
+        return packed_linear(x, constant, values, grad_mask=MASKS["columns"])
+
+    y = checkpoint(layer, x, use_reentrant=False)
+    assert made[0]() is None
+    y = layer(x)
+    y.sum().backward()
+    assert made[1]() is None
