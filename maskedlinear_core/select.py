@@ -127,8 +127,9 @@ def _candidates(
 def _sum(values: np.ndarray) -> np.ndarray:
     # Not np.sum: how that orders its additions is NumPy's and the processor's affair.
     total = np.zeros(values.shape[1:])
-    for line in values:
-        total = total + line
+    with np.errstate(invalid="ignore"):  # inf and -inf: see _highest
+        for line in values:
+            total = total + line
     return total
 
 
