@@ -188,7 +188,7 @@ class Blocks:
             return _dot(g[start * h : stop * h], kept).reshape(stop - start, h, x, w).transpose(1, 2)
 
         if self.exact and _in_pieces(g):
-            if y * h * x * w <= positions.SMALL:
+            if y * h * x * w <= positions.WHOLE:
                 return grid(0, y)[ys, xs]
             values = g.new_empty(count, h, w)
             for start, stop, first, last in bounds(numbers, y, x):
@@ -334,7 +334,7 @@ class Entries:
     def _taken(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
         # Of each half of the dense product the positions in it.
         g, columns = g.t(), self.in_features
-        if g.shape[0] * columns <= positions.SMALL:
+        if g.shape[0] * columns <= positions.WHOLE:
             part = g @ kept
             return part.reshape(part.numel()).index_select(0, flat_positions)
         values = g.new_empty(flat_positions.shape)

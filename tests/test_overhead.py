@@ -184,7 +184,7 @@ MANY = {
 def test_in_place_is_what_is_differentiated(name, packed, dtype, monkeypatch):
     """Where nothing differentiates kinds write in place, and make elements in pieces; NaN and inf stay out."""
     monkeypatch.setattr(positions, "CACHED", 2**14)
-    monkeypatch.setattr(positions, "SMALL", 2**12)
+    monkeypatch.setattr(positions, "WHOLE", 2**12)
     kind, arrays = resolving.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
     rng = np.random.default_rng(0)
     g, x = (torch.from_numpy(rng.integers(-2, 3, (2, FULL))).to(dtype) for _ in range(2))
