@@ -20,14 +20,14 @@ from maskedlinear_core import rows as rows
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
-from maskedlinear_jax import resolving as _resolving
+from maskedlinear_jax import lowering as _lowering
 from maskedlinear_jax.convert import mask_linears as mask_linears
 from maskedlinear_jax.convert import unmask_linears as unmask_linears
+from maskedlinear_jax.freeze import apply_updates as apply_updates
+from maskedlinear_jax.freeze import assert_frozen as assert_frozen
+from maskedlinear_jax.freeze import grad_masks as grad_masks
+from maskedlinear_jax.freeze import hold_frozen as hold_frozen
 from maskedlinear_jax.functional import masked_linear as masked_linear
-from maskedlinear_jax.hold import apply_updates as apply_updates
-from maskedlinear_jax.hold import assert_frozen as assert_frozen
-from maskedlinear_jax.hold import grad_masks as grad_masks
-from maskedlinear_jax.hold import hold_frozen as hold_frozen
 from maskedlinear_jax.module import MaskedLinear as MaskedLinear
 from maskedlinear_jax.module import combine as combine
 from maskedlinear_jax.module import partition as partition
@@ -39,5 +39,5 @@ from maskedlinear_jax.packing import unpack as unpack
 from maskedlinear_jax.storage import load_packed as load_packed
 from maskedlinear_jax.storage import save_packed as save_packed
 
-_arrays.register_reader(_jax.Array, _resolving.read)
-_resolving.register_pytrees(_masks.KINDS)
+_arrays.register_reader(_jax.Array, _lowering.read)
+_lowering.register_pytrees(_masks.KINDS)

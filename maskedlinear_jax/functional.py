@@ -10,7 +10,7 @@ from jax import Array
 
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
-from maskedlinear_jax import _compat, resolving, rule
+from maskedlinear_jax import _compat, lowering, rule
 from maskedlinear_jax import precision as precisions
 
 
@@ -68,7 +68,7 @@ def masked_linear(
     bias = None if bias is None else jnp.asarray(bias)
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
-    kind, positions = resolving.resolve(mask, (weight.shape[0], weight.shape[1]))
+    kind, positions = lowering.resolve(mask, (weight.shape[0], weight.shape[1]))
     chosen = precisions.resolve(precision, "masked_linear", input, weight)
     return rule.masked(
         kind, positions, input, weight, bias, bias_mask, precision=chosen, forward_mode=forward_mode

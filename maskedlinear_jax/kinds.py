@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskedlinear_core import positions
-from maskedlinear_jax.placing import divided, gather, put, take, within, write
+from maskedlinear_jax.indexing import divided, gather, put, take, within, write
 
 Arrays = tuple[Any, ...]
 Shape = tuple[int, int]

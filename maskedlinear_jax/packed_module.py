@@ -14,7 +14,7 @@ from maskedlinear_core import constructors, masks
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, described
-from maskedlinear_jax import packing, resolving, rule
+from maskedlinear_jax import lowering, packing, rule
 from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
@@ -170,7 +170,7 @@ class PackedLinear:
 
         Differentiable: what reads the weight instead of calling the layer trains the values as well.
         """
-        kind, positions = resolving.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
+        kind, positions = lowering.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
         return rule.weight_view(kind, positions, self.values, self.base)
 
     @property

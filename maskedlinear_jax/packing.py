@@ -13,7 +13,7 @@ from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
-from maskedlinear_jax import _compat, kinds, resolving, rule
+from maskedlinear_jax import _compat, kinds, lowering, rule
 from maskedlinear_jax import precision as precisions
 from maskedlinear_jax.functional import _maybe_spec, _spec
 
@@ -184,7 +184,7 @@ def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, ki
         call_checks.refuse_array("weight", weight, function=function)
     packed_checks.weight(function, _spec(weight))
     mask = constructors.as_mask(grad_mask)
-    return resolving.resolve(mask, (weight.shape[0], weight.shape[1]), packed=True)
+    return lowering.resolve(mask, (weight.shape[0], weight.shape[1]), packed=True)
 
 
 def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weight: Array, values: Any) -> None:

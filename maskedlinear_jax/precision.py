@@ -16,9 +16,9 @@ from jax import Array
 from maskedlinear_core import guard
 from maskedlinear_core import precision as core
 from maskedlinear_core.checks import precision as checks
-from maskedlinear_jax import _compat, engines, exact
-from maskedlinear_jax.exact import How, Operands
+from maskedlinear_jax import _compat, integer_products, reproducible_products
 from maskedlinear_jax.kinds import FULL, Arrays, Kind, flat
+from maskedlinear_jax.reproducible_products import How, Operands
 
 
 @dataclass(frozen=True)
@@ -72,37 +72,41 @@ class Reproducible:
 
     def linear(self, x: Array, w: Array, b: Array | None = None) -> Array:
         shape = (w.shape[0], w.shape[1])
-        product = exact.Tangent(self.how, FULL, jnp.dtype(jnp.float32), shape, is_cut=False)
-        y = exact.apply(product, Operands(x, w, None), (None, None))
+        product = reproducible_products.Tangent(self.how, FULL, jnp.dtype(jnp.float32), shape, is_cut=False)
+        y = reproducible_products.apply(product, Operands(x, w, None), (None, None))
         if b is not None:
-            y = exact.settle(y + self.spread(b, x).astype(jnp.float32))
+            y = reproducible_products.settle(y + self.spread(b, x).astype(jnp.float32))
         return y.astype(x.dtype)
 
     def back(self, g: Array, w: Array) -> Array:
         shape = (w.shape[0], w.shape[1])
-        return exact.apply(exact.Pull(self.how, FULL, g.dtype, shape), Operands(g, w, None), (None, None))
+        return reproducible_products.apply(
+            reproducible_products.Pull(self.how, FULL, g.dtype, shape), Operands(g, w, None), (None, None)
+        )
 
     def product(
         self, kind: Kind, arrays: Arrays, g: Array, kept: Array, top: Array | None, shape: tuple[int, int]
     ) -> Array:
-        return exact.apply(exact.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays)
+        return reproducible_products.apply(
+            reproducible_products.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays
+        )
 
     def tangent(self, kind: Kind, arrays: Arrays, x: Array, values: Array, shape: tuple[int, int]) -> Array:
-        tangent = exact.Tangent(self.how, kind, x.dtype, shape, is_cut=False)
-        return exact.apply(tangent, Operands(x, values, None), arrays)
+        tangent = reproducible_products.Tangent(self.how, kind, x.dtype, shape, is_cut=False)
+        return reproducible_products.apply(tangent, Operands(x, values, None), arrays)
 
     def total(self, g: Array) -> Array:
-        return exact.total(self.how, g)
+        return reproducible_products.total(self.how, g)
 
     def spread(self, b: Array, x: Array) -> Array:
-        return exact.spread(self.how, b, x.shape[:-1])
+        return reproducible_products.spread(self.how, b, x.shape[:-1])
 
     def add(self, a: Array, b: Array) -> Array:
-        return exact.settle(a + b)
+        return reproducible_products.settle(a + b)
 
     def top(self, x: Array, kept: Array) -> Array | None:
         """Return the largest magnitudes of the rows of which not all is kept."""
-        return None if kept is x else engines.largest(jax.lax.stop_gradient(x).astype(jnp.float32), -1)
+        return None if kept is x else integer_products.largest(jax.lax.stop_gradient(x).astype(jnp.float32), -1)
 
 
 Precision = Native | Reproducible
@@ -138,10 +142,10 @@ def resolve(precision: Any, function: str, input: Array, weight: Array) -> Preci
     return Reproducible(How(settings, _ENGINES[engine]))
 
 
-_ENGINES: dict[str, engines.Float64 | engines.Digits] = {
-    "float64": engines.Float64(),
-    "float32": engines.FLOAT32,
-    "int8": engines.INT8,
+_ENGINES: dict[str, integer_products.Float64 | integer_products.Digits] = {
+    "float64": integer_products.Float64(),
+    "float32": integer_products.FLOAT32,
+    "int8": integer_products.INT8,
 }
 
 

@@ -19,13 +19,13 @@ from maskedlinear_core import rows as rows
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
-from maskedlinear_torch import resolving as _resolving
+from maskedlinear_torch import lowering as _lowering
 from maskedlinear_torch.convert import mask_linears as mask_linears
 from maskedlinear_torch.convert import unmask_linears as unmask_linears
+from maskedlinear_torch.freeze import assert_frozen as assert_frozen
+from maskedlinear_torch.freeze import grad_masks as grad_masks
+from maskedlinear_torch.freeze import hold_frozen as hold_frozen
 from maskedlinear_torch.functional import masked_linear as masked_linear
-from maskedlinear_torch.hold import assert_frozen as assert_frozen
-from maskedlinear_torch.hold import grad_masks as grad_masks
-from maskedlinear_torch.hold import hold_frozen as hold_frozen
 from maskedlinear_torch.module import MaskedLinear as MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear as PackedLinear
 from maskedlinear_torch.packing import pack as pack
@@ -35,6 +35,6 @@ from maskedlinear_torch.packing import unpack as unpack
 from maskedlinear_torch.storage import load_packed as load_packed
 from maskedlinear_torch.storage import save_packed as save_packed
 
-_arrays.register_reader(_torch.Tensor, _resolving.read)
+_arrays.register_reader(_torch.Tensor, _lowering.read)
 _arrays.register_viewer("torch", _torch.from_numpy)
-_arrays.register_compiler(_torch.compiler.is_dynamo_compiling, _resolving.as_tensor)
+_arrays.register_compiler(_torch.compiler.is_dynamo_compiling, _lowering.as_tensor)

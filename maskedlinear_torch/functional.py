@@ -10,7 +10,7 @@ from torch import Tensor
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks.words import FLOAT_DTYPES
-from maskedlinear_torch import _compat, resolving, rule
+from maskedlinear_torch import _compat, lowering, rule
 from maskedlinear_torch import precision as precisions
 
 
@@ -65,9 +65,9 @@ def masked_linear(
     input, weight, bias = _autocast(input, weight, bias)
     _check("masked_linear", input, weight, bias, bias_mask)
     if bias_mask is not None:
-        bias_mask = resolving.bools(bias_mask, weight.device)
+        bias_mask = lowering.bools(bias_mask, weight.device)
     outputs, inputs = weight.shape
-    kind, positions = resolving.resolve(mask, (outputs, inputs), weight.device)
+    kind, positions = lowering.resolve(mask, (outputs, inputs), weight.device)
     chosen = precisions.resolve(precision, "masked_linear", input, weight)
     return rule.masked(kind, positions, input, weight, bias, bias_mask, None, chosen)
 

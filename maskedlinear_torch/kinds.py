@@ -31,7 +31,7 @@ from torch import Tensor
 
 from maskedlinear_core import positions
 from maskedlinear_torch import _compat
-from maskedlinear_torch.placing import bounds, fill_blocks, fill_crossings, is_plain, put, take, within, write
+from maskedlinear_torch.indexing import bounds, fill_blocks, fill_crossings, is_plain, put, take, within, write
 
 Arrays = tuple[Any, ...]
 Shape = tuple[int, int]

@@ -14,7 +14,7 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
-from maskedlinear_torch import resolving, rule
+from maskedlinear_torch import lowering, rule
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.kinds import Arrays
 from maskedlinear_torch.precision import resolve
@@ -61,7 +61,7 @@ class Layer(nn.Module):
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
         device = self._home().device
         shape = (self.out_features, self.in_features)
-        kind, arrays = resolving.resolve(mask, shape, device, packed=self._is_packed)
+        kind, arrays = lowering.resolve(mask, shape, device, packed=self._is_packed)
         self._mask, self._bias_values = mask, bias_values
         self._kind, self._position_names = kind, tuple(f"_position_{i}" for i in range(len(arrays)))
         for name, array in zip(self._position_names, arrays, strict=True):

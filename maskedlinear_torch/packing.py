@@ -10,7 +10,7 @@ from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
-from maskedlinear_torch import kinds, resolving, rule
+from maskedlinear_torch import kinds, lowering, rule
 from maskedlinear_torch import precision as precisions
 from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _refuse_array, _spec
 
@@ -122,7 +122,7 @@ def packed_linear(
     _check("packed_linear", input, weight, bias, bias_mask)
     _check_values("packed_linear", kind, positions, weight, values)
     if bias_mask is not None:
-        bias_mask = resolving.bools(bias_mask, weight.device)
+        bias_mask = lowering.bools(bias_mask, weight.device)
     chosen = precisions.resolve(precision, "packed_linear", input, weight)
     return rule.masked(kind, positions, input, weight, bias, bias_mask, values, chosen)
 
@@ -176,7 +176,7 @@ def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, ki
         packed_checks.weight(function, _spec(weight))
     mask = constructors.as_mask(grad_mask)
     outputs, inputs = weight.shape
-    return resolving.resolve(mask, (outputs, inputs), weight.device, packed=True)
+    return lowering.resolve(mask, (outputs, inputs), weight.device, packed=True)
 
 
 def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weight: Tensor, values: Any) -> None:

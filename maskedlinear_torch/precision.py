@@ -14,9 +14,9 @@ from torch import Tensor
 from maskedlinear_core import guard
 from maskedlinear_core import precision as core
 from maskedlinear_core.checks import precision as checks
-from maskedlinear_torch import _compat, engines, exact
-from maskedlinear_torch.exact import How, Operands
+from maskedlinear_torch import _compat, integer_products, reproducible_products
 from maskedlinear_torch.kinds import FULL, Arrays, Kind, flat
+from maskedlinear_torch.reproducible_products import How, Operands
 
 
 @dataclass(frozen=True)
@@ -59,37 +59,41 @@ class Reproducible:
 
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         shape = (w.shape[0], w.shape[1])
-        product = exact.Tangent(self.how, FULL, torch.float32, shape, is_cut=False)
-        y = exact.apply(product, Operands(x, w, None), (None, None))
+        product = reproducible_products.Tangent(self.how, FULL, torch.float32, shape, is_cut=False)
+        y = reproducible_products.apply(product, Operands(x, w, None), (None, None))
         if b is not None:
-            y = exact.settle(y + self.spread(b, x).float())
+            y = reproducible_products.settle(y + self.spread(b, x).float())
         return y.to(x.dtype)
 
     def back(self, g: Tensor, w: Tensor) -> Tensor:
         shape = (w.shape[0], w.shape[1])
-        return exact.apply(exact.Pull(self.how, FULL, g.dtype, shape), Operands(g, w, None), (None, None))
+        return reproducible_products.apply(
+            reproducible_products.Pull(self.how, FULL, g.dtype, shape), Operands(g, w, None), (None, None)
+        )
 
     def product(
         self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, top: Tensor | None, shape: tuple[int, int]
     ) -> Tensor:
-        return exact.apply(exact.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays)
+        return reproducible_products.apply(
+            reproducible_products.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays
+        )
 
     def tangent(self, kind: Kind, arrays: Arrays, x: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-        tangent = exact.Tangent(self.how, kind, x.dtype, shape, is_cut=False)
-        return exact.apply(tangent, Operands(x, values, None), arrays)
+        tangent = reproducible_products.Tangent(self.how, kind, x.dtype, shape, is_cut=False)
+        return reproducible_products.apply(tangent, Operands(x, values, None), arrays)
 
     def total(self, g: Tensor) -> Tensor:
-        return exact.total(self.how, g)
+        return reproducible_products.total(self.how, g)
 
     def spread(self, b: Tensor, x: Tensor) -> Tensor:
-        return exact.spread(self.how, b, x.shape[:-1])
+        return reproducible_products.spread(self.how, b, x.shape[:-1])
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return exact.settle(a + b)
+        return reproducible_products.settle(a + b)
 
     def top(self, x: Tensor, kept: Tensor) -> Tensor | None:
         """Return the largest magnitudes of the rows of which not all is kept."""
-        return None if kept is x else engines.largest(x.float(), -1)
+        return None if kept is x else integer_products.largest(x.float(), -1)
 
 
 Precision = Native | Reproducible
@@ -127,10 +131,10 @@ def resolve(precision: Any, function: str, input: Tensor, weight: Tensor) -> Pre
     return Reproducible(How(settings, _ENGINES[engine]))
 
 
-_ENGINES: dict[str, engines.Float64 | engines.Digits] = {
-    "float64": engines.Float64(),
-    "float32": engines.FLOAT32,
-    "int8": engines.INT8,
+_ENGINES: dict[str, integer_products.Float64 | integer_products.Digits] = {
+    "float64": integer_products.Float64(),
+    "float32": integer_products.FLOAT32,
+    "int8": integer_products.INT8,
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parity.engine import run
-from parity.engine.oracle import Oracle
-from parity.engine.pairs import Known, Pair
-from parity.engine.transforms import Transform
+from parity.operator.oracle import Oracle
+from parity.operator.pair import Known, Pair
+from parity.operator.transforms import Transform
 from parity.report.report import Report
+from parity.verdict import runner as run
 
 
 def compare(
@@ -22,14 +22,14 @@ def compare(
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
     Both run in float64 and must agree there (meaning); each run in a lower dtype is held to its own framework's
-    float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.engine.run` says how.
+    float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.verdict.runner` says how.
 
     Args:
         torch_fn: A function of torch tensors. It runs in several dtypes: weights go in as inputs.
         jax_fn: The same function of JAX arrays.
         inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
             or a function of a seed that returns one. Floats are differentiated, integers and bools are not.
-        transforms: Names from `parity.engine.transforms`, and `Transform`s of your own; None for those that fit.
+        transforms: Names from `parity.operator.transforms`, and `Transform`s of your own; None for those that fit.
         dtypes: Names of dtypes; None for float64, float32 and bfloat16.
         devices: "cpu", "cuda"; None for the CPU.
         known: Differences that are known, each a dict with patterns for `transform`, `world`, `dtype` and `data`, and
@@ -37,7 +37,7 @@ def compare(
         name: Of the pair; None for the torch function's.
         oracle: A NumPy function that says what is right, in float64; or an `Oracle`, of each transform.
         worlds: Names of worlds; None for all.
-        data: Kinds of data from `parity.engine.data`; None for all.
+        data: Kinds of data from `parity.operator.data`; None for all.
         seed: Of the numbers.
 
     Raises:
@@ -60,7 +60,7 @@ def compare(
 def compare_pair(pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0) -> Report:
     """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides.
 
-    Our own layer's grid is such pairs (`parity.subjects.masked_linear.pairs`).
+    Our own layer's grid is such pairs (`parity.suites.masked_linear.pairs`).
     """
     cells = run.plan(pair, devices=devices)
     return Report(pair.name, run.settle(pair, list(run.run(pair, cells, seed))))

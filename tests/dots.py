@@ -10,8 +10,8 @@ import torch
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
 from maskedlinear_core import columns
-from parity.subjects.masked_linear import numbers
-from parity.subjects.masked_linear.arithmetic import Reproducible
+from parity.suites.masked_linear import numbers
+from parity.suites.masked_linear.arithmetic import Reproducible
 
 ENGINES = ["float64", "float32", "int8"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from parity.engine import run
-from parity.engine.known import matches
 from parity.isolation.source_text import text_of
-from parity.subjects.atlas import GROUPS, PAIRS
+from parity.operator.known import matches
+from parity.suites.atlas.pairs import GROUPS, PAIRS
+from parity.verdict import runner as run
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,13 +95,13 @@ def test_a_difference_has_a_reason_and_both_documentations(pair):
 
 
 def test_the_recorded_run_is_of_these_operators_and_none_failed():
-    text = (ROOT / "parity" / "evidence" / "atlas.md").read_text("utf-8")
+    text = (ROOT / "docs" / "evidence" / "atlas.md").read_text("utf-8")
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
     assert [row for row in rows if row != "pair" and not row.startswith("**")] == [pair.name for pair in PAIRS]
     assert "## What failed" not in text
     assert text.count("For instance") >= sum(bool(pair.known) for pair in PAIRS)
     assert f"{sum(bool(pair.known) for pair in PAIRS)} pairs differ somewhere as listed." in text
-    page = (ROOT / "parity" / "evidence" / "atlas.html").read_text("utf-8")
+    page = (ROOT / "docs" / "evidence" / "atlas.html").read_text("utf-8")
     assert text.splitlines()[2] in page
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from parity.subjects.atlas import PAIRS
-from parity.subjects.atlas.examples import EXAMPLES
+from parity.suites.atlas.examples import EXAMPLES
+from parity.suites.atlas.pairs import PAIRS
 
 DIFFERING = {pair.name: pair for pair in PAIRS if pair.known}
 DIGITS = {"float64": 1e-9, "float32": 2e-5}

@@ -7,16 +7,16 @@ import sys
 import pytest
 from rich.console import Console
 
-from parity import cli
-from parity.bench import command, rows, worker
-from parity.bench.worker import Job
+from benchmarks import command, rows, worker
+from benchmarks.worker import Job
+from parity.cli import main as cli
 
 ONE = rows.plan("torch", quick=True)[:1]
 
 
 def test_list_names_rows_without_importing_a_framework():
     code = (
-        "import sys; from parity import cli; cli.main(['bench', '--list', '--framework', 'jax']); "
+        "import sys; from parity.cli import main; main.main(['bench', '--list', '--framework', 'jax']); "
         "print(*{'torch', 'jax'} & set(sys.modules))"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from parity.bench import command, growth, markdown, rows, targets, view, worker
-from parity.bench.timing import Ratio
+from benchmarks import command, growth, markdown, rows, targets, view, worker
+from benchmarks.timing import Ratio
 
-FOLDER = Path(__file__).parent.parent / "parity" / "evidence"
+FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
 README = (FOLDER.parent.parent / "README.md").read_text("utf-8")
 RECORDED = json.loads((FOLDER / "bench-cpu.json").read_text("utf-8"))
 

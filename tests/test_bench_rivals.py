@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from parity.bench import operands, rows, torch_rivals, worker
-from parity.bench.limits import Machine
-from parity.bench.operands import NotTheSame
-from parity.bench.rows import Row
+from benchmarks import operands, rows, torch_rivals, worker
+from benchmarks.limits import Machine
+from benchmarks.operands import NotTheSame
+from benchmarks.rows import Row
 
 SHAPE = (8, 32, 48)
 MACHINE = Machine(1e11, 1e10)
@@ -22,7 +22,7 @@ def row(framework, kind="columns", **changes):
 
 
 def steps(one):
-    return importlib.import_module(f"parity.bench.{one.framework}_steps").steps(one, operands.draw(one), "cpu")
+    return importlib.import_module(f"benchmarks.{one.framework}_steps").steps(one, operands.draw(one), "cpu")
 
 
 VARIANTS = {

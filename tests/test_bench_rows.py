@@ -2,9 +2,9 @@
 
 import pytest
 
-from parity.bench import rows
-from parity.bench.limits import DENSE, Machine, Shares, is_memory_bound, limit
-from parity.bench.rows import Row
+from benchmarks import rows
+from benchmarks.limits import DENSE, Machine, Shares, is_memory_bound, limit
+from benchmarks.rows import Row
 
 FAST_MEMORY = Machine(1e9, 1e15)
 P = Shares(0.1, 1, 0.1)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from parity.bench import growth, operands, targets, timing, torch_steps
-from parity.bench.command import compare
-from parity.bench.rows import Row
-from parity.bench.timing import Ratio
+from benchmarks import growth, operands, targets, timing, torch_steps
+from benchmarks.command import compare
+from benchmarks.rows import Row
+from benchmarks.timing import Ratio
 
 ROWS = 40
 

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from parity.bench import command, growth, limits, markdown, plot, rows, view, worker
-from parity.bench.rows import Row
-from parity.bench.timing import Ratio
+from benchmarks import command, growth, limits, markdown, plot, rows, view, worker
+from benchmarks.rows import Row
+from benchmarks.timing import Ratio
 
 
 def figures():

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from parity import cli
-from parity.engine.records import Finding, Record
+from parity.cli import main as cli
+from parity.records import Finding, Record
 from parity.report.terminal import failure
-from parity.subjects.masked_linear import grid
+from parity.suites.masked_linear import grid
 
 
 def parity(*arguments):
@@ -88,7 +88,7 @@ def test_list_names_cells_without_running_them(capsys):
 
 
 def test_list_imports_no_framework():
-    code = "import sys; from parity import cli; cli.main(['--list']); print(*{'torch', 'jax'} & set(sys.modules))"
+    code = "import sys; from parity.cli import main; main.main(['--list']); print(*{'torch', 'jax'} & set(sys.modules))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = seen.stdout.splitlines()
     assert lines[-1] == ""
@@ -98,7 +98,7 @@ def test_list_imports_no_framework():
 def test_difference_is_one_and_names_everything(monkeypatch, capsys):
     """A wrong twin in the place of the right one: exit code, case, clause, element, got, want, ratio, rerun."""
     from maskedlinear_core import columns
-    from parity.subjects.masked_linear import torch_side
+    from parity.suites.masked_linear import torch_side
 
     right = torch_side.SUBJECTS[False]
 

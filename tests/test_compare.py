@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parity.engine import bounds, compare
+from parity.verdict import bounds, compare
 
 ONES = np.ones((2, 3))
 

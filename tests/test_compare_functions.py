@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import parity
-from parity.engine import sensitivity
-from parity.engine.bounds import UNIT
-from parity.engine.calls import Numbers, Outputs
-from parity.engine.run import plan
+from parity.execution.calls import Numbers, Outputs
+from parity.verdict import sensitivity
+from parity.verdict.bounds import UNIT
+from parity.verdict.runner import plan
 from tests.pairs_at_hand import numbers
 
 X = np.linspace(-2, 2, 12).reshape(3, 4)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from parity import cli
-from parity.subjects.course import recipe, run
+from parity.cli import main as cli
+from parity.suites.training.course import recipe, run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from parity import Pair
-from parity.engine.run import plan, run
+from parity.verdict.runner import plan, run
 from tests.pairs_at_hand import numbers
 
 PRODUCT = numbers((24, 32), (20, 32))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from maskedlinear_core import columns
-from parity import cli
-from parity.subjects.digits import compare, network, numpy_training, run
+from parity.cli import main as cli
+from parity.suites.training.digits import compare, network, numpy_training, run
 
 STEPS = 40
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import maskedlinear_jax as mj
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
-from parity.engine.bounds import error_bound
+from parity.verdict.bounds import error_bound
 
 O, I, BATCH = 16, 24, 8
 MASKS = {

@@ -11,9 +11,9 @@ import torch
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
 from maskedlinear_core import blocks, columns, elements, positions, precision, rows, submatrix
-from maskedlinear_jax import engines as jax_engines
-from maskedlinear_torch import engines as torch_engines
-from parity.subjects.masked_linear import numbers
+from maskedlinear_jax import integer_products as jax_engines
+from maskedlinear_torch import integer_products as torch_engines
+from parity.suites.masked_linear import numbers
 from tests.dots import ENGINES, MASK, bits, draw, gradients, jax_dot, oracle, same, torch_dot
 
 LENGTHS = [0, 1, 2, 3, 17, 128, 129, 1000, 1025]

@@ -3,7 +3,7 @@
 import pytest
 
 from parity import run
-from parity.subjects.masked_linear.sabotage import SABOTAGES
+from parity.suites.masked_linear.sabotage import SABOTAGES
 
 PLANTED = [(sabotage, framework) for sabotage in SABOTAGES for framework in sabotage.frameworks]
 IN = {

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from parity.commands import check
-from parity.engine.records import Cell
+from parity.cli import check
 from parity.isolation import inputs, sources, supervisor
+from parity.records import Cell
 
 FILE = """
 import os, time

@@ -13,18 +13,18 @@ PACKAGES = {
     "maskedlinear_jax.equinox": {"jax"},
     "maskedlinear_jax.nnx": {"jax"},
     "parity": set(),
-    "parity.cli": set(),
-    "parity.bench.command": set(),
-    "parity.bench.worker": set(),
-    "parity.bench.torch_steps": {"torch"},
-    "parity.bench.jax_steps": {"jax"},
-    "parity.commands.check": set(),
-    "parity.commands.atlas": set(),
+    "parity.cli.main": set(),
+    "benchmarks.command": set(),
+    "benchmarks.worker": set(),
+    "benchmarks.torch_steps": {"torch"},
+    "benchmarks.jax_steps": {"jax"},
+    "parity.cli.check": set(),
+    "parity.suites.atlas.command": set(),
     "parity.isolation.worker": set(),
-    "parity.subjects.atlas": {"torch", "jax"},  # as a user's file of pairs
-    "parity.subjects.masked_linear.sabotage": set(),
-    "parity.engine.torch_world": {"torch"},
-    "parity.engine.jax_world": {"jax"},
+    "parity.suites.atlas.pairs": {"torch", "jax"},  # as a user's file of pairs
+    "parity.suites.masked_linear.sabotage": set(),
+    "parity.execution.torch_backend": {"torch"},
+    "parity.execution.jax_backend": {"jax"},
 }
 
 

@@ -5,7 +5,7 @@ Every case, in every world; the numbers say how many cells there are, so that no
 
 import pytest
 
-from parity.engine.records import WORLDS
+from parity.records import WORLDS
 
 CELLS = {
     "jvp": (174, 21, 121, 83),

@@ -9,18 +9,18 @@ import pytest
 
 import parity
 from parity import plan, run
-from parity.engine.records import Cell
-from parity.subjects.masked_linear.grid import known
+from parity.records import Cell
+from parity.suites.masked_linear.grid import known
 
-ENTRIES = tomllib.loads(
-    (Path(parity.__file__).parent / "subjects" / "masked_linear" / "known.toml").read_text("utf-8")
-)["unsupported"]
+ENTRIES = tomllib.loads((Path(parity.__file__).parent / "suites" / "masked_linear" / "known.toml").read_text("utf-8"))[
+    "unsupported"
+]
 CRASHES = [entry for entry in ENTRIES if entry.get("crashes")]
 
 PLAIN = """
 import torch.nn.functional as F
-from parity.engine.runs import Runs
-from parity.subjects.masked_linear.pairs import pair
+from parity.execution.outputs import Runs
+from parity.suites.masked_linear.pairs import pair
 plain = lambda x, w, b=None, **_: F.linear(x, w, b)
 runs = Runs(pair("columns", subjects={{"torch": plain}}))
 runs.compute(runs.pair.cell("columns", "columns", "float32", "{transform}", "torch-compiled", "cpu", "exact"))

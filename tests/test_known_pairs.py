@@ -2,7 +2,7 @@
 
 import pytest
 
-from parity.engine.run import plan, run
+from parity.verdict.runner import plan, run
 from tests.pairs_at_hand import DIFFER
 
 HERE = ("random", "zeros", "ties", "kinks")

@@ -22,7 +22,7 @@ ONLY_DEFINED_IN_ONE = {
     "kinds.py": {
         "_turned", "_written_out",  # XLA makes operands on the way
     },
-    "placing.py": {
+    "indexing.py": {
         "bounds",  # positions are read in eager code only
         "gather",  # JAX is told where positions are unique
         "_inverse",  # XLA writes one value after the other on a CPU
@@ -31,7 +31,7 @@ ONLY_DEFINED_IN_ONE = {
         "_is_scattered",  # a CPU scatters faster than it copies by index
         "is_plain", "fill_blocks", "fill_crossings",  # what may be written in place
     },
-    "resolving.py": {
+    "lowering.py": {
         "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
         "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_narrow",  # JAX has 32-bit integers by default
@@ -47,9 +47,9 @@ ONLY_DEFINED_IN_ONE = {
         "_is_primal", "_shape", "_is_differentiated", "_gradients",  # inner workings of either form
         "reference",  # what torch.compile traces under torch.func
     },
-    "engines.py": {"_flushed"},  # in place
-    "groups.py": set(),
-    "exact.py": {
+    "integer_products.py": {"_flushed"},  # in place
+    "collectives.py": set(),
+    "reproducible_products.py": {
         "_Exact", "_is_differentiated", "_check_group",  # an autograd.Function
         # A primitive, and what is in its rules.
         "_over_workers", "_over_workers_jvp", "_run", "_batched", "_bind", "_compiled", "_implementation", "_lowering",
@@ -67,7 +67,7 @@ ONLY_DEFINED_IN_ONE = {
         "Adapter", "convert", "plain_layers", "_nodes", "_is_layer", "_is_own",
         "_replace",  # in place
     },
-    "hold.py": {
+    "freeze.py": {
         "Hold", "_held", "_placed_like", "_like",  # hooks around a step that writes in place
         "apply_updates", "_has_layers", "_is_layer", "_is_mask", "_as_bools", "_nothing", "_hold_state", "_named",
         "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity.subjects.masked_linear import cases, oracle
+from parity.suites.masked_linear import cases, oracle
 
 CASES = ("columns", "elements", "submatrix", "no-batch", "no-bias", "none")
 
@@ -110,7 +110,7 @@ def test_exactness_is_refused_where_it_does_not_hold():
 
 
 def test_oracle_imports_no_framework():
-    modules = ", ".join(f"parity.subjects.masked_linear.{name}" for name in ("oracle", "cases", "transforms"))
+    modules = ", ".join(f"parity.suites.masked_linear.{name}" for name in ("oracle", "cases", "transforms"))
     code = f"import sys, {modules}; print({{'torch', 'jax'}} & set(sys.modules))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "set()"

@@ -14,18 +14,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from maskedlinear_core import blocks, columns, elements, positions, rows, submatrix
 from maskedlinear_core.checks import call as call_checks
+from maskedlinear_jax import indexing
 from maskedlinear_jax import kinds as jax_kinds
 from maskedlinear_jax import masked_linear as in_jax
-from maskedlinear_jax import placing
 from maskedlinear_torch import (
     MaskedLinear,
     PackedLinear,
     functional,
     kinds,
+    lowering,
     masked_linear,
     pack,
     packed_linear,
-    resolving,
     rule,
 )
 
@@ -157,9 +157,9 @@ def test_positions_made_anywhere_serve_everywhere(name, use):
 
 def test_positions_are_made_once_and_stay_out_of_copies():
     mask = columns([1, 3])
-    first, second = (resolving.resolve(mask, (O, I), torch.device("cpu"))[1][1] for _ in range(2))
+    first, second = (lowering.resolve(mask, (O, I), torch.device("cpu"))[1][1] for _ in range(2))
     assert first is second
-    assert resolving.resolve(mask, (O, I + 1), torch.device("cpu"))[1][1] is not first
+    assert lowering.resolve(mask, (O, I + 1), torch.device("cpu"))[1][1] is not first
     for other in (copy.deepcopy(mask), copy.copy(mask), pickle.loads(pickle.dumps(mask))):
         assert not other.memo
         assert other == mask
@@ -185,7 +185,7 @@ def test_in_place_is_what_is_differentiated(name, packed, dtype, monkeypatch):
     """Where nothing differentiates kinds write in place, and make elements in pieces; NaN and inf stay out."""
     monkeypatch.setattr(positions, "CACHED", 2**14)
     monkeypatch.setattr(positions, "WHOLE", 2**12)
-    kind, arrays = resolving.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
+    kind, arrays = lowering.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
     rng = np.random.default_rng(0)
     g, x = (torch.from_numpy(rng.integers(-2, 3, (2, FULL))).to(dtype) for _ in range(2))
     g[0, -1] = torch.nan if name == "elements" else 1
@@ -242,10 +242,10 @@ def test_a_value_is_read_or_written(count, axis):
     values = rng.standard_normal((count, 3) if axis == 0 else (3, count)).astype(np.float32)
     want = np.zeros((64, 3) if axis == 0 else (3, 64), np.float32)
     want[index if axis == 0 else (slice(None), index)] = values
-    assert (count * placing.GATHERED >= 64) == (count > 1)
-    seen = placing.put(jnp.asarray(values), jnp.asarray(index), axis, 64, exact=True)
+    assert (count * indexing.GATHERED >= 64) == (count > 1)
+    seen = indexing.put(jnp.asarray(values), jnp.asarray(index), axis, 64, exact=True)
     np.testing.assert_array_equal(np.asarray(seen), want)
     beyond = jnp.asarray(np.append(index, 64 + count).astype(np.int32))
     more = jnp.concatenate([values, np.full_like(np.take(want, [0], axis), np.nan)], axis)
-    seen = placing.put(more, beyond, axis, 64, exact=False)
+    seen = indexing.put(more, beyond, axis, 64, exact=False)
     np.testing.assert_array_equal(np.asarray(seen), want)

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from parity import cli
+from parity.cli import main as cli
 from parity.isolation import inputs, sources
 from parity.isolation.source_text import text_of
 
@@ -39,7 +39,7 @@ GOOD = {
     "a Pair and a list of them, in order": (
         """
         import numpy as np
-        from parity.engine.pairs import Pair
+        from parity.operator.pair import Pair
         ones = (np.ones(3),)
         named = Pair(torch=abs, jax=abs, inputs=ones, name="a name")
         PAIRS = [Pair(torch=abs, jax=abs, inputs=ones, name="b"), named]
@@ -74,7 +74,7 @@ BAD = {
     "no torch half": ("def jax_f(x): return x", "half a pair: jax_f has no torch_f; define it, or write _jax_f"),
     "no inputs": ("def torch_f(x): return x\ndef jax_f(x): return x", "torch_f and jax_f have no inputs_f"),
     "a name twice": (
-        "import numpy as np\nfrom parity.engine.pairs import Pair\n"
+        "import numpy as np\nfrom parity.operator.pair import Pair\n"
         "PAIRS = [Pair(torch=abs, jax=abs, inputs=(np.ones(i),), name='a') for i in (1, 2)]",
         "expected every pair to have a name of its own, got a twice",
     ),

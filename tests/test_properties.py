@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
-from parity.subjects.masked_linear import oracle
+from parity.suites.masked_linear import oracle
 
 
 @st.composite

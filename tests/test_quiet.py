@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from parity.engine.run import plan, run
+from parity.verdict.runner import plan, run
 from tests.pairs_at_hand import AGREE, REPAIRED
 
 SEEDS = 200

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if text.startswith("import")]
 OUTLINE = next(text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if text.startswith("model ="))
-EVIDENCE = json.loads((ROOT / "parity" / "evidence" / "cpu.json").read_text("utf-8"))
+EVIDENCE = json.loads((ROOT / "docs" / "evidence" / "cpu.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=["torch", "jax"])
@@ -75,7 +75,7 @@ def test_reproducible_figures_are_those_of_the_recorded_run():
 
 
 def test_precision_figures_are_those_of_the_recorded_run():
-    recorded = json.loads((ROOT / "parity" / "evidence" / "precision-cpu.json").read_text("utf-8"))
+    recorded = json.loads((ROOT / "docs" / "evidence" / "precision-cpu.json").read_text("utf-8"))
     quoted = TEXT.partition("<!-- precision:begin -->")[2].partition("<!-- precision:end -->")[0]
     for row in recorded["precision"]["errors"].values():
         for value in row.values():
@@ -86,8 +86,8 @@ def test_precision_figures_are_those_of_the_recorded_run():
 
 
 def test_the_figure_of_the_course_is_stored():
-    assert "parity/evidence/course.svg" in TEXT
-    assert (ROOT / "parity" / "evidence" / "course.svg").read_text("utf-8").count("<path") > 10
+    assert "docs/evidence/course.svg" in TEXT
+    assert (ROOT / "docs" / "evidence" / "course.svg").read_text("utf-8").count("<path") > 10
 
 
 def test_commands_name_an_extra_that_exists():

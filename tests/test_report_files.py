@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from parity.engine.records import BINS
+from parity.records import BINS
 from parity.report import content, html, markdown
 from parity.report.environment import environment
 

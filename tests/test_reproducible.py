@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
 from maskedlinear_core import accuracy_bound, columns, elements, guard
-from maskedlinear_jax import engines as jax_engines
-from maskedlinear_torch import engines as torch_engines
-from parity.subjects.masked_linear import numbers
+from maskedlinear_jax import integer_products as jax_engines
+from maskedlinear_torch import integer_products as torch_engines
+from parity.suites.masked_linear import numbers
 from tests.dots import ENGINES, MASK, bits, draw, gradients, jax_dot, oracle, same, torch_dot
 
 
@@ -125,7 +125,7 @@ def test_flushing_of_subnormals():
 
 CHILD = """
 import json
-from parity.subjects.masked_linear import cases, golden
+from parity.suites.masked_linear import cases, golden
 print(json.dumps([golden.answers(cases.BY_ID["large-columns"], "float32", name, "cpu") for name in ("torch", "jax")]))
 """
 SETTINGS = {
@@ -143,7 +143,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_instruction_sets(name):
     """The golden hashes of a large product, in a process of its own with other settings."""
-    from parity.subjects.masked_linear import golden
+    from parity.suites.masked_linear import golden
 
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | SETTINGS[name]
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
@@ -461,7 +461,7 @@ def test_compiled_transforms_are_refused():
 def test_golden_hashes():
     from rich.console import Console
 
-    from parity.subjects.masked_linear import golden
+    from parity.suites.masked_linear import golden
 
     stored = golden.load()
     few = {name: stored[name] for name in ("hard-columns/float32", "hard-cancelling/float32", "hard-elements/bfloat16")}

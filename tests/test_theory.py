@@ -11,10 +11,10 @@ import torch
 import maskedlinear_jax
 import parity
 from parity import Exact, Numbers, Oracle, Pair, Transform, compare_pair
-from parity.engine import transforms as shared
-from parity.engine.run import Runner
-from parity.subjects.masked_linear import grid
-from parity.subjects.masked_linear.pairs import pair as layer
+from parity.operator import transforms as shared
+from parity.suites.masked_linear import grid
+from parity.suites.masked_linear.pairs import pair as layer
+from parity.verdict.runner import Runner
 
 FROZEN = np.array([False, True, False])
 

@@ -15,7 +15,7 @@ import torch_encoder
 import torch_training
 
 import maskedlinear_torch as mt
-from parity.engine import compare as harness
+from parity.verdict import compare as harness
 
 UNITS = 2.0**-53 / 2.0**-24
 LUCK = 16.0

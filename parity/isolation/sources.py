@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parity.engine.pairs import Pair
+from parity.operator.pair import Pair
 
 ATLAS = "the atlas"
 """The name of the pairs that come with parity; any other source is a file."""
@@ -35,7 +35,7 @@ def load(source: str) -> list[Pair]:
         NotUnderstood: There is no such file, it fails to import, has no pair, half a pair, or a name twice.
     """
     if source == ATLAS:
-        return list(importlib.import_module("parity.subjects.atlas").PAIRS)
+        return list(importlib.import_module("parity.suites.atlas.pairs").PAIRS)
     names = _import(Path(source))
     found = pairs_in(names)
     if not found:

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parity.engine.records import Cell, Record, Verdict
 from parity.isolation import worker
 from parity.isolation.sources import NotUnderstood
 from parity.isolation.worker import About
+from parity.records import Cell, Record, Verdict
 
 START_SECONDS = 300.0
 """What importing both frameworks and the pairs may take; some 4 seconds are usual."""
@@ -90,7 +90,7 @@ class Supervisor:
 
         Args:
             pair: Its name.
-            choices: Arguments of `parity.engine.run.plan` that were asked for.
+            choices: Arguments of `parity.verdict.runner.plan` that were asked for.
             usual: Others, several times, which the pair's own choices narrow and those asked for replace.
 
         Raises:

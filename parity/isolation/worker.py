@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from parity.engine import run, trees
-from parity.engine.pairs import Pair
-from parity.engine.records import Cell
 from parity.isolation import inputs, sources
 from parity.isolation.source_text import text_of
+from parity.operator import trees
+from parity.operator.pair import Pair
+from parity.records import Cell
+from parity.verdict import runner as run
 
 AGREE = ("identical", "within bound")
 

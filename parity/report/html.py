@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from parity.engine.records import BINS
+from parity.records import BINS
 from parity.report import content, markdown
 from parity.report.content import Content
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parity.engine.records import VERDICTS, Record
+from parity.records import VERDICTS, Record
 from parity.report.environment import environment
 
 RENDERERS = {".html": "parity.report.html", ".md": "parity.report.markdown"}

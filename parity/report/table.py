@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from parity.engine.records import VERDICTS, WORLDS, Record
+from parity.records import VERDICTS, WORLDS, Record
 from parity.report import terminal
 from parity.report.report import Report
 

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from parity.engine.records import VERDICTS, WORLDS, Record
-from parity.subjects.masked_linear.records import PRECISIONS
+from parity.records import VERDICTS, WORLDS, Record
+from parity.suites.masked_linear.records import PRECISIONS
 
 STYLE = {
     "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "timed out": "red",

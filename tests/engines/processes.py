@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import maskedlinear_torch as mt
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
-from parity.engine.bounds import error_bound
+from parity.verdict.bounds import error_bound
 
 O, I, BATCH = 8, 12, 4
 MASKS = {

@@ -1,0 +1,162 @@
+"""From any mask to its kind, with the positions as arrays (SPEC S1): read where they can be, traced where not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskedlinear_core import masks, positions
+from maskedlinear_core.checks import mask as mask_checks
+from maskedlinear_core.checks import packed as packed_checks
+from maskedlinear_core.indices import Index
+from maskedlinear_torch import _compat
+from maskedlinear_torch.indexing import put
+from maskedlinear_torch.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix
+
+
+def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> tuple[Kind, Arrays]:
+    """Return the kind and the arrays of positions of a mask for a weight of that shape.
+
+    Args:
+        mask: Any mask; its positions may be traced.
+        shape: (out_features, in_features).
+        device: Where the positions shall be.
+        packed: Whether values are packed (SPEC S7): then the arrays must tell how many positions there are.
+
+    Raises:
+        IndexError, ValueError: As `Mask.to_array`, for positions that can be read.
+        TypeError: Packed, and how many positions there are cannot be known now.
+    """
+    # Dynamo would run the NumPy code on tensors: to it all positions are traced.
+    traces = torch.compiler.is_dynamo_compiling()
+    key = (shape, device, packed)
+    if not traces:
+        remembered = mask.memo.get(key)
+        if remembered is not None and not _compat.in_dispatch_mode():
+            return remembered
+    if traces or mask.is_traced:
+        kind, traced = _resolve_traced(mask, shape, device)
+        if packed and isinstance(kind, Elements):
+            packed_checks.refuse_traced(repr(mask))
+        return kind, traced
+    found = mask.canonical(shape)
+    found = positions.packed(found) if packed else positions.unpacked(found)
+    with torch.inference_mode(False):  # what is made there could not be saved for a later backward
+        arrays: Arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
+        if found.kind == "blocks":
+            arrays = _on_grid(arrays[0], found.grid_shape)
+    resolved = exact_kind(found, shape), arrays
+    if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
+        mask.memo[key] = resolved
+    return resolved
+
+
+def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
+    """Return the kind for canonical positions."""
+    if found.kind == "submatrix":
+        return Submatrix(exact=True)
+    if found.kind == "blocks":
+        return Blocks(found.grid_shape, found.block_shape, exact=True)
+    return Entries(shape[1], exact=True) if found.kind == "entries" else Elements()
+
+
+def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
+    if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
+        return Submatrix(exact=False), (None, _by_number("columns", mask.index, shape[1], device))
+    if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
+        return Submatrix(exact=False), (_by_number("rows", mask.index, shape[0], device), None)
+    if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
+        rows = _by_number("submatrix rows", mask.rows, shape[0], device)
+        return Submatrix(exact=False), (rows, _by_number("submatrix columns", mask.columns, shape[1], device))
+    if isinstance(mask, masks.Blocks):
+        mask_checks.mask_shape("blocks", mask.shape, shape)
+        numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
+        return Blocks(mask.grid_shape, mask.block_shape, exact=False), _on_grid(numbers, mask.grid_shape)
+    if isinstance(mask, masks.Entries):
+        mask_checks.mask_shape("entries", mask.shape, shape)
+        numbers = _by_number("entries", mask.index, shape[0] * shape[1], device)
+        return Entries(shape[1], exact=False), (numbers,)
+    return Elements(), (_dense(mask, shape, device),)
+
+
+def _on_grid(numbers: Tensor, grid_shape: Shape) -> Arrays:
+    # A number beyond the grid is in a row beyond it.
+    return numbers, numbers // grid_shape[1], numbers % grid_shape[1]
+
+
+def _dense(mask: masks.Mask, shape: Shape, device: torch.device) -> Tensor:
+    # How many positions a traced bool vector selects is unknown, so it can only be priced as elements.
+    if isinstance(mask, masks.Combination):
+        return type(mask).combine(*(_dense(operand, shape, device) for operand in mask.masks))
+    if isinstance(mask, masks.Elements):
+        mask_checks.mask_shape("elements", mask.shape, shape)
+        return torch.as_tensor(mask.views["torch"] if mask.views else mask.array, device=device)
+    if isinstance(mask, masks.Columns):
+        return _line("columns", mask.index, shape[1], device).expand(shape)
+    if isinstance(mask, masks.Rows):
+        return _line("rows", mask.index, shape[0], device)[:, None].expand(shape)
+    if isinstance(mask, masks.Submatrix):
+        rows = _line("submatrix rows", mask.rows, shape[0], device)
+        return rows[:, None] & _line("submatrix columns", mask.columns, shape[1], device)
+    kind, arrays = _resolve_traced(mask, shape, device)
+    return kind.mask(torch.empty(shape, device=device), *arrays)
+
+
+def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
+    if index.is_traced_bool:
+        mask_checks.bool_length(name, index.values.shape[0], size)
+        return torch.as_tensor(index.values, device=device)
+    numbers = _by_number(name, index, size, device)
+    return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, exact=False)
+
+
+def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tensor:
+    """Return positions in [0, size], sorted, where a duplicate or a position out of range is `size`."""
+    if index.length is not None:
+        mask_checks.bool_length(name, index.length, size)
+    if index.views:  # first: Dynamo cannot guard a NumPy array that it meets inside a torch.func transform
+        numbers = index.views["torch"].to(device)
+    elif isinstance(index.values, slice):
+        return torch.tensor(sorted(range(*index.values.indices(size))), dtype=torch.long, device=device)
+    else:
+        numbers = torch.as_tensor(index.values, device=device).long()
+    numbers = torch.where(numbers < 0, numbers + size, numbers)
+    numbers = torch.where((numbers < 0) | (numbers >= size), size, numbers)
+    turn = torch.arange(numbers.shape[0], device=device)
+    # One of several equal positions wins, whichever: they read and write the same.
+    winner = put(turn, numbers, 0, size + 1, exact=True)
+    return torch.where(winner.index_select(0, numbers) == turn, numbers, size).sort().values
+
+
+def read(tensor: Tensor) -> np.ndarray | None:
+    """Return the values of a tensor as NumPy, or None if it is traced (the core's reader for torch)."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    try:
+        tensor = (tensor.detach() if tensor.requires_grad else tensor).cpu()
+        return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    except RuntimeError:  # a batched, fake or meta tensor has no storage to read
+        return None
+
+
+def as_tensor(value: Any) -> Any:
+    """Return a sequence or a NumPy array as a tensor, anything else as it is (for masks written in compiled code)."""
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, list | tuple | range):
+        return torch.tensor(list(value), dtype=None if len(value) else torch.long)
+    return value
+
+
+def bools(values: Any, device: torch.device) -> Tensor:
+    """Return a bool vector of any framework as a tensor of its own: the caller's may change before the backward."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    return (
+        torch.as_tensor(values, device=device)
+        if torch.compiler.is_dynamo_compiling()
+        else torch.tensor(np.asarray(values), device=device)
+    )

@@ -1,1 +1,0 @@
-"""Commands with options of their own (`parity.cli.OWN`)."""

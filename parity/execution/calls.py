@@ -1,0 +1,191 @@
+"""What a world is asked to run: a function, a program, and the numbers; and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from parity.operator import trees
+from parity.operator.transforms import Transform
+from parity.operator.trees import is_float
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a call: NumPy, floats as float64 whose values the dtype holds exactly.
+
+    Attributes:
+        arguments: The arguments, as the functions take them.
+        theta: Their floating leaves.
+        names: What these are called.
+        owners: The number of the argument that each belongs to.
+        cotangents: One for each floating output.
+        directions: Two tangents of theta; a pair's own transforms may want more.
+        copies: Of each leaf of theta, COPIES in a stack.
+        scales: Factors of the outputs in the test function <c u, f^2> / 2, one for each; none for 1.
+        more: What the pair's own transforms use besides, by name: arrays, or trees of them.
+        about: What the pair's own oracle wants to know besides: it goes into no program.
+    """
+
+    arguments: tuple[Any, ...]
+    theta: tuple[np.ndarray, ...]
+    names: tuple[str, ...]
+    owners: tuple[int, ...]
+    cotangents: tuple[np.ndarray, ...] = ()
+    directions: tuple[tuple[np.ndarray, ...], ...] = ()
+    copies: tuple[np.ndarray, ...] = ()
+    scales: tuple[np.ndarray, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+    about: Any = None
+
+    @classmethod
+    def of(cls, arguments: tuple[Any, ...], names: tuple[str, ...]) -> Numbers:
+        """Return the numbers of some arguments, whose names are given."""
+        found = [
+            (path, leaf, number)
+            for number, (name, argument) in enumerate(zip(names, arguments, strict=True))
+            for path, leaf in trees.leaves(argument, name)
+            if is_float(leaf)
+        ]
+        return cls(
+            arguments,
+            tuple(np.asarray(leaf, np.float64) for _, leaf, _ in found),
+            tuple(path for path, _, _ in found),
+            tuple(number for _, _, number in found),
+        )
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Numbers:
+        """Return the numbers with every floating array changed."""
+        return replace(
+            self,
+            theta=tuple(map(change, self.theta)),
+            cotangents=tuple(map(change, self.cotangents)),
+            directions=tuple(tuple(map(change, direction)) for direction in self.directions),
+            copies=tuple(map(change, self.copies)),
+            scales=tuple(map(change, self.scales)),
+            more={name: _mapped(tree, change, lambda leaf: leaf) for name, tree in self.more.items()},
+        )
+
+    @property
+    def terms(self) -> int:
+        """How many numbers a result can depend on: no sum of inputs is longer."""
+        return max((leaf.size for leaf in self.theta), default=1)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a program returned.
+
+    Attributes:
+        values: Arrays by name; floating ones as float64.
+        dtypes: The dtype that each came in.
+    """
+
+    values: dict[str, np.ndarray]
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a framework raised instead.
+
+    Attributes:
+        text: In one line.
+        raised: In all its words.
+    """
+
+    text: str
+    raised: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function under a transform, on numbers, in a dtype.
+
+    Attributes:
+        function: Of one framework.
+        transform: What is done to it.
+        numbers: What goes in.
+        dtype: That the floating numbers are given in.
+        compiler: Options for the world that compiles: `backend` (torch.compile), `compiler_options` (jax.jit).
+    """
+
+    function: Callable[..., Any]
+    transform: Transform
+    numbers: Numbers
+    dtype: str
+    compiler: Mapping[str, Any] = field(default_factory=dict)
+    _form: Any = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        # Places for the leaves, and which of them are floating: plain Python, as compilers trace what uses it.
+        arguments = self.numbers.arguments
+        kinds = [is_float(leaf) for _, leaf in trees.leaves(arguments)]
+        object.__setattr__(self, "_form", (trees.rebuild(arguments, iter(range(len(kinds)))), kinds))
+
+    @property
+    def key(self) -> str:
+        """What a compiled program depends on, besides its function."""
+        shapes = [leaf.shape for leaf in (*self.numbers.theta, *self.numbers.cotangents)]
+        return f"{self.transform.name} {self.dtype} {shapes}"
+
+    def arrays(
+        self, floating: Callable[[np.ndarray], Any], other: Callable[[np.ndarray], Any]
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the arrays that a program uses, as a framework's."""
+        numbers = self.numbers
+        return {
+            "theta": tuple(map(floating, numbers.theta)),
+            "constants": tuple(
+                other(np.asarray(leaf)) for _, leaf in trees.leaves(numbers.arguments) if not is_float(leaf)
+            ),
+            "cotangents": tuple(map(floating, numbers.cotangents)),
+            "directions": tuple(tuple(map(floating, direction)) for direction in numbers.directions),
+            "copies": tuple(map(floating, numbers.copies)),
+            "scales": tuple(map(floating, numbers.scales)),
+            **{name: _mapped(tree, floating, other) for name, tree in numbers.more.items()},
+        }
+
+    def program(
+        self, ops: Any, floating: Callable[[Any], bool], a: dict[str, Any],
+        wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run the transform's program on framework arrays.
+
+        Args:
+            ops: The framework's names.
+            floating: Whether an output of the function has derivatives.
+            a: From `arrays`.
+            wrap: What is made of the function before it is differentiated.
+        """
+        template, kinds = self._form
+        fixed = dict(self.transform.keywords)
+
+        def everything(constants: Any, *theta: Any, **keywords: Any) -> dict[str, Any]:
+            left, right = iter(theta), iter(constants)
+            merged = iter([next(left) if kind else next(right) for kind in kinds])
+            outputs = self.function(*trees.rebuild(template, merged), **fixed, **keywords)
+            return dict(trees.leaves(outputs, "output"))
+
+        if self.transform.everything:
+            return everything(a["constants"], *a["theta"])
+
+        def differentiable(constants: Any, *theta: Any, **keywords: Any) -> tuple[Any, ...]:
+            return tuple(leaf for leaf in everything(constants, *theta, **keywords).values() if floating(leaf))
+
+        # The constants are arguments: compiled alone, the function runs again on others.
+        wrapped = wrap(differentiable)
+
+        def f(*theta: Any, **keywords: Any) -> tuple[Any, ...]:
+            return wrapped(a["constants"], *theta, **keywords)
+
+        names = {"names": self.numbers.names, "owners": self.numbers.owners}
+        return self.transform.program(ops, f, a | names)
+
+
+def _mapped(tree: Any, floating: Callable[[np.ndarray], Any], other: Callable[[np.ndarray], Any]) -> Any:
+    arrays = [np.asarray(leaf) for _, leaf in trees.leaves(tree)]
+    return trees.rebuild(tree, iter([floating(leaf) if is_float(leaf) else other(leaf) for leaf in arrays]))

@@ -1,0 +1,137 @@
+"""The worlds of torch: the only file of the engine that imports it. Twin of jax_backend.py, function by function."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from parity.execution.calls import Call, Outputs
+
+FRAMEWORK = "torch"
+VERSION = torch.__version__
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+
+
+class Ops:
+    """The names that the programs of transforms.py use."""
+
+    grad = staticmethod(torch.func.grad)
+    vjp = staticmethod(torch.func.vjp)
+    jvp = staticmethod(torch.func.jvp)
+    vmap = staticmethod(torch.func.vmap)
+    jacrev = staticmethod(torch.func.jacrev)
+    jacfwd = staticmethod(torch.func.jacfwd)
+    hessian = staticmethod(torch.func.hessian)
+    linear = staticmethod(F.linear)
+
+    @staticmethod
+    def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
+        leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+        for cotangent in cotangents:
+            torch.autograd.backward(f(*leaves), cotangent)
+        return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+
+    @staticmethod
+    def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+        """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
+        leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+        (gradient,) = torch.autograd.grad(f(*leaves), leaves[:1], cotangent, create_graph=True)
+        penalty = (gradient**2).sum() * 0.5
+        # The penalty depends on the weight alone. Not allow_unused for it: a graph cut off would pass as zero.
+        (d_weight,) = torch.autograd.grad(penalty, leaves[1:2], retain_graph=True)
+        others = torch.autograd.grad(
+            penalty, (leaves[0], *leaves[2:]), allow_unused=True, materialize_grads=True
+        )  # fmt: skip
+        return others[0], d_weight, *others[1:]
+
+
+def devices() -> tuple[str, ...]:
+    """Return the devices that are present."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@contextlib.contextmanager
+def settings(x64: bool = False) -> Iterator[None]:
+    """Set what decides precision: float32 products in float32, never TF32. Restored afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
+    """Run a transform's program on a function and return what came out, as NumPy.
+
+    Args:
+        asked: The function, the program, and the numbers.
+        world: "torch-eager" or "torch-compiled".
+        device: "cpu" or "cuda".
+        kept: Compiled programs, by the call's key: the same ones run again on other numbers.
+    """
+
+    def array(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(values)).to(device)
+
+    with settings(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arrays = asked.arrays(lambda values: array(values).to(DTYPES[asked.dtype]), array)
+        if world == "torch-eager":
+            return _outputs(asked.program(Ops, is_float, arrays))
+        key = f"{world} {device} {asked.key}"
+        if key not in kept:
+            torch._dynamo.reset()
+            kept[key] = _compiled(asked)
+        return _outputs(kept[key](arrays))
+
+
+def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    options = {"fullgraph": True, **asked.compiler}
+    if asked.transform.outside:
+        # The ordinary way is to compile the function and differentiate outside; on other numbers it is the same one.
+        once: list[Callable[..., Any]] = []
+
+        def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+            if not once:
+                once.append(torch.compile(f, **options))
+            return once[0]
+
+        return lambda a: asked.program(Ops, is_float, a, compiled)
+
+    def program(a: dict[str, Any]) -> dict[str, Any]:
+        return asked.program(Ops, is_float, a)
+
+    return torch.compile(program, **options)
+
+
+def is_float(leaf: Any) -> bool:
+    """Return whether an output has derivatives."""
+    return isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point
+
+
+def _outputs(outputs: dict[str, Any]) -> Outputs:
+    return Outputs(
+        {name: _numpy(leaf) for name, leaf in outputs.items()}, {name: _dtype(leaf) for name, leaf in outputs.items()}
+    )
+
+
+def _numpy(leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, torch.Tensor):
+        return np.asarray(leaf)
+    leaf = leaf.detach().resolve_conj().resolve_neg()
+    if leaf.dtype.is_floating_point:
+        leaf = leaf.to(torch.float64)
+    return leaf.cpu().numpy()
+
+
+def _dtype(leaf: Any) -> str:
+    return str(leaf.dtype).removeprefix("torch.") if isinstance(leaf, torch.Tensor) else type(leaf).__name__

@@ -1,0 +1,214 @@
+"""Default arguments on which the frameworks are known to differ: each is tried, and named where it explains both sides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.explanation.evidence import Evidence
+from parity.records import Diagnosis
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Two answers that an operator has, depending on an argument.
+
+    Attributes:
+        argument: Its name.
+        left: What one value of it means.
+        right: What the other means.
+        answers: Yields both answers for an input and the shape of the result; as often as there is a choice of axis.
+        fix: What to do.
+    """
+
+    argument: str
+    left: str
+    right: str
+    answers: Callable[[np.ndarray, tuple[int, ...]], Iterator[tuple[np.ndarray, np.ndarray]]]
+    fix: str
+
+
+def default_argument(e: Evidence) -> Diagnosis | None:
+    """Return which known argument explains that two float64 results differ, or None."""
+    if e.derivative or not e.numbers.theta:
+        return None
+    for hypothesis in HYPOTHESES:
+        for left, right in hypothesis.answers(e.numbers.theta[0], e.want.shape):
+            for got, want, names in ((left, right, "lr"), (right, left, "rl")):
+                if explains(got, e.got) and explains(want, e.want) and not explains(left, right):
+                    return _named(hypothesis, e, names)
+    return _factor(e) or _eps(e)
+
+
+def explains(values: np.ndarray, target: np.ndarray) -> bool:
+    """Return whether numbers are those of a target to six digits, NaN for NaN."""
+    if values.shape != target.shape:
+        return False
+    size = float(np.max(np.abs(target[np.isfinite(target)]), initial=0.0))
+    with np.errstate(invalid="ignore"):
+        return bool(
+            np.all(
+                (np.abs(values - target) <= 1e-6 * size) | (values == target) | (np.isnan(values) & np.isnan(target))
+            )
+        )
+
+
+def _named(hypothesis: Hypothesis, e: Evidence, order: str) -> Diagnosis:
+    mine, theirs = (hypothesis.left, hypothesis.right) if order == "lr" else (hypothesis.right, hypothesis.left)
+    text = f"{e.output} is explained by the argument {hypothesis.argument}: {mine} in {e.who}, {theirs} in the other."
+    return Diagnosis(f"default argument: {hypothesis.argument}", text, hypothesis.fix)
+
+
+def _gelu(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if x.shape == shape:
+        exact = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel().tolist()]).reshape(shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield exact, 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _axes(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int | None, bool]]:
+    """Yield the axis, and whether it is kept, of reductions that lead from an array to a shape."""
+    for axis in (None, *range(x.ndim)):
+        for kept in (False, True):
+            if x.size and np.sum(x, axis=axis, keepdims=kept).shape == shape:
+                yield axis, kept
+
+
+def _std(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for axis, kept in _axes(x, shape):
+        for power in (0.5, 1.0):
+            with np.errstate(all="ignore"):
+                population = np.var(x, axis=axis, keepdims=kept)
+                n = x.size if axis is None else x.shape[axis]
+                yield (population * n / (n - 1 or np.nan)) ** power, population**power
+
+
+def _median(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for axis, kept in _axes(x, shape):
+        with np.errstate(invalid="ignore"):
+            yield (
+                np.quantile(x, 0.5, axis=axis, keepdims=kept, method="lower"),
+                np.quantile(x, 0.5, axis=axis, keepdims=kept),
+            )
+
+
+def _resize(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    changed = [axis for axis in range(x.ndim) if x.ndim == len(shape) and x.shape[axis] != shape[axis]]
+    if not 1 <= len(changed) <= 3 or x.ndim != len(shape):
+        return
+    answers = []
+    for antialias in (False, True):
+        values = x
+        for axis in changed:
+            weights = _triangle(x.shape[axis], shape[axis], antialias)
+            values = np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis)
+        answers.append(values)
+    yield answers[0], answers[1]
+
+
+def _triangle(source: int, target: int, antialias: bool) -> np.ndarray:
+    """Return the weights of linear resampling with half pixel centres, edges normalised."""
+    scale = source / target
+    width = max(scale, 1.0) if antialias else 1.0
+    centres = np.clip((np.arange(target) + 0.5) * scale - 0.5, *((-np.inf, np.inf) if antialias else (0, source - 1)))
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(source) - centres[:, None]) / width)
+    return weights / weights.sum(1, keepdims=True)
+
+
+HYPOTHESES = (
+    Hypothesis("approximate", "the exact GELU (erf)", "its approximation by tanh", _gelu,
+               "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."),
+    Hypothesis("ddof", "divided by n - 1 (torch's default)", "divided by n (JAX's default)", _std,
+               "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var."),
+    Hypothesis("median of an even count", "the lower of the two middle values", "their mean", _median,
+               "Use torch.quantile(x, 0.5), or jnp.quantile(x, 0.5, method='lower')."),
+    Hypothesis("antialias", "linear interpolation", "linear interpolation with antialiasing", _resize,
+               "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True."),
+)  # fmt: skip
+"""What is tried: arguments by which whole functions differ."""
+
+
+def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
+    """Return the number that one result is the other times, or None.
+
+    Example:
+        >>> factor_of(np.array([1.0, 0.0, 3.0]), np.array([2.0, 0.0, 6.0]))
+        0.5
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        ratio = got / want
+    ratio = ratio[np.isfinite(ratio) & (want != 0)]
+    if (
+        not ratio.size
+        or not np.allclose(ratio, ratio[0], rtol=1e-7, atol=0)
+        or abs(ratio[0] - 1) < 1e-7
+        or not ratio[0]
+    ):
+        return None
+    return float(ratio[0])
+
+
+def _factor(e: Evidence) -> Diagnosis | None:
+    """A constant factor."""
+    factor = factor_of(e.got, e.want)
+    if factor is None:
+        return None
+    sizes = {n for leaf in e.numbers.theta for n in (*leaf.shape, leaf.size)} - {0, 1}
+    named = {
+        **{n / (n - 1): ("ddof", f"n/(n-1) with n = {n}") for n in sizes},
+        **{math.sqrt(n / (n - 1)): ("ddof", f"the root of n/(n-1) with n = {n}") for n in sizes},
+        **{float(n): ("reduction", f"{n}, a length: a sum on one side, a mean on the other") for n in sizes},
+        math.log(2): ("base", "ln 2: another base of a logarithm"), math.log(10): ("base", "ln 10: another base"),
+    }  # fmt: skip
+    for value, (argument, words) in named.items():
+        if any(abs(factor / candidate - 1) < 1e-7 for candidate in (value, 1 / value)):
+            fix = f"Say {argument} on both sides." if argument != "ddof" else HYPOTHESES[1].fix
+            return Diagnosis(
+                f"default argument: {argument}",
+                f"{e.output} is {factor:.6g} times the other's everywhere: {words}.",
+                fix,
+            )
+    return Diagnosis("constant factor", f"{e.output} is {factor:.6g} times the other's everywhere.",
+                     "Compare the scale, the reduction and the units of both.")  # fmt: skip
+
+
+EPS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3)
+
+
+def _eps(e: Evidence) -> Diagnosis | None:
+    """A number added under the root of a normalisation."""
+    x = e.numbers.theta[0]
+    if x.shape != e.got.shape or not x.ndim:
+        return None
+    with np.errstate(all="ignore"):
+        ratio = np.where(e.want != 0, e.got / e.want, np.nan)
+    for axis in range(x.ndim):
+        for size, name in ((np.var(x, axis=axis, keepdims=True), "variance"),
+                           (np.mean(x**2, axis=axis, keepdims=True), "mean square")):  # fmt: skip
+            for mine in EPS:
+                for theirs in EPS:
+                    if mine == theirs:
+                        continue
+                    with np.errstate(all="ignore"):  # equal numbers have no variance, and show no eps
+                        expected = np.where(size > 0, np.sqrt((size + theirs) / (size + mine)), np.nan)
+                    expected = np.broadcast_to(expected, ratio.shape)
+                    if _all_near(ratio - 1, expected - 1):
+                        return Diagnosis("default argument: eps", f"{e.output} is explained by eps = {mine:g} in {e.who} and "
+                                         f"{theirs:g} in the other, added to the {name} along axis {axis}.",
+                                         "Pass the same eps to both: layer norm has 1e-5 in torch, 1e-6 in Flax.")  # fmt: skip
+    return None
+
+
+def _all_near(values: np.ndarray, expected: np.ndarray) -> bool:
+    there = np.isfinite(values) & np.isfinite(expected)
+    if not there.any() or not np.max(np.abs(expected[there])) > 1e-12:
+        return False
+    return bool(
+        np.all(
+            np.abs(values[there] - expected[there])
+            <= 1e-2 * np.max(np.abs(expected[there])) * 0.1 + 1e-3 * np.abs(expected[there])
+        )
+    )

@@ -1,0 +1,1 @@
+"""What is compared: a pair of functions, its numbers, its transforms."""

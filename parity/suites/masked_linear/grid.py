@@ -1,0 +1,94 @@
+"""The grid: the cases as pairs, planned and run by the engine (SPEC S11)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from parity.execution import plan as planning
+from parity.operator.known import matches
+from parity.records import DEVICES, DTYPES, WORLDS, Record
+from parity.suites.masked_linear import selection
+from parity.suites.masked_linear.cases import BY_ID as CASES
+from parity.suites.masked_linear.pairs import known as known_entries
+from parity.suites.masked_linear.pairs import pair
+from parity.suites.masked_linear.pairs import world_of as world_of
+from parity.suites.masked_linear.records import PRECISIONS, TIERS, Cell
+from parity.suites.masked_linear.transforms import BY_NAME
+from parity.verdict import runner as engine
+
+Choice = Collection[str] | None
+
+
+def plan(
+    *,
+    devices: Collection[str] = ("cpu",),
+    dtypes: Choice = None,
+    masks: Choice = None,
+    transforms: Choice = None,
+    cases: Choice = None,
+    worlds: Choice = None,
+    tiers: Choice = None,
+    precisions: Choice = None,
+    quick: bool = False,
+) -> list[Cell]:
+    """Return the cells that are asked for; None leaves a choice open.
+
+    Args:
+        devices: "cpu", "cuda".
+        dtypes: Names of dtypes.
+        masks: Kinds of mask.
+        transforms: Names of transforms.
+        cases: Ids of cases.
+        worlds: Names of worlds.
+        tiers: "exact", "random", "hard".
+        precisions: "native", "reproducible".
+        quick: A selection that runs in well under a minute.
+
+    Example:
+        >>> [cell.id for cell in plan(cases=["rows"], dtypes=["float32"], transforms=["vjp"], worlds=["jax-jit"])]
+        ['rows/float32/vjp/jax-jit/cpu/exact/native']
+    """
+
+    def wanted(choice: Choice, name: str) -> bool:
+        return choice is None or name in choice
+
+    known = {"transforms": (transforms, BY_NAME), "dtypes": (dtypes, DTYPES), "worlds": (worlds, WORLDS),
+             "data": (tiers, TIERS)}  # fmt: skip
+    picked = {what: [name for name in names if wanted(choice, name)] for what, (choice, names) in known.items()}
+    if not all(picked.values()):
+        return []
+    cells: list[Any] = []
+    for device in (device for device in DEVICES if device in devices):
+        for precision in PRECISIONS:
+            for case in selection.cases_of(precision):
+                if wanted(cases, case) and wanted(masks, CASES[case].mask) and wanted(precisions, precision):
+                    cells += planning.plan(pair(case, precision, quick=quick), devices=[device], **picked)
+    return cells
+
+
+def run(
+    cells: Collection[Cell], *, seed: int = 0, subjects: dict[str, Callable[..., Any]] | None = None
+) -> Iterator[Record]:
+    """Run cells one by one, yielding a record of each.
+
+    Args:
+        cells: From `plan`.
+        seed: Of the numbers.
+        subjects: Another masked_linear to test, by framework ("torch", "jax"): a port, or a sabotaged twin.
+    """
+    for (case, precision), group in itertools.groupby(cells, _pair_of):
+        yield from engine.run(pair(case, precision, subjects), list(group), seed)
+
+
+def known(cell: Cell) -> dict[str, Any] | None:
+    """Return the entry of known.toml that lists a cell as unsupported, or None."""
+    for entry in known_entries():
+        if entry["precision"] in ("*", cell.precision) and matches(entry, cell):
+            return {name: value for name, value in entry.items() if (name, value) != ("precision", "*")}
+    return None
+
+
+def _pair_of(cell: Any) -> tuple[str, str]:
+    return cell.pair, getattr(cell, "precision", "native")

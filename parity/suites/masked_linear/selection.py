@@ -1,0 +1,138 @@
+"""Which cells the grid has: cases, dtypes, transforms, tiers and worlds, in either precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+from parity.records import DTYPES
+from parity.suites.masked_linear import cases, transforms
+from parity.suites.masked_linear.cases import BY_ID
+from parity.suites.masked_linear.records import Cell
+
+QUICK_CASES = ("columns", "elements", "wide-columns")
+QUICK_HARD = ("hard-near-the-limit", "hard-columns")
+HARD_EVERYWHERE = ("forward", "backward", "jvp")
+"""What every hard case runs in every world; the rest where it tells most."""
+
+
+def cases_of(precision: str) -> tuple[str, ...]:
+    """Return the ids of the cases that run in a precision, in order."""
+    return tuple(dict.fromkeys(case for case, *_, of in _combinations(False) if of == precision))
+
+
+def runs(cell: Cell, quick: bool = False) -> bool:
+    """Return whether a cell that could be is one of the grid."""
+    if (cell.pair, cell.dtype, cell.transform, cell.data, cell.precision) not in _combinations(quick):
+        return False
+    runs_in = _runs_in if cell.precision == "native" else _runs_reproducibly_in
+    return runs_in(cell.pair, cell.dtype, cell.transform, cell.world, quick)
+
+
+@functools.cache
+def _combinations(quick: bool) -> dict[tuple[str, str, str, str, str], None]:
+    both: Iterable[tuple[str, str, str, str, str]] = (*_native(quick), *_reproducible(quick))
+    return dict.fromkeys(both)
+
+
+def _native(quick: bool) -> list[tuple[str, str, str, str, str]]:
+    found = []
+    for case in cases.CASES:
+        if quick and case.id not in QUICK_CASES:
+            continue
+        tier = "random" if case.wide else "exact"
+        for dtype in DTYPES:
+            if not (dtype == "float32" or ((case.core or case.wide) and not quick)):
+                continue
+            problem = cases.make(case, dtype, tier, 0)
+            exact = cases.exact_order(problem) if tier == "exact" else 3
+            found += [
+                (case.id, dtype, transform.name, tier, "native")
+                for transform in transforms.TRANSFORMS
+                if transform.order <= exact and transform.applies(problem) and not (case.wide and transform.dense)
+            ]
+    return found
+
+
+def _reproducible(quick: bool) -> list[tuple[str, str, str, str, str]]:
+    found = []
+    # Integers, whose every derivative is exact in any precision: that no order or mode loses its way.
+    for case in cases.CASES:
+        if case.wide or (quick and case.id not in QUICK_CASES):
+            continue
+        problem = cases.make(case, "float32", "exact", 0)
+        exact = cases.exact_order(problem)
+        found += [
+            (case.id, "float32", transform.name, "exact", "reproducible")
+            for transform in transforms.TRANSFORMS
+            if transform.order <= exact
+            and transform.applies(problem)
+            and (case.core or transform.name in HARD_EVERYWHERE)
+        ]
+    # Data of all kinds, and the bits of the answer.
+    for case in cases.HARD:
+        for dtype in ("float32", "bfloat16", "float16") if case.core else ("float32",):
+            problem = cases.make(case, dtype, "hard", 0)
+            found += [
+                (case.id, dtype, transform.name, "hard", "reproducible")
+                for transform in transforms.TRANSFORMS
+                if not transform.rounds and transform.values and transform.applies(problem)
+                and (not quick or case.id in QUICK_HARD) and (not transform.dense or case.core)
+                and (dtype == "float32" or transform.name in HARD_EVERYWHERE)
+            ]  # fmt: skip
+    return found
+
+
+def _runs_reproducibly_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> bool:
+    if world == "torch-eager":
+        return True
+    chosen = BY_ID[case]
+    if quick and (dtype != "float32" or (world == "torch-compiled" and case != "hard-columns")):
+        return False
+    if dtype != "float32" and case not in QUICK_HARD and world != "jax-jit":
+        return False
+    if world == "torch-compiled":
+        # Derivatives are taken outside of what is compiled; inside they are refused (known.toml).
+        return chosen.hard and (
+            transform == "backward"
+            or (transform == "forward" and (chosen.core or "limit" in case))
+            or (case == "hard-columns" and transform in ("vjp", "jvp", "layer-rr"))
+        )
+    if transform in HARD_EVERYWHERE:
+        return chosen.hard
+    if world == "jax-jit":
+        return chosen.core and not quick and (chosen.hard or case in QUICK_CASES)
+    return case == "hard-columns" and not quick
+
+
+def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> bool:
+    # The compilers take a second or so for each program: they get the core cases, the eager worlds all.
+    if world == "torch-eager":
+        return True
+    if world == "jax-eager":
+        # JAX compiles every operation of a new shape and dtype by itself: higher orders where they tell most,
+        # and under jit, which takes one compilation for all of a program.
+        order = transforms.BY_NAME[transform].order + BY_ID[case].packed
+        if quick:
+            return case == "columns" and order <= 1
+        if dtype != "float32":
+            return transform in ("forward", "vjp", "vjp-forward-mode-rule", "jvp")
+        if transform in ("vmap-bias", "vmap-cotangent", "vmap-input-weight") and not BY_ID[case].core:
+            return False
+        if BY_ID[case].wide:
+            return order <= 1
+        return order <= 2 or case in QUICK_CASES
+    if world == "torch-compiled" and transforms.BY_NAME[transform].order == 3 and not BY_ID[case].core:
+        # Compiled, a transform takes the reference program, for seconds: each kind of mask once.
+        return False
+    if quick and world == "torch-compiled":
+        return case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
+    chosen = BY_ID[case]
+    if chosen.packed and not quick:
+        # By the same rule as the core cases: compiled where the kinds differ most.
+        return dtype == "float32" and (world == "jax-jit" or case in ("packed-columns", "packed-elements"))
+    if quick:
+        return case == "columns" or (chosen.wide and transforms.BY_NAME[transform].order <= 1)
+    if world == "torch-compiled" and dtype not in ("float32", "bfloat16"):
+        return False
+    return chosen.core or (chosen.wide and dtype == "float32")

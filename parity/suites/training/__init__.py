@@ -1,0 +1,1 @@
+"""Trainings in both frameworks: within rounding (digits), and to the same bits (course)."""

@@ -1,0 +1,1 @@
+"""What the verdict is: held to an oracle, to a float64 run, or to bits."""
