@@ -1,4 +1,4 @@
-"""The recorded run of the benchmark: the rows of the README's table, the figures it quotes, and how they are made."""
+"""The recorded run of the benchmark: the rows of its page's table, the figures it quotes, and how they are made."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks import command, growth, markdown, rows, targets, view, worker
 from benchmarks.timing import Ratio
 
 FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
-README = (FOLDER.parent.parent / "README.md").read_text("utf-8")
+PAGE = (FOLDER / "speed.md").read_text("utf-8")
 RECORDED = json.loads((FOLDER / "bench-cpu.json").read_text("utf-8"))
 
 
@@ -30,7 +30,7 @@ def test_the_summary_is_that_of_the_figures():
 
 
 def test_the_text_is_that_of_the_figures():
-    quoted = README.partition("<!-- bench:begin -->")[2].partition("<!-- bench:end -->")[0]
+    quoted = PAGE.partition("<!-- bench:begin -->")[2].partition("<!-- bench:end -->")[0]
     assert markdown.section(RECORDED) == quoted.lstrip("\n")
     assert RECORDED["environment"]["commit"] in quoted
     assert RECORDED["line"] in quoted
