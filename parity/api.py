@@ -22,7 +22,7 @@ def compare(
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
     Both run in float64 and must agree there (meaning); each run in a lower dtype is held to its own framework's
-    float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.verdict.runner` says how.
+    float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.verdict.float64` says how.
 
     Args:
         torch_fn: A function of torch tensors. It runs in several dtypes: weights go in as inputs.

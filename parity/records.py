@@ -88,7 +88,7 @@ class Diagnosis:
     fix: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What was seen in one cell."""
 

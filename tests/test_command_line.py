@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from parity.cli import main as cli
-from parity.records import Finding, Record
+from parity.records import Finding
 from parity.report.terminal import failure
 from parity.suites.masked_linear import grid
+from parity.verdict.outcomes import Outcome, record_of
 
 
 def parity(*arguments):
@@ -127,7 +128,7 @@ def test_rerun_command_runs_that_cell_alone():
 def test_failure_text():
     (cell,) = grid.plan(cases=["rows"], dtypes=["float32"], transforms=["vjp"], worlds=["jax-eager"])
     finding = Finding("weight", (1, 2), 0.25, 0.0, float("inf"), "")
-    record = Record(cell, "S3", "differs", False, "why", finding, None, None, 0, 0.0)
+    record = record_of(cell, Outcome("differs", "why", finding=finding, clause="S3"), seed=0, seconds=0.0)
     assert failure(record).splitlines() == [
         "case rows, clause S3",
         "why",

@@ -14,7 +14,7 @@ from parity import Exact, Numbers, Oracle, Pair, Transform, compare_pair
 from parity.operator import transforms as shared
 from parity.suites.masked_linear import grid
 from parity.suites.masked_linear.pairs import pair as layer
-from parity.verdict.runner import Runner
+from parity.verdict.runner import Judge
 
 FROZEN = np.array([False, True, False])
 
@@ -176,13 +176,13 @@ def test_a_listed_error_must_be_raised(torch_function, error, verdict, failed):
 def test_the_grid_is_pairs_that_the_engine_judges(monkeypatch):
     """What `parity grid` says of a case is what the call for anyone's pair says of it, by the same class."""
     judged = []
-    real = Runner.record
+    real = Judge.record
 
     def record(self, cell):
         judged.append(type(self))
         return real(self, cell)
 
-    monkeypatch.setattr(Runner, "record", record)
+    monkeypatch.setattr(Judge, "record", record)
     cells = grid.plan(cases=["one-by-one"], transforms=["vjp", "forward"], precisions=["native"])
     from_grid = list(grid.run(cells))
     pair = layer("one-by-one")
@@ -190,7 +190,7 @@ def test_the_grid_is_pairs_that_the_engine_judges(monkeypatch):
     from_call = compare_pair(chosen).cells
     assert [(r.cell, r.verdict, r.clause) for r in from_grid] == [(r.cell, r.verdict, r.clause) for r in from_call]
     assert {record.verdict for record in from_grid} == {"identical"}
-    assert set(judged) == {Runner}
+    assert set(judged) == {Judge}
     assert isinstance(pair, Pair)
     assert len(judged) == 2 * len(cells) > 0
 

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from parity.cli import options
 from parity.isolation.supervisor import Supervisor
 from parity.isolation.worker import About
+from parity.operator.known import matches, settle
 from parity.records import BINS, Cell, Record
 from parity.report import content, html, markdown, terminal
 from parity.report.environment import environment
-from parity.verdict import runner as run
 
 PLAIN_WIDTH = 120  # of output that goes to a file
 
@@ -117,7 +117,7 @@ def execute(
         _in_parallel(here, work, min(jobs, len(cells)))
     if whole:
         for name, records in seen.records.items():
-            seen.records[name] = run.settle(cast(Any, seen.pairs[name]), records)
+            seen.records[name] = settle(cast(Any, seen.pairs[name]), records)
     seen.seconds = time.perf_counter() - started
     return seen
 
@@ -144,7 +144,7 @@ def report(title: str, seen: Seen, source: str, file: str | None) -> content.Con
     for record in seen.all:
         cell = record.as_dict()
         cell["rerun"] = again(cell["rerun"], file)
-        known = next((entry for entry in seen.pairs[record.cell.pair].known if run.matches(entry, record.cell)), None)
+        known = next((entry for entry in seen.pairs[record.cell.pair].known if matches(entry, record.cell)), None)
         if record.known and known is not None:
             cell["known_reason"] = known["reason"]
         cells.append(cell)

@@ -1,4 +1,4 @@
-"""Running: what the functions of a pair give, in any world and dtype, and how far rounding moves it; each once."""
+"""Running: what the functions of a pair give, in any world and dtype. Everything is run once and kept."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from parity.operator.faults import Fault, ask
 from parity.operator.pair import Deferred, Pair
 from parity.operator.transforms import Transform
 from parity.records import Cell
-from parity.verdict import sensitivity
-from parity.verdict.bounds import UNIT
-
-BESIDE_ZERO = ("small", "subnormal")
-"""Kinds whose numbers are next to nothing beside 1."""
 
 EAGER = {"torch": "torch-eager", "jax": "jax-eager"}
 OTHER = {"torch": "jax", "jax": "torch"}
+
+
+def framework_of(cell: Cell) -> str:
+    """Return the framework that a cell runs in."""
+    return cell.world.split("-")[0]
 
 
 _last: dict[str, tuple[Any, dict[str, Any]]] = {}
@@ -50,12 +50,12 @@ class Runs:
         own = self._own(kind, dtype)
         if own is not None:
             return own.arguments
-        return self._once(("arguments", kind, dtype), lambda: data.make(self.pair, kind, dtype, self.seed))
+        return self.once(("arguments", kind, dtype), lambda: data.make(self.pair, kind, dtype, self.seed))
 
     def _own(self, kind: str, dtype: str) -> Numbers | None:
         """Return the numbers that the pair makes itself, as far as it does."""
         made = self.pair.numbers
-        return None if made is None else self._once(("own", kind, dtype), lambda: self._made(made, kind, dtype))
+        return None if made is None else self.once(("own", kind, dtype), lambda: self._made(made, kind, dtype))
 
     def _made(self, made: Callable[..., Any], kind: str, dtype: str) -> Numbers | None:
         found = ask("numbers", made, kind, dtype, self.seed)
@@ -76,14 +76,14 @@ class Runs:
 
     def sha256(self, cell: Cell) -> str:
         """Return a hash of the numbers that go into a cell."""
-        return self._once(("sha256", cell.data, cell.dtype), lambda: _digest(self.arguments(cell.data, cell.dtype)))
+        return self.once(("sha256", cell.data, cell.dtype), lambda: _digest(self.arguments(cell.data, cell.dtype)))
 
     def numbers(self, kind: str, dtype: str, framework: str, device: str) -> Numbers | Failure:
         """Return all that goes into a transform; cotangents are shaped as the framework's float64 results.
 
         What the pair makes itself stays as it is.
         """
-        return self._once(
+        return self.once(
             ("numbers", kind, dtype, framework, device), lambda: self._numbers(kind, dtype, framework, device)
         )
 
@@ -108,7 +108,7 @@ class Runs:
 
     def _forward_of(self, framework: str, device: str, kind: str, dtype: str) -> Outputs | Failure:
         if self.pair.transform("forward").everything:
-            return self.outputs(EAGER[framework], device, "float64", kind, dtype, "forward")
+            return self.outputs(self._cell(kind, dtype, "forward", EAGER[framework], device), dtype="float64")
         # A forward of the pair's own may want cotangents itself.
         shared = transforms.get("forward")
         try:
@@ -116,8 +116,11 @@ class Runs:
         except Fault:
             raise
         except Exception as error:
-            # As in _outputs.
+            # As in rerun.
             return _failure(error)
+
+    def _cell(self, kind: str, dtype: str, transform: str, world: str, device: str) -> Cell:
+        return self.pair.cell(self.pair.name, self.pair.group, dtype, transform, world, device, kind)
 
     def plain(self, kind: str, dtype: str) -> Numbers:
         """Return the arguments with their names, and what the pair makes itself."""
@@ -126,30 +129,35 @@ class Runs:
             return Numbers.of(arguments, self.pair.names())
         return replace(own, arguments=arguments, theta=Numbers.of(arguments, self.pair.names()).theta)
 
-    def outputs(
-        self, world: str, device: str, dtype: str, kind: str, inputs: str, transform: str
-    ) -> Outputs | Failure:  # fmt: skip
-        """Run a transform in a world and dtype, on numbers that the dtype `inputs` holds."""
-        key = ("outputs", world, device, dtype, kind, inputs, transform)
-        return self._once(key, lambda: self._outputs(world, device, dtype, kind, inputs, transform))
+    def numbers_of(self, cell: Cell, framework: str | None = None) -> Numbers | Failure:
+        """Return all that goes into a cell; cotangents are shaped as the results of its framework, or of another."""
+        return self.numbers(cell.data, cell.dtype, framework or framework_of(cell), cell.device)
 
-    def _outputs(
-        self, world: str, device: str, dtype: str, kind: str, inputs: str, name: str, numbers: Numbers | None = None
-    ) -> Outputs | Failure:
-        transform = self.pair.transform(name)
-        framework = world.split("-")[0]
+    def outputs(self, cell: Cell, *, world: str | None = None, dtype: str | None = None) -> Outputs | Failure:
+        """Return what a cell gives, or what its function raises: once run, it is kept.
+
+        Args:
+            cell: Its numbers are such that its dtype holds.
+            world: To run it in, in place of its own.
+            dtype: To compute in, in place of its own.
+        """
+        world, dtype = world or cell.world, dtype or cell.dtype
+        key = ("outputs", world, cell.device, dtype, cell.data, cell.dtype, cell.transform)
+        return self.once(key, lambda: self.rerun(replace(cell, world=world), dtype))
+
+    def rerun(self, cell: Cell, dtype: str, numbers: Numbers | None = None) -> Outputs | Failure:
+        """Run a cell anew, computing in a dtype, perhaps on other numbers than its own."""
+        transform = self.pair.transform(cell.transform)
         if numbers is None:
-            found = (
-                self.plain(kind, inputs) if transform.everything else self.numbers(kind, inputs, framework, device)
-            )  # fmt: skip
+            found = self.plain(cell.data, cell.dtype) if transform.everything else self.numbers_of(cell)
             if isinstance(found, Failure):
                 return found
             numbers = found
         if not transform.everything and not numbers.cotangents:
             return Failure("no floating output: nothing to differentiate")
-        compiler = self._compiler(self.pair.cell(self.pair.name, self.pair.group, inputs, name, world, device, kind))
+        compiler, kept = self._compiler(cell), self._kept[framework_of(cell)]
         try:
-            return self._called(world, device, dtype, transform, numbers, compiler, self._kept[framework])
+            return self._called(cell.world, cell.device, dtype, transform, numbers, compiler, kept)
         except Fault:
             raise
         except Exception as error:
@@ -158,12 +166,10 @@ class Runs:
 
     def compute(self, cell: Cell) -> Outputs:
         """Run a cell's program once, keeping no outputs, and return what it gives; raises what the function raises."""
-        framework = cell.world.split("-")[0]
+        framework = framework_of(cell)
         transform = self.pair.transform(cell.transform)
         plain = transform.everything and not self.pair.numbers
-        numbers = (
-            self.plain(cell.data, cell.dtype) if plain else self.numbers(cell.data, cell.dtype, framework, cell.device)
-        )
+        numbers = self.plain(cell.data, cell.dtype) if plain else self.numbers_of(cell)
         if isinstance(numbers, Failure):
             raise RuntimeError(numbers.text)
         compiler = self._compiler(cell)
@@ -189,7 +195,7 @@ class Runs:
         except Fault:
             raise
         except Exception as error:
-            # As in _outputs.
+            # As in rerun.
             return _failure(error)
 
     def _called(
@@ -207,54 +213,8 @@ class Runs:
         given = self.pair.torch if framework == "torch" else self.pair.jax
         return given.make() if isinstance(given, Deferred) else given
 
-    def spread(self, device: str, kind: str, inputs: str, transform: str, unit: float) -> dict[str, np.ndarray]:
-        """Return the sensitivity of the float64 results (sensitivity.py), of torch, or of JAX where torch fails."""
-        # At random numbers one measurement, in units of float32, serves float64 as well.
-        measured = max(unit, UNIT["float32"]) if kind == "random" else unit
-        key = ("spread", device, kind, inputs, transform, str(measured))
-        found = self._once(key, lambda: self._spread(device, kind, inputs, transform, measured, kind == "random"))
-        if measured != unit:
-            found = {name: value * (unit / measured) for name, value in found.items()}
-        return self._with_cancelled(found, device, inputs, transform, unit) if kind in BESIDE_ZERO else found
-
-    def _with_cancelled(
-        self, spread: dict[str, np.ndarray], device: str, inputs: str, transform: str, unit: float
-    ) -> dict[str, np.ndarray]:
-        """Return the sensitivity beside zero with what cancellation leaves at zero itself, in the float64 runs.
-
-        Numbers far below 1 move nothing where parts of the size of 1 cancel, and moving them by more would hide what
-        such numbers are for. Where two float64 results at zeros differ by rounding, it is the rounding of the parts.
-        """
-        runs = [self.outputs(world, device, "float64", "zeros", inputs, transform) for world in EAGER.values()]
-        if not all(isinstance(one, Outputs) for one in runs):
-            return spread
-        left, right = (one.values for one in runs if isinstance(one, Outputs))
-        noise = self.spread(device, "zeros", inputs, transform, UNIT["float64"])
-        wider = dict(spread)
-        for name in wider.keys() & left.keys() & right.keys() & noise.keys():
-            if left[name].shape == right[name].shape == wider[name].shape and left[name].dtype.kind == "f":
-                with np.errstate(invalid="ignore"):
-                    rest = np.abs(left[name] - right[name])
-                rest = np.where(np.isfinite(rest) & (rest <= 64 * noise[name]), rest, 0.0)
-                wider[name] = wider[name] + float(np.max(rest, initial=0.0)) * (unit / UNIT["float64"])
-        return wider
-
-    def _spread(
-        self, device: str, kind: str, inputs: str, transform: str, unit: float, jumps: bool
-    ) -> dict[str, np.ndarray]:
-        for framework in ("torch", "jax"):
-            world = EAGER[framework]
-            at = self.outputs(world, device, "float64", kind, inputs, transform)
-            numbers = self.numbers(kind, inputs, framework, device)
-            if isinstance(at, Outputs) and isinstance(numbers, Numbers):
-
-                def again(numbers: Numbers, world: str = world) -> Outputs | Failure:
-                    return self._outputs(world, device, "float64", kind, inputs, transform, numbers)
-
-                return sensitivity.spread(again, numbers, at, unit, jumps=jumps)
-        return {}
-
-    def _once(self, key: tuple[str, ...], make: Any) -> Any:
+    def once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        """Return what was made under a key, making it the first time."""
         if key not in self._seen:
             self._seen[key] = make()
         return self._seen[key]

@@ -12,7 +12,7 @@ from parity.operator import data
 from parity.records import Cell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What is known of a cell.
 

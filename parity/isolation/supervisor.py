@@ -18,6 +18,7 @@ from parity.isolation import worker
 from parity.isolation.sources import NotUnderstood
 from parity.isolation.worker import About
 from parity.records import Cell, Record, Verdict
+from parity.verdict.outcomes import Outcome, record_of
 
 START_SECONDS = 300.0
 """What importing both frameworks and the pairs may take; some 4 seconds are usual."""
@@ -210,4 +211,4 @@ def how(code: int | None) -> str:
 
 
 def _record(cell: Cell, verdict: Verdict, reason: str, seed: int, seconds: float) -> Record:
-    return Record(cell, "S11", verdict, False, reason, None, None, None, seed, seconds)
+    return record_of(cell, Outcome(verdict, reason), seed=seed, seconds=seconds)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from parity.execution.outputs import Runs
 from parity.isolation import inputs, sources
 from parity.isolation.source_text import text_of
 from parity.operator import trees
 from parity.operator.pair import Pair
 from parity.records import Cell
-from parity.verdict import runner as run
+from parity.verdict.runner import Judge, plan
 
 AGREE = ("identical", "within bound")
 
@@ -94,7 +95,7 @@ def _plan(
             for name, values in selection.items()
         }
         if all(narrowed.values()):
-            cells.update(dict.fromkeys(run.plan(chosen, **{**narrowed, **choices})))
+            cells.update(dict.fromkeys(plan(chosen, **{**narrowed, **choices})))
     yield "done", list(cells)
 
 
@@ -105,25 +106,24 @@ def _own(pair: Pair, name: str) -> Sequence[str] | None:
 def _run(
     pairs: dict[str, Pair], pair: str, cells: Sequence[Cell], seed: int, saved: str | None
 ) -> Iterator[Any]:  # fmt: skip
-    runner = run.Runner(pairs[pair], seed) if saved is None else _Replay(pairs[pair], seed, inputs.unpack(saved))
-    for cell in cells:
-        record = runner.record(cell)
-        kept = None if record.verdict in AGREE else _packed(runner, cell)
+    runs = Runs(pairs[pair], seed) if saved is None else _Replay(pairs[pair], seed, inputs.unpack(saved))
+    for record in Judge(runs).records(cells):
+        kept = None if record.verdict in AGREE else _packed(runs, record.cell)
         yield "record", (record, kept)
     yield "done", None
 
 
 def _inputs(pairs: dict[str, Pair], pair: str, cell: Cell, seed: int) -> Iterator[Any]:
-    runner = run.Runner(pairs[pair], seed)
-    yield "done", (runner.sha256(cell), _packed(runner, cell))
+    runs = Runs(pairs[pair], seed)
+    yield "done", (runs.sha256(cell), _packed(runs, cell))
 
 
-def _packed(runner: run.Runner, cell: Cell) -> str:
-    return inputs.pack([leaf for _, leaf in trees.leaves(runner.arguments(cell.data, cell.dtype))])
+def _packed(runs: Runs, cell: Cell) -> str:
+    return inputs.pack([leaf for _, leaf in trees.leaves(runs.arguments(cell.data, cell.dtype))])
 
 
-class _Replay(run.Runner):
-    """Runs cells on saved numbers, whatever kind of data they are of."""
+class _Replay(Runs):
+    """Runs the functions on saved numbers, whatever kind of data they are of."""
 
     def __init__(self, pair: Pair, seed: int, saved: Sequence[np.ndarray]) -> None:
         super().__init__(pair, seed)

@@ -1,14 +1,10 @@
-"""What came of a cell, and how it becomes a record: all that is run, ours and others', runs through `Runner`."""
+"""What came of a cell, and how it becomes a record."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
 
-from parity.records import Diagnosis, Finding, Judged, Record, Verdict
+from parity.records import Cell, Diagnosis, Finding, Judged, Record, Verdict
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,7 @@ class Outcome:
         error: Over its bound, where it has one.
         twin_ratio: RMS error of JAX over that of torch.
         diagnosis: Why two results differ.
+        against_oracle: Whether it is the pair's oracle that the results do not agree with.
         alike: Whether the other framework refuses the cell as well.
         known: Whether the cell is listed among the known ones.
         clause: Of the SPEC, that the cell holds its subject to.
@@ -46,46 +43,36 @@ class Outcome:
 
     verdict: Verdict
     reason: str = ""
+    _: KW_ONLY
     judged: Judged | None = None
     finding: Finding | None = None
     error: Error | None = None
     twin_ratio: float | None = None
     diagnosis: Diagnosis | None = None
+    against_oracle: bool = False
     alike: bool = False
     known: bool = False
     clause: str = "S11"
     inputs_sha256: str | None = None
 
 
-class Runner(ABC):
-    """Runs cells of one subject; what several of them need, it keeps.
-
-    Args:
-        seed: Of the numbers.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    @abstractmethod
-    def outcome(self, cell: Any) -> Outcome:
-        """Run a cell and judge what it gave."""
-
-    def settled(self, cell: Any, outcome: Outcome) -> Outcome:
-        """Return the outcome with what is known of the cell besides."""
-        return outcome
-
-    def record(self, cell: Any) -> Record:
-        """Run one cell."""
-        started = time.perf_counter()
-        seen = self.settled(cell, self.outcome(cell))
-        error = seen.error
-        return Record(
-            cell, seen.clause, seen.verdict, seen.known, seen.reason, seen.finding,
-            None if error is None else error.largest, seen.twin_ratio, self.seed, time.perf_counter() - started,
-            seen.judged, seen.diagnosis, None if error is None else error.histogram, seen.inputs_sha256, seen.alike,
-        )  # fmt: skip
-
-    def records(self, cells: Iterable[Any]) -> Iterator[Record]:
-        """Run cells one by one, yielding a record of each."""
-        return (self.record(cell) for cell in cells)
+def record_of(cell: Cell, outcome: Outcome, *, seed: int, seconds: float) -> Record:
+    """Return the record of a cell."""
+    error = outcome.error
+    return Record(
+        cell=cell,
+        clause=outcome.clause,
+        verdict=outcome.verdict,
+        known=outcome.known,
+        reason=outcome.reason,
+        finding=outcome.finding,
+        ratio=None if error is None else error.largest,
+        twin_ratio=outcome.twin_ratio,
+        seed=seed,
+        seconds=seconds,
+        judged=outcome.judged,
+        diagnosis=outcome.diagnosis,
+        histogram=None if error is None else error.histogram,
+        inputs_sha256=outcome.inputs_sha256,
+        alike=outcome.alike,
+    )

@@ -17,7 +17,7 @@ errors are small compared with all of the output only: the same stages, of the r
     bound = 4 sqrt(n) s + stages u (|y| + rms(y)) + stages * the smallest normal number
 
 In float64 both sides err, each with a formula of its own: eight times the bound (bounds.ORACLE), and on the user's
-own numbers what either formula loses in float32, scaled to float64 (run.Runner._with_formula).
+own numbers what either formula loses in float32, scaled to float64 (with_formula).
 
 At a kink a perturbed run takes the other branch, and s is as large as the jump: no difference would be seen. At
 points that are chosen (all kinds of data but "random") jumps do not count: s is measured by perturbations of 2^-26
@@ -32,11 +32,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs
+from parity.execution.outputs import EAGER, Runs
 from parity.operator.data import SUBNORMAL
+from parity.records import Cell
 from parity.verdict.bounds import ORACLE, PROBABLE, UNIT
 
 DRAWS = 3
@@ -46,7 +49,83 @@ COARSE, FINE = 2.0**-26, 2.0**-34
 STAGES = 8
 """Operations of a function whose results are stored: the longest of common ones (tanh's GELU) has about ten."""
 
+BESIDE_ZERO = ("small", "subnormal")
+"""Kinds of data whose numbers are next to nothing beside 1."""
+
 Tree = dict[str, np.ndarray]
+
+
+def of_cell(runs: Runs, cell: Cell, unit: float) -> Tree:
+    """Return the sensitivity of a cell's float64 results: of torch, or of JAX where torch fails.
+
+    Args:
+        runs: Of the pair.
+        cell: On its numbers; its world does not matter.
+        unit: The unit roundoff to speak of.
+    """
+    # At random numbers one measurement, in units of float32, serves float64 as well.
+    measured = max(unit, UNIT["float32"]) if cell.data == "random" else unit
+    key = ("spread", cell.device, cell.data, cell.dtype, cell.transform, str(measured))
+    found = runs.once(key, lambda: _measured(runs, cell, measured))
+    if measured != unit:
+        found = {name: value * (unit / measured) for name, value in found.items()}
+    return _with_cancelled(runs, cell, found, unit) if cell.data in BESIDE_ZERO else found
+
+
+def with_formula(runs: Runs, cell: Cell, double: Tree) -> Tree:
+    """Return the sensitivity with what the two formulas lose by themselves, as their float32 runs show.
+
+    A formula that cancels (log(1 + x) for log1p) is off in float64 as well: by its float32 error, times the ratio
+    of the units, times 16 for luck. Beyond that the meaning differs. Of the user's own numbers only.
+    """
+    if cell.data != "random":
+        return double
+    wider = dict(double)
+    for world in EAGER.values():
+        single, exact = (runs.outputs(cell, world=world, dtype=dtype) for dtype in ("float32", "float64"))
+        if not isinstance(single, Outputs) or not isinstance(exact, Outputs):
+            continue
+        for name, value in exact.values.items():
+            if name in wider and value.dtype.kind == "f" and value.shape == single.values[name].shape:
+                with np.errstate(invalid="ignore"):
+                    error = np.abs(single.values[name] - value)
+                largest = float(np.max(error[np.isfinite(error)], initial=0.0))
+                wider[name] = wider[name] + 16 * UNIT["float64"] / UNIT["float32"] * largest
+    return wider
+
+
+def _measured(runs: Runs, cell: Cell, unit: float) -> Tree:
+    for framework, world in EAGER.items():
+        at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_of(cell, framework)
+        if isinstance(at, Outputs) and isinstance(numbers, Numbers):
+            there = replace(cell, world=world)
+            return spread(
+                lambda numbers, there=there: runs.rerun(there, "float64", numbers),  # type: ignore[misc]
+                numbers, at, unit, jumps=cell.data == "random",
+            )  # fmt: skip
+    return {}
+
+
+def _with_cancelled(runs: Runs, cell: Cell, spread: Tree, unit: float) -> Tree:
+    """Return the sensitivity beside zero with what cancellation leaves at zero itself, in the float64 runs.
+
+    Numbers far below 1 move nothing where parts of the size of 1 cancel, and moving them by more would hide what
+    such numbers are for. Where two float64 results at zeros differ by rounding, it is the rounding of the parts.
+    """
+    zeros = replace(cell, data="zeros")
+    left, right = (runs.outputs(zeros, world=world, dtype="float64") for world in EAGER.values())
+    if not isinstance(left, Outputs) or not isinstance(right, Outputs):
+        return spread
+    noise = of_cell(runs, zeros, UNIT["float64"])
+    wider = dict(spread)
+    for name in wider.keys() & left.values.keys() & right.values.keys() & noise.keys():
+        one, other = left.values[name], right.values[name]
+        if one.shape == other.shape == wider[name].shape and one.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                rest = np.abs(one - other)
+            rest = np.where(np.isfinite(rest) & (rest <= 64 * noise[name]), rest, 0.0)
+            wider[name] = wider[name] + float(np.max(rest, initial=0.0)) * (unit / UNIT["float64"])
+    return wider
 
 
 def spread(

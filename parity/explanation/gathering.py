@@ -1,0 +1,124 @@
+"""What is known of a cell that is not identical: the runs of it, gathered for the diagnoses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from parity.execution.calls import Failure, Numbers, Outputs
+from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
+from parity.explanation.evidence import Evidence
+from parity.records import Cell, Diagnosis
+from parity.verdict import judge, sensitivity
+from parity.verdict.bounds import UNIT
+from parity.verdict.outcomes import Outcome
+
+Judging = Callable[[Cell], Outcome]
+
+
+def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome: Judging) -> Evidence:
+    """Return the evidence of a cell.
+
+    Args:
+        runs: Of the pair.
+        cell: The cell.
+        found: What it was judged to be.
+        verdict: Judges another cell.
+        outcome: Judges another cell and explains it.
+    """
+    framework = framework_of(cell)
+    own, twin = runs.outputs(cell), runs.outputs(cell, world=EAGER[OTHER[framework]])
+    got, want, whose = _compared(runs, cell, found, own, twin)
+    output = found.finding.output if found.finding is not None else ""
+    if output == "error ratio":
+        output = found.reason.split(": the RMS")[0]
+    none = np.zeros(0)
+    left, right = ((one.values.get(output, none) if isinstance(one, Outputs) else none) for one in (got, want))
+    unit = UNIT["float64" if found.judged == "meaning" else cell.dtype]
+    spread = sensitivity.of_cell(runs, cell, unit) if output else {}
+    numbers = runs.numbers_of(cell, whose)
+    own, twin = _where_dtypes_part(runs, cell, own, twin)
+
+    def recompute(numbers: Numbers) -> Outputs | Failure:
+        return runs.rerun(replace(cell, world=EAGER[whose]), "float64", numbers)
+
+    differs, derivative = found.verdict == "differs", cell.transform != "forward"
+    random = replace(cell, data="random")
+    return Evidence(
+        cell=cell,
+        verdict=found.verdict,
+        judged=found.judged,
+        reason=found.reason,
+        output=output,
+        got=left,
+        want=right,
+        spread=spread.get(output, none),
+        own=own,
+        other=twin,
+        numbers=numbers if isinstance(numbers, Numbers) else runs.plain(cell.data, cell.dtype),
+        framework=whose,
+        at_random=differs and cell.data != "random" and verdict(random).verdict == "differs",
+        forward=_forward(cell, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
+        recompute=recompute,
+        against_oracle=found.against_oracle,
+        unsteady=_unsteady(runs, cell.device) if differs else (),
+    )
+
+
+def _compared(
+    runs: Runs, cell: Cell, found: Outcome, own: Outputs | Failure, twin: Outputs | Failure
+) -> tuple[Outputs | Failure, Outputs | Failure, str]:
+    """Return the two results that were compared, and whose the first is."""
+    framework = framework_of(cell)
+    other = OTHER[framework]
+    own64 = runs.outputs(cell, world=EAGER[framework], dtype="float64")
+    if found.judged == "meaning":
+        twin64 = runs.outputs(cell, world=EAGER[other], dtype="float64")
+        return (own if cell.dtype == "float64" else own64), twin64, framework
+    if found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
+        return twin, runs.outputs(cell, world=EAGER[other], dtype="float64"), other
+    return own, own64, framework
+
+
+def _where_dtypes_part(
+    runs: Runs, cell: Cell, own: Outputs | Failure, twin: Outputs | Failure
+) -> tuple[Outputs | Failure, Outputs | Failure]:
+    """Return the two runs where their dtypes part: what is promoted in float64 only is seen there."""
+    if _same_dtypes(own, twin):
+        framework = framework_of(cell)
+        own64, twin64 = (
+            runs.outputs(cell, world=EAGER[name], dtype="float64") for name in (framework, OTHER[framework])
+        )
+        if not _same_dtypes(own64, twin64):
+            return own64, twin64
+    return own, twin
+
+
+def _same_dtypes(own: Outputs | Failure, twin: Outputs | Failure) -> bool:
+    """Return whether results came in the same dtypes, as far as both came."""
+    if isinstance(own, Failure) or isinstance(twin, Failure):
+        return True
+    return all(twin.dtypes.get(name, dtype) == dtype for name, dtype in own.dtypes.items())
+
+
+def _forward(cell: Cell, outcome: Judging) -> Diagnosis | None:
+    # A derivative can differ where the function does not: then it follows from what differs elsewhere.
+    for kind in (cell.data, "random"):
+        found = outcome(replace(cell, transform="forward", data=kind))
+        if found.verdict == "differs" and found.judged == "meaning":
+            return found.diagnosis
+    return None
+
+
+def _unsteady(runs: Runs, device: str) -> tuple[str, ...]:
+    """Return the frameworks whose function, run twice on the user's numbers, gives two results."""
+    return runs.once(("unsteady", device), lambda: tuple(name for name in EAGER if _changes(runs, name, device)))
+
+
+def _changes(runs: Runs, framework: str, device: str) -> bool:
+    pair, plain = runs.pair, runs.plain("random", "float64")
+    cell = pair.cell(pair.name, pair.group, "float64", "forward", EAGER[framework], device, "random")
+    one, two = (runs.rerun(cell, "float64", plain) for _ in range(2))
+    return isinstance(one, Outputs) and isinstance(two, Outputs) and not judge.same_bits(one, two)
