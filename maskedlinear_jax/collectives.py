@@ -35,6 +35,8 @@ def add_up(group: Any, parts: list[Array]) -> list[Array]:
 def _spread(group: Any, *operands: Operand) -> tuple[list[Operand], int]:
     terms = operands[0].values.shape[0] * jax.lax.axis_size(group)
     # NaN is not ordered, and a maximum may lose it: the bits are, and NaN is beyond all numbers there.
-    bits = [jax.lax.bitcast_convert_type(abs(x.top), jax.numpy.int32) for x in operands]
-    tops = [jax.lax.bitcast_convert_type(jax.lax.pmax(top, group), jax.numpy.float32) for top in bits]
-    return [Operand(x.values, top) for x, top in zip(operands, tops, strict=True)], terms
+    bits = [jax.lax.bitcast_convert_type(abs(x.vector_max), jax.numpy.int32) for x in operands]
+    found_max = [
+        jax.lax.bitcast_convert_type(jax.lax.pmax(vector_max, group), jax.numpy.float32) for vector_max in bits
+    ]
+    return [Operand(x.values, vector_max) for x, vector_max in zip(operands, found_max, strict=True)], terms

@@ -1,4 +1,4 @@
-"""Reading and writing at positions: what the kinds of mask (kinds.py) are made of."""
+"""Reading and writing at positions: what the kinds of mask (kinds/) are made of."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ COMPARED = 2**13
 """Up to so many pairs of a place and a position are compared: XLA compiles that faster than a loop that writes."""
 
 
-def take(array: Array, index: Array, axis: int, *, exact: bool) -> Array:
-    """Return `array[index]` along `axis`; an index beyond the axis, possible if not exact, reads zero."""
-    return gather(array, index, axis, is_inside=exact, is_unique=True)
+def take(array: Array, index: Array, axis: int, *, is_canonical: bool) -> Array:
+    """Return `array[index]` along `axis`. What is beyond the axis, as traced positions can be, reads zero."""
+    return gather(array, index, axis, is_inside=is_canonical, is_unique=True)
 
 
-def put(values: Array, index: Array, axis: int, size: int, *, exact: bool) -> Array:
+def put(values: Array, index: Array, axis: int, size: int, *, is_canonical: bool) -> Array:
     """Return zeros with `values` at `index` along `axis`; an index beyond the axis is dropped."""
     axis %= values.ndim
     if index.shape[0] * GATHERED >= size:
-        return gather(values, _inverse(index, size, exact=exact), axis)
+        return gather(values, _inverse(index, size, is_canonical=is_canonical), axis)
     zeros = jnp.zeros((*values.shape[:axis], size, *values.shape[axis + 1 :]), values.dtype)
-    return write(zeros, values, index, axis, exact=exact)
+    return write(zeros, values, index, axis, is_canonical=is_canonical)
 
 
-def write(array: Array, values: Array, index: Array, axis: int, *, exact: bool) -> Array:
+def write(array: Array, values: Array, index: Array, axis: int, *, is_canonical: bool) -> Array:
     """Return a copy of `array` with `values` at `index` along `axis`; an index beyond the axis is dropped."""
     axis %= array.ndim
     others = tuple(other for other in range(array.ndim) if other != axis)
     numbers = jax.lax.ScatterDimensionNumbers(others, (axis,), (axis,))
     return jax.lax.scatter(
-        array, jnp.asarray(index)[:, None], values, numbers, unique_indices=True, indices_are_sorted=exact,
-        mode="promise_in_bounds" if exact else "drop",
+        array, jnp.asarray(index)[:, None], values, numbers, unique_indices=True, indices_are_sorted=is_canonical,
+        mode="promise_in_bounds" if is_canonical else "drop",
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def within(numbers: Array, first: int, last: int) -> tuple[Array, Array]:
     return inside, (numbers - first).clip(0, last - first - 1)
 
 
-def _inverse(index: Array, size: int, *, exact: bool) -> Array:
+def _inverse(index: Array, size: int, *, is_canonical: bool) -> Array:
     # Where the value of each position is among those at `index`; beyond them where there is none.
     count = index.shape[0]
     if size * count <= COMPARED:
@@ -57,7 +57,7 @@ def _inverse(index: Array, size: int, *, exact: bool) -> Array:
         return jnp.where(is_here, turns, count).min(1, initial=count)
     none = jnp.full(size, count, jnp.int32)
     turn = jnp.arange(count, dtype=jnp.int32)
-    return write(none, turn, index, 0, exact=exact)
+    return write(none, turn, index, 0, is_canonical=is_canonical)
 
 
 def gather(array: Array, index: Array, axis: int, *, is_inside: bool = False, is_unique: bool = False) -> Array:

@@ -38,7 +38,7 @@ class Operand(NamedTuple):
     """Values, float32, and the largest magnitude of each contraction vector, of size 1 along the contracted axis."""
 
     values: Array
-    top: Array
+    vector_max: Array
 
 
 def operand(values: Array, axis: int) -> Operand:
@@ -142,21 +142,21 @@ class Float64:
             return _rounded(total * self._unit(x, bits).squeeze(axis))
 
     def _integers(self, x: Operand, bits: int) -> Array:
-        return jnp.round(flush(x.values).astype(jnp.float64) * _power(bits - _exponent(x.top), x.top))
+        return jnp.round(flush(x.values).astype(jnp.float64) * _power(bits - _exponent(x.vector_max), x.vector_max))
 
     def _unit(self, x: Operand, bits: int) -> Array:
-        return _power(_exponent(x.top) - bits, x.top)
+        return _power(_exponent(x.vector_max) - bits, x.vector_max)
 
 
-def _exponent(top: Array) -> Array:
-    """E with 2^(E-1) <= top < 2^E, from the bits."""
-    return (jax.lax.bitcast_convert_type(top, jnp.int32) >> 23) - 126
+def _exponent(vector_max: Array) -> Array:
+    """E with 2^(E-1) <= vector_max < 2^E, from the bits."""
+    return (jax.lax.bitcast_convert_type(vector_max, jnp.int32) >> 23) - 126
 
 
-def _power(exponent: Array, top: Array) -> Array:
+def _power(exponent: Array, vector_max: Array) -> Array:
     """2^exponent in float64, from the bits; NaN where a vector holds inf or NaN."""
     power = jax.lax.bitcast_convert_type(exponent.astype(jnp.int64) + 1023 << 52, jnp.float64)
-    return jnp.where(jnp.isfinite(top), power, jnp.nan)
+    return jnp.where(jnp.isfinite(vector_max), power, jnp.nan)
 
 
 def _cut(integers: Array, bits: int) -> tuple[Array, Array]:
@@ -202,7 +202,7 @@ class Digits:
                 for j, b in enumerate(right):
                     term, so_far = function(a, b).astype(jnp.int32), sums[i + j]
                     sums[i + j] = term if so_far is None else so_far + term
-            exponent = self._exponents(factors, x.top, w.top) - 2 * bits
+            exponent = self._exponents(factors, x.vector_max, w.vector_max) - 2 * bits
             return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
 
         return by_rows(piece, x, w) if is_by_rows else piece(x)
@@ -211,7 +211,7 @@ class Digits:
         """Return the sum over `axis`, its integers added exactly."""
         base = precision.digit_bits(terms, self.name)
         sums = reduce([digit.astype(jnp.int32).sum(axis, dtype=jnp.int32) for digit in _digits(x, bits, base)])
-        exponent = (_exponent_or_nan(x.top) - bits).squeeze(axis)
+        exponent = (_exponent_or_nan(x.vector_max) - bits).squeeze(axis)
         return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
 
     def _digits(self, x: Operand, bits: int, base: int) -> list[Array]:
@@ -230,14 +230,14 @@ FLOAT32 = Digits("float32", jnp.dtype(jnp.float32))
 INT8 = Digits("int8", jnp.dtype(jnp.int8))
 
 
-def _exponent_or_nan(top: Array) -> Array:
-    return jnp.where(jnp.isfinite(top), _exponent(top).astype(jnp.float32), jnp.nan)
+def _exponent_or_nan(vector_max: Array) -> Array:
+    return jnp.where(jnp.isfinite(vector_max), _exponent(vector_max).astype(jnp.float32), jnp.nan)
 
 
 def _digits(x: Operand, bits: int, base: int) -> list[Array]:
     """Digits of X, float32, the lowest first: X = sum_j d_j 2^(base j), |d_j| <= 2^(base - 1)."""
     count = -(-(bits + 1) // base)
-    shift = bits - (count - 1) * base - _exponent(x.top)
+    shift = bits - (count - 1) * base - _exponent(x.vector_max)
     first, second = shift // 2, shift - shift // 2  # one power of two alone could leave float32
     rest = flush(x.values) * _small_power(first) * _small_power(second)
     digits = []
@@ -259,7 +259,7 @@ def _from_digits(sums: Sequence[Array], base: int, size: int, exponent: Array) -
     negative = carry < 0
     limbs = _limbs([jnp.where(negative, b, a) for a, b in zip(positive, opposite, strict=True)], base)
     is_zero = jnp.stack(limbs).max(0) == 0
-    # The highest bit of all goes to the top of the highest limb; `place` is its place.
+    # The highest bit of all goes to the vector_max of the highest limb; `place` is its place.
     place = jnp.full(limbs[0].shape, 32 * len(limbs) - 1, jnp.int32)
     for _ in range(len(limbs) - 1):
         is_low = limbs[-1] == 0

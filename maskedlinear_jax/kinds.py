@@ -4,20 +4,20 @@ Letters: B batch, O out_features, I in_features; x (*B, I) input, g (*B, O) cota
 M (O, I) mask. A kind holds what is static; the arrays of positions travel beside it, so that they can
 be batched, traced and moved. Every kind answers the same questions:
 
-    keep(x)             what of x the backward needs
-    unkeep(k)           its transpose: back to the shape of x
-    product(g, kept)    the packed gradient: the wanted entries of g^T x
-    place(values)       the dense gradient: packed values among zeros
-    take(W)             its transpose: the packed entries of W
-    trim(values)        packed values as a product gives them: zero where none is wanted
-    write(W, values)    W with packed values in the place of its entries
-    tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
-    pull(g, v)          keep(g V)
-    values_shape()      the shape of packed values
-    mask()              M, in a shape that broadcasts to (O, I)
+    gather_input(x)          what of x the backward needs
+    scatter_input(k)         its transpose: back to the shape of x
+    weight_grad(g, kept)     the packed gradient: the wanted entries of g^T x
+    input_grad(g, v)         gather_input(g V), V the dense matrix of the packed values v
+    apply(kept, v)           x V^T
+    to_dense(v)              the dense matrix V: packed values among zeros
+    pack(W)                  its transpose: the packed entries of W
+    merge_into(W, v)         W with packed values in the place of its entries
+    mask_values(v)           packed values as a product gives them: zero where none is wanted
+    values_shape()           the shape of packed values
+    mask()                   M, in a shape that broadcasts to (O, I)
 
-Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
-canonical by number: they are sorted, and a duplicate or a position out of range becomes one beyond
+Positions are canonical (sorted, in range, each once) when they were readable. Traced positions are given
+a canonical number: they are sorted, and a duplicate or a position out of range becomes one beyond
 the axis, which is read as zero and never written.
 """
 
@@ -42,36 +42,34 @@ Shape = tuple[int, int]
 class Submatrix:
     """Columns, rows and their crossings; arrays = (rows, columns), None = all of the axis."""
 
-    exact: bool
+    is_canonical: bool
 
-    def keep(self, x: Array, rows: Array | None, columns: Array | None) -> Array:
+    def gather_input(self, x: Array, rows: Array | None, columns: Array | None) -> Array:
         return self._take(x, columns, -1)
 
-    def unkeep(self, kept: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
+    def scatter_input(self, kept: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
         return self._put(kept, columns, -1, in_features)
 
-    def product(self, g: Array, kept: Array, rows: Array | None, columns: Array | None) -> Array:
+    def weight_grad(self, g: Array, kept: Array, rows: Array | None, columns: Array | None) -> Array:
         return _dot(_turned(flat(self._take(g, rows, -1))), _written_out(flat(kept)))
 
-    def place(self, values: Array, shape: Shape, rows: Array | None, columns: Array | None) -> Array:
+    def to_dense(self, values: Array, shape: Shape, rows: Array | None, columns: Array | None) -> Array:
         return self._put(self._put(values, columns, 1, shape[1]), rows, 0, shape[0])
 
-    def take(self, weight: Array, rows: Array | None, columns: Array | None) -> Array:
+    def pack(self, weight: Array, rows: Array | None, columns: Array | None) -> Array:
         return self._take(self._take(weight, rows, 0), columns, 1)
 
-    def trim(self, values: Array, rows: Array | None, columns: Array | None) -> Array:
+    def mask_values(self, values: Array, rows: Array | None, columns: Array | None) -> Array:
         return values
 
-    def write(self, weight: Array, values: Array, rows: Array | None, columns: Array | None) -> Array:
+    def merge_into(self, weight: Array, values: Array, rows: Array | None, columns: Array | None) -> Array:
         values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
         return values if rows is None else self._write(weight, values, rows, 0)
 
-    def tangent(
-        self, kept: Array, values: Array, out_features: int, rows: Array | None, columns: Array | None
-    ) -> Array:
+    def apply(self, kept: Array, values: Array, out_features: int, rows: Array | None, columns: Array | None) -> Array:
         return self._put(_dot(kept, values.T), rows, -1, out_features)
 
-    def pull(self, g: Array, values: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
+    def input_grad(self, g: Array, values: Array, in_features: int, rows: Array | None, columns: Array | None) -> Array:
         return _dot(self._take(g, rows, -1), values)
 
     def values_shape(self, shape: Shape, rows: Array | None, columns: Array | None) -> tuple[int, ...]:
@@ -86,13 +84,13 @@ class Submatrix:
         return self._put(jnp.ones_like(index, bool), index, 0, weight.shape[axis])
 
     def _take(self, array: Array, index: Array | None, axis: int) -> Array:
-        return array if index is None else take(array, index, axis, exact=self.exact)
+        return array if index is None else take(array, index, axis, is_canonical=self.is_canonical)
 
     def _put(self, values: Array, index: Array | None, axis: int, size: int) -> Array:
-        return values if index is None else put(values, index, axis, size, exact=self.exact)
+        return values if index is None else put(values, index, axis, size, is_canonical=self.is_canonical)
 
     def _write(self, array: Array, values: Array, index: Array, axis: int) -> Array:
-        return write(array, values, index, axis, exact=self.exact)
+        return write(array, values, index, axis, is_canonical=self.is_canonical)
 
 
 @dataclass(frozen=True)
@@ -101,15 +99,15 @@ class Blocks:
 
     grid_shape: Shape
     block_shape: Shape
-    exact: bool
+    is_canonical: bool
 
-    def keep(self, x: Array, numbers: Array) -> Array:
+    def gather_input(self, x: Array, numbers: Array) -> Array:
         return x
 
-    def unkeep(self, kept: Array, in_features: int, numbers: Array) -> Array:
+    def scatter_input(self, kept: Array, in_features: int, numbers: Array) -> Array:
         return kept
 
-    def product(self, g: Array, kept: Array, numbers: Array) -> Array:
+    def weight_grad(self, g: Array, kept: Array, numbers: Array) -> Array:
         g, kept = flat(g), flat(kept)
         if self.grid_shape[0] > 1 and positions.are_many(numbers.shape[0], self.grid_shape):
             return self._from_dense(g, kept, numbers)
@@ -124,32 +122,34 @@ class Blocks:
 
         return jax.lax.scan(add, self._product(g[count * size :], kept[count * size :], numbers), pieces)[0]
 
-    def place(self, values: Array, shape: Shape, numbers: Array) -> Array:
+    def to_dense(self, values: Array, shape: Shape, numbers: Array) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        grid = put(values, numbers, 0, y * x, exact=self.exact)
+        grid = put(values, numbers, 0, y * x, is_canonical=self.is_canonical)
         return grid.reshape(y, x, h, w).swapaxes(1, 2).reshape(shape)
 
-    def take(self, weight: Array, numbers: Array) -> Array:
+    def pack(self, weight: Array, numbers: Array) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        return take(weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
+        return take(
+            weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w), numbers, 0, is_canonical=self.is_canonical
+        )
 
-    def trim(self, values: Array, numbers: Array) -> Array:
+    def mask_values(self, values: Array, numbers: Array) -> Array:
         return values
 
-    def write(self, weight: Array, values: Array, numbers: Array) -> Array:
+    def merge_into(self, weight: Array, values: Array, numbers: Array) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
         grid = weight.reshape(y, h, x, w).swapaxes(1, 2).reshape(y * x, h, w)
-        grid = write(grid, values, numbers, 0, exact=self.exact)
+        grid = write(grid, values, numbers, 0, is_canonical=self.is_canonical)
         return grid.reshape(y, x, h, w).swapaxes(1, 2).reshape(weight.shape)
 
-    def tangent(self, kept: Array, values: Array, out_features: int, numbers: Array) -> Array:
+    def apply(self, kept: Array, values: Array, out_features: int, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept), numbers)
         parts = _dot(columns.swapaxes(0, 1), values.swapaxes(1, 2)).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], y, h), parts.dtype).at[:, divided(numbers, x)[0]].add(parts, mode="drop")
         return sums.reshape(*kept.shape[:-1], out_features)
 
-    def pull(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
+    def input_grad(self, g: Array, values: Array, in_features: int, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
         parts = _dot(self._rows(flat(g), numbers).swapaxes(0, 1), values).swapaxes(0, 1)
         sums = jnp.zeros((parts.shape[0], x, w), parts.dtype).at[:, divided(numbers, x)[1]].add(parts)
@@ -160,7 +160,7 @@ class Blocks:
 
     def mask(self, weight: Array, numbers: Array) -> Array:
         block = jnp.ones((numbers.shape[0], *self.block_shape), bool)
-        return self.place(block, (weight.shape[0], weight.shape[1]), numbers)
+        return self.to_dense(block, (weight.shape[0], weight.shape[1]), numbers)
 
     def _product(self, g: Array, kept: Array, numbers: Array) -> Array:
         # (n, h, B) times (n, B, w): one small product per block.
@@ -179,7 +179,7 @@ class Blocks:
 
     def _rows(self, g: Array, numbers: Array) -> Array:
         (y, x), (h, _) = self.grid_shape, self.block_shape
-        return gather(g.reshape(g.shape[0], y, h), divided(numbers, x)[0], 1, is_inside=self.exact)
+        return gather(g.reshape(g.shape[0], y, h), divided(numbers, x)[0], 1, is_inside=self.is_canonical)
 
     def _columns(self, kept: Array, numbers: Array) -> Array:
         (_, x), (_, w) = self.grid_shape, self.block_shape
@@ -187,35 +187,35 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Elements:
+class DenseElements:
     """Single elements; arrays = (M,). Packed here means: among zeros, as the dense product gives them."""
 
-    def keep(self, x: Array, mask: Array) -> Array:
+    def gather_input(self, x: Array, mask: Array) -> Array:
         return x
 
-    def unkeep(self, kept: Array, in_features: int, mask: Array) -> Array:
+    def scatter_input(self, kept: Array, in_features: int, mask: Array) -> Array:
         return kept
 
-    def product(self, g: Array, kept: Array, mask: Array) -> Array:
+    def weight_grad(self, g: Array, kept: Array, mask: Array) -> Array:
         dense = _dot(_turned(flat(g)), flat(kept))
         return jnp.where(mask, dense, jnp.zeros_like(dense))
 
-    def place(self, values: Array, shape: Shape, mask: Array) -> Array:
+    def to_dense(self, values: Array, shape: Shape, mask: Array) -> Array:
         return values
 
-    def take(self, weight: Array, mask: Array) -> Array:
+    def pack(self, weight: Array, mask: Array) -> Array:
         return jnp.where(mask, weight, jnp.zeros_like(weight))
 
-    def trim(self, values: Array, mask: Array) -> Array:
+    def mask_values(self, values: Array, mask: Array) -> Array:
         return jnp.where(mask, values, jnp.zeros_like(values))
 
-    def write(self, weight: Array, values: Array, mask: Array) -> Array:
+    def merge_into(self, weight: Array, values: Array, mask: Array) -> Array:
         return jnp.where(mask, values, weight)
 
-    def tangent(self, kept: Array, values: Array, out_features: int, mask: Array) -> Array:
+    def apply(self, kept: Array, values: Array, out_features: int, mask: Array) -> Array:
         return _dot(kept, values.T)
 
-    def pull(self, g: Array, values: Array, in_features: int, mask: Array) -> Array:
+    def input_grad(self, g: Array, values: Array, in_features: int, mask: Array) -> Array:
         return _dot(g, values)
 
     def values_shape(self, shape: Shape, mask: Array) -> tuple[int, ...]:
@@ -226,7 +226,7 @@ class Elements:
 
 
 @dataclass(frozen=True)
-class Entries:
+class SparseElements:
     """Single elements that are few, or packed; arrays = (flat positions n,), row by row.
 
     Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Else the dense
@@ -234,19 +234,19 @@ class Entries:
     """
 
     in_features: int
-    exact: bool
+    is_canonical: bool
 
-    def keep(self, x: Array, flat_positions: Array) -> Array:
+    def gather_input(self, x: Array, flat_positions: Array) -> Array:
         return x
 
-    def unkeep(self, kept: Array, in_features: int, flat_positions: Array) -> Array:
+    def scatter_input(self, kept: Array, in_features: int, flat_positions: Array) -> Array:
         return kept
 
-    def product(self, g: Array, kept: Array, flat_positions: Array) -> Array:
+    def weight_grad(self, g: Array, kept: Array, flat_positions: Array) -> Array:
         g, kept = flat(g), flat(kept)
         if self._are_few(flat_positions, g.shape[1]):
             rows, columns = divided(flat_positions, self.in_features)
-            terms = _wide(gather(g.T, rows, 0, is_inside=self.exact)) * _wide(
+            terms = _wide(gather(g.T, rows, 0, is_inside=self.is_canonical)) * _wide(
                 gather(kept.T, columns, 0, is_inside=True)
             )
             return terms.sum(1).astype(_sum_dtype(g))
@@ -257,20 +257,20 @@ class Entries:
             values = jnp.where(inside, gather(part.reshape(part.size), local, 0, is_inside=True), values)
         return values
 
-    def place(self, values: Array, shape: Shape, flat_positions: Array) -> Array:
-        return put(values, flat_positions, 0, shape[0] * shape[1], exact=self.exact).reshape(shape)
+    def to_dense(self, values: Array, shape: Shape, flat_positions: Array) -> Array:
+        return put(values, flat_positions, 0, shape[0] * shape[1], is_canonical=self.is_canonical).reshape(shape)
 
-    def take(self, weight: Array, flat_positions: Array) -> Array:
-        return take(weight.reshape(weight.size), flat_positions, 0, exact=self.exact)
+    def pack(self, weight: Array, flat_positions: Array) -> Array:
+        return take(weight.reshape(weight.size), flat_positions, 0, is_canonical=self.is_canonical)
 
-    def trim(self, values: Array, flat_positions: Array) -> Array:
+    def mask_values(self, values: Array, flat_positions: Array) -> Array:
         return values
 
-    def write(self, weight: Array, values: Array, flat_positions: Array) -> Array:
+    def merge_into(self, weight: Array, values: Array, flat_positions: Array) -> Array:
         line = weight.reshape(weight.size)
-        return write(line, values, flat_positions, 0, exact=self.exact).reshape(weight.shape)
+        return write(line, values, flat_positions, 0, is_canonical=self.is_canonical).reshape(weight.shape)
 
-    def tangent(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
+    def apply(self, kept: Array, values: Array, out_features: int, flat_positions: Array) -> Array:
         x = flat(kept)
         if self._are_few(flat_positions, out_features):
             rows, columns = divided(flat_positions, self.in_features)
@@ -282,11 +282,11 @@ class Entries:
             parts.append(_dot(x, self._part(values, flat_positions, start, stop).T))
         return jnp.concatenate(parts, 1).reshape(*kept.shape[:-1], out_features)
 
-    def pull(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
+    def input_grad(self, g: Array, values: Array, in_features: int, flat_positions: Array) -> Array:
         line = flat(g)
         if self._are_few(flat_positions, line.shape[1]):
             rows, columns = divided(flat_positions, self.in_features)
-            terms = _wide(gather(line, rows, 1, is_inside=self.exact)) * _wide(values)
+            terms = _wide(gather(line, rows, 1, is_inside=self.is_canonical)) * _wide(values)
             sums = jnp.zeros((line.shape[0], in_features), terms.dtype).at[:, columns].add(terms)
             return sums.astype(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
         total = jnp.zeros((line.shape[0], in_features), _sum_dtype(g))
@@ -299,7 +299,7 @@ class Entries:
 
     def mask(self, weight: Array, flat_positions: Array) -> Array:
         ones = jnp.ones_like(flat_positions, bool)
-        return self.place(ones, (weight.shape[0], weight.shape[1]), flat_positions)
+        return self.to_dense(ones, (weight.shape[0], weight.shape[1]), flat_positions)
 
     def _are_few(self, flat_positions: Array, out_features: int) -> bool:
         return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
@@ -309,13 +309,13 @@ class Entries:
         size = (stop - start) * self.in_features
         inside, local = within(flat_positions, start * self.in_features, stop * self.in_features)
         local = jnp.where(inside, local, size + jnp.arange(local.shape[0]))
-        return put(values, local, 0, size, exact=False).reshape(stop - start, self.in_features)
+        return put(values, local, 0, size, is_canonical=False).reshape(stop - start, self.in_features)
 
 
-Kind = Submatrix | Blocks | Elements | Entries
+Kind = Submatrix | Blocks | DenseElements | SparseElements
 """What the rule works with."""
 
-FULL = Submatrix(exact=True)
+FULL = Submatrix(is_canonical=True)
 """The kind of all of a weight; its positions are (None, None)."""
 
 
@@ -356,7 +356,7 @@ def _wide(array: Array) -> Array:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    # Digits of 8 bits have a product of their own (engines.py).
+    # Digits of 8 bits have a product of their own (integer_products.py).
     return jnp.matmul(a, b, preferred_element_type=jnp.int32) if a.dtype == jnp.int8 else a @ b
 
 

@@ -12,7 +12,7 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_jax.indexing import put
-from maskedlinear_jax.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix
+from maskedlinear_jax.kinds import Arrays, Blocks, DenseElements, Kind, Shape, SparseElements, Submatrix
 
 
 def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Kind, Arrays]:
@@ -29,7 +29,7 @@ def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Ki
     """
     if mask.is_traced:
         kind, traced = _resolve_traced(mask, shape)
-        if packed and isinstance(kind, Elements):
+        if packed and isinstance(kind, DenseElements):
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
     key = packed, shape  # made once: it may be of the weight's shape
@@ -38,35 +38,35 @@ def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Ki
         mask.memo[key] = positions.packed(found) if packed else positions.unpacked(found)
     found = mask.memo[key]
     arrays = tuple(None if array is None else _narrow(array) for array in found.arrays)
-    return exact_kind(found, shape), arrays
+    return canonical_kind(found, shape), arrays
 
 
-def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
+def canonical_kind(found: positions.Positions, shape: Shape) -> Kind:
     """Return the kind for canonical positions."""
     if found.kind == "submatrix":
-        return Submatrix(exact=True)
+        return Submatrix(is_canonical=True)
     if found.kind == "blocks":
-        return Blocks(found.grid_shape, found.block_shape, exact=True)
-    return Entries(shape[1], exact=True) if found.kind == "entries" else Elements()
+        return Blocks(found.grid_shape, found.block_shape, is_canonical=True)
+    return SparseElements(shape[1], is_canonical=True) if found.kind == "entries" else DenseElements()
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
     if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (None, _by_number("columns", mask.index, shape[1]))
+        return Submatrix(is_canonical=False), (None, _by_number("columns", mask.index, shape[1]))
     if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (_by_number("rows", mask.index, shape[0]), None)
+        return Submatrix(is_canonical=False), (_by_number("rows", mask.index, shape[0]), None)
     if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
         rows = _by_number("submatrix rows", mask.rows, shape[0])
-        return Submatrix(exact=False), (rows, _by_number("submatrix columns", mask.columns, shape[1]))
+        return Submatrix(is_canonical=False), (rows, _by_number("submatrix columns", mask.columns, shape[1]))
     if isinstance(mask, masks.Blocks):
         mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1])
-        return Blocks(mask.grid_shape, mask.block_shape, exact=False), (numbers,)
+        return Blocks(mask.grid_shape, mask.block_shape, is_canonical=False), (numbers,)
     if isinstance(mask, masks.Entries):
         mask_checks.mask_shape("entries", mask.shape, shape)
         numbers = _by_number("entries", mask.index, shape[0] * shape[1])
-        return Entries(shape[1], exact=False), (numbers,)
-    return Elements(), (_dense(mask, shape),)
+        return SparseElements(shape[1], is_canonical=False), (numbers,)
+    return DenseElements(), (_dense(mask, shape),)
 
 
 def _dense(mask: masks.Mask, shape: Shape) -> Array:
@@ -92,7 +92,7 @@ def _line(name: str, index: Index, size: int) -> Array:
         mask_checks.bool_length(name, index.values.shape[0], size)
         return jnp.asarray(index.values)
     numbers = _by_number(name, index, size)
-    return put(jnp.ones_like(numbers, bool), numbers, 0, size, exact=False)
+    return put(jnp.ones_like(numbers, bool), numbers, 0, size, is_canonical=False)
 
 
 def _by_number(name: str, index: Index, size: int) -> Array:

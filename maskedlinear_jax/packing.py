@@ -176,7 +176,7 @@ def _taken(kind: kinds.Kind, weight: Array, positions: kinds.Arrays) -> Array:
     # Of a weight whose sharding is part of its type, on every device.
     sharding = _compat.explicit_sharding(weight)
     everywhere = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return _compat.auto_axes(kind.take, everywhere)(weight, *positions)
+    return _compat.auto_axes(kind.pack, everywhere)(weight, *positions)
 
 
 def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, kinds.Arrays]:

@@ -37,12 +37,12 @@ class Native:
         return g @ w
 
     def product(
-        self, kind: Kind, arrays: Arrays, g: Array, kept: Array, top: Array | None, shape: tuple[int, int]
+        self, kind: Kind, arrays: Arrays, g: Array, kept: Array, row_max: Array | None, shape: tuple[int, int]
     ) -> Array:
-        return kind.product(g, kept, *arrays)
+        return kind.weight_grad(g, kept, *arrays)
 
     def tangent(self, kind: Kind, arrays: Arrays, x: Array, values: Array, shape: tuple[int, int]) -> Array:
-        return kind.tangent(kind.keep(x, *arrays), values, shape[0], *arrays)
+        return kind.apply(kind.gather_input(x, *arrays), values, shape[0], *arrays)
 
     def total(self, g: Array) -> Array:
         return flat(g).sum(0)
@@ -53,7 +53,7 @@ class Native:
     def add(self, a: Array, b: Array) -> Array:
         return a + b
 
-    def top(self, x: Array, kept: Array) -> Array | None:
+    def row_max(self, x: Array, kept: Array) -> Array | None:
         """Return what the derivatives of a product need of a row of which not all is kept: nothing."""
         return None
 
@@ -85,10 +85,10 @@ class Reproducible:
         )
 
     def product(
-        self, kind: Kind, arrays: Arrays, g: Array, kept: Array, top: Array | None, shape: tuple[int, int]
+        self, kind: Kind, arrays: Arrays, g: Array, kept: Array, row_max: Array | None, shape: tuple[int, int]
     ) -> Array:
         return reproducible_products.apply(
-            reproducible_products.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays
+            reproducible_products.Product(self.how, kind, g.dtype, shape), Operands(g, kept, row_max), arrays
         )
 
     def tangent(self, kind: Kind, arrays: Arrays, x: Array, values: Array, shape: tuple[int, int]) -> Array:
@@ -104,7 +104,7 @@ class Reproducible:
     def add(self, a: Array, b: Array) -> Array:
         return reproducible_products.settle(a + b)
 
-    def top(self, x: Array, kept: Array) -> Array | None:
+    def row_max(self, x: Array, kept: Array) -> Array | None:
         """Return the largest magnitudes of the rows of which not all is kept."""
         return None if kept is x else integer_products.largest(jax.lax.stop_gradient(x).astype(jnp.float32), -1)
 

@@ -8,7 +8,7 @@ A kind has three bilinear products, v being packed values and V the dense matrix
 
 The derivative of each by either argument is another of the three, so they are closed under differentiation:
 whatever the order and mode, every step is one of them, rounded as SPEC S9 says. The exponents of a row of x
-are those of the whole row, also where only some columns of it are kept; `top` carries them along.
+are those of the whole row, also where only some columns of it are kept; `row_max` carries them along.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Operands(NamedTuple):
 
     left: Any
     right: Any
-    top: Any
+    row_max: Any
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Tangent:
 
     def compute(self, of: Operands, arrays: Arrays) -> Array:
         x = flat(of.left)
-        left = operand(x, 1) if of.top is None else Operand(_wide(x), flat(of.top))
-        right = operand(self.kind.place(of.right, self.shape, *arrays), 1)
+        left = operand(x, 1) if of.row_max is None else Operand(_wide(x), flat(of.row_max))
+        right = operand(self.kind.to_dense(of.right, self.shape, *arrays), 1)
 
         def contract(x: Array, v: Array) -> Array:
-            kept = x if self.is_cut else self.kind.keep(x, *arrays)
-            return self.kind.tangent(kept, self.kind.take(v, *arrays), self.shape[0], *arrays)
+            kept = x if self.is_cut else self.kind.gather_input(x, *arrays)
+            return self.kind.apply(kept, self.kind.pack(v, *arrays), self.shape[0], *arrays)
 
         y = _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
         return y.reshape(*of.left.shape[:-1], self.shape[0])
@@ -72,13 +72,13 @@ class Tangent:
 
     def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
         kept = apply(Pull(self.how, self.kind, of.left.dtype, self.shape), Operands(u, of.right, None), arrays)
-        return kept if self.is_cut else self.kind.unkeep(kept, self.shape[1], *arrays)
+        return kept if self.is_cut else self.kind.scatter_input(kept, self.shape[1], *arrays)
 
     def by_right(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        kept, top = of.left, of.top
+        kept, row_max = of.left, of.row_max
         if not self.is_cut:
-            kept, top = self.kind.keep(of.left, *arrays), _top(of.left)
-        return apply(Product(self.how, self.kind, of.right.dtype, self.shape), Operands(u, kept, top), arrays)
+            kept, row_max = self.kind.gather_input(of.left, *arrays), _row_max(of.left)
+        return apply(Product(self.how, self.kind, of.right.dtype, self.shape), Operands(u, kept, row_max), arrays)
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class Pull:
     shape: tuple[int, int]
 
     def compute(self, of: Operands, arrays: Arrays) -> Array:
-        right = operand(self.kind.place(of.right, self.shape, *arrays), 0)
+        right = operand(self.kind.to_dense(of.right, self.shape, *arrays), 0)
 
         def contract(g: Array, v: Array) -> Array:
-            return self.kind.pull(g, self.kind.take(v, *arrays), self.shape[1], *arrays)
+            return self.kind.input_grad(g, self.kind.pack(v, *arrays), self.shape[1], *arrays)
 
         def factors(g: Array, v: Array) -> tuple[Array, ...]:
-            return g, self.kind.keep(v, *arrays).squeeze(0)
+            return g, self.kind.gather_input(v, *arrays).squeeze(0)
 
         y = _multiply(self, contract, factors, operand(flat(of.left), 1), right, self.shape[0])
         return y.reshape(*of.left.shape[:-1], y.shape[1])
@@ -126,7 +126,7 @@ class Product:
         left, right = operand(flat(of.left), 0), operand(flat(of.right), 0)
 
         def contract(g: Array, kept: Array) -> Array:
-            return self.kind.product(g, kept, *arrays)
+            return self.kind.weight_grad(g, kept, *arrays)
 
         left, right, terms = collectives.spread(self.how.settings.group, left, right)
         return _multiply(self, contract, lambda g, kept: (contract(g, kept),), left, right, terms)
@@ -136,11 +136,11 @@ class Product:
 
     def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
         tangent = Tangent(self.how, self.kind, of.left.dtype, self.shape, is_cut=True)
-        return apply(tangent, Operands(of.right, self.kind.trim(u, *arrays), of.top), arrays)
+        return apply(tangent, Operands(of.right, self.kind.mask_values(u, *arrays), of.row_max), arrays)
 
     def by_right(self, u: Array, of: Operands, arrays: Arrays) -> Array:
         pull = Pull(self.how, self.kind, of.right.dtype, self.shape)
-        return apply(pull, Operands(of.left, self.kind.trim(u, *arrays), None), arrays)
+        return apply(pull, Operands(of.left, self.kind.mask_values(u, *arrays), None), arrays)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _over_workers_jvp(op: Op, primals: Any, tangents: Any) -> Any:
     checks.refuse_second_order()
 
 
-def _top(rows: Array) -> Array:
+def _row_max(rows: Array) -> Array:
     return largest(_wide(jax.lax.stop_gradient(rows)), -1)
 
 

@@ -5,9 +5,9 @@ alone W is differentiated:
 
     y       = x W^T + b
     d_x     = g V                         never masked
-    d_W     = where(M, g^T x, +0.0)       as place(product(g, keep(x))): only the wanted entries are computed
+    d_W     = where(M, g^T x, +0.0)       to_dense(weight_grad(g, gather_input(x))): no other entry is computed
     d_b     = where(m, sum g, +0.0)
-    y'      = x' V^T + tangent(keep(x), take(W')) + where(m, b', 0)
+    y'      = x' V^T + apply(gather_input(x), pack(W')) + where(m, b', 0)
 
 V has the values of W. Where something differentiates the rule itself, V is what keeps the frozen
 entries out of every higher derivative: with W in its place a gradient penalty would reach them.
@@ -15,9 +15,9 @@ entries out of every higher derivative: with W in its place a gradient penalty w
 In packed form (SPEC S7) the trainable entries are a leaf of their own, the values v, over a constant
 matrix W. It is the same rule with
 
-    V       = write(W, v)
-    d_v     = product(g, keep(x))         for d_W
-    y'      = x' V^T + tangent(keep(x), v') + where(m, b', 0)
+    V       = merge_into(W, v)
+    d_v     = weight_grad(g, gather_input(x))         in place of d_W
+    y'      = x' V^T + apply(gather_input(x), v') + where(m, b', 0)
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def masked(
         (*B, O).
     """
     rule = _rule if forward_mode else _reverse
-    learned, frozen = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
-    operands = _alike(precision, input, learned, bias, (bias_mask, frozen, arrays))
+    learned, base = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
+    operands = _alike(precision, input, learned, bias, (bias_mask, base, arrays))
     sharding = None
     if _compat.explicit_sharding(input) or _compat.explicit_sharding(weight):
         # Shardings that are part of types are those of the plain layer outside, and the compiler's inside.
         sharding = jax.eval_shape(lambda x, w: jnp.einsum("...i,oi->...o", x, w), input, weight).sharding
     apply = _compat.auto_axes(partial(rule, precision, kind), sharding)
-    return apply(*operands, bias_mask, frozen, arrays)
+    return apply(*operands, bias_mask, base, arrays)
 
 
 def _alike(precision: Precision, input: Array, learned: Array, bias: Array | None, fixed: Any) -> list[Any]:
@@ -90,12 +90,12 @@ def _alike(precision: Precision, input: Array, learned: Array, bias: Array | Non
     return [None if one is None else vary(one) for one in operands]
 
 
-def weight_view(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None = None) -> Array:
-    """Return V: where(M, W, stop_gradient(W)) of a weight that learns, write(W, v) of values over a frozen one."""
-    if frozen is None:
+def weight_view(kind: Kind, arrays: Arrays, learned: Array, base: Array | None = None) -> Array:
+    """Return V: where(M, W, stop_gradient(W)) if the weight learns, merge_into(W, v) if values over a base do."""
+    if base is None:
         return _identity(kind, learned, arrays)
-    write = _compat.auto_axes(kind.write, _compat.explicit_sharding(frozen))
-    return write(frozen, learned.astype(frozen.dtype), *arrays)
+    write = _compat.auto_axes(kind.merge_into, _compat.explicit_sharding(base))
+    return write(base, learned.astype(base.dtype), *arrays)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -113,9 +113,9 @@ def _identity_jvp(kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Any]:
     return view, jnp.where(kind.mask(weight, *arrays), d_weight, jnp.zeros_like(d_weight))
 
 
-def _matrix(kind: Kind, arrays: Arrays, learned: Array, frozen: Array | None) -> Array:
+def _matrix(kind: Kind, arrays: Arrays, learned: Array, base: Array | None) -> Array:
     # The values of V, where nothing differentiates them.
-    return learned if frozen is None else weight_view(kind, arrays, learned, frozen)
+    return learned if base is None else weight_view(kind, arrays, learned, base)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -126,11 +126,11 @@ def _reverse(
     learned: Array,
     bias: Array | None,
     bias_mask: Array | None,
-    frozen: Array | None,
+    base: Array | None,
     arrays: Arrays,
 ) -> Array:
     """Compute y, with the rule in reverse mode; what JAX derives from its two halves is right in both modes."""
-    return precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
+    return precision.linear(input, _matrix(kind, arrays, learned, base), bias)
 
 
 @jax.tree_util.register_static
@@ -153,36 +153,36 @@ def _forward(
     learned: Any,
     bias: Any,
     bias_mask: Any,
-    frozen: Any,
+    base: Any,
     arrays: Any,
 ) -> tuple[Array, Any]:
     perturbed = input.perturbed, learned.perturbed, bias is not None and bias.perturbed
-    shape = (learned if frozen is None else frozen).value.shape
-    wanted = _Wanted(*perturbed, frozen is None, shape, learned.value.dtype)
-    input, learned, bias, bias_mask, frozen, arrays = jax.tree.map(
-        lambda leaf: leaf.value, (input, learned, bias, bias_mask, frozen, arrays), is_leaf=_is_primal
+    shape = (learned if base is None else base).value.shape
+    wanted = _Wanted(*perturbed, base is None, shape, learned.value.dtype)
+    input, learned, bias, bias_mask, base, arrays = jax.tree.map(
+        lambda leaf: leaf.value, (input, learned, bias, bias_mask, base, arrays), is_leaf=_is_primal
     )
     # Masked in the value as well: forward over reverse differentiates this half.
-    view = weight_view(kind, arrays, learned, frozen)
-    kept = top = None
+    view = weight_view(kind, arrays, learned, base)
+    kept = row_max = None
     if wanted.learned:
-        kept = kind.keep(input, *arrays)
-        top = precision.top(input, kept)
+        kept = kind.gather_input(input, *arrays)
+        row_max = precision.row_max(input, kept)
     # In packed form V is not kept but written again: nothing of the weight's size is.
-    source = (view if frozen is None else learned, frozen) if wanted.input else None
+    source = (view if base is None else learned, base) if wanted.input else None
     output = precision.linear(input, view, _bias_view(bias, bias_mask))
-    return output, (wanted, kept, top, source, bias_mask, arrays)
+    return output, (wanted, kept, row_max, source, bias_mask, arrays)
 
 
 def _backward(precision: Precision, kind: Kind, residual: Any, g: Any) -> tuple[Any, ...]:
-    wanted, kept, top, source, bias_mask, arrays = residual
+    wanted, kept, row_max, source, bias_mask, arrays = residual
     if _compat.is_symbolic_zero(g):
         return None, None, None, None, None, None
     d_input = d_learned = d_bias = None
     if wanted.input:
         d_input = precision.back(g, _matrix(kind, arrays, *source))
     if wanted.learned:
-        d_learned = _gradient(precision, kind, wanted, arrays, g, kept, top)
+        d_learned = _gradient(precision, kind, wanted, arrays, g, kept, row_max)
     if wanted.bias:
         d_bias = precision.total(g)
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
@@ -191,12 +191,12 @@ def _backward(precision: Precision, kind: Kind, residual: Any, g: Any) -> tuple[
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _gradient(
-    precision: Precision, kind: Kind, wanted: _Wanted, arrays: Arrays, g: Array, kept: Array, top: Array | None
+    precision: Precision, kind: Kind, wanted: _Wanted, arrays: Arrays, g: Array, kept: Array, row_max: Array | None
 ) -> Array:
     # As one program: eager code compiles, and calls, each operation by itself.
     dtype, shape = wanted.learned_dtype, wanted.shape
-    d_learned = precision.product(kind, arrays, g.astype(dtype), kept.astype(dtype), top, shape)
-    return kind.place(d_learned, shape, *arrays) if wanted.is_dense else d_learned
+    d_learned = precision.product(kind, arrays, g.astype(dtype), kept.astype(dtype), row_max, shape)
+    return kind.to_dense(d_learned, shape, *arrays) if wanted.is_dense else d_learned
 
 
 _reverse.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -210,11 +210,11 @@ def _rule(
     learned: Array,
     bias: Array | None,
     bias_mask: Array | None,
-    frozen: Array | None,
+    base: Array | None,
     arrays: Arrays,
 ) -> Array:
     """Compute y, with the rule in forward mode; JAX transposes it into reverse mode."""
-    return precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
+    return precision.linear(input, _matrix(kind, arrays, learned, base), bias)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -222,20 +222,20 @@ def _along(
     precision: Precision, kind: Kind, shape: tuple[int, int], dtype: Any, arrays: Arrays, input: Array, d_learned: Array
 ) -> Array:
     # x V'^T as one program, as in _gradient; of the dtype of a constant matrix, None = the weight itself learns.
-    taken = kind.take(d_learned, *arrays) if dtype is None else d_learned.astype(dtype)
+    taken = kind.pack(d_learned, *arrays) if dtype is None else d_learned.astype(dtype)
     return precision.tangent(kind, arrays, input, taken, shape)
 
 
 @partial(_rule.defjvp, symbolic_zeros=True)
 def _tangent(precision: Precision, kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (input, learned, bias, bias_mask, frozen, arrays), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
-    output = _rule(precision, kind, input, learned, bias, bias_mask, frozen, arrays)
-    shape = (learned if frozen is None else frozen).shape
+    (input, learned, bias, bias_mask, base, arrays), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
+    output = _rule(precision, kind, input, learned, bias, bias_mask, base, arrays)
+    shape = (learned if base is None else base).shape
     terms = []
     if not _compat.is_symbolic_zero(d_input):
-        terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, frozen)))
+        terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, base)))
     if not _compat.is_symbolic_zero(d_learned):
-        dtype = None if frozen is None else frozen.dtype
+        dtype = None if base is None else base.dtype
         terms.append(_along(precision, kind, shape, dtype, arrays, input, d_learned))
     if bias is not None and not _compat.is_symbolic_zero(d_bias):
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))

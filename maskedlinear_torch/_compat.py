@@ -91,7 +91,7 @@ def placed_like(tensor: Any, other: Any) -> Any:
     return tensor.redistribute(placements=other.placements)
 
 
-def beside(weight: Any) -> Callable[[torch.Tensor | None], Any]:
+def replicate_like(weight: Any) -> Callable[[torch.Tensor | None], Any]:
     """Return what puts positions, the same on every device, on the devices that hold the parts of a DTensor."""
     from torch.distributed.tensor import DTensor, Replicate
 

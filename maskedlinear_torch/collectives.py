@@ -40,8 +40,10 @@ def _spread(group: Any, *operands: Operand) -> tuple[list[Operand], int]:
     rows = torch.tensor([operands[0].values.shape[0]], device=operands[0].values.device)
     torch.distributed.all_reduce(rows, group=group)
     # NaN is not ordered, and a maximum may lose it: the bits are, and NaN is beyond all numbers there.
-    tops = torch.cat([x.top.abs().view(torch.int32).flatten() for x in operands])
-    torch.distributed.all_reduce(tops, op=torch.distributed.ReduceOp.MAX, group=group)
-    parts = tops.view(torch.float32).split([x.top.numel() for x in operands])
-    found = [Operand(x.values, top.reshape(x.top.shape)) for x, top in zip(operands, parts, strict=True)]
+    found_max = torch.cat([x.vector_max.abs().view(torch.int32).flatten() for x in operands])
+    torch.distributed.all_reduce(found_max, op=torch.distributed.ReduceOp.MAX, group=group)
+    parts = found_max.view(torch.float32).split([x.vector_max.numel() for x in operands])
+    found = [
+        Operand(x.values, vector_max.reshape(x.vector_max.shape)) for x, vector_max in zip(operands, parts, strict=True)
+    ]
     return found, int(rows.item())

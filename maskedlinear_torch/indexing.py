@@ -1,4 +1,4 @@
-"""Reading and writing at positions: what the kinds of mask (kinds.py) are made of."""
+"""Reading and writing at positions: what the kinds of mask (kinds/) are made of."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ SMALL = 4096
 """Up to so many numbers the host's time counts, and one call that takes them one by one costs less than two."""
 
 
-def take(tensor: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
-    """Return `tensor[index]` along `dim`; an index equal to the size, possible if not exact, reads zero."""
-    if not exact:
+def take(tensor: Tensor, index: Tensor, dim: int, *, is_canonical: bool) -> Tensor:
+    """Return `tensor[index]` along `dim`. What is beyond the axis, as traced positions can be, reads zero."""
+    if not is_canonical:
         shape = list(tensor.shape)
         shape[dim] = 1
         tensor = torch.cat([tensor, tensor.new_zeros(shape)], dim)
     return tensor.index_select(dim, index)
 
 
-def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> Tensor:
+def put(values: Tensor, index: Tensor, dim: int, size: int, *, is_canonical: bool) -> Tensor:
     """Return zeros with `values` at `index` along `dim`; an index equal to the size is dropped."""
     if _compat.is_distributed(values):
         # Linear along `dim`: each device does its part, as long as the parts are not cut there.
-        local = lambda values, index: put(values, index, dim, size, exact=exact)  # noqa: E731
+        local = lambda values, index: put(values, index, dim, size, is_canonical=is_canonical)  # noqa: E731
         return _compat.on_each_device(local, values, index, dim)
     shape = [*values.shape]
-    shape[dim] = size if exact else size + 1
+    shape[dim] = size if is_canonical else size + 1
     zeros = values.new_zeros(shape)
     if _compat.in_functorch_transform():
         written = _scatter(zeros, values, index, dim)
@@ -36,16 +36,16 @@ def put(values: Tensor, index: Tensor, dim: int, size: int, *, exact: bool) -> T
         written = zeros.scatter_(dim, index.expand(values.shape), values)
     else:
         written = zeros.index_copy_(dim, index, values)
-    return written if exact else written.narrow(dim, 0, size)
+    return written if is_canonical else written.narrow(dim, 0, size)
 
 
-def write(tensor: Tensor, values: Tensor, index: Tensor, dim: int, *, exact: bool) -> Tensor:
+def write(tensor: Tensor, values: Tensor, index: Tensor, dim: int, *, is_canonical: bool) -> Tensor:
     """Return a copy of `tensor` with `values` at `index` along `dim`; an index equal to the size is dropped."""
-    if not exact:
+    if not is_canonical:
         shape = list(tensor.shape)
         shape[dim] = 1
         padded = torch.cat([tensor, tensor.new_zeros(shape)], dim)
-        return write(padded, values, index, dim, exact=True).narrow(dim, 0, tensor.shape[dim])
+        return write(padded, values, index, dim, is_canonical=True).narrow(dim, 0, tensor.shape[dim])
     if _compat.in_functorch_transform():
         return _scatter(tensor, values, index, dim)
     if _is_scattered(values, dim):
@@ -100,7 +100,7 @@ def _scatter(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
     return tensor.scatter(dim, index.reshape(dims).expand(values.shape), values)
 
 
-def is_plain(tensor: Tensor) -> bool:
+def can_write_in_place(tensor: Tensor) -> bool:
     """Tell whether a tensor may be written in place: a plain one, in eager code that nothing differentiates."""
     return not (
         torch.is_grad_enabled()

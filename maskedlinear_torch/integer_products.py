@@ -43,7 +43,7 @@ class Operand(NamedTuple):
     """Values, float32, and the largest magnitude of each contraction vector, of size 1 along the contracted axis."""
 
     values: Tensor
-    top: Tensor
+    vector_max: Tensor
 
 
 def operand(values: Tensor, dim: int) -> Operand:
@@ -74,8 +74,8 @@ def by_rows(compute: Callable[[Operand], Tensor], x: Operand, w: Operand) -> Ten
     # A compiler plans memory itself, and how many pieces there are would hold for one size of batch only.
     if torch.compiler.is_compiling() or x.values.shape[0] < 2 * rows:
         return compute(x)
-    pieces = zip(x.values.split(rows), x.top.split(rows), strict=True)
-    return torch.cat([compute(Operand(values, top)) for values, top in pieces])
+    pieces = zip(x.values.split(rows), x.vector_max.split(rows), strict=True)
+    return torch.cat([compute(Operand(values, vector_max)) for values, vector_max in pieces])
 
 
 @dataclass(frozen=True)
@@ -145,21 +145,21 @@ class Float64:
         return _rounded(total * self._unit(x, bits).squeeze(dim))
 
     def _integers(self, x: Operand, bits: int) -> Tensor:
-        return _flushed(x.values.double()).mul_(_power(bits - _exponent(x.top), x.top)).round_()
+        return _flushed(x.values.double()).mul_(_power(bits - _exponent(x.vector_max), x.vector_max)).round_()
 
     def _unit(self, x: Operand, bits: int) -> Tensor:
-        return _power(_exponent(x.top) - bits, x.top)
+        return _power(_exponent(x.vector_max) - bits, x.vector_max)
 
 
-def _exponent(top: Tensor) -> Tensor:
-    """E with 2^(E-1) <= top < 2^E, from the bits."""
-    return (top.view(torch.int32) >> 23).long() - 126
+def _exponent(vector_max: Tensor) -> Tensor:
+    """E with 2^(E-1) <= vector_max < 2^E, from the bits."""
+    return (vector_max.view(torch.int32) >> 23).long() - 126
 
 
-def _power(exponent: Tensor, top: Tensor) -> Tensor:
+def _power(exponent: Tensor, vector_max: Tensor) -> Tensor:
     """2^exponent in float64, from the bits; NaN where a vector holds inf or NaN."""
     power = (exponent + 1023 << 52).view(torch.float64)
-    return torch.where(torch.isfinite(top), power, torch.nan)
+    return torch.where(torch.isfinite(vector_max), power, torch.nan)
 
 
 def _cut(integers: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -209,7 +209,7 @@ class Digits:
                 for j, b in enumerate(right):
                     term, so_far = function(a, b).to(torch.int32), sums[i + j]
                     sums[i + j] = term if so_far is None else so_far + term
-            exponent = self._exponents(factors, x.top, w.top) - 2 * bits
+            exponent = self._exponents(factors, x.vector_max, w.vector_max) - 2 * bits
             return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
 
         return by_rows(piece, x, w) if is_by_rows else piece(x)
@@ -218,7 +218,7 @@ class Digits:
         """Return the sum over `dim`, its integers added exactly."""
         base = precision.digit_bits(terms, self.name)
         sums = reduce([digit.to(torch.int32).sum(dim, dtype=torch.int32) for digit in _digits(x, bits, base)])
-        exponent = (_exponent_or_nan(x.top) - bits).squeeze(dim)
+        exponent = (_exponent_or_nan(x.vector_max) - bits).squeeze(dim)
         return _from_digits(sums, base, bits + precision.log2_terms(terms) + 1, exponent)
 
     def _digits(self, x: Operand, bits: int, base: int) -> list[Tensor]:
@@ -237,14 +237,14 @@ FLOAT32 = Digits("float32", torch.float32)
 INT8 = Digits("int8", torch.int8)
 
 
-def _exponent_or_nan(top: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(top), _exponent(top).float(), torch.nan)
+def _exponent_or_nan(vector_max: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(vector_max), _exponent(vector_max).float(), torch.nan)
 
 
 def _digits(x: Operand, bits: int, base: int) -> list[Tensor]:
     """Digits of X, float32, the lowest first: X = sum_j d_j 2^(base j), |d_j| <= 2^(base - 1)."""
     count = -(-(bits + 1) // base)
-    shift = bits - (count - 1) * base - _exponent(x.top).to(torch.int32)
+    shift = bits - (count - 1) * base - _exponent(x.vector_max).to(torch.int32)
     first, second = shift // 2, shift - shift // 2  # one power of two alone could leave float32
     rest = flush(x.values) * _small_power(first) * _small_power(second)
     digits = []
@@ -266,7 +266,7 @@ def _from_digits(sums: Sequence[Tensor], base: int, size: int, exponent: Tensor)
     negative = carry < 0
     limbs = _limbs([torch.where(negative, b, a) for a, b in zip(positive, opposite, strict=True)], base)
     is_zero = torch.stack(limbs).amax(0) == 0
-    # The highest bit of all goes to the top of the highest limb; `place` is its place.
+    # The highest bit of all goes to the vector_max of the highest limb; `place` is its place.
     place = torch.full_like(limbs[0], 32 * len(limbs) - 1)
     for _ in range(len(limbs) - 1):
         is_low = limbs[-1] == 0

@@ -4,20 +4,20 @@ Letters: B batch, O out_features, I in_features; x (*B, I) input, g (*B, O) cota
 M (O, I) mask. A kind holds what is static; the arrays of positions travel beside it, so that they can
 be batched, traced and moved. Every kind answers the same questions:
 
-    keep(x)             what of x the backward needs
-    unkeep(k)           its transpose: back to the shape of x
-    product(g, kept)    the packed gradient: the wanted entries of g^T x
-    place(values)       the dense gradient: packed values among zeros
-    take(W)             its transpose: the packed entries of W
-    trim(values)        packed values as a product gives them: zero where none is wanted
-    write(W, values)    W with packed values in the place of its entries
-    tangent(kept, v)    x V^T, V the dense matrix of the packed entries v
-    pull(g, v)          keep(g V)
-    values_shape()      the shape of packed values
-    mask()              M, in a shape that broadcasts to (O, I)
+    gather_input(x)          what of x the backward needs
+    scatter_input(k)         its transpose: back to the shape of x
+    weight_grad(g, kept)     the packed gradient: the wanted entries of g^T x
+    input_grad(g, v)         gather_input(g V), V the dense matrix of the packed values v
+    apply(kept, v)           x V^T
+    to_dense(v)              the dense matrix V: packed values among zeros
+    pack(W)                  its transpose: the packed entries of W
+    merge_into(W, v)         W with packed values in the place of its entries
+    mask_values(v)           packed values as a product gives them: zero where none is wanted
+    values_shape()           the shape of packed values
+    mask()                   M, in a shape that broadcasts to (O, I)
 
-Positions are exact (sorted, in range, each once) when they were readable. Traced positions are made
-canonical by number: they are sorted, and a duplicate or a position out of range becomes the size of
+Positions are canonical (sorted, in range, each once) when they were readable. Traced positions are given
+a canonical number: they are sorted, and a duplicate or a position out of range becomes the size of
 the axis, which is read as zero and never written.
 """
 
@@ -31,7 +31,16 @@ from torch import Tensor
 
 from maskedlinear_core import positions
 from maskedlinear_torch import _compat
-from maskedlinear_torch.indexing import bounds, fill_blocks, fill_crossings, is_plain, put, take, within, write
+from maskedlinear_torch.indexing import (
+    bounds,
+    can_write_in_place,
+    fill_blocks,
+    fill_crossings,
+    put,
+    take,
+    within,
+    write,
+)
 
 Arrays = tuple[Any, ...]
 Shape = tuple[int, int]
@@ -41,43 +50,57 @@ Shape = tuple[int, int]
 class Submatrix:
     """Columns, rows and their crossings; arrays = (rows, columns), None = all of the axis."""
 
-    exact: bool
+    is_canonical: bool
 
-    def keep(self, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        return x if columns is None else take(x, columns, -1, exact=self.exact)
+    def gather_input(self, x: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        return x if columns is None else take(x, columns, -1, is_canonical=self.is_canonical)
 
-    def unkeep(self, kept: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    def scatter_input(self, kept: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._put(kept, columns, -1, in_features)
 
-    def product(self, g: Tensor, kept: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        g = g if rows is None else take(g, rows, -1, exact=self.exact)
+    def weight_grad(self, g: Tensor, kept: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        g = g if rows is None else take(g, rows, -1, is_canonical=self.is_canonical)
         return _dot((g if g.dim() == 2 else flat(g)).t(), kept if kept.dim() == 2 else flat(kept))
 
-    def place(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        if rows is not None and columns is not None and self.exact and values.is_cpu and is_plain(values):
+    def to_dense(self, values: Tensor, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        if (
+            rows is not None
+            and columns is not None
+            and self.is_canonical
+            and values.is_cpu
+            and can_write_in_place(values)
+        ):
             return fill_crossings(values.new_zeros(shape), values, rows, columns)
-        values = values if columns is None else put(values, columns, 1, shape[1], exact=self.exact)
-        return values if rows is None else put(values, rows, 0, shape[0], exact=self.exact)
+        values = values if columns is None else put(values, columns, 1, shape[1], is_canonical=self.is_canonical)
+        return values if rows is None else put(values, rows, 0, shape[0], is_canonical=self.is_canonical)
 
-    def take(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    def pack(self, weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return self._take(self._take(weight, rows, 0), columns, 1)
 
-    def trim(self, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    def mask_values(self, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
         return values
 
-    def write(self, weight: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-        if rows is not None and columns is not None and self.exact and weight.is_cpu and is_plain(weight):
+    def merge_into(self, weight: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+        if (
+            rows is not None
+            and columns is not None
+            and self.is_canonical
+            and weight.is_cpu
+            and can_write_in_place(weight)
+        ):
             matrix = weight.clone(memory_format=torch.contiguous_format)
             return fill_crossings(matrix, values, rows, columns)
         values = values if columns is None else self._write(self._take(weight, rows, 0), values, columns, 1)
         return values if rows is None else self._write(weight, values, rows, 0)
 
-    def tangent(
+    def apply(
         self, kept: Tensor, values: Tensor, out_features: int, rows: Tensor | None, columns: Tensor | None
     ) -> Tensor:
         return self._put(_dot(kept, values.t()), rows, -1, out_features)
 
-    def pull(self, g: Tensor, values: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    def input_grad(
+        self, g: Tensor, values: Tensor, in_features: int, rows: Tensor | None, columns: Tensor | None
+    ) -> Tensor:
         return _dot(self._take(g, rows, -1), values)
 
     def values_shape(self, shape: Shape, rows: Tensor | None, columns: Tensor | None) -> tuple[int, ...]:
@@ -92,13 +115,13 @@ class Submatrix:
         return self._put(torch.ones_like(index, dtype=torch.bool), index, 0, weight.shape[dim])
 
     def _take(self, tensor: Tensor, index: Tensor | None, dim: int) -> Tensor:
-        return tensor if index is None else take(tensor, index, dim, exact=self.exact)
+        return tensor if index is None else take(tensor, index, dim, is_canonical=self.is_canonical)
 
     def _put(self, values: Tensor, index: Tensor | None, dim: int, size: int) -> Tensor:
-        return values if index is None else put(values, index, dim, size, exact=self.exact)
+        return values if index is None else put(values, index, dim, size, is_canonical=self.is_canonical)
 
     def _write(self, tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
-        return write(tensor, values, index, dim, exact=self.exact)
+        return write(tensor, values, index, dim, is_canonical=self.is_canonical)
 
 
 @dataclass(frozen=True)
@@ -107,15 +130,15 @@ class Blocks:
 
     grid_shape: Shape
     block_shape: Shape
-    exact: bool
+    is_canonical: bool
 
-    def keep(self, x: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def gather_input(self, x: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         return x
 
-    def unkeep(self, kept: Tensor, in_features: int, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def scatter_input(self, kept: Tensor, in_features: int, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         return kept
 
-    def product(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def weight_grad(self, g: Tensor, kept: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
         if self.grid_shape[0] > 1 and positions.are_many(numbers.shape[0], self.grid_shape):
             return self._from_dense(g, kept, numbers, ys, xs)
@@ -128,40 +151,42 @@ class Blocks:
             total += self._product(g[start : start + size], kept[start : start + size], ys, xs)
         return total
 
-    def place(self, values: Tensor, shape: Shape, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def to_dense(self, values: Tensor, shape: Shape, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        if self.exact and values.is_cpu and is_plain(values):
+        if self.is_canonical and values.is_cpu and can_write_in_place(values):
             return fill_blocks(values.new_zeros(shape), values, self.grid_shape, self.block_shape, ys, xs)
-        grid = put(values, numbers, 0, y * x, exact=self.exact)
+        grid = put(values, numbers, 0, y * x, is_canonical=self.is_canonical)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(shape)
 
-    def take(self, weight: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def pack(self, weight: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        return take(weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w), numbers, 0, exact=self.exact)
+        return take(
+            weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w), numbers, 0, is_canonical=self.is_canonical
+        )
 
-    def trim(self, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def mask_values(self, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         return values
 
-    def write(self, weight: Tensor, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor, values: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
-        if self.exact and weight.is_cpu and is_plain(weight):
+        if self.is_canonical and weight.is_cpu and can_write_in_place(weight):
             return fill_blocks(
                 weight.clone(memory_format=torch.contiguous_format), values, self.grid_shape, self.block_shape, ys, xs
             )
         grid = weight.reshape(y, h, x, w).transpose(1, 2).reshape(y * x, h, w)
-        grid = write(grid, values, numbers, 0, exact=self.exact)
+        grid = write(grid, values, numbers, 0, is_canonical=self.is_canonical)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(weight.shape)
 
-    def tangent(
-        self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor, ys: Tensor, xs: Tensor
-    ) -> Tensor:
+    def apply(self, kept: Tensor, values: Tensor, out_features: int, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         (y, _), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept), xs)
         parts = _dot(columns.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
         sums = parts.new_zeros(parts.shape[0], y + 1, h).index_add(1, ys, parts)
         return sums[:, :y].reshape(*kept.shape[:-1], out_features)
 
-    def pull(self, g: Tensor, values: Tensor, in_features: int, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
+    def input_grad(
+        self, g: Tensor, values: Tensor, in_features: int, numbers: Tensor, ys: Tensor, xs: Tensor
+    ) -> Tensor:
         (_, x), (_, w) = self.grid_shape, self.block_shape
         parts = _dot(self._rows(flat(g), ys).transpose(0, 1), values).transpose(0, 1)
         sums = parts.new_zeros(parts.shape[0], x, w).index_add(1, xs, parts)
@@ -172,7 +197,7 @@ class Blocks:
 
     def mask(self, weight: Tensor, numbers: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         block = torch.ones_like(numbers, dtype=torch.bool)[:, None, None].expand(-1, *self.block_shape)
-        return self.place(block, (weight.shape[0], weight.shape[1]), numbers, ys, xs)
+        return self.to_dense(block, (weight.shape[0], weight.shape[1]), numbers, ys, xs)
 
     def _product(self, g: Tensor, kept: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
         # (n, h, B) times (n, B, w): one small product per block.
@@ -187,7 +212,7 @@ class Blocks:
         def grid(start: int, stop: int) -> Tensor:
             return _dot(g[start * h : stop * h], kept).reshape(stop - start, h, x, w).transpose(1, 2)
 
-        if self.exact and _in_pieces(g):
+        if self.is_canonical and _in_pieces(g):
             if y * h * x * w <= positions.WHOLE:
                 return grid(0, y)[ys, xs]
             values = g.new_empty(count, h, w)
@@ -202,47 +227,47 @@ class Blocks:
         return values
 
     def _rows(self, g: Tensor, ys: Tensor) -> Tensor:
-        return take(g.reshape(-1, self.grid_shape[0], self.block_shape[0]), ys, 1, exact=self.exact)
+        return take(g.reshape(-1, self.grid_shape[0], self.block_shape[0]), ys, 1, is_canonical=self.is_canonical)
 
     def _columns(self, kept: Tensor, xs: Tensor) -> Tensor:
-        return take(kept.reshape(-1, self.grid_shape[1], self.block_shape[1]), xs, 1, exact=True)
+        return take(kept.reshape(-1, self.grid_shape[1], self.block_shape[1]), xs, 1, is_canonical=True)
 
 
 @dataclass(frozen=True)
-class Elements:
+class DenseElements:
     """Single elements; arrays = (M,). Packed here means: among zeros, as the dense product gives them."""
 
-    def keep(self, x: Tensor, mask: Tensor) -> Tensor:
+    def gather_input(self, x: Tensor, mask: Tensor) -> Tensor:
         return x
 
-    def unkeep(self, kept: Tensor, in_features: int, mask: Tensor) -> Tensor:
+    def scatter_input(self, kept: Tensor, in_features: int, mask: Tensor) -> Tensor:
         return kept
 
-    def product(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+    def weight_grad(self, g: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
         dense = _dot(flat(g).t(), flat(kept))
-        if not is_plain(dense):
+        if not can_write_in_place(dense):
             return torch.where(mask, dense, 0)
         # In place: no second gradient of the weight's size. As whole numbers: times one keeps every bit, times
         # zero is +0.0 whatever it was, and `where` takes eight times as long on a CPU.
         dense.view(_WHOLE[dense.element_size()]).mul_(mask)
         return dense
 
-    def place(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
+    def to_dense(self, values: Tensor, shape: Shape, mask: Tensor) -> Tensor:
         return values
 
-    def take(self, weight: Tensor, mask: Tensor) -> Tensor:
+    def pack(self, weight: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, weight, 0)
 
-    def trim(self, values: Tensor, mask: Tensor) -> Tensor:
+    def mask_values(self, values: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, values, 0)
 
-    def write(self, weight: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask, values, weight)
 
-    def tangent(self, kept: Tensor, values: Tensor, out_features: int, mask: Tensor) -> Tensor:
+    def apply(self, kept: Tensor, values: Tensor, out_features: int, mask: Tensor) -> Tensor:
         return _dot(kept, values.t())
 
-    def pull(self, g: Tensor, values: Tensor, in_features: int, mask: Tensor) -> Tensor:
+    def input_grad(self, g: Tensor, values: Tensor, in_features: int, mask: Tensor) -> Tensor:
         return _dot(g, values)
 
     def values_shape(self, shape: Shape, mask: Tensor) -> tuple[int, ...]:
@@ -253,7 +278,7 @@ class Elements:
 
 
 @dataclass(frozen=True)
-class Entries:
+class SparseElements:
     """Single elements that are few, or packed; arrays = (flat positions n,), row by row.
 
     Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Else the dense
@@ -261,21 +286,21 @@ class Entries:
     """
 
     in_features: int
-    exact: bool
+    is_canonical: bool
 
-    def keep(self, x: Tensor, flat_positions: Tensor) -> Tensor:
+    def gather_input(self, x: Tensor, flat_positions: Tensor) -> Tensor:
         return x
 
-    def unkeep(self, kept: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
+    def scatter_input(self, kept: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
         return kept
 
-    def product(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
+    def weight_grad(self, g: Tensor, kept: Tensor, flat_positions: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
         if self._are_few(flat_positions, g.shape[1]):
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
-            terms = _wide(take(g, rows, 1, exact=self.exact)) * _wide(kept.index_select(1, columns))
+            terms = _wide(take(g, rows, 1, is_canonical=self.is_canonical)) * _wide(kept.index_select(1, columns))
             return terms.sum(0).to(_sum_dtype(g))
-        if self.exact and _in_pieces(g):
+        if self.is_canonical and _in_pieces(g):
             return self._taken(g, kept, flat_positions)
         values = g.new_zeros(flat_positions.shape, dtype=_sum_dtype(g))
         for start, stop in positions.row_chunks(g.shape[1]):
@@ -284,20 +309,20 @@ class Entries:
             values = torch.where(inside, part.reshape(part.numel()).index_select(0, local), values)
         return values
 
-    def place(self, values: Tensor, shape: Shape, flat_positions: Tensor) -> Tensor:
-        return put(values, flat_positions, 0, shape[0] * shape[1], exact=self.exact).reshape(shape)
+    def to_dense(self, values: Tensor, shape: Shape, flat_positions: Tensor) -> Tensor:
+        return put(values, flat_positions, 0, shape[0] * shape[1], is_canonical=self.is_canonical).reshape(shape)
 
-    def take(self, weight: Tensor, flat_positions: Tensor) -> Tensor:
-        return take(weight.reshape(weight.numel()), flat_positions, 0, exact=self.exact)
+    def pack(self, weight: Tensor, flat_positions: Tensor) -> Tensor:
+        return take(weight.reshape(weight.numel()), flat_positions, 0, is_canonical=self.is_canonical)
 
-    def trim(self, values: Tensor, flat_positions: Tensor) -> Tensor:
+    def mask_values(self, values: Tensor, flat_positions: Tensor) -> Tensor:
         return values
 
-    def write(self, weight: Tensor, values: Tensor, flat_positions: Tensor) -> Tensor:
+    def merge_into(self, weight: Tensor, values: Tensor, flat_positions: Tensor) -> Tensor:
         line = weight.reshape(weight.numel())
-        return write(line, values, flat_positions, 0, exact=self.exact).reshape(weight.shape)
+        return write(line, values, flat_positions, 0, is_canonical=self.is_canonical).reshape(weight.shape)
 
-    def tangent(self, kept: Tensor, values: Tensor, out_features: int, flat_positions: Tensor) -> Tensor:
+    def apply(self, kept: Tensor, values: Tensor, out_features: int, flat_positions: Tensor) -> Tensor:
         x = flat(kept)
         if self._are_few(flat_positions, out_features):
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
@@ -309,11 +334,11 @@ class Entries:
             parts.append(_dot(x, self._part(values, flat_positions, start, stop).t()))
         return torch.cat(parts, 1).reshape(*kept.shape[:-1], out_features)
 
-    def pull(self, g: Tensor, values: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
+    def input_grad(self, g: Tensor, values: Tensor, in_features: int, flat_positions: Tensor) -> Tensor:
         line = flat(g)
         if self._are_few(flat_positions, line.shape[1]):
             rows, columns = flat_positions // self.in_features, flat_positions % self.in_features
-            terms = _wide(take(line, rows, 1, exact=self.exact)) * _wide(values)
+            terms = _wide(take(line, rows, 1, is_canonical=self.is_canonical)) * _wide(values)
             sums = terms.new_zeros(line.shape[0], in_features).index_add(1, columns, terms)
             return sums.to(_sum_dtype(g)).reshape(*g.shape[:-1], in_features)
         total = line.new_zeros(line.shape[0], in_features, dtype=_sum_dtype(g))
@@ -326,7 +351,7 @@ class Entries:
 
     def mask(self, weight: Tensor, flat_positions: Tensor) -> Tensor:
         ones = torch.ones_like(flat_positions, dtype=torch.bool)
-        return self.place(ones, (weight.shape[0], weight.shape[1]), flat_positions)
+        return self.to_dense(ones, (weight.shape[0], weight.shape[1]), flat_positions)
 
     def _are_few(self, flat_positions: Tensor, out_features: int) -> bool:
         return flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
@@ -348,14 +373,14 @@ class Entries:
         # The rows from start to stop of the dense matrix: what belongs to others is written one beyond the end.
         size = (stop - start) * self.in_features
         inside, local = within(flat_positions, start * self.in_features, stop * self.in_features)
-        part = put(values, torch.where(inside, local, size), 0, size + 1, exact=True)
+        part = put(values, torch.where(inside, local, size), 0, size + 1, is_canonical=True)
         return part[:size].reshape(stop - start, self.in_features)
 
 
-Kind = Submatrix | Blocks | Elements | Entries
+Kind = Submatrix | Blocks | DenseElements | SparseElements
 """What the rule works with."""
 
-FULL = Submatrix(exact=True)
+FULL = Submatrix(is_canonical=True)
 """The kind of all of a weight; its positions are (None, None)."""
 
 
@@ -373,7 +398,7 @@ def _in_pieces(g: Tensor) -> bool:
     return (
         g.is_cpu
         and g.dtype in (torch.float32, torch.float64)
-        and is_plain(g)
+        and can_write_in_place(g)
         and not (torch.compiler.is_compiling() or _compat.in_dispatch_mode())
     )
 
@@ -386,7 +411,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # Digits of 8 bits have a product of their own (engines.py).
+    # Digits of 8 bits have a product of their own (integer_products.py).
     return _compat.int8_product(a, b) if a.dtype == torch.int8 else a @ b
 
 

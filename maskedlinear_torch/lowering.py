@@ -14,7 +14,7 @@ from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_torch import _compat
 from maskedlinear_torch.indexing import put
-from maskedlinear_torch.kinds import Arrays, Blocks, Elements, Entries, Kind, Shape, Submatrix
+from maskedlinear_torch.kinds import Arrays, Blocks, DenseElements, Kind, Shape, SparseElements, Submatrix
 
 
 def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> tuple[Kind, Arrays]:
@@ -39,7 +39,7 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
             return remembered
     if traces or mask.is_traced:
         kind, traced = _resolve_traced(mask, shape, device)
-        if packed and isinstance(kind, Elements):
+        if packed and isinstance(kind, DenseElements):
             packed_checks.refuse_traced(repr(mask))
         return kind, traced
     found = mask.canonical(shape)
@@ -48,38 +48,38 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
         arrays: Arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
         if found.kind == "blocks":
             arrays = _on_grid(arrays[0], found.grid_shape)
-    resolved = exact_kind(found, shape), arrays
+    resolved = canonical_kind(found, shape), arrays
     if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
         mask.memo[key] = resolved
     return resolved
 
 
-def exact_kind(found: positions.Positions, shape: Shape) -> Kind:
+def canonical_kind(found: positions.Positions, shape: Shape) -> Kind:
     """Return the kind for canonical positions."""
     if found.kind == "submatrix":
-        return Submatrix(exact=True)
+        return Submatrix(is_canonical=True)
     if found.kind == "blocks":
-        return Blocks(found.grid_shape, found.block_shape, exact=True)
-    return Entries(shape[1], exact=True) if found.kind == "entries" else Elements()
+        return Blocks(found.grid_shape, found.block_shape, is_canonical=True)
+    return SparseElements(shape[1], is_canonical=True) if found.kind == "entries" else DenseElements()
 
 
 def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
     if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (None, _by_number("columns", mask.index, shape[1], device))
+        return Submatrix(is_canonical=False), (None, _by_number("columns", mask.index, shape[1], device))
     if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
-        return Submatrix(exact=False), (_by_number("rows", mask.index, shape[0], device), None)
+        return Submatrix(is_canonical=False), (_by_number("rows", mask.index, shape[0], device), None)
     if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
         rows = _by_number("submatrix rows", mask.rows, shape[0], device)
-        return Submatrix(exact=False), (rows, _by_number("submatrix columns", mask.columns, shape[1], device))
+        return Submatrix(is_canonical=False), (rows, _by_number("submatrix columns", mask.columns, shape[1], device))
     if isinstance(mask, masks.Blocks):
         mask_checks.mask_shape("blocks", mask.shape, shape)
         numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
-        return Blocks(mask.grid_shape, mask.block_shape, exact=False), _on_grid(numbers, mask.grid_shape)
+        return Blocks(mask.grid_shape, mask.block_shape, is_canonical=False), _on_grid(numbers, mask.grid_shape)
     if isinstance(mask, masks.Entries):
         mask_checks.mask_shape("entries", mask.shape, shape)
         numbers = _by_number("entries", mask.index, shape[0] * shape[1], device)
-        return Entries(shape[1], exact=False), (numbers,)
-    return Elements(), (_dense(mask, shape, device),)
+        return SparseElements(shape[1], is_canonical=False), (numbers,)
+    return DenseElements(), (_dense(mask, shape, device),)
 
 
 def _on_grid(numbers: Tensor, grid_shape: Shape) -> Arrays:
@@ -110,7 +110,7 @@ def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
         mask_checks.bool_length(name, index.values.shape[0], size)
         return torch.as_tensor(index.values, device=device)
     numbers = _by_number(name, index, size, device)
-    return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, exact=False)
+    return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, is_canonical=False)
 
 
 def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tensor:
@@ -127,7 +127,7 @@ def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tens
     numbers = torch.where((numbers < 0) | (numbers >= size), size, numbers)
     turn = torch.arange(numbers.shape[0], device=device)
     # One of several equal positions wins, whichever: they read and write the same.
-    winner = put(turn, numbers, 0, size + 1, exact=True)
+    winner = put(turn, numbers, 0, size + 1, is_canonical=True)
     return torch.where(winner.index_select(0, numbers) == turn, numbers, size).sort().values
 
 

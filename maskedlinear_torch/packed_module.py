@@ -256,7 +256,7 @@ class PackedLinear(Layer):
         dtype = linear.weight.dtype if values_dtype is None else values_dtype
         module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))
         self._set_masks(mask.packed((self.out_features, self.in_features)), bias_values)
-        values = self._kind.take(self.base.detach(), *self._positions())
+        values = self._kind.pack(self.base.detach(), *self._positions())
         self.values = nn.Parameter(values.to(dtype, copy=True).contiguous())
         self.register_parameter("bias_values", None)
         self._take_bias_over(linear.bias)
@@ -328,12 +328,12 @@ class PackedLinear(Layer):
                 learns = self.values.requires_grad
                 self.base = nn.Parameter(plain.weight.detach(), requires_grad=False)
                 self._set_masks(self._mask, self._bias_values)
-                values = self._kind.take(self.base.detach(), *self._positions()).to(self.values.dtype)
+                values = self._kind.pack(self.base.detach(), *self._positions()).to(self.values.dtype)
                 self.values = nn.Parameter(values, requires_grad=learns)
                 self.bias_values = None
                 self._take_bias_over(plain.bias)
                 return
             self.base.copy_(plain.weight)
             if not torch.equal(plain.weight, self.weight):
-                self.values.copy_(self._kind.take(plain.weight, *self._positions()))
+                self.values.copy_(self._kind.pack(plain.weight, *self._positions()))
             self._take_bias_over(plain.bias)

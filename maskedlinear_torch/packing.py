@@ -41,7 +41,7 @@ def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
                 [4.]])
     """
     kind, positions = _resolve("pack", weight, grad_mask)
-    return kind.take(weight, *positions)
+    return kind.pack(weight, *positions)
 
 
 def unpack(weight: Tensor, values: Tensor, *, grad_mask: Any) -> Tensor:
@@ -66,7 +66,7 @@ def unpack(weight: Tensor, values: Tensor, *, grad_mask: Any) -> Tensor:
     """
     kind, positions = _resolve("unpack", weight, grad_mask)
     _check_values("unpack", kind, positions, weight, values)
-    return kind.write(weight, values.to(weight.dtype), *positions)
+    return kind.merge_into(weight, values.to(weight.dtype), *positions)
 
 
 def packed_linear(
@@ -166,7 +166,7 @@ def repack(
     kind, positions = _resolve("repack", base, old_mask)
     _check_values("repack", kind, positions, base, values)
     new_kind, new_positions = _resolve("repack", base, new_mask)
-    return new_kind.take(kind.write(base, values, *positions), *new_positions)
+    return new_kind.pack(kind.merge_into(base, values, *positions), *new_positions)
 
 
 def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, kinds.Arrays]:

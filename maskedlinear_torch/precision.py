@@ -30,12 +30,12 @@ class Native:
         return g @ w
 
     def product(
-        self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, top: Tensor | None, shape: tuple[int, int]
+        self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, row_max: Tensor | None, shape: tuple[int, int]
     ) -> Tensor:
-        return kind.product(g, kept, *arrays)
+        return kind.weight_grad(g, kept, *arrays)
 
     def tangent(self, kind: Kind, arrays: Arrays, x: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-        return kind.tangent(kind.keep(x, *arrays), values, shape[0], *arrays)
+        return kind.apply(kind.gather_input(x, *arrays), values, shape[0], *arrays)
 
     def total(self, g: Tensor) -> Tensor:
         return flat(g).sum(0)
@@ -46,7 +46,7 @@ class Native:
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
-    def top(self, x: Tensor, kept: Tensor) -> Tensor | None:
+    def row_max(self, x: Tensor, kept: Tensor) -> Tensor | None:
         """Return what the derivatives of a product need of a row of which not all is kept: nothing."""
         return None
 
@@ -72,10 +72,10 @@ class Reproducible:
         )
 
     def product(
-        self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, top: Tensor | None, shape: tuple[int, int]
+        self, kind: Kind, arrays: Arrays, g: Tensor, kept: Tensor, row_max: Tensor | None, shape: tuple[int, int]
     ) -> Tensor:
         return reproducible_products.apply(
-            reproducible_products.Product(self.how, kind, g.dtype, shape), Operands(g, kept, top), arrays
+            reproducible_products.Product(self.how, kind, g.dtype, shape), Operands(g, kept, row_max), arrays
         )
 
     def tangent(self, kind: Kind, arrays: Arrays, x: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -91,7 +91,7 @@ class Reproducible:
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return reproducible_products.settle(a + b)
 
-    def top(self, x: Tensor, kept: Tensor) -> Tensor | None:
+    def row_max(self, x: Tensor, kept: Tensor) -> Tensor | None:
         """Return the largest magnitudes of the rows of which not all is kept."""
         return None if kept is x else integer_products.largest(x.float(), -1)
 

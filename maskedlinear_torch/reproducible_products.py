@@ -8,7 +8,7 @@ A kind has three bilinear products, v being packed values and V the dense matrix
 
 The derivative of each by either argument is another of the three, so they are closed under differentiation:
 whatever the order and mode, every step is one of them, rounded as SPEC S9 says. The exponents of a row of x
-are those of the whole row, also where only some columns of it are kept; `top` carries them along.
+are those of the whole row, also where only some columns of it are kept; `row_max` carries them along.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Operands(NamedTuple):
 
     left: Any
     right: Any
-    top: Any
+    row_max: Any
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Tangent:
 
     def compute(self, of: Operands, arrays: Arrays) -> Tensor:
         x = flat(of.left)
-        left = operand(x, 1) if of.top is None else Operand(x.float(), flat(of.top))
-        right = operand(self.kind.place(of.right, self.shape, *arrays), 1)
+        left = operand(x, 1) if of.row_max is None else Operand(x.float(), flat(of.row_max))
+        right = operand(self.kind.to_dense(of.right, self.shape, *arrays), 1)
 
         def contract(x: Tensor, v: Tensor) -> Tensor:
-            kept = x if self.is_cut else self.kind.keep(x, *arrays)
-            return self.kind.tangent(kept, self.kind.take(v, *arrays), self.shape[0], *arrays)
+            kept = x if self.is_cut else self.kind.gather_input(x, *arrays)
+            return self.kind.apply(kept, self.kind.pack(v, *arrays), self.shape[0], *arrays)
 
         y = _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
         return y.reshape(*of.left.shape[:-1], self.shape[0])
@@ -70,13 +70,13 @@ class Tangent:
 
     def by_left(self, u: Tensor, of: Operands, arrays: Arrays) -> Tensor:
         kept = apply(Pull(self.how, self.kind, of.left.dtype, self.shape), Operands(u, of.right, None), arrays)
-        return kept if self.is_cut else self.kind.unkeep(kept, self.shape[1], *arrays)
+        return kept if self.is_cut else self.kind.scatter_input(kept, self.shape[1], *arrays)
 
     def by_right(self, u: Tensor, of: Operands, arrays: Arrays) -> Tensor:
-        kept, top = of.left, of.top
+        kept, row_max = of.left, of.row_max
         if not self.is_cut:
-            kept, top = self.kind.keep(of.left, *arrays), _top(of.left)
-        return apply(Product(self.how, self.kind, of.right.dtype, self.shape), Operands(u, kept, top), arrays)
+            kept, row_max = self.kind.gather_input(of.left, *arrays), _row_max(of.left)
+        return apply(Product(self.how, self.kind, of.right.dtype, self.shape), Operands(u, kept, row_max), arrays)
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class Pull:
     shape: tuple[int, int]
 
     def compute(self, of: Operands, arrays: Arrays) -> Tensor:
-        right = operand(self.kind.place(of.right, self.shape, *arrays), 0)
+        right = operand(self.kind.to_dense(of.right, self.shape, *arrays), 0)
 
         def contract(g: Tensor, v: Tensor) -> Tensor:
-            return self.kind.pull(g, self.kind.take(v, *arrays), self.shape[1], *arrays)
+            return self.kind.input_grad(g, self.kind.pack(v, *arrays), self.shape[1], *arrays)
 
         def factors(g: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-            return g, self.kind.keep(v, *arrays).squeeze(0)
+            return g, self.kind.gather_input(v, *arrays).squeeze(0)
 
         y = _multiply(self, contract, factors, operand(flat(of.left), 1), right, self.shape[0])
         return y.reshape(*of.left.shape[:-1], y.shape[1])
@@ -124,7 +124,7 @@ class Product:
         left, right = operand(flat(of.left), 0), operand(flat(of.right), 0)
 
         def contract(g: Tensor, kept: Tensor) -> Tensor:
-            return self.kind.product(g, kept, *arrays)
+            return self.kind.weight_grad(g, kept, *arrays)
 
         left, right, terms = collectives.spread(self.how.settings.group, left, right)
         return _multiply(self, contract, lambda g, kept: (contract(g, kept),), left, right, terms)
@@ -134,11 +134,11 @@ class Product:
 
     def by_left(self, u: Tensor, of: Operands, arrays: Arrays) -> Tensor:
         tangent = Tangent(self.how, self.kind, of.left.dtype, self.shape, is_cut=True)
-        return apply(tangent, Operands(of.right, self.kind.trim(u, *arrays), of.top), arrays)
+        return apply(tangent, Operands(of.right, self.kind.mask_values(u, *arrays), of.row_max), arrays)
 
     def by_right(self, u: Tensor, of: Operands, arrays: Arrays) -> Tensor:
         pull = Pull(self.how, self.kind, of.right.dtype, self.shape)
-        return apply(pull, Operands(of.left, self.kind.trim(u, *arrays), None), arrays)
+        return apply(pull, Operands(of.left, self.kind.mask_values(u, *arrays), None), arrays)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _check_group(op: Op) -> None:
         checks.refuse_second_order()
 
 
-def _top(rows: Tensor) -> Tensor:
+def _row_max(rows: Tensor) -> Tensor:
     return largest(rows.detach().float(), -1)
 
 
@@ -252,8 +252,8 @@ class _Exact(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(op: Op, left: Tensor, right: Tensor | None, top: Tensor | None, *arrays: Any) -> Tensor:
-        return op.compute(Operands(left, right, top), arrays).contiguous()  # no view of an input
+    def forward(op: Op, left: Tensor, right: Tensor | None, row_max: Tensor | None, *arrays: Any) -> Tensor:
+        return op.compute(Operands(left, right, row_max), arrays).contiguous()  # no view of an input
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -264,8 +264,8 @@ class _Exact(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         _check_group(ctx.op)
-        left, right, top, *arrays = ctx.saved_tensors
-        of = Operands(left, right, top)
+        left, right, row_max, *arrays = ctx.saved_tensors
+        of = Operands(left, right, row_max)
         d_left = ctx.op.by_left(u, of, arrays) if ctx.needs_input_grad[1] else None
         d_right = ctx.op.by_right(u, of, arrays) if ctx.needs_input_grad[2] else None
         return None, d_left, d_right, None, *(None for _ in arrays)
@@ -274,10 +274,10 @@ class _Exact(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         _check_group(ctx.op)
         _, d_left, d_right, *_ = tangents
-        left, right, top, *arrays = ctx.saved_tensors
+        left, right, row_max, *arrays = ctx.saved_tensors
         with _compat.forward_mode_enabled():
             # The tensors carry this level's tangents; the product is of what is below it.
-            of = Operands(*(None if one is None else _compat.primal(one) for one in (left, right, top)))
+            of = Operands(*(None if one is None else _compat.primal(one) for one in (left, right, row_max)))
             terms = []
             if d_left is not None:
                 terms.append(apply(ctx.op, ctx.op.along(of, d_left, None), arrays))

@@ -5,9 +5,9 @@ alone W is differentiated:
 
     y       = x W^T + b
     d_x     = g V                         never masked
-    d_W     = where(M, g^T x, +0.0)       as place(product(g, keep(x))): only the wanted entries are computed
+    d_W     = where(M, g^T x, +0.0)       to_dense(weight_grad(g, gather_input(x))): no other entry is computed
     d_b     = where(m, sum g, +0.0)
-    y'      = x' V^T + tangent(keep(x), take(W')) + where(m, b', 0)
+    y'      = x' V^T + apply(gather_input(x), pack(W')) + where(m, b', 0)
 
 V has the values of W. Where something differentiates the rule itself, V is what keeps the frozen
 entries out of every higher derivative: with W in its place a gradient penalty would reach them.
@@ -15,9 +15,9 @@ entries out of every higher derivative: with W in its place a gradient penalty w
 In packed form (SPEC S7) the trainable entries are a leaf of their own, the values v, over a constant
 matrix W. It is the same rule with
 
-    V       = write(W, v)
-    d_v     = product(g, keep(x))         for d_W
-    y'      = x' V^T + tangent(keep(x), v') + where(m, b', 0)
+    V       = merge_into(W, v)
+    d_v     = weight_grad(g, gather_input(x))         in place of d_W
+    y'      = x' V^T + apply(gather_input(x), v') + where(m, b', 0)
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def masked(
         (*B, O).
     """
     if _compat.is_distributed(weight):
-        beside = _compat.beside(weight)
-        arrays, bias_mask = tuple(map(beside, arrays)), beside(bias_mask)
+        replicate_like = _compat.replicate_like(weight)
+        arrays, bias_mask = tuple(map(replicate_like, arrays)), replicate_like(bias_mask)
     transformed = _compat.in_transform()
     if transformed and torch.compiler.is_dynamo_compiling():
         # Dynamo differentiates through the forward of a Function and drops its rule there: without
@@ -71,16 +71,16 @@ def masked(
         if precision != NATIVE:
             checks.refuse_compiled_transform()
         return reference(kind, arrays, input, weight, bias, bias_mask, values)
-    learned, frozen = (weight, None) if values is None else (values, weight.detach())
+    learned, base = (weight, None) if values is None else (values, weight.detach())
     if not transformed and not (learned.requires_grad and torch.is_grad_enabled()):
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
-        return precision.linear(input, _matrix(kind, arrays, learned, frozen), _bias_view(bias, bias_mask))
+        return precision.linear(input, _matrix(kind, arrays, learned, base), _bias_view(bias, bias_mask))
     # Dynamo refuses a Function that defines jvp, and follows setup_context; without either a call costs least.
     if transformed or torch.compiler.is_dynamo_compiling():
         rule = _Rule if transformed else _Reverse
-        output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, frozen, *arrays)
+        output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, base, *arrays)
         return output
-    found = _Plain.apply((precision, kind, bias_mask, frozen, arrays), input, learned, bias)
+    found = _ReverseOnly.apply((precision, kind, bias_mask, base, arrays), input, learned, bias)
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -94,20 +94,20 @@ def reference(
     values: Tensor | None = None,
 ) -> Tensor:
     """Return the same by the program that defines the op (SPEC S4), at the price of a copy of W and a dense dW."""
-    learned, frozen = (weight, None) if values is None else (values, weight.detach())
-    return F.linear(input, weight_view(kind, arrays, learned, frozen), _bias_view(bias, bias_mask))
+    learned, base = (weight, None) if values is None else (values, weight.detach())
+    return F.linear(input, weight_view(kind, arrays, learned, base), _bias_view(bias, bias_mask))
 
 
-def weight_view(kind: Kind, arrays: Arrays, learned: Tensor, frozen: Tensor | None = None) -> Tensor:
-    """Return V: where(M, W, stop_gradient(W)) of a weight that learns, write(W, v) of values over a frozen one."""
-    if frozen is None:
+def weight_view(kind: Kind, arrays: Arrays, learned: Tensor, base: Tensor | None = None) -> Tensor:
+    """Return V: where(M, W, stop_gradient(W)) if the weight learns, merge_into(W, v) if values over a base do."""
+    if base is None:
         return torch.where(kind.mask(learned, *arrays), learned, learned.detach())
-    return kind.write(frozen, learned.to(frozen.dtype), *arrays)
+    return kind.merge_into(base, learned.to(base.dtype), *arrays)
 
 
-def _matrix(kind: Kind, arrays: Arrays, learned: Tensor, frozen: Tensor | None) -> Tensor:
+def _matrix(kind: Kind, arrays: Arrays, learned: Tensor, base: Tensor | None) -> Tensor:
     # The values of V, where nothing differentiates them.
-    return learned if frozen is None else weight_view(kind, arrays, learned, frozen)
+    return learned if base is None else weight_view(kind, arrays, learned, base)
 
 
 def _bias_view(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
@@ -117,7 +117,7 @@ def _bias_view(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
 
 
 class _Reverse(torch.autograd.Function):
-    """The rule in reverse mode. Outputs: y, what is kept of x (None where that is x itself), its rows' `top`."""
+    """The rule in reverse mode. Outputs: y, what is kept of x (None where that is x itself), its rows' `row_max`."""
 
     generate_vmap_rule = True
 
@@ -129,19 +129,19 @@ class _Reverse(torch.autograd.Function):
         learned: Tensor,
         bias: Tensor | None,
         bias_mask: Tensor | None,
-        frozen: Tensor | None,
+        base: Tensor | None,
         *arrays: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # What is kept must be an output: a tensor made in setup_context is unknown to autograd, and
         # double backward through it is wrong without an error.
-        kept = kind.keep(input, *arrays)
-        output = precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
-        return output, None if kept is input else kept, precision.top(input, kept)
+        kept = kind.gather_input(input, *arrays)
+        output = precision.linear(input, _matrix(kind, arrays, learned, base), bias)
+        return output, None if kept is input else kept, precision.row_max(input, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        precision, kind, input, learned, _, bias_mask, frozen, *arrays = inputs
-        _, kept, top = output
+        precision, kind, input, learned, _, bias_mask, base, *arrays = inputs
+        _, kept, row_max = output
         ctx.precision, ctx.kind = precision, kind
         ctx.in_features = input.shape[-1]
         # A cotangent that does not exist stays None: as zeros it would be added to d_x at full cost.
@@ -150,17 +150,17 @@ class _Reverse(torch.autograd.Function):
         kept = input if kept is None else kept
         # The whole input for forward mode alone; and one tuple for both modes, as vmap knows the dimensions of one.
         forward_mode = _compat.in_dual_level()
-        saved = (kept, top, input if forward_mode else None, learned, bias_mask, frozen, *arrays)
+        saved = (kept, row_max, input if forward_mode else None, learned, bias_mask, base, *arrays)
         ctx.save_for_backward(*saved)
         if forward_mode:
             ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept, top, _, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        kept, row_max, _, learned, bias_mask, base, *arrays = ctx.saved_tensors
         _, _, *wanted, _, _ = ctx.needs_input_grad[:7]
-        fixed = ctx.precision, ctx.kind, bias_mask, frozen, tuple(arrays)
-        found = _gradients(fixed, kept, top, learned, cotangents, wanted, ctx.in_features)
+        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays)
+        found = _gradients(fixed, kept, row_max, learned, cotangents, wanted, ctx.in_features)
         return None, None, *found, *(None,) * (len(ctx.needs_input_grad) - 5)
 
 
@@ -172,36 +172,40 @@ class _Rule(_Reverse):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         _, _, d_input, d_learned, d_bias, *_ = tangents
-        _, _, input, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        _, _, input, learned, bias_mask, base, *arrays = ctx.saved_tensors
         precision: Precision = ctx.precision
         kind: Kind = ctx.kind
         with _compat.forward_mode_enabled():
             # The tensors carry this level's tangents; the rule is in terms of what is below it.
             input, learned = _compat.primal(input), _compat.primal(learned)
-            shape = _shape(learned, frozen)
+            shape = _shape(learned, base)
             terms = []
             if d_input is not None:
-                terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, frozen)))
+                terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, base)))
             if d_learned is not None:
-                taken = kind.take(d_learned, *arrays) if frozen is None else d_learned.to(frozen.dtype)
+                taken = kind.pack(d_learned, *arrays) if base is None else d_learned.to(base.dtype)
                 terms.append(precision.tangent(kind, arrays, input, taken, shape))
             if d_bias is not None:
                 d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
                 terms.append(precision.spread(d_bias, input))
-            kept = kind.keep(input, *arrays)
+            kept = kind.gather_input(input, *arrays)
             if kept is input:
                 d_kept = None
             else:
-                d_kept = torch.zeros_like(kept) if d_input is None else kind.keep(d_input, *arrays)
-            top = precision.top(input, kept)
-            return functools.reduce(precision.add, terms), d_kept, None if top is None else torch.zeros_like(top)
+                d_kept = torch.zeros_like(kept) if d_input is None else kind.gather_input(d_input, *arrays)
+            row_max = precision.row_max(input, kept)
+            return (
+                functools.reduce(precision.add, terms),
+                d_kept,
+                None if row_max is None else torch.zeros_like(row_max),
+            )
 
 
 Fixed = tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays]
 """What takes no gradient: precision, kind, the bias mask, a constant matrix, positions."""
 
 
-class _Plain(torch.autograd.Function):
+class _ReverseOnly(torch.autograd.Function):
     """The rule where reverse mode is all there is: what takes no gradient is one argument, as each has its price."""
 
     @staticmethod
@@ -212,61 +216,61 @@ class _Plain(torch.autograd.Function):
         learned: Tensor,
         bias: Tensor | None,
     ) -> Any:
-        precision, kind, bias_mask, frozen, arrays = fixed
-        kept = kind.keep(input, *arrays)
-        output = precision.linear(input, _matrix(kind, arrays, learned, frozen), bias)
-        top = None if kept is input else precision.top(input, kept)
+        precision, kind, bias_mask, base, arrays = fixed
+        kept = kind.gather_input(input, *arrays)
+        output = precision.linear(input, _matrix(kind, arrays, learned, base), bias)
+        row_max = None if kept is input else precision.row_max(input, kept)
         ctx.precision, ctx.kind = precision, kind
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kept, top, learned, bias_mask, frozen, *arrays)
-        return output if kept is input else (output, kept, top)
+        ctx.save_for_backward(kept, row_max, learned, bias_mask, base, *arrays)
+        return output if kept is input else (output, kept, row_max)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept, top, learned, bias_mask, frozen, *arrays = ctx.saved_tensors
+        kept, row_max, learned, bias_mask, base, *arrays = ctx.saved_tensors
         _, *wanted = ctx.needs_input_grad
-        fixed = ctx.precision, ctx.kind, bias_mask, frozen, tuple(arrays)
-        return None, *_gradients(fixed, kept, top, learned, cotangents, wanted, _shape(learned, frozen)[1])
+        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays)
+        return None, *_gradients(fixed, kept, row_max, learned, cotangents, wanted, _shape(learned, base)[1])
 
 
 def _gradients(
     fixed: Fixed,
     kept: Tensor,
-    top: Tensor | None,
+    row_max: Tensor | None,
     learned: Tensor,
     cotangents: Sequence[Tensor | None],
     wanted: Sequence[bool],
     in_features: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     # Of the input, of what is learned, and of the bias.
-    precision, kind, bias_mask, frozen, arrays = fixed
+    precision, kind, bias_mask, base, arrays = fixed
     g, kept_cotangent = cotangents[0], cotangents[1] if len(cotangents) > 1 else None
     input_wanted, learned_wanted, bias_wanted = wanted
     d_input = d_learned = d_bias = None
     if g is not None:
         if input_wanted:
-            masks = frozen is not None or _is_differentiated()
-            d_input = precision.back(g, weight_view(kind, arrays, learned, frozen) if masks else learned)
+            masks = base is not None or _is_differentiated()
+            d_input = precision.back(g, weight_view(kind, arrays, learned, base) if masks else learned)
         if learned_wanted:
-            shape = _shape(learned, frozen)
-            if frozen is None:
-                d_learned = kind.place(precision.product(kind, arrays, g, kept, top, shape), shape, *arrays)
+            shape = _shape(learned, base)
+            if base is None:
+                d_learned = kind.to_dense(precision.product(kind, arrays, g, kept, row_max, shape), shape, *arrays)
             else:  # values may be wider than the matrix
                 cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
-                d_learned = precision.product(kind, arrays, cotangent, kept, top, shape)
+                d_learned = precision.product(kind, arrays, cotangent, kept, row_max, shape)
             if _compat.is_distributed(learned):
                 d_learned = _compat.placed_like(d_learned, learned)
         if bias_wanted:
             d_bias = precision.total(g)
             d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
     if kept_cotangent is not None and input_wanted:
-        d_kept = kind.unkeep(kept_cotangent, in_features, *arrays)
+        d_kept = kind.scatter_input(kept_cotangent, in_features, *arrays)
         d_input = d_kept if d_input is None else d_input + d_kept
     return d_input, d_learned, d_bias
 
 
-def _shape(learned: Tensor, frozen: Tensor | None) -> tuple[int, int]:
-    outputs, inputs = (learned if frozen is None else frozen).shape
+def _shape(learned: Tensor, base: Tensor | None) -> tuple[int, int]:
+    outputs, inputs = (learned if base is None else base).shape
     return outputs, inputs
 
 

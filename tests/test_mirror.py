@@ -29,7 +29,7 @@ ONLY_DEFINED_IN_ONE = {
         "divided",  # XLA would compile what // does about negative numbers
         "_scatter",  # vmap has no rule for index_copy
         "_is_scattered",  # a CPU scatters faster than it copies by index
-        "is_plain", "fill_blocks", "fill_crossings",  # what may be written in place
+        "can_write_in_place", "fill_blocks", "fill_crossings",  # what may be written in place
     },
     "lowering.py": {
         "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
@@ -39,7 +39,7 @@ ONLY_DEFINED_IN_ONE = {
     },
     "rule.py": {
         # Each framework's form.
-        "_Reverse", "_Rule", "_Plain", "_reverse", "_rule", "_forward", "_backward", "_tangent",
+        "_Reverse", "_Rule", "_ReverseOnly", "_reverse", "_rule", "_forward", "_backward", "_tangent",
         "_gradient", "_along",  # JAX compiles each operation of eager code by itself
         "_Wanted",  # torch has ctx.needs_input_grad
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
@@ -163,7 +163,7 @@ def test_same_arguments_are_documented():
         assert documented[0] >= {"grad_mask", "bias_mask"}
 
 
-@pytest.mark.parametrize("kind", ["Submatrix", "Blocks", "Elements"])
+@pytest.mark.parametrize("kind", ["Submatrix", "Blocks", "DenseElements"])
 def test_kinds_have_the_same_methods(kind):
     from maskedlinear_jax import kinds as in_jax
     from maskedlinear_torch import kinds as in_torch

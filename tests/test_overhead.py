@@ -97,10 +97,10 @@ def test_a_costlier_call_is_seen(monkeypatch):
     class Bound:
         @staticmethod
         def apply(fixed, *arguments):
-            precision, kind, bias_mask, frozen, arrays = fixed
-            return rule._Reverse.apply(precision, kind, *arguments, bias_mask, frozen, *arrays)
+            precision, kind, bias_mask, base, arrays = fixed
+            return rule._Reverse.apply(precision, kind, *arguments, bias_mask, base, *arrays)
 
-    monkeypatch.setattr(rule, "_Plain", Bound)
+    monkeypatch.setattr(rule, "_ReverseOnly", Bound)
     ahead, _ = step(layers(MASKS["columns"])["masked"])
     assert ahead > 2 * FORWARD["masked"]
 
@@ -192,8 +192,8 @@ def test_in_place_is_what_is_differentiated(name, packed, dtype, monkeypatch):
     w = torch.from_numpy(rng.standard_normal((FULL, FULL))).to(dtype)
 
     def results():
-        values = kind.product(g, kind.keep(x, *arrays), *arrays)
-        return kind.place(values, (FULL, FULL), *arrays), kind.write(w, values, *arrays)
+        values = kind.weight_grad(g, kind.gather_input(x, *arrays), *arrays)
+        return kind.to_dense(values, (FULL, FULL), *arrays), kind.merge_into(w, values, *arrays)
 
     want = results()
     with torch.no_grad():
@@ -243,9 +243,9 @@ def test_a_value_is_read_or_written(count, axis):
     want = np.zeros((64, 3) if axis == 0 else (3, 64), np.float32)
     want[index if axis == 0 else (slice(None), index)] = values
     assert (count * indexing.GATHERED >= 64) == (count > 1)
-    seen = indexing.put(jnp.asarray(values), jnp.asarray(index), axis, 64, exact=True)
+    seen = indexing.put(jnp.asarray(values), jnp.asarray(index), axis, 64, is_canonical=True)
     np.testing.assert_array_equal(np.asarray(seen), want)
     beyond = jnp.asarray(np.append(index, 64 + count).astype(np.int32))
     more = jnp.concatenate([values, np.full_like(np.take(want, [0], axis), np.nan)], axis)
-    seen = indexing.put(more, beyond, axis, 64, exact=False)
+    seen = indexing.put(more, beyond, axis, 64, is_canonical=False)
     np.testing.assert_array_equal(np.asarray(seen), want)
