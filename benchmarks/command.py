@@ -1,4 +1,4 @@
-"""`python -m parity bench`: the options, one process for each framework, what is kept."""
+"""`python -m benchmarks`: the options, one process for each framework, what is kept."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _rounded(value: Any) -> Any:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="parity bench",
+        prog="python -m benchmarks",
         description="Measure both twins beside the dense layer, beside what people use instead, and beside the limit.",
         epilog="Exit code: 0 measured, 1 if a rival computes something else, a device is absent, or a row is slower "
         "than in --against; 2 for bad usage.",

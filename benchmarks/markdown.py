@@ -16,7 +16,7 @@ P = 0.1
 
 
 def section(found: dict[str, Any]) -> str:
-    """Return the README's section from what `python -m parity bench --json FILE` kept.
+    """Return the README's section from what `python -m benchmarks --json FILE` kept.
 
     Args:
         found: The file's content.
@@ -25,7 +25,7 @@ def section(found: dict[str, Any]) -> str:
     batch, outputs, inputs = LARGE
     frameworks = " and ".join(f"{'JAX' if name == 'jax' else name} {env[name]}" for name in found["machines"])
     lines = [
-        f"`python -m parity bench` on a CPU ({env['processor']}, {env['cpus']} cores; Python {env['python']}, "
+        f"`python -m benchmarks` on a CPU ({env['processor']}, {env['cpus']} cores; Python {env['python']}, "
         f"{frameworks}; commit {env['commit']}). Time of forward and backward over that of what stands at the head, "
         f"float32, batch {batch}, {inputs} to {outputs} features, a tenth learns, torch eager and JAX jit; medians of "
         "ratios taken round by round; an interval where the spread is larger than the effect:",

@@ -1,4 +1,9 @@
-"""The harness that holds a torch operator to its JAX twin, cell by cell (SPEC S11): any two functions, or our layer."""
+"""The harness that holds a torch operator to its JAX twin, cell by cell: any two functions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
 
 from parity.api import assert_parity as assert_parity
 from parity.api import compare as compare
@@ -14,5 +19,14 @@ from parity.records import Finding as Finding
 from parity.records import Record as Record
 from parity.report.report import ParityError as ParityError
 from parity.report.report import Report as Report
-from parity.suites.masked_linear.grid import plan as plan
-from parity.suites.masked_linear.grid import run as run
+from parity.suites import MOVED as _MOVED
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        import importlib
+
+        where = _MOVED[name]
+        warnings.warn(f"parity.{name} is {where}.{name} now", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(where), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,10 +58,7 @@ def compare(
 
 
 def compare_pair(pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0) -> Report:
-    """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides.
-
-    Our own layer's grid is such pairs (`parity.suites.masked_linear.pairs`).
-    """
+    """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides."""
     cells = run.plan(pair, devices=devices)
     return Report(pair.name, run.settle(pair, list(run.run(pair, cells, seed))))
 

@@ -23,8 +23,8 @@ import torch
 
 import maskedlinear_jax
 import maskedlinear_torch
-from parity import plan, run
 from parity.report.terminal import failure
+from parity.suites.masked_linear import plan, run
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
 # JAX writes the entries in place, where another process could read half of one.

@@ -1,4 +1,4 @@
-"""`python -m parity bench`: what it runs, keeps and says, and how it fails."""
+"""`python -m benchmarks`: what it runs, keeps and says, and how it fails."""
 
 import json
 import subprocess
@@ -9,14 +9,13 @@ from rich.console import Console
 
 from benchmarks import command, rows, worker
 from benchmarks.worker import Job
-from parity.cli import main as cli
 
 ONE = rows.plan("torch", quick=True)[:1]
 
 
 def test_list_names_rows_without_importing_a_framework():
     code = (
-        "import sys; from parity.cli import main; main.main(['bench', '--list', '--framework', 'jax']); "
+        "import sys; from benchmarks import command; command.main(['--list', '--framework', 'jax']); "
         "print(*{'torch', 'jax'} & set(sys.modules))"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -41,7 +40,7 @@ USAGE = {
 def test_bad_usage_is_two(name, capsys):
     arguments, says = USAGE[name]
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["bench", *arguments])
+        command.main(arguments)
     assert says in capsys.readouterr().err
 
 
@@ -49,9 +48,7 @@ def test_a_run_leaves_every_figure_and_is_compared_with_itself(tmp_path):
     """Both frameworks, a process each; then the same file with one row made a tenth faster, as what was before."""
     file = tmp_path / "bench.json"
     arguments = ["--quick", "--only", "rows", "--match", "*/forward+backward/elements/*", "--json", str(file)]
-    seen = subprocess.run(
-        [sys.executable, "-m", "parity", "bench", *arguments], capture_output=True, text=True, check=False
-    )
+    seen = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True, check=False)
     assert seen.returncode == 0, seen.stdout + seen.stderr
     found = json.loads(file.read_text("utf-8"))
     assert [record["framework"] for record in found["rows"]] == ["torch", "torch", "jax", "jax"]
@@ -68,7 +65,7 @@ def test_a_run_leaves_every_figure_and_is_compared_with_itself(tmp_path):
 
 
 def test_an_absent_device_is_a_failure(capsys):
-    assert cli.main(["bench", "--framework", "torch", "--quick", "--device", "cuda"]) == 1
+    assert command.main(["--framework", "torch", "--quick", "--device", "cuda"]) == 1
     assert "no device: torch sees no cuda here" in capsys.readouterr().out
 
 
@@ -118,7 +115,7 @@ def test_adding_to_what_was_measured_elsewhere_is_refused(tmp_path, capsys):
     file = tmp_path / "bench.json"
     file.write_text(json.dumps({"environment": {"commit": "another"}}), "utf-8")
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["bench", "--json", str(file), "--add"])
+        command.main(["--json", str(file), "--add"])
     assert "was measured elsewhere, or at another commit" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from maskedlinear_core import columns
 from parity.cli import main as cli
+from parity.suites.training import suite
 from parity.suites.training.digits import compare, network, numpy_training, run
 
 STEPS = 40
@@ -152,6 +153,6 @@ def test_command_line_runs_both_precisions(failing, monkeypatch):
     """What is not asked for by precision is both, and one that fails is enough."""
     ran = []
     for name in ("_digits", "_course"):
-        monkeypatch.setattr(cli, name, lambda asked, console, name=name: (ran.append(name) or {}, name == failing))
+        monkeypatch.setattr(suite, name, lambda asked, console, name=name: (ran.append(name) or {}, name == failing))
     assert cli.main(["digits", "--quick"]) == int(failing is not None)
     assert ran == ["_digits", "_course"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parity import run
+from parity.suites.masked_linear import run
 from parity.suites.masked_linear.sabotage import SABOTAGES
 
 PLANTED = [(sabotage, framework) for sabotage in SABOTAGES for framework in sabotage.frameworks]

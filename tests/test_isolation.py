@@ -19,7 +19,10 @@ PACKAGES = {
     "benchmarks.torch_steps": {"torch"},
     "benchmarks.jax_steps": {"jax"},
     "parity.cli.check": set(),
-    "parity.suites.atlas.command": set(),
+    "parity.suites.atlas.suite": set(),
+    "parity.suites.masked_linear.suite": set(),
+    "parity.suites.training.suite": set(),
+    "benchmarks.__main__": set(),
     "parity.isolation.worker": set(),
     "parity.suites.atlas.pairs": {"torch", "jax"},  # as a user's file of pairs
     "parity.suites.masked_linear.sabotage": set(),

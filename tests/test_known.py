@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import parity
-from parity import plan, run
 from parity.records import Cell
+from parity.suites.masked_linear import plan, run
 from parity.suites.masked_linear.grid import known
 
 ENTRIES = tomllib.loads((Path(parity.__file__).parent / "suites" / "masked_linear" / "known.toml").read_text("utf-8"))[

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from parity.cli import options, session
+from parity.cli.console import console, verdict
 from parity.isolation import inputs
 from parity.isolation.sources import HOW, NotUnderstood
 from parity.isolation.supervisor import Supervisor
@@ -20,21 +20,27 @@ from parity.report import content, table
 from parity.report.environment import environment
 from parity.report.report import Report
 
-DESCRIPTION = (
+description = (
     f"Hold the torch function of every pair in a file to its JAX twin. A pair: {HOW}. An entry of `known` that no cell "
     "confirms is a failure too; it is looked for where no option narrows the cells."
 )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command and return the exit code."""
-    made = options.parser("check", DESCRIPTION)
-    made.add_argument("file", nargs="?", metavar="FILE.py", help="defines the pairs")
-    made.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.description = description
+    parser.add_argument("file", nargs="?", metavar="FILE.py", help="defines the pairs")
+    parser.add_argument(
         "--replay", metavar="REPORT.json#CELL", help="run one cell of a report again, on the inputs that it kept"
     )
-    asked = options.parse(made, arguments)
-    out = session.console()
+    options.add_pairs(parser)
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Run the command and return the exit code."""
+    options.check(asked)
+    made: argparse.ArgumentParser = asked.parser
+    out = console()
     try:
         if asked.replay:
             return _replay(asked, made, out)
@@ -49,15 +55,13 @@ def _check(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Consol
     with Supervisor(asked.file, asked.timeout) as here:
         cells = session.planned(here, asked, made, out)
         if asked.list:
-            for mine in cells.values():
-                for cell in mine:
-                    out.print(cell.id)
-            return 0
-        seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked), jobs=asked.jobs)
-    kept = session.report(Path(asked.file).name, seen, asked.file, shlex.quote(asked.file))
+            return session.list_cells(cells, out)
+        seen = session.execute(here, cells, asked, out)
+    again = f"parity check {shlex.quote(asked.file)}"
+    kept = session.report(Path(asked.file).name, seen, asked.file, again)
     _show(seen, asked.file, out)
     session.keep(asked, kept, out)
-    return _end(content.failed(kept), out)
+    return verdict(content.failed(kept), out)
 
 
 def _show(seen: session.Seen, file: str, out: Console) -> None:
@@ -65,11 +69,6 @@ def _show(seen: session.Seen, file: str, out: Console) -> None:
     for name, records in seen.records.items():
         for part in table.parts(Report(name, records, about), shlex.quote(file)):
             out.print(part)
-
-
-def _end(failed: bool, out: Console) -> int:
-    out.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
-    return int(failed)
 
 
 def _replay(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Console) -> int:
@@ -101,7 +100,7 @@ def _replay(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Conso
         out.print(part)
     was = cell["verdict"]
     out.print(f"then: {was}; now: {record.verdict}" + ("" if was == record.verdict else " (it has changed)"))
-    return _end(record.failed, out)
+    return verdict(record.failed, out)
 
 
 def saved(text: str) -> tuple[dict[str, Any], dict[str, Any]]:

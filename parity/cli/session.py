@@ -23,8 +23,6 @@ from parity.records import BINS, Cell, Record
 from parity.report import content, html, markdown, terminal
 from parity.report.environment import environment
 
-PLAIN_WIDTH = 120  # of output that goes to a file
-
 
 @dataclass
 class Seen:
@@ -48,10 +46,12 @@ class Seen:
         return [record for records in self.records.values() for record in records]
 
 
-def console() -> Console:
-    """Return where to print."""
-    made = Console(highlight=False)
-    return made if made.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+def list_cells(cells: Mapping[str, Sequence[Cell]], out: Console) -> int:
+    """Print the cells and return the exit code."""
+    for mine in cells.values():
+        for cell in mine:
+            out.print(cell.id, soft_wrap=True)
+    return 0
 
 
 def planned(
@@ -72,21 +72,21 @@ def planned(
 
 
 def execute(
-    here: Supervisor, cells: dict[str, list[Cell]], seed: int, out: Console, *, whole: bool, jobs: int = 1
+    here: Supervisor, cells: dict[str, list[Cell]], asked: argparse.Namespace, out: Console
 ) -> Seen:  # fmt: skip
     """Run cells and return what was seen.
 
     Args:
         here: The process that runs them.
         cells: By pair.
-        seed: Of the numbers.
+        asked: The options: the seed, how many processes run pairs side by side, and whether to stop at a failure.
         out: Shows the progress.
-        whole: Whether these are all cells of each pair: only then can it be seen that a listed difference is none.
-        jobs: How many processes run pairs side by side.
     """
+    # Only where all cells of a pair run can it be seen that a listed difference is none.
+    whole = not options.choices(asked)
     seen = Seen({about.name: about for about in here.pairs() if about.name in cells}, {name: [] for name in cells})
     total, counts, started = sum(map(len, cells.values())), Counter[str](), time.perf_counter()
-    waiting, lock = deque(cells), threading.Lock()
+    waiting, lock, stop = deque(cells), threading.Lock(), threading.Event()
     columns = (
         TextColumn("{task.fields[pair]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.description}"),
@@ -100,22 +100,29 @@ def execute(
                 counts[record.verdict] += 1
                 if record.failed and kept and record.inputs_sha256:
                     seen.inputs[record.inputs_sha256] = kept
+                if record.failed and asked.fail_fast:
+                    stop.set()
                 progress.update(bar, advance=1, pair=record.cell.pair, description=terminal.tally(counts))
                 done = sum(counts.values())
                 if not out.is_terminal and done % max(1, total // 10) == 0:
                     out.print(f"{done} of {total} cells: {terminal.tally(counts)}")
 
         def work(worker: Supervisor) -> None:
-            while waiting:
+            while waiting and not stop.is_set():
                 try:
                     name = waiting.popleft()
                 except IndexError:
                     return  # another has taken the last
-                for record, kept in worker.run(name, cells[name], seed):
-                    note(record, kept)
+                with contextlib.closing(worker.run(name, cells[name], asked.seed)) as records:
+                    for record, kept in records:
+                        note(record, kept)
+                        if stop.is_set():
+                            return
 
-        _in_parallel(here, work, min(jobs, len(cells)))
-    if whole:
+        _in_parallel(here, work, min(asked.jobs, len(cells)))
+    if stop.is_set():
+        out.print(f"stopped at the first failure: {len(seen.all)} of {total} cells ran")
+    elif whole:
         for name, records in seen.records.items():
             seen.records[name] = settle(cast(Any, seen.pairs[name]), records)
     seen.seconds = time.perf_counter() - started
@@ -131,19 +138,19 @@ def _in_parallel(here: Supervisor, work: Callable[[Supervisor], None], jobs: int
                 done.result()
 
 
-def report(title: str, seen: Seen, source: str, file: str | None) -> content.Content:
+def report(title: str, seen: Seen, source: str, command: str) -> content.Content:
     """Return what files keep.
 
     Args:
         title: Of the report.
         seen: From `execute`.
         source: Where the pairs are.
-        file: What the commands that run cells again name in the place of FILE.
+        command: What runs cells again, in place of `parity check FILE`.
     """
     cells = []
     for record in seen.all:
         cell = record.as_dict()
-        cell["rerun"] = again(cell["rerun"], file)
+        cell["rerun"] = cell["rerun"].replace("parity check FILE", command, 1)
         known = next((entry for entry in seen.pairs[record.cell.pair].known if matches(entry, record.cell)), None)
         if record.known and known is not None:
             cell["known_reason"] = known["reason"]
@@ -156,16 +163,6 @@ def report(title: str, seen: Seen, source: str, file: str | None) -> content.Con
     return content.content(
         title, about, cells, pairs, seen.inputs, source=source, histogram_edges_log2=list(BINS)
     )  # fmt: skip
-
-
-def again(command: str, file: str | None) -> str:
-    """Return the command that runs a cell again, with the file, or of the atlas.
-
-    Example:
-        >>> again("python -m parity check FILE --pair gelu", None)
-        'python -m parity atlas --pair gelu'
-    """
-    return command.replace("parity check FILE", f"parity check {file}" if file else "parity atlas", 1)
 
 
 def keep(asked: argparse.Namespace, made: content.Content, out: Console) -> None:

@@ -28,6 +28,8 @@ _cells = itertools.count(1)
 class Ops:
     """The names that the programs of transforms.py use."""
 
+    framework = FRAMEWORK
+
     grad = staticmethod(jax.grad)
     vjp = staticmethod(jax.vjp)
     jvp = staticmethod(jax.jvp)
@@ -46,16 +48,6 @@ class Ops:
         """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
         gradients = [jax.vjp(f, *theta)[1](cotangent) for cotangent in cotangents]
         return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*gradients, strict=True))
-
-    @staticmethod
-    def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
-        """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
-
-        def penalty(*theta: Any) -> Any:
-            gradient = jax.vjp(f, *theta)[1](cotangent)[0]
-            return (gradient**2).sum() * 0.5
-
-        return jax.grad(penalty, tuple(range(len(theta))))(*theta)
 
 
 def devices() -> tuple[str, ...]:

@@ -22,6 +22,8 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat1
 class Ops:
     """The names that the programs of transforms.py use."""
 
+    framework = FRAMEWORK
+
     grad = staticmethod(torch.func.grad)
     vjp = staticmethod(torch.func.vjp)
     jvp = staticmethod(torch.func.jvp)
@@ -38,19 +40,6 @@ class Ops:
         for cotangent in cotangents:
             torch.autograd.backward(f(*leaves), cotangent)
         return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
-
-    @staticmethod
-    def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
-        """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
-        leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
-        (gradient,) = torch.autograd.grad(f(*leaves), leaves[:1], cotangent, create_graph=True)
-        penalty = (gradient**2).sum() * 0.5
-        # The penalty depends on the weight alone. Not allow_unused for it: a graph cut off would pass as zero.
-        (d_weight,) = torch.autograd.grad(penalty, leaves[1:2], retain_graph=True)
-        others = torch.autograd.grad(
-            penalty, (leaves[0], *leaves[2:]), allow_unused=True, materialize_grads=True
-        )  # fmt: skip
-        return others[0], d_weight, *others[1:]
 
 
 def devices() -> tuple[str, ...]:

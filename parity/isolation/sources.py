@@ -1,4 +1,4 @@
-"""Where pairs come from: a file of the user's, or the atlas."""
+"""Where pairs come from: a file of the user's, or a module that is installed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from parity.operator.pair import Pair
 
-ATLAS = "the atlas"
-"""The name of the pairs that come with parity; any other source is a file."""
+MODULE = "module:"
+"""How a source begins that is a module with `PAIRS`; any other source is a file."""
 
 HOW = (
     "define torch_NAME, jax_NAME and inputs_NAME (a tuple of NumPy arrays, or a function of a seed that makes one), "
@@ -29,13 +29,13 @@ def load(source: str) -> list[Pair]:
     """Return the pairs of a source.
 
     Args:
-        source: `ATLAS`, or the path of a Python file.
+        source: The path of a Python file, or `MODULE` and the name of a module.
 
     Raises:
         NotUnderstood: There is no such file, it fails to import, has no pair, half a pair, or a name twice.
     """
-    if source == ATLAS:
-        return list(importlib.import_module("parity.suites.atlas.pairs").PAIRS)
+    if source.startswith(MODULE):
+        return list(importlib.import_module(source.removeprefix(MODULE)).PAIRS)
     names = _import(Path(source))
     found = pairs_in(names)
     if not found:

@@ -9,7 +9,7 @@ import signal
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class Supervisor:
 
     def run(
         self, pair: str, cells: Sequence[Cell], seed: int, saved: str | None = None
-    ) -> Iterator[tuple[Record, str | None]]:
+    ) -> Generator[tuple[Record, str | None], None, None]:
         """Run cells of a pair, yielding a record of each, in order, and its packed inputs unless it agrees.
 
         Args:

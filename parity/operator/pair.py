@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from parity.execution.calls import Numbers
+from parity.names import nearest
 from parity.operator import transforms, trees
 from parity.operator.faults import ask
 from parity.operator.known import PATTERNS, matches
@@ -235,6 +235,4 @@ def check_names(what: str, given: Sequence[str] | None, known: Sequence[str]) ->
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> NoReturn:
-    near = difflib.get_close_matches(str(name), known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what}: expected some of {', '.join(known)}, got {name!r}{hint}")
+    raise ValueError(f"{what}: expected some of {', '.join(known)}, got {name!r}{nearest(name, known)}")

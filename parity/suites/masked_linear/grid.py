@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator
+import multiprocessing
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 from parity.execution import plan as planning
@@ -70,7 +72,7 @@ def plan(
 
 def run(
     cells: Collection[Cell], *, seed: int = 0, subjects: dict[str, Callable[..., Any]] | None = None
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Run cells one by one, yielding a record of each.
 
     Args:
@@ -92,3 +94,24 @@ def known(cell: Cell) -> dict[str, Any] | None:
 
 def _pair_of(cell: Any) -> tuple[str, str]:
     return cell.pair, getattr(cell, "precision", "native")
+
+
+def run_beside(cells: Collection[Cell], *, jobs: int, seed: int = 0) -> Generator[Record, None, None]:
+    """Run cells in several processes, yielding a record of each: those of a case together, the cases as they end.
+
+    Args:
+        cells: From `plan`.
+        jobs: How many processes.
+        seed: Of the numbers.
+    """
+    groups = [list(group) for _, group in itertools.groupby(cells, _pair_of)]
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for done in as_completed([pool.submit(_records, group, seed) for group in groups]):
+            yield from done.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _records(cells: Sequence[Cell], seed: int) -> list[Record]:
+    return list(run(cells, seed=seed))

@@ -137,3 +137,13 @@ def _operands(shape: tuple[int, int, int]) -> list[jax.Array]:
 
 def _values(array: jax.Array) -> np.ndarray:
     return np.asarray(array).astype(np.float64)
+
+
+def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+    """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
+
+    def penalty(*theta: Any) -> Any:
+        gradient = jax.vjp(f, *theta)[1](cotangent)[0]
+        return (gradient**2).sum() * 0.5
+
+    return jax.grad(penalty, tuple(range(len(theta))))(*theta)

@@ -182,3 +182,16 @@ def _operands(shape: tuple[int, int, int]) -> list[torch.Tensor]:
 
 def _values(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().to(torch.float64).cpu().numpy()
+
+
+def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+    """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
+    leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+    (gradient,) = torch.autograd.grad(f(*leaves), leaves[:1], cotangent, create_graph=True)
+    penalty = (gradient**2).sum() * 0.5
+    # The penalty depends on the weight alone. Not allow_unused for it: a graph cut off would pass as zero.
+    (d_weight,) = torch.autograd.grad(penalty, leaves[1:2], retain_graph=True)
+    others = torch.autograd.grad(
+        penalty, (leaves[0], *leaves[2:]), allow_unused=True, materialize_grads=True
+    )  # fmt: skip
+    return others[0], d_weight, *others[1:]

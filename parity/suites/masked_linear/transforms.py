@@ -8,6 +8,7 @@ the engine has for any function is taken from there.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -248,8 +249,13 @@ def _gradient_penalty(ops: Any, f: Any, a: Any) -> dict[str, Any]:
     return _tree(a, ops.grad(penalty, _all(a))(*a["theta"]))
 
 
+def _side(ops: Any) -> Any:
+    """Return the layer's side in the framework of some names."""
+    return importlib.import_module(f"parity.suites.masked_linear.{ops.framework}_side")
+
+
 def _double_backward(ops: Any, f: Any, a: Any) -> dict[str, Any]:
-    return _tree(a, ops.gradient_penalty(_only(f), a["theta"], a["cotangents"][0]))
+    return _tree(a, _side(ops).gradient_penalty(_only(f), a["theta"], a["cotangents"][0]))
 
 
 def _penalty_oracle(problem: Problem) -> Tree:

@@ -1,21 +1,26 @@
-"""`python -m parity atlas`: run the operators that both frameworks offer, as people write them."""
+"""The atlas: the operators that both frameworks offer, as people write them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from parity.cli import options, session
-from parity.isolation.sources import ATLAS, NotUnderstood
+from parity.cli.console import console, verdict
+from parity.isolation.sources import MODULE, NotUnderstood
 from parity.isolation.supervisor import Supervisor
 from parity.report import content, markdown
 from parity.report.terminal import STYLE
 
 TITLE = "Operators of torch and JAX, side by side"
 
-DESCRIPTION = (
+description = "operators that torch and JAX both offer, as people write them"
+
+SOURCE = f"{MODULE}parity.suites.atlas.pairs"
+HELP = (
     "Operators that torch and JAX both offer, with the arguments people write: forward, both modes and per copy, in "
     "float32 and the float64 runs it is judged by, at random numbers, zeros, ties and kinks. Not in it unless asked "
     "for by --transform, --data, --dtype: higher orders, infinities and NaN, subnormal and huge numbers, 16-bit dtypes."
@@ -34,14 +39,19 @@ USUAL = (
 """The cells of an operator. Those of JAX hold its float64 run against torch's, too; that needs no cell of its own."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command and return the exit code."""
-    made = options.parser("atlas", DESCRIPTION)
-    made.add_argument("--group", action="append", metavar="NAME", help="only this group; may be repeated")
-    asked = options.parse(made, arguments)
-    out = session.console()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.description = HELP
+    options.add_pairs(parser)
+    parser.add_argument("--group", action="append", metavar="NAME", help="only this group; may be repeated")
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Run the atlas and return the exit code."""
+    options.check(asked)
+    made, out = asked.parser, console()
     try:
-        with Supervisor(ATLAS, asked.timeout) as here:
+        with Supervisor(SOURCE, asked.timeout) as here:
             cells = session.planned(here, asked, made, out, USUAL)
             if asked.group:
                 groups = {about.name: about.group for about in here.pairs()}
@@ -50,22 +60,17 @@ def main(arguments: Sequence[str]) -> int:
                         options.unknown(made, "--group", name, list(dict.fromkeys(groups.values())))
                 cells = {name: mine for name, mine in cells.items() if groups[name] in asked.group}
             if asked.list:
-                for mine in cells.values():
-                    for cell in mine:
-                        out.print(cell.id)
-                return 0
-            seen = session.execute(here, cells, asked.seed, out, whole=not options.choices(asked), jobs=asked.jobs)
+                return session.list_cells(cells, out)
+            seen = session.execute(here, cells, asked, out)
     except NotUnderstood as error:
         made.error(str(error))
-    kept = session.report(TITLE, seen, ATLAS, None)
+    kept = session.report(TITLE, seen, SOURCE, "parity atlas")
     _show(kept, out)
     session.keep(asked, kept, out)
-    failed = content.failed(kept)
-    out.print("[bold red]FAILED[/]" if failed else "[bold green]as promised[/]")
-    return int(failed)
+    return verdict(content.failed(kept), out)
 
 
-def _show(kept: content.Content, out: session.Console) -> None:
+def _show(kept: content.Content, out: Console) -> None:
     table = Table(title="operators that differ somewhere, and those that failed", title_justify="left")
     for name in ("operator", "torch", "JAX", "where"):
         table.add_column(name, overflow="fold")
