@@ -53,7 +53,7 @@ class Sabotage:
         return replace(cell, dtype=dtype)
 
     def subject(self, framework: str) -> dict[str, Layer]:
-        """Return the wrong layer, as `parity.run` takes it."""
+        """Return the wrong layer, as `parity.suites.masked_linear.run` takes it."""
         world = world_of(f"{framework}-eager")
         return {framework: self.make(world.Parts, world.SUBJECTS[BY_ID[self.case].packed])}
 
