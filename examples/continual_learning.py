@@ -122,6 +122,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure", metavar="FILE")
     asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the products are too small for more
     result = run()
     for name in ("masked", "everything"):
         print(name)
