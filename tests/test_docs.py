@@ -1,5 +1,6 @@
 """The documentation: every block of code runs and prints what its page says, and what is cited exists."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -7,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from parity.cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,6 +75,26 @@ def prose(page):
 def test_links_lead_to_files(page):
     for target in LINK.findall(prose(page)):
         assert (page.parent / target).exists(), f"{named(page)}: {target}"
+
+
+COMMAND = re.compile(r"python -m parity ([a-z][a-z-]*)((?: +[^ `#\n]+)*)")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))], ids=named)
+def test_commands_and_their_options_exist(page):
+    commands = main._commands()
+    for name, rest in COMMAND.findall(page.read_text("utf-8")):
+        assert name in commands, f"{named(page)}: python -m parity {name}"
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(command=name)
+        commands[name].load().add_arguments(parser)
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in parser._option_string_actions, f"{named(page)}: python -m parity {name} {option}"
+
+
+def test_every_command_is_on_its_page():
+    page = (DOCS / "reference" / "commands.md").read_text("utf-8")
+    assert set(main._commands()) == {name for name, _ in COMMAND.findall(page)}
 
 
 PATHS = re.compile(r"\b(?:tests|examples|benchmarks|parity|maskedlinear_\w+)/[\w/.]+\w")
