@@ -30,6 +30,8 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
+_as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name before Flax 0.12.8; goes when that is the lowest
+
 
 class Positions(nnx.Variable):
     """Positions of a mask: carried along, never trained."""
@@ -338,7 +340,7 @@ def grad_masks(model: nnx.Module) -> nnx.State:
             inside["kernel"].set_value(jnp.asarray(trains.T))
             if layer.bias_positions is not None:
                 inside["bias"].set_value(layer.bias_positions.get_value())
-    return nnx.as_pure(state)
+    return _as_pure(state)
 
 
 def save_packed(path: str | os.PathLike[str], model: nnx.Module) -> int:

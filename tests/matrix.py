@@ -1,0 +1,183 @@
+"""The lowest and the newest version of every dependency, each in an environment of its own, made by uv.
+
+    python -m tests.matrix --list
+    python -m tests.matrix --run jax-lowest [--run ...] [--quick] [--markdown FILE]
+
+An environment holds one framework and no other. What runs there is tests/versions/, whose answers are exact or golden
+hashes. `--quick` chooses what `.ci/run` runs; torch's environments download gigabytes and are run by hand.
+Exit code: 0 all passed, 1 something failed, 2 not understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import difflib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = Path("tests") / "versions"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What is installed, and what runs there.
+
+    Attributes:
+        name: To choose it by.
+        python: The version of Python.
+        requirements: What uv installs; a name alone is the newest.
+        tests: Files in tests/versions/.
+        quick: Whether `.ci/run` runs it.
+    """
+
+    name: str
+    python: str
+    requirements: tuple[str, ...]
+    tests: tuple[str, ...]
+    quick: bool = False
+
+
+JAX = ("test_jax.py", "test_equinox.py", "test_nnx.py")
+TORCH = ("test_torch.py",)
+JAX_LOWEST = (
+    "jax==0.8.3", "jaxlib==0.8.3", "flax==0.12.3", "equinox==0.13.0", "optax==0.2.5", "safetensors==0.5.0",
+    "numpy==2.0.0",
+)  # fmt: skip
+JAX_NEWEST = ("jax", "jaxlib", "flax", "equinox", "optax", "safetensors", "numpy")
+ENVIRONMENTS = (
+    Environment("jax-lowest", "3.11", JAX_LOWEST, JAX, quick=True),
+    Environment("jax-lowest-python-3.12", "3.12", JAX_LOWEST, JAX),
+    Environment("jax-newest", "3.13", JAX_NEWEST, JAX, quick=True),
+    Environment("torch-lowest", "3.11", ("torch==2.12.1", "safetensors==0.5.0", "numpy==1.26.0"), TORCH),
+    Environment("torch-newest", "3.13", ("torch", "safetensors", "numpy"), TORCH),
+)
+LEAST = {"test_jax.py": 55, "test_equinox.py": 2, "test_nnx.py": 2, "test_torch.py": 90}
+"""How many tests of a file must have passed: an environment cannot pass by running nothing."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one environment.
+
+    Attributes:
+        environment: Which.
+        passed: How many tests passed.
+        failed: The last lines of what failed, or None.
+        versions: What was installed, by name.
+        seconds: How long it took, with its installation.
+    """
+
+    environment: Environment
+    passed: int
+    failed: str | None
+    versions: dict[str, str]
+    seconds: float
+
+
+def run(environment: Environment, folder: Path) -> Result:
+    """Make an environment in a folder and run its tests."""
+    started = time.perf_counter()
+    home = folder / environment.name
+    python = home / "bin" / "python"
+    settings = os.environ | {"VIRTUAL_ENV": str(home), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    settings.pop("PYTHONPATH", None)
+    steps = (
+        ["uv", "venv", "--quiet", "--python", _interpreter(environment.python), str(home)],
+        ["uv", "pip", "install", "--quiet", *environment.requirements, "pytest"],
+    )
+    for step in steps:
+        made = subprocess.run(step, env=settings, capture_output=True, text=True, check=False)
+        if made.returncode:
+            return Result(environment, 0, f"{' '.join(step[:3])}: {made.stderr[-800:]}", {}, _since(started))
+    # Only what lies in tests/versions/ configures these tests: tests/conftest.py imports both frameworks.
+    command = [
+        str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={ROOT}",
+        f"--confcutdir={TESTS}", "--import-mode=importlib", *(str(TESTS / file) for file in environment.tests),
+    ]  # fmt: skip
+    ran = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    passed = int((re.search(r"(\d+) passed", ran.stdout) or [0, 0])[1])
+    failed = None if ran.returncode == 0 else (ran.stdout + ran.stderr)[-3000:]
+    least = sum(LEAST[file] for file in environment.tests)
+    if failed is None and passed < least:
+        failed = f"only {passed} tests passed, {least} are expected"
+    return Result(environment, passed, failed, _versions(settings), _since(started))
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Return a table of results, with the date."""
+    head = "| environment | Python | versions | tests | result |\n|---|---|---|---|---|\n"
+    rows = [
+        f"| {one.environment.name} | {one.environment.python} | "
+        f"{', '.join(f'{name} {version}' for name, version in one.versions.items())} | {one.passed} | "
+        f"{'passed' if one.failed is None else 'failed'} |\n"
+        for one in results
+    ]
+    names = " ".join(f"--run {one.environment.name}" for one in results)
+    return f"{datetime.date.today()}, by `python -m tests.matrix {names}`:\n\n{head}{''.join(rows)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the environments and stop")
+    parser.add_argument("--run", action="append", default=[], metavar="NAME", help="run this one; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="run those of .ci/run")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table")
+    asked = parser.parse_args(arguments)
+    known = {one.name: one for one in ENVIRONMENTS}
+    for name in asked.run:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            parser.error(f"--run: expected one of {', '.join(known)}, got {name!r}" + f"; near: {near[0]}" * len(near))
+    if asked.list:
+        for one in ENVIRONMENTS:
+            print(f"{one.name}: Python {one.python}, {', '.join(one.requirements)}{' (quick)' if one.quick else ''}")
+        return 0
+    chosen = [one for one in ENVIRONMENTS if one.name in asked.run or (asked.quick and one.quick)]
+    if not chosen:
+        parser.error("nothing to do: give --list, --run NAME or --quick")
+    results = []
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
+        for one in chosen:
+            print(f"{one.name}: running", flush=True)
+            results.append(run(one, Path(folder)))
+            print(f"{one.name}: {results[-1].passed} passed in {results[-1].seconds:.0f} s", flush=True)
+            if results[-1].failed is not None:
+                print(results[-1].failed)
+    if asked.markdown:
+        asked.markdown.write_text(markdown(results), "utf-8")
+    return int(any(one.failed is not None for one in results))
+
+
+def _interpreter(version: str) -> str:
+    """Return the path of an interpreter where pyenv has one, else the version, for uv to find."""
+    folder = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = sorted(folder.glob(f"{version}.*/bin/python"))
+    return str(found[-1]) if found else version
+
+
+def _versions(settings: dict[str, str]) -> dict[str, str]:
+    listed = subprocess.run(
+        ["uv", "pip", "list", "--quiet", "--format", "json"], env=settings, capture_output=True, text=True, check=False
+    )
+    names = ("torch", "jax", "flax", "equinox", "optax", "safetensors", "numpy")
+    found = {one["name"]: one["version"] for one in json.loads(listed.stdout or "[]")}
+    return {name: found[name] for name in names if name in found}
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
