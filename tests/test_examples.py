@@ -69,3 +69,13 @@ def test_the_trainer_holds_saves_and_resumes(tmp_path):
     assert result["resumed differs by"] == 0
     assert result["loaded is the same"]
     assert result["bytes"] < result["bytes of the Trainer's"]
+
+
+def test_clients_of_both_frameworks_learn_together(tmp_path):
+    module = recipe("federated")
+    result = module.run(rounds=12)
+    assert result["accuracy"][-1] > max(result["alone"]) + 0.1
+    # Logits of order 10 from sums of 64 terms, in float32.
+    assert max(result["apart"]) < 10 * 64 * 2**-24
+    assert result["sent"] == round(0.2 * 64 * 64) + 64 + 64 * 10 + 10
+    assert is_drawn(module, result, tmp_path)
