@@ -32,6 +32,11 @@ def in_autocast() -> bool:
     return torch._C._is_any_autocast_enabled()
 
 
+def no_torch_function() -> AbstractContextManager[None]:
+    """Let functions take tensors of a subclass for plain ones, and return plain ones."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
 def primal(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor without the tangent of the innermost forward-mode level."""
     try:

@@ -18,16 +18,23 @@ from maskedlinear_torch import lowering, rule
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.kinds import Arrays
 from maskedlinear_torch.precision import resolve
+from maskedlinear_torch.tensors import PositionsBuffer
 
 
 class Layer(nn.Module):
-    """What the layers have in common: their masks, whose positions are buffers outside of the state_dict."""
+    """What the layers have in common: their masks.
+
+    Positions are tensors of the layer that nothing which goes over buffers can reach: averages, casts, broadcasts.
+    Where models are stacked for `torch.func.vmap` they must be buffers, so each has one that stands for it.
+    """
 
     in_features: int
     out_features: int
     bias: Any
     _is_packed = False
-    _bias_positions: Tensor | None
+    _arrays: Arrays
+    _bias_array: Tensor | None
+    _stand_ins: tuple[PositionsBuffer | None, ...]
     _mask: masks.Mask
     _bias_values: np.ndarray | None
     _precision: Precision = Native()
@@ -51,43 +58,83 @@ class Layer(nn.Module):
         self._precision = as_precision(precision)
 
     def _positions(self) -> Arrays:
-        for buffer in self._buffers.values():
-            if buffer is not None and buffer.is_meta and not self._home().is_meta:
-                # load_state_dict(assign=True) brings parameters from meta, and no buffers that it does not hold.
+        device, buffers = self._home().device, self._buffers
+        for array in self._arrays:
+            if array is not None and array.device != device:
+                # Parameters came from meta (load_state_dict(assign=True)), or were moved without the layer.
                 self._set_masks(self._mask, self._bias_values)
                 break
-        return tuple([self._buffers[name] for name in self._position_names])
+        named = zip(_NAMES, self._arrays, self._stand_ins, strict=False)
+        return tuple([array if buffers[name] is own else _given(buffers[name], array) for name, array, own in named])
+
+    @property
+    def _bias_positions(self) -> Tensor | None:
+        return None if self._bias_array is None else _given(self._buffers[_BIAS_NAME], self._bias_array)
 
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
         device = self._home().device
         shape = (self.out_features, self.in_features)
         kind, arrays = lowering.resolve(mask, shape, device, packed=self._is_packed)
-        self._mask, self._bias_values = mask, bias_values
-        self._kind, self._position_names = kind, tuple(f"_position_{i}" for i in range(len(arrays)))
-        for name, array in zip(self._position_names, arrays, strict=True):
-            self._set_buffer(name, array)
+        self._mask, self._bias_values, self._kind = mask, bias_values, kind
+        old = self.__dict__.get("_arrays", ())
+        old = old if len(old) == len(arrays) else (None,) * len(arrays)
+        self._arrays = tuple([_kept(*pair) for pair in zip(old, arrays, strict=True)])
         trained = None if bias_values is None else np.flatnonzero(bias_values) if self._is_packed else bias_values
-        self._set_buffer("_bias_positions", None if trained is None else torch.from_numpy(trained).to(device))
-
-    def _set_buffer(self, name: str, values: Tensor | None) -> None:
-        old = self._buffers.get(name)
-        with torch.inference_mode(False):  # a buffer made there could not be saved for a later backward
-            values = None if values is None else values.clone()
-        if old is not None and values is not None and old.shape == values.shape and old.device == values.device:
-            old.copy_(values)  # in place, so that compiled code sees it
-        else:
-            # A copy: the next mask is written into the buffer, and must not be written into this one's positions.
-            self.register_buffer(name, values, persistent=False)
+        bias_array = None if trained is None else torch.from_numpy(trained).to(device)
+        self._bias_array = _kept(self.__dict__.get("_bias_array"), bias_array)
+        self._stand_ins = tuple([None if array is None else PositionsBuffer.of(array) for array in self._arrays])
+        for name in _NAMES[len(arrays) :]:
+            self._buffers.pop(name, None)
+        for name, stand_in in zip(_NAMES, self._stand_ins, strict=False):
+            self.register_buffer(name, stand_in, persistent=False)
+        stand_in = None if self._bias_array is None else PositionsBuffer.of(self._bias_array)
+        self.register_buffer(_BIAS_NAME, stand_in, persistent=False)
 
     def _home(self) -> Tensor:
         # The matrix, wherever it is: positions live with it.
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Positions on the meta device have no values, and to_empty() makes any: say them anew.
+        # Positions are moved by saying them anew: on the meta device they would have no values.
         super()._apply(fn, recurse)
         self._set_masks(self._mask, self._bias_values)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: positions follow from the masks."""
+        state = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
+        state["_buffers"] = {name: buffer for name, buffer in self._buffers.items() if name not in _DERIVED}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the positions of a copy."""
+        super().__setstate__(state)
+        self._set_masks(self._mask, self._bias_values)
+
+
+_NAMES = ("_position_0", "_position_1", "_position_2")
+_BIAS_NAME = "_bias_position"
+_DERIVED = {*_NAMES, _BIAS_NAME, "_arrays", "_bias_array", "_stand_ins"}
+
+
+def _given(buffer: Tensor | None, array: Tensor | None) -> Tensor | None:
+    # `functional_call` may have put another layer's positions, or those of several, in place of the layer's own.
+    if buffer is None:
+        return array
+    if type(buffer) is PositionsBuffer:
+        return array if torch.compiler.is_dynamo_compiling() else buffer.positions
+    return buffer if buffer.numel() else array
+
+
+def _kept(old: Tensor | None, values: Tensor | None) -> Tensor | None:
+    # In place where they fit, so that compiled code sees them. Else a copy: the next mask's positions are written into
+    # it, and must not be written into this one's.
+    if values is None:
+        return None
+    with torch.inference_mode(False):  # a tensor made there could not be saved for a later backward
+        if old is not None and (old.shape, old.dtype, old.device) == (values.shape, values.dtype, values.device):
+            return old.copy_(values)
+        return values.clone()
 
 
 class MaskedLinear(Layer, nn.Linear):
@@ -95,7 +142,7 @@ class MaskedLinear(Layer, nn.Linear):
 
     The weight is a full parameter with a masked gradient. Weight decay and momentum are the
     optimizer's: they can still move a frozen entry, since a masked gradient is not a frozen weight.
-    The state_dict is that of `nn.Linear`; the positions are buffers outside of it.
+    The state_dict is that of `nn.Linear`; the positions are no part of it.
 
     Args:
         in_features: I.

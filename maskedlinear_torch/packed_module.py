@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,11 +14,14 @@ from maskedlinear_core import constructors, masks
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import described
-from maskedlinear_torch import packing, rule
+from maskedlinear_torch import _compat, packing, rule
 from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.kinds import Arrays, Kind
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.precision import resolve
+from maskedlinear_torch.tensors import Constant, Merged, as_bits, holds_same_bits
 
 
 class PackedLinear(Layer):
@@ -28,8 +32,10 @@ class PackedLinear(Layer):
 
     Parameters: `values` (what `pack` gives) and `bias_values` (the trainable entries of the bias); and `base`
     (out_features, in_features) and, if part of the bias is frozen, `bias_base` (out_features,), which never
-    require a gradient. `weight` and `bias` are put together of these. The state_dict is that of `nn.Linear`,
-    its weight and bias written out; `save_packed` stores the share.
+    require a gradient. `weight` and `bias` are put together of these, and what is written to them in place goes to
+    these. The state_dict is that of `nn.Linear`, its weight and bias written out; `save_packed` stores the share.
+
+    On a CPU a layer keeps its matrix with the values in their places, and makes it anew when they changed.
 
     Args:
         in_features: I.
@@ -58,9 +64,10 @@ class PackedLinear(Layer):
 
     _is_packed = True
     values: nn.Parameter
-    base: nn.Parameter
+    base: Constant
     bias_values: nn.Parameter | None
-    bias_base: nn.Parameter | None
+    bias_base: Constant | None
+    _written: _Written | None = None
 
     def __init__(
         self,
@@ -134,9 +141,9 @@ class PackedLinear(Layer):
         linear = nn.Linear(
             self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.base.dtype
         )
-        linear.weight = nn.Parameter(self.weight.detach())
-        if self.bias is not None:
-            linear.bias = self.bias if self.bias_base is None else nn.Parameter(self.bias.detach())
+        linear.weight = nn.Parameter(self._whole_weight().detach())
+        if self.bias_values is not None:
+            linear.bias = self.bias_values if self.bias_base is None else nn.Parameter(self._whole_bias().detach())
         return linear.train(self.training)
 
     @classmethod
@@ -156,17 +163,26 @@ class PackedLinear(Layer):
     def weight(self) -> Tensor:
         """The whole weight (out_features, in_features): a copy of `base` with the values in their places.
 
-        Differentiable: what reads the weight instead of calling the layer trains the values as well.
+        Differentiable: what reads the weight instead of calling the layer trains the values as well. In eager code
+        what is written to it in place, under `torch.no_grad()` or through `.data`, is written to the values and the
+        matrix.
+
+        Example:
+            >>> layer = PackedLinear(3, 2, grad_mask=constructors.columns([0]))
+            >>> nn.init.ones_(layer.weight)
+            tensor([[1., 1., 1.],
+                    [1., 1., 1.]], grad_fn=<AliasBackward0>)
+            >>> layer.values.tolist()
+            [[1.0], [1.0]]
         """
-        return rule.weight_view(self._kind, self._positions(), self.values, self.base.detach())
+        return _seen(self._whole_weight(), _Weight(self), "weight")
 
     @property
     def bias(self) -> Any:
-        """The whole bias (out_features,), or None: the parameter itself if all of it trains."""
+        """The whole bias (out_features,), or None: the parameter itself if all of it trains. Written to as `weight`."""
         if self.bias_base is None:
             return self.bias_values
-        assert self.bias_values is not None
-        return self.bias_base.detach().index_copy(0, self._bias_index(), self.bias_values)
+        return _seen(self._whole_bias(), _Bias(self), "bias")
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -177,7 +193,7 @@ class PackedLinear(Layer):
     def bias_mask(self, bias_mask: Any) -> None:
         values = _bias_mask(bias_mask, self.bias is not None, self.out_features)
         with torch.no_grad():
-            whole = None if self.bias is None else self.bias.detach().clone()
+            whole = None if self.bias_values is None else self._whole_bias().detach().clone()
             self._set_masks(self._mask, values)
             self._take_bias_over(whole)
 
@@ -194,7 +210,7 @@ class PackedLinear(Layer):
         """Let other positions learn from now on. What they were trained to stays; what learns anew starts from there.
 
         For another mask of the same kind and count everything changes in place, and nothing recompiles.
-        Otherwise `values` becomes another parameter.
+        Otherwise `values` becomes another parameter. A gradient moves along: that of new positions is zero.
 
         Args:
             grad_mask: The new mask.
@@ -214,14 +230,17 @@ class PackedLinear(Layer):
         """
         old, new = self._mask, constructors.as_mask(grad_mask).packed((self.out_features, self.in_features))
         with torch.no_grad():
-            whole = self.weight
+            whole = self._whole_weight()
             # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
             values = packing.repack(self.values.detach(), old, new, weight=whole)
-            parameter = self.values
+            parameter, gradient = self.values, self.values.grad
             if values.shape != parameter.shape:
                 self.values = nn.Parameter(values, requires_grad=parameter.requires_grad)
             else:
                 parameter.copy_(values)
+            if gradient is not None:
+                shape = self.out_features, self.in_features
+                self.values.grad = packing.repack(gradient, old, new, shape=shape).contiguous()
             self.base.copy_(whole)
         self._set_masks(new, self._bias_values)
         if optimizer is not None:
@@ -232,10 +251,23 @@ class PackedLinear(Layer):
         if not isinstance(input, Tensor):
             call_checks.refuse_array("input", input, function="packed_linear")
         positions = self._positions()
-        input, base, bias = _autocast(input, self.base, self.bias)
+        input, base, bias = _autocast(input, self.base, self._whole_bias())
         _check("packed_linear", input, base, bias)
         precision = resolve(self._precision, "packed_linear", input, base)
-        return rule.masked(self._kind, positions, input, base, bias, None, self.values, precision)
+        # (functional_call may have put other positions in place of the layer's own.)
+        own = base is self.base and all(map(operator.is_, positions, self._arrays))
+        written = self._matrix() if own else None
+        return rule.masked(self._kind, positions, input, base, bias, None, self.values, precision, written)
+
+    def reset_parameters(self) -> None:
+        """Draw all of the weight and the bias anew, as `torch.nn.Linear.reset_parameters` does."""
+        plain = nn.Linear(
+            self.in_features, self.out_features, self.bias_values is not None,
+            device=self.base.device, dtype=self.base.dtype,
+        )  # fmt: skip
+        _Weight(self).write(plain.weight.detach())
+        if plain.bias is not None:
+            _Bias(self).write(plain.bias.detach())
 
     def extra_repr(self) -> str:
         """Describe sizes and masks."""
@@ -245,14 +277,65 @@ class PackedLinear(Layer):
             f"grad_mask={self._mask!r}{trained}{described(self._precision)}"
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `weight` and `bias` are written to, not set."""
+        if name in ("weight", "bias"):
+            # `layer.weight *= 2` has written before it sets.
+            if not (isinstance(value, Merged) and value.link.part.is_of(self)):
+                packed_checks.refuse_assigned(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_written"}
+
+    def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
+        self._written = None
+        super()._set_masks(mask, bias_values)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name in ("base", "bias_base"):  # from the meta device a parameter comes as another
+            parameter = self._parameters.get(name)
+            if type(parameter) is nn.Parameter and not parameter.requires_grad:
+                self._parameters[name] = Constant(parameter.detach())
+        return self
+
     def _home(self) -> Tensor:
         return self.base
+
+    def _whole_weight(self) -> Tensor:
+        return rule.weight_view(self._kind, self._positions(), self.values, self.base.detach())
+
+    def _whole_bias(self) -> Any:
+        if self.bias_base is None:
+            return self.bias_values
+        assert self.bias_values is not None
+        return self.bias_base.detach().index_copy(0, self._bias_index(), self.bias_values)
+
+    def _matrix(self) -> Tensor | None:
+        # The matrix with the values in their places, where it can be kept and told from another. The values are
+        # compared bit by bit, since writes through `.data` leave no trace; the constant tells that it has aliases.
+        base, values = self.base, self.values
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or _compat.in_transform()
+            or _compat.in_dispatch_mode()
+            or not (type(base) is Constant and base.is_cpu and not base.has_aliases)
+            or type(values) is not nn.Parameter
+        ):
+            return None
+        written = self._written
+        if written is None or not written.is_of(base) or not holds_same_bits(values, written.bits):
+            self._written = written = _Written.of(self._kind, self._arrays, base, values)
+        return written.matrix
 
     def _take_over(
         self, linear: nn.Linear, mask: masks.Mask, bias_values: np.ndarray | None, values_dtype: torch.dtype | None
     ) -> None:
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.base = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        self.base = Constant(linear.weight.detach())
         dtype = linear.weight.dtype if values_dtype is None else values_dtype
         module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))
         self._set_masks(mask.packed((self.out_features, self.in_features)), bias_values)
@@ -268,7 +351,7 @@ class PackedLinear(Layer):
             base, values = None, bias
         else:
             base, values = bias.detach(), bias.detach().index_select(0, self._bias_index())
-        self.bias_base = None if base is None else nn.Parameter(base, requires_grad=False)
+        self.bias_base = None if base is None else Constant(base)
         if old is not None and values is not None and old.shape == values.shape:
             old.copy_(values)
         elif values is not None:
@@ -294,6 +377,7 @@ class PackedLinear(Layer):
         optimizer.state[self.values] = state | moved
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # As a plain layer's, what is written to them is written to the layer: averages of state_dicts do.
         for name, value in (("weight", self.weight), ("bias", self.bias)):
             if value is not None:
                 destination[prefix + name] = value if keep_vars else value.detach()
@@ -311,14 +395,14 @@ class PackedLinear(Layer):
         # As a plain layer would, whose weight is then taken apart.
         assign = bool(local_metadata.get("assign_to_params_buffers"))
         plain = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None,
+            self.in_features, self.out_features, self.bias_values is not None,
             device="meta" if assign else self.base.device, dtype=self.base.dtype,
         )  # fmt: skip
         with torch.no_grad():
             if not assign:
-                plain.weight.copy_(self.weight)
+                plain.weight.copy_(self._whole_weight())
                 if plain.bias is not None:
-                    plain.bias.copy_(self.bias)
+                    plain.bias.copy_(self._whole_bias())
             plain._load_from_state_dict(
                 dict(state_dict), prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
             )
@@ -326,14 +410,108 @@ class PackedLinear(Layer):
                 return
             if assign:
                 learns = self.values.requires_grad
-                self.base = nn.Parameter(plain.weight.detach(), requires_grad=False)
+                self.base = Constant(plain.weight.detach())
                 self._set_masks(self._mask, self._bias_values)
                 values = self._kind.pack(self.base.detach(), *self._positions()).to(self.values.dtype)
                 self.values = nn.Parameter(values, requires_grad=learns)
                 self.bias_values = None
                 self._take_bias_over(plain.bias)
                 return
-            self.base.copy_(plain.weight)
-            if not torch.equal(plain.weight, self.weight):
-                self.values.copy_(self._kind.pack(plain.weight, *self._positions()))
-            self._take_bias_over(plain.bias)
+            _Weight(self).write(plain.weight)
+            if plain.bias is not None:
+                _Bias(self).write(plain.bias)
+
+
+class _Written(NamedTuple):
+    """A matrix with values in their places, and what it was made of."""
+
+    matrix: Tensor
+    base: Constant
+    memory: Tensor
+    version: int
+    bits: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(kind: Kind, positions: Arrays, base: Constant, values: nn.Parameter) -> _Written:
+        with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
+            # The old memory is kept, so that no new one can have its address.
+            memory, version, bits = base.detach(), base._version, as_bits(values).clone()
+            matrix = rule.weight_view(kind, positions, bits.view(values.dtype), memory) if bits.numel() else memory
+        return _Written(matrix, base, memory, version, bits)
+
+    def is_of(self, base: Constant) -> bool:
+        return base is self.base and base._version == self.version and base.data_ptr() == self.memory.data_ptr()
+
+
+class _Weight(NamedTuple):
+    """The weight of a layer, as what is written to (`tensors.Whole`)."""
+
+    layer: PackedLinear
+
+    def is_of(self, layer: Any) -> bool:
+        """Tell whether it is a part of that very layer."""
+        return layer is self.layer
+
+    def versions(self) -> tuple[Any, ...]:
+        """Return what changes when the weight does."""
+        base, values, mask = self.layer.base, self.layer.values, self.layer._mask
+        return id(base), base._version, id(values), values._version, id(mask)
+
+    @torch.no_grad()
+    def write(self, whole: Tensor) -> None:
+        """Let the weight be `whole`; values of a wider dtype are rounded only where they differ from it."""
+        layer = self.layer
+        taken = layer._kind.pack(whole, *layer._positions())
+        same = as_bits(taken) == as_bits(layer.values.to(taken.dtype))
+        layer.base.copy_(whole)
+        layer.values.copy_(torch.where(same, layer.values, taken.to(layer.values.dtype)))
+
+    def learn(self, learns: bool) -> None:
+        """Let the values require a gradient, or not."""
+        self.layer.values.requires_grad_(learns)
+
+
+class _Bias(NamedTuple):
+    """The bias of a layer, as what is written to (`tensors.Whole`)."""
+
+    layer: PackedLinear
+
+    def is_of(self, layer: Any) -> bool:
+        """Tell whether it is a part of that very layer."""
+        return layer is self.layer
+
+    def versions(self) -> tuple[Any, ...]:
+        """Return what changes when the bias does."""
+        parts = self.layer.bias_base, self.layer.bias_values
+        return tuple([None if part is None else (id(part), part._version) for part in parts])
+
+    @torch.no_grad()
+    def write(self, whole: Tensor) -> None:
+        """Let the bias be `whole`."""
+        layer = self.layer
+        assert layer.bias_values is not None, "asked for only where there is a bias"
+        if layer.bias_base is None:
+            layer.bias_values.copy_(whole)
+        else:
+            layer.bias_base.copy_(whole)
+            layer.bias_values.copy_(whole.index_select(0, layer._bias_index()))
+
+    def learn(self, learns: bool) -> None:
+        """Let the bias require a gradient, or not."""
+        assert self.layer.bias_values is not None, "asked for only where there is a bias"
+        self.layer.bias_values.requires_grad_(learns)
+
+
+def _seen(whole: Tensor, part: _Weight | _Bias, name: str) -> Tensor:
+    # Only eager code on real numbers writes in place.
+    if (
+        torch.compiler.is_dynamo_compiling()
+        or _compat.in_transform()
+        or _compat.in_dispatch_mode()
+        or _compat.is_distributed(whole)
+        or whole.is_meta
+        or type(whole) is not Tensor
+    ):
+        return whole
+    return Merged.of(whole, part, name)

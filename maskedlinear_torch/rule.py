@@ -45,6 +45,7 @@ def masked(
     bias_mask: Tensor | None,
     values: Tensor | None = None,
     precision: Precision = NATIVE,
+    written: Tensor | None = None,
 ) -> Tensor:
     """Apply the rule to checked arguments.
 
@@ -57,6 +58,7 @@ def masked(
         bias_mask: Bool (O,); None = all of the bias trains.
         values: The packed entries, over a weight that is then a constant; None = the weight itself learns.
         precision: How products are computed.
+        written: V of the values, where it is known; nobody writes to it. Only eager code may give it.
 
     Returns:
         (*B, O).
@@ -74,13 +76,14 @@ def masked(
     learned, base = (weight, None) if values is None else (values, weight.detach())
     if not transformed and not (learned.requires_grad and torch.is_grad_enabled()):
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
-        return precision.linear(input, _matrix(kind, arrays, learned, base), _bias_view(bias, bias_mask))
+        matrix = _matrix(kind, arrays, learned, base) if written is None else written
+        return precision.linear(input, matrix, _bias_view(bias, bias_mask))
     # Dynamo refuses a Function that defines jvp, and follows setup_context; without either a call costs least.
     if transformed or torch.compiler.is_dynamo_compiling():
         rule = _Rule if transformed else _Reverse
         output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, base, *arrays)
         return output
-    found = _ReverseOnly.apply((precision, kind, bias_mask, base, arrays), input, learned, bias)
+    found = _ReverseOnly.apply((precision, kind, bias_mask, base, arrays, written), input, learned, bias)
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -102,7 +105,21 @@ def weight_view(kind: Kind, arrays: Arrays, learned: Tensor, base: Tensor | None
     """Return V: where(M, W, stop_gradient(W)) if the weight learns, merge_into(W, v) if values over a base do."""
     if base is None:
         return torch.where(kind.mask(learned, *arrays), learned, learned.detach())
-    return kind.merge_into(base, learned.to(base.dtype), *arrays)
+    return _laid_out_like(base, kind.merge_into(base, learned.to(base.dtype), *arrays))
+
+
+def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
+    # The bits of a product depend on how its operands lie in memory. (Compiled and batched products have their own.)
+    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or base.is_contiguous():
+        return view
+    (height, width), (down, across) = base.shape, base.stride()
+    if _compat.is_distributed(base) or view.stride() == base.stride():
+        return view
+    if min(down, across) == 0 or (down < across * width and across < down * height):
+        # Entries share memory, which cannot be written to: the nearest layout in which they do not.
+        return view.t().contiguous().t() if down == 1 else view
+    like = torch.empty_strided((height, width), (down, across), dtype=base.dtype, device=base.device)
+    return like.copy_(view)
 
 
 def _matrix(kind: Kind, arrays: Arrays, learned: Tensor, base: Tensor | None) -> Tensor:
@@ -159,7 +176,7 @@ class _Reverse(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         kept, row_max, _, learned, bias_mask, base, *arrays = ctx.saved_tensors
         _, _, *wanted, _, _ = ctx.needs_input_grad[:7]
-        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays)
+        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays), None
         found = _gradients(fixed, kept, row_max, learned, cotangents, wanted, ctx.in_features)
         return None, None, *found, *(None,) * (len(ctx.needs_input_grad) - 5)
 
@@ -201,8 +218,8 @@ class _Rule(_Reverse):
             )
 
 
-Fixed = tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays]
-"""What takes no gradient: precision, kind, the bias mask, a constant matrix, positions."""
+Fixed = tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays, Tensor | None]
+"""What takes no gradient: precision, kind, the bias mask, a constant matrix, positions, V where it is known."""
 
 
 class _ReverseOnly(torch.autograd.Function):
@@ -216,11 +233,12 @@ class _ReverseOnly(torch.autograd.Function):
         learned: Tensor,
         bias: Tensor | None,
     ) -> Any:
-        precision, kind, bias_mask, base, arrays = fixed
+        precision, kind, bias_mask, base, arrays, written = fixed
         kept = kind.gather_input(input, *arrays)
-        output = precision.linear(input, _matrix(kind, arrays, learned, base), bias)
+        matrix = _matrix(kind, arrays, learned, base) if written is None else written
+        output = precision.linear(input, matrix, bias)
         row_max = None if kept is input else precision.row_max(input, kept)
-        ctx.precision, ctx.kind = precision, kind
+        ctx.precision, ctx.kind, ctx.written = precision, kind, written  # the layer keeps V anyway, for its next call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, row_max, learned, bias_mask, base, *arrays)
         return output if kept is input else (output, kept, row_max)
@@ -229,7 +247,7 @@ class _ReverseOnly(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         kept, row_max, learned, bias_mask, base, *arrays = ctx.saved_tensors
         _, *wanted = ctx.needs_input_grad
-        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays)
+        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays), ctx.written
         return None, *_gradients(fixed, kept, row_max, learned, cotangents, wanted, _shape(learned, base)[1])
 
 
@@ -243,14 +261,16 @@ def _gradients(
     in_features: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     # Of the input, of what is learned, and of the bias.
-    precision, kind, bias_mask, base, arrays = fixed
+    precision, kind, bias_mask, base, arrays, written = fixed
     g, kept_cotangent = cotangents[0], cotangents[1] if len(cotangents) > 1 else None
     input_wanted, learned_wanted, bias_wanted = wanted
     d_input = d_learned = d_bias = None
     if g is not None:
         if input_wanted:
-            masks = base is not None or _is_differentiated()
-            d_input = precision.back(g, weight_view(kind, arrays, learned, base) if masks else learned)
+            matrix = learned if base is None else written
+            if matrix is None or _is_differentiated():
+                matrix = weight_view(kind, arrays, learned, base)
+            d_input = precision.back(g, matrix)
         if learned_wanted:
             shape = _shape(learned, base)
             if base is None:

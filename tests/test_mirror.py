@@ -10,7 +10,10 @@ import maskedlinear_jax
 import maskedlinear_torch
 
 FOLDERS = [Path(package.__file__).parent for package in (maskedlinear_torch, maskedlinear_jax)]
-FILES = sorted(path.name for path in FOLDERS[0].glob("*.py"))
+ONLY_IN_TORCH = {"tensors.py"}
+"""What a tensor that is written in place needs: arrays are not."""
+
+FILES = sorted(path.name for path in FOLDERS[0].glob("*.py") if path.name not in ONLY_IN_TORCH)
 
 # Intended differences, each with its reason.
 ONLY_PUBLIC_IN_JAX = {
@@ -45,6 +48,7 @@ ONLY_DEFINED_IN_ONE = {
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
         "_alike",  # shard_map types what differs between devices
         "_is_primal", "_shape", "_is_differentiated", "_gradients",  # inner workings of either form
+        "_laid_out_like",  # XLA chooses how arrays lie in memory
         "reference",  # what torch.compile traces under torch.func
     },
     "integer_products.py": {"_flushed"},  # in place
@@ -73,8 +77,12 @@ ONLY_DEFINED_IN_ONE = {
         "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },
     "storage.py": {"_fill", "_filled", "_tensor", "_array", "_nodes"},  # in place, or a new pytree
-    "packed_module.py": {"_bits"},  # the matrix is an integer leaf: a pytree has no parameters that take no gradient
-    "module.py": {"Layer",  # positions are buffers in torch, leaves in JAX
+    "packed_module.py": {
+        "_bits",  # the matrix is an integer leaf: a pytree has no parameters that take no gradient
+        "_Written",  # XLA decides what is kept
+        "_Weight", "_Bias", "_seen",  # arrays are not written in place
+    },
+    "module.py": {"Layer", "_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
                   "partition", "combine", "_is_float", "_name_of_dtype"},
     "_compat.py": set(),  # private names of a framework have no twin
 }  # fmt: skip

@@ -97,7 +97,7 @@ def test_a_costlier_call_is_seen(monkeypatch):
     class Bound:
         @staticmethod
         def apply(fixed, *arguments):
-            precision, kind, bias_mask, base, arrays = fixed
+            precision, kind, bias_mask, base, arrays, _ = fixed
             return rule._Reverse.apply(precision, kind, *arguments, bias_mask, base, *arrays)
 
     monkeypatch.setattr(rule, "_ReverseOnly", Bound)

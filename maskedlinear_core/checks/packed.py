@@ -100,3 +100,59 @@ def one_shape(weight_given: bool, shape_given: bool) -> None:
             f"repack: expected exactly one of weight and shape, got {got}; give weight= for values (what is newly "
             "trainable starts from it) and shape= for an optimizer's moments (it starts from zero)"
         )
+
+
+def written(name: str, shape: Shape, dtype: str, new_shape: Shape, new_dtype: str) -> None:
+    """Check numbers that are to become a packed layer's weight or bias.
+
+    Raises:
+        ValueError: They are of another shape.
+        TypeError: They are of another dtype.
+    """
+    if tuple(new_shape) != tuple(shape):
+        raise ValueError(
+            f"PackedLinear: expected {name} of shape {tuple(shape)}, got shape {tuple(new_shape)}; make a layer of "
+            "that shape instead"
+        )
+    if new_dtype != dtype:
+        raise TypeError(
+            f"PackedLinear: expected {name} of {dtype.removeprefix('torch.')}, got "
+            f"{new_dtype.removeprefix('torch.')}; convert it first, or convert the layer with layer.to(dtype)"
+        )
+
+
+def refuse_assigned(name: str, value: object) -> NoReturn:
+    """Refuse to put a tensor in the place of a packed layer's weight or bias.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"PackedLinear: expected {name} to be written to, got an assignment of {type(value).__name__}: a packed layer "
+        f"has no parameter {name}; copy the numbers with torch.no_grad(): layer.{name}.copy_(...), or use "
+        "layer.to_linear() where the parameter itself is to be shared"
+    )
+
+
+def refuse_recorded_write(name: str) -> NoReturn:
+    """Refuse a write in place that a gradient would have to flow through.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"PackedLinear: expected {name}, which learns, to be written to inside of torch.no_grad(), got a write in "
+        "place that is recorded for a gradient; the layer was not changed"
+    )
+
+
+def refuse_stale_write(name: str) -> NoReturn:
+    """Refuse a write to a weight that was read before the layer changed.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"PackedLinear: expected a write to the layer's {name} as it is now, got one to a {name} that was read before "
+        f"the layer changed; read layer.{name} again. The layer was not changed"
+    )
