@@ -67,6 +67,18 @@ def test_batched_cotangents_are_seen():
     assert seen == [(True, False), (False, False)], "if a transform is seen, is_batched_by_autograd can go"
 
 
+def test_functions_of_a_subclass_can_be_passed_by():
+    class Refusing(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            raise AssertionError
+
+    one = W.as_subclass(Refusing)
+    with torch_compat.no_torch_function():
+        assert type(one + 1) is torch.Tensor
+        assert type(one.add_(0)) is Refusing
+
+
 def test_dual_levels_are_seen():
     assert not torch_compat.in_dual_level()
     with forward_ad.dual_level():
