@@ -1,8 +1,8 @@
 """Reading a framework's array as NumPy, without importing a framework.
 
-Each twin registers one reader for its own array type when it is imported. A reader answers
-`None` for an array whose values cannot be read now (a tracer, a vmapped or fake tensor): such an
-array is called *traced* here, and everything that depends on its values is left to the twin.
+Each twin registers one reader for its own array type when it is imported. A reader returns
+`None` for an array whose values cannot be read now (a tracer, a vmapped or fake tensor). Such an
+array is called *traced* here, and the twin does everything that depends on its values.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def register_reader(array_type: type, reader: Reader) -> None:
 
 
 def register_viewer(framework: str, viewer: Callable[[np.ndarray], Any]) -> None:
-    """Let every mask hold its positions as a framework's array too, without a copy.
+    """Let every mask also hold its positions as a framework's array, without a copy.
 
-    For frameworks whose compiler traces its own arrays only. Masks made before do not have the view.
+    This is for frameworks whose compiler traces only its own arrays. Masks made earlier do not have the view.
 
     Args:
         framework: The name under which `views` holds it.
@@ -42,17 +42,17 @@ def register_viewer(framework: str, viewer: Callable[[np.ndarray], Any]) -> None
 
 
 def register_compiler(is_tracing: Callable[[], bool], as_array: Callable[[Any], Any]) -> None:
-    """Let masks be written inside of compiled code, where a framework's compiler cannot follow NumPy.
+    """Let masks be made inside of compiled code, where a framework's compiler cannot follow NumPy.
 
     Args:
         is_tracing: Tells whether the compiler is tracing now.
-        as_array: Makes the framework's array of a sequence or a NumPy array, and returns anything else as it is.
+        as_array: Turns a sequence or a NumPy array into the framework's array, and returns anything else unchanged.
     """
     _COMPILERS.append((is_tracing, as_array))
 
 
 def visible(value: Any) -> Any:
-    """Return positions as an array that the compiler tracing now can follow; where none is, as they came."""
+    """Return positions as an array that the tracing compiler can follow, or unchanged if no compiler is tracing."""
     for is_tracing, as_array in _COMPILERS:
         if is_tracing():
             return as_array(value)
@@ -60,9 +60,9 @@ def visible(value: Any) -> Any:
 
 
 def views(array: np.ndarray) -> dict[str, Any]:
-    """Return the array as seen by each framework that registered a viewer, and close it to writing.
+    """Return the array as each framework sees it that registered a viewer, and make the array read-only.
 
-    A mask does not change: what is worked out from its positions is kept.
+    A mask never changes, so what was computed from its positions can be kept.
     """
     seen = {framework: viewer(array) for framework, viewer in _VIEWERS.items()}
     array.flags.writeable = False

@@ -1,4 +1,4 @@
-"""The known-answer test: a small product whose reproducible answer is worked out in Python's integers (SPEC S9)."""
+"""The known-answer test: a small product whose reproducible answer is computed with Python's integers (SPEC S9)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Problem(NamedTuple):
 
 @functools.cache
 def problem() -> Problem:
-    """Return the problem; a few milliseconds, once.
+    """Return the problem. It is made once and takes a few milliseconds.
 
-    Numbers of one sign near the limit, where an inexact sum shows first; sums that go there and back, of which
-    the lowest bits are left; rows of subnormal numbers, of zeros, with inf and with NaN.
+    It has numbers of one sign near the limit, where an inexact sum shows first; sums that cancel down to their lowest
+    bits; and rows of subnormal numbers, of zeros, with an infinity and with a NaN.
     """
     near = 1 - np.arange(1, TERMS + 1) * 2.0**-24
     signs = np.where(np.arange(TERMS) % 2 == 0, 1.0, -1.0)
@@ -46,7 +46,7 @@ def problem() -> Problem:
 
 
 def difference(y: np.ndarray) -> str:
-    """Say what of an answer is wrong, bit for bit; "" if nothing is."""
+    """Return how an answer differs from the right one, bit for bit, in words; "" if it does not."""
     want = problem().y
     wrong = y.view(np.uint32) != want.view(np.uint32)
     if not wrong.any():

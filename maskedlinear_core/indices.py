@@ -1,4 +1,4 @@
-"""An index of positions along one axis: what it may be, and its canonical form (SPEC S1)."""
+"""Positions along one axis: what a user may write for them, and their canonical form (SPEC S1)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Index:
 
     @property
     def is_slice(self) -> bool:
-        """Whether this is a slice. Asks for a view first: torch's compiler cannot always touch a NumPy vector."""
+        """Whether this is a slice. Asks for views first: torch's compiler cannot always touch a NumPy vector."""
         return not self.views and isinstance(self.values, slice)
 
     @property
@@ -38,12 +38,12 @@ class Index:
 
     @property
     def is_vector(self) -> bool:
-        """Whether the positions are one vector, as they are but for stacked masks."""
+        """Whether the positions are one vector. Only those of stacked masks are not."""
         return len(getattr(self.values, "shape", ())) == 1
 
     @property
     def is_traced_bool(self) -> bool:
-        """Whether this is a bool vector that cannot be read now: how many positions it selects is unknown."""
+        """Whether this is a bool vector that cannot be read now, so that the number of its positions is unknown."""
         return self.is_traced and dtype_name(self.values) == "bool"
 
     @property
@@ -155,7 +155,7 @@ def as_index(kind: str, value: Any) -> Index:
         return Index(value)
     value = visible(value)
     if is_framework_array(value):
-        if tuple(value.shape) != (0,):  # an empty array is of floats wherever nobody said otherwise
+        if tuple(value.shape) != (0,):  # the default dtype of an empty array is a float
             mask_checks.index_dtype(kind, dtype_name(value))
         mask_checks.index_rank(kind, tuple(value.shape))
         values = read(value)

@@ -1,4 +1,4 @@
-"""Initial values drawn by NumPy, so that both frameworks start from the same bits (SPEC S8)."""
+"""Initial values, drawn by NumPy so that both frameworks start from the same bits (SPEC S8)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 LOCATION_BOUND = 0.1
-"""Half-width of the uniform distribution of the seed's constructor `from_location` (SPEC S8)."""
+"""Half-width of the uniform distribution from which `from_location` draws (SPEC S8)."""
 
 
 def linear_bound(in_features: int) -> float:
@@ -31,8 +31,8 @@ def parameters(
         bias: Whether to draw a bias.
         bound: Half-width of the distribution.
         seed: Seed of NumPy's PCG64; weight and bias come from one stream, in this order.
-        dtype: "float64" keeps all bits drawn; every other dtype is drawn as float32, and rounding a
-            float32 to bfloat16 or float16 is the same single rounding in both frameworks.
+        dtype: "float64" keeps all bits that were drawn. Every other dtype is drawn as float32: rounding a float32 to
+            bfloat16 or float16 is one rounding, the same in both frameworks.
 
     Returns:
         Arrays of float64 or float32; the bias is None without bias.

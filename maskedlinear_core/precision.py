@@ -11,8 +11,8 @@ integer arithmetic. For a product of K terms per output, dot(x, w), float32 in a
 
 |z| < 2^-126 gives +0, zero is always +0, and a vector that holds inf or NaN makes one canonical NaN of every
 output it touches. 16-bit arguments are widened to float32 first, and the result is rounded to their dtype.
-Every engine computes T exactly, so none shows in the bits (Ozaki et al. 2012; Rump, Ogita and Oishi 2008).
-p falls with K by this rule however long a sum is; sums by digits end at `MOST_TERMS`.
+Every engine computes T exactly, so the choice of engine never shows in the bits (Ozaki et al. 2012; Rump, Ogita and
+Oishi 2008). The rule for p holds for sums of any length. Sums by digits have at most `MOST_TERMS` terms.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SIGNIFICAND = 53
 """Bits of an integer that a float64 holds exactly."""
 
 LARGEST_BITS = 31
-"""The p of short sums: a float32 of the size of its row's largest has 24 bits, and 7 more for smaller ones."""
+"""The p of short sums: 24 bits for a float32 as large as the largest of its row, and 7 more for smaller ones."""
 
 MOST_TERMS = 2**24
-"""The longest sum by digits; by float64 products there is no such limit that a memory would reach."""
+"""The longest sum by digits. Sums by float64 products have no limit that fits into memory."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ Precision = Native | Reproducible
 
 
 def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any = None) -> Reproducible:
-    """Choose how the reproducible precision is computed, for `precision=`; "reproducible" alone is the default.
+    """Return settings of the reproducible precision, for `precision=`. The string "reproducible" means the defaults.
 
     Args:
-        bits: At least this many bits p for each number relative to the largest of its vector; None = as many
-            as two products allow (29 at K = 1024). More, up to `most_bits`, take four products.
+        bits: How many bits p to keep at least of each number, relative to the largest of its vector. None = as many
+            as two products allow (29 at K = 1024). More take four products (at most 43 at K = 1024).
         engine: What computes the integers: "float64" products, or products of short digits in "float32" or
-            "int8", for devices without float64. "auto" takes what suits the device: float64 on CPUs and GPUs
-            that have it at half of float32's rate, else float32. It never shows in the bits.
+            "int8", for devices without float64. "auto" takes float64 on CPUs and on GPUs that have it at half of
+            float32's rate, else float32. The choice never shows in the bits.
         group: Workers over which the batch is spread: a `torch.distributed.ProcessGroup`, or in JAX the name
-            of a mesh axis inside `shard_map`. The gradients of weight and bias are then the exact ones of the
-            whole batch, the same on all workers, whatever their number: not to be reduced again, by
-            DistributedDataParallel or psum.
+            of a mesh axis inside `shard_map`. The gradients of weight and bias are then those of the whole batch, the
+            same on every worker for any number of workers. Do not reduce them again, by DistributedDataParallel or
+            psum.
 
     Raises:
         TypeError, ValueError: bits or engine is none of these.
@@ -80,7 +80,7 @@ def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any
 
 
 def as_precision(precision: object) -> Precision:
-    """Return what `precision=` says: "native", "reproducible", or the outcome of `reproducible(...)`.
+    """Return the settings for what `precision=` may be: "native", "reproducible", or what `reproducible(...)` returns.
 
     Raises:
         TypeError, ValueError: It is none of these.
@@ -127,7 +127,7 @@ def most_bits(terms: int) -> int:
 
 
 def bits_for(precision: Reproducible, terms: int) -> int:
-    """Return p for K terms: the default, or more where it is asked for.
+    """Return p for K terms: the default, or more if more was asked for.
 
     Raises:
         ValueError: More bits than four products hold.
@@ -141,15 +141,15 @@ def bits_for(precision: Reproducible, terms: int) -> int:
 def digit_bits(terms: int, engine: Engine) -> int:
     """Return b: digits of b bits, at most 2^(b-1) each, whose products sum up exactly over K terms.
 
-    Sums of products in float32 have at most 24 bits. Those of int8 are int32, of which up to fifteen are added:
-    27 bits; and a digit 2^(b-1) must be an int8.
+    Sums of products in float32 have at most 24 bits. Those of int8 are int32 numbers of at most 27 bits, because up to
+    fifteen of them are added; and a digit 2^(b-1) must fit into an int8.
 
     Args:
         terms: K.
         engine: "float32" or "int8".
 
     Raises:
-        ValueError: More terms than digits of one bit can be summed for.
+        ValueError: Too many terms, even for digits of one bit.
 
     Example:
         >>> [digit_bits(terms, "float32") for terms in (64, 1024, 65536)]
@@ -164,7 +164,7 @@ def digit_bits(terms: int, engine: Engine) -> int:
 
 
 def check_terms(precision: Reproducible, engine: Engine, terms: int) -> None:
-    """Check that sums of K terms can be computed as it was asked for.
+    """Check that sums of K terms can be computed with these settings.
 
     Raises:
         ValueError: More bits than four products hold, or a sum too long for the engine.
@@ -175,10 +175,10 @@ def check_terms(precision: Reproducible, engine: Engine, terms: int) -> None:
 
 
 def accuracy_bound(input: Any, weight: Any, *, bits: int | None = None) -> np.ndarray:
-    """Return how far the reproducible x W^T may be from the exact one, at most, for each output.
+    """Return, for each output, the largest possible distance of the reproducible x W^T from the exact one.
 
-    What is lost is relative to the largest magnitude of a row: with an outlier in a row of x, small numbers
-    lose bits, and so do outputs that the outlier does not reach. `bits` helps where this bound says so.
+    What is lost is relative to the largest magnitude of a row. An outlier in a row of x costs the small numbers of that
+    row some bits, even where the outlier meets a zero. A larger `bits` helps if the bound falls with it.
 
     Args:
         input: x, shape (*batch, in_features): an array of NumPy or of a framework, or sequences of numbers.
@@ -219,7 +219,7 @@ def _step(rows: np.ndarray, p: int) -> np.ndarray:
 
 
 def described(precision: Precision) -> str:
-    """Return what a layer's description says of its precision: nothing of the native one.
+    """Return what a layer's `repr` says of its precision: nothing if it is native.
 
     Example:
         >>> described(Reproducible(bits=40))

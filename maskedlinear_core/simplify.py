@@ -1,4 +1,4 @@
-"""Finding the cheapest kind of mask that says the same (SPEC S1)."""
+"""The cheapest kind of mask for a bool array (SPEC S1)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from maskedlinear_core.masks import Mask
 def simplify(array: Any) -> Mask:
     """Return the cheapest kind of mask that selects the same positions.
 
-    Tried in this order, which is the order of cost at a given share (SPEC S6): `columns`, `rows`,
-    `submatrix`, `blocks` of at least `positions.SMALLEST_BLOCK` elements, `elements`.
+    The kinds are tried in order of their cost at a given share (SPEC S6): `columns`, `rows`, `submatrix`, `blocks` of
+    at least 64 elements each, `elements`.
 
     Args:
         array: Bool array of the weight's shape (out_features, in_features).

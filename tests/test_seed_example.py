@@ -1,4 +1,4 @@
-"""The seed's own example runs, alike in both twins, and each fault of its code is gone (traps.md, last section)."""
+"""The example this project grew from runs alike in both twins, and each fault of its first version is gone."""
 
 import difflib
 import subprocess

@@ -79,7 +79,7 @@ def refuse_layer(expected: str, value: object) -> NoReturn:
 
 
 def refuse_location(value: object) -> NoReturn:
-    """Refuse a `location` that is not a NumPy index array (the seed's constructor).
+    """Refuse a `location` that is not a NumPy index array.
 
     Raises:
         TypeError: Always.
