@@ -18,6 +18,8 @@ from maskedlinear_core.precision import Precision, as_precision, described
 from maskedlinear_jax import _compat
 from maskedlinear_jax.functional import masked_linear
 
+_LEAVES = ("weight", "bias", "grad_mask", "bias_mask")
+
 
 @jax.tree_util.register_pytree_with_keys_class
 class MaskedLinear:
@@ -177,13 +179,19 @@ class MaskedLinear:
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some of weight, bias, grad_mask, bias_mask and precision replaced, unchecked.
+        """Return a copy with some of weight, bias, grad_mask, bias_mask and precision replaced.
+
+        The names are checked; the arrays are not.
+
+        Raises:
+            TypeError: The layer has no leaf of that name.
 
         Example:
             >>> layer = MaskedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
             >>> layer.replace(weight=layer.weight + 1).grad_mask
             rows([0])
         """
+        module_checks.replaced(type(self).__name__, changes, (*_LEAVES, "precision"))
         changed = copy.copy(self)
         changed.__dict__.update(changes)
         return changed
@@ -201,9 +209,8 @@ class MaskedLinear:
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Precision]:
         """Return the leaves with their names (for pytrees)."""
-        names = ("weight", "bias", "grad_mask", "bias_mask")
         leaves, static = self.tree_flatten()
-        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(names, leaves, strict=True)), static
+        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(_LEAVES, leaves, strict=True)), static
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Precision]:
         """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""

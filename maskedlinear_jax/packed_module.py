@@ -20,6 +20,9 @@ from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
+_LEAVES = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
+
+
 @jax.tree_util.register_pytree_with_keys_class
 class PackedLinear:
     """A linear layer whose trainable entries are a leaf of their own, over a matrix that is a constant.
@@ -215,13 +218,20 @@ class PackedLinear:
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some of its leaves replaced, unchecked: values, bias_values, grad_mask and so on.
+        """Return a copy with some of its leaves or its precision replaced.
+
+        The leaves are values, bias_values, grad_mask, bias_mask, base_bits and bias_bits. Their names are checked, the
+        arrays are not. `weight` and `bias` are made of these and cannot be replaced.
+
+        Raises:
+            TypeError: The layer has no leaf of that name.
 
         Example:
             >>> layer = PackedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
             >>> layer.replace(values=layer.values + 1).grad_mask
             rows([0])
         """
+        module_checks.replaced(type(self).__name__, changes, (*_LEAVES, "precision"))
         changed = copy.copy(self)
         changed.__dict__.update(changes)
         return changed
@@ -239,9 +249,8 @@ class PackedLinear:
 
     def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
         """Return the leaves with their names (for pytrees)."""
-        names = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
         leaves, static = self.tree_flatten()
-        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(names, leaves, strict=True)), static
+        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(_LEAVES, leaves, strict=True)), static
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
         """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
-from maskedlinear_jax import masked_linear
+from maskedlinear_jax import MaskedLinear, PackedLinear, masked_linear
 
 O, I = 4, 6
 MASKS = {
@@ -126,3 +126,17 @@ def test_per_sample_penalty_of_a_small_float64_layer_does_not_end_the_process():
     root = str(Path(__file__).parent.parent)
     done = subprocess.run([sys.executable, "-c", PENALTY], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "(2, 5, 8)", done.stderr[-500:]
+
+
+@pytest.mark.parametrize("layer", [MaskedLinear, PackedLinear], ids=lambda layer: layer.__name__)
+def test_a_leaf_that_is_not_there_is_not_replaced(layer):
+    """A name beside the leaves would be dropped by the next flattening, without a word."""
+    with pytest.raises(TypeError, match=rf"{layer.__name__}\.replace: expected .*, got biass; only these are stored"):
+        layer(3, 2, grad_mask=columns([0]), seed=0).replace(biass=jnp.ones(2))
+
+
+def test_the_bias_of_a_packed_layer_is_replaced_by_its_values():
+    layer = PackedLinear(3, 2, grad_mask=columns([0]), seed=0)
+    with pytest.raises(TypeError, match=r"expected values, bias_values, .* got bias; only these are stored"):
+        layer.replace(bias=jnp.ones(2))
+    np.testing.assert_array_equal(layer.replace(bias_values=jnp.ones(2)).bias, np.ones(2))

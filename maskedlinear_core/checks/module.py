@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from maskedlinear_core.checks.words import FLOAT_DTYPES, Shape, is_integer, one_of
@@ -88,6 +89,23 @@ def refuse_location(value: object) -> NoReturn:
         f"MaskedLinear: expected location to be a NumPy array of integer positions, got {type(value).__name__}; "
         "use grad_mask=columns(...) for other kinds of index"
     )
+
+
+def replaced(layer: str, given: Collection[str], leaves: Sequence[str]) -> None:
+    """Check that a layer has what is to be replaced.
+
+    Raises:
+        TypeError: It has no such leaf. An attribute set beside the leaves would be dropped without a word.
+
+    Example:
+        >>> replaced("PackedLinear", ["bias"], ["values", "bias_values"])
+        Traceback (most recent call last):
+        ...
+        TypeError: PackedLinear.replace: expected values or bias_values, got bias; only these are stored
+    """
+    unknown = [name for name in given if name not in leaves]
+    if unknown:
+        raise TypeError(f"{layer}.replace: expected {one_of(leaves)}, got {', '.join(unknown)}; only these are stored")
 
 
 def one_source(seed_given: bool, key_given: bool) -> None:
