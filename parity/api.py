@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Known, Pair
 from parity.operator.transforms import Transform
+from parity.records import Cell, Record
 from parity.report.report import Report
 from parity.verdict import runner as run
+
+QUICK = ("forward", "vjp")
+"""The transforms of a quick run."""
+
+JOBS = min(2, os.cpu_count() or 1)
+"""Threads that compile, unless told otherwise: the first runs come as fast as with more."""
 
 
 def compare(
@@ -17,7 +26,8 @@ def compare(
     transforms: Sequence[str | Transform] | None = None, dtypes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None, known: Known | None = None, name: str | None = None,
     oracle: Callable[..., Any] | Oracle | None = None, worlds: Sequence[str] | None = None,
-    data: Sequence[str] | None = None, seed: int = 0,
+    data: Sequence[str] | None = None, seed: int = 0, quick: bool = False, fail_fast: bool = False, jobs: int = JOBS,
+    progress: Callable[[Record], object] | None = None,
 ) -> Report:  # fmt: skip
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
@@ -39,6 +49,10 @@ def compare(
         worlds: Names of worlds; None for all.
         data: Kinds of data from `parity.operator.data`; None for all.
         seed: Of the numbers.
+        quick: Whether only "forward" and "vjp" run, of the transforms that would.
+        fail_fast: Whether to stop at the first cell that fails.
+        jobs: How many threads compile JAX's programs, beside what runs.
+        progress: Called with each record as soon as it is there.
 
     Raises:
         TypeError: An input is not of NumPy, or a function cannot be called.
@@ -54,13 +68,35 @@ def compare(
         torch=torch_fn, jax=jax_fn, inputs=inputs, name=name or "", transforms=transforms, dtypes=dtypes,
         worlds=worlds, data=data, oracle=oracle, known=known,
     )  # fmt: skip
-    return compare_pair(pair, devices=devices, seed=seed)
+    return compare_pair(
+        pair, devices=devices, seed=seed, quick=quick, fail_fast=fail_fast, jobs=jobs, progress=progress
+    )
 
 
-def compare_pair(pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0) -> Report:
+def compare_pair(
+    pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0, quick: bool = False, fail_fast: bool = False,
+    jobs: int = JOBS, progress: Callable[[Record], object] | None = None,
+) -> Report:  # fmt: skip
     """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides."""
-    cells = run.plan(pair, devices=devices)
-    return Report(pair.name, run.settle(pair, list(run.run(pair, cells, seed))))
+    if jobs < 1:
+        raise ValueError(f"jobs: expected 1 or more, got {jobs}")
+    planned = run.plan(pair, devices=devices)
+    cells = [cell for cell in planned if not quick or cell.transform in QUICK]
+    if not cells:
+        raise ValueError(f"quick: expected a pair with one of the transforms {', '.join(QUICK)}, got none")
+    found: dict[Cell, Record] = {}
+    # torch.compile takes seconds for each: last, so that all others are there before.
+    order = sorted(cells, key=lambda cell: cell.world == "torch-compiled")
+    with contextlib.closing(run.run(pair, order, seed, jobs=jobs)) as records:
+        for record in records:
+            found[record.cell] = record
+            if progress is not None:
+                progress(record)
+            if fail_fast and record.failed:
+                break
+    seen = [found[cell] for cell in cells if cell in found]
+    # What is listed and does not show is only seen where all of the pair's cells ran.
+    return Report(pair.name, run.settle(pair, seen) if len(seen) == len(planned) else seen)
 
 
 def assert_parity(torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, **options: Any) -> Report:

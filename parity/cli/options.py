@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from parity import names
+from parity.api import QUICK
 
 CHOICES = {
     "transform": "transforms", "dtype": "dtypes", "world": "worlds", "data": "data", "device": "devices",
@@ -16,9 +17,6 @@ CHOICES = {
 """Options that choose cells, and the arguments of `parity.verdict.runner.plan` that they are."""
 
 FILES = ("html", "md", "json")
-
-QUICK = ("forward", "vjp")
-"""The transforms of a quick run."""
 
 
 def add_pairs(made: argparse.ArgumentParser) -> None:
@@ -66,10 +64,7 @@ def check(asked: argparse.Namespace, files: Sequence[str] = FILES) -> None:
 
 def choices(asked: argparse.Namespace) -> dict[str, list[str]]:
     """Return the arguments of `plan` that were asked for."""
-    chosen = {plan: getattr(asked, name) for name, plan in CHOICES.items() if getattr(asked, name) is not None}
-    if asked.quick and "transforms" not in chosen:
-        chosen["transforms"] = list(QUICK)
-    return chosen
+    return {plan: getattr(asked, name) for name, plan in CHOICES.items() if getattr(asked, name) is not None}
 
 
 def unknown(made: argparse.ArgumentParser, option: str, value: str, known: Sequence[str]) -> NoReturn:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from parity.api import QUICK
 from parity.cli import options
 from parity.isolation.supervisor import Supervisor
 from parity.isolation.worker import About
@@ -66,6 +67,8 @@ def planned(
             options.unknown(made, "--pair", name, names)
     wanted = [name for name in names if asked.pair is None or name in asked.pair]
     cells = {name: here.plan(name, options.choices(asked), usual) for name in wanted}
+    if asked.quick:
+        cells = {name: [cell for cell in mine if cell.transform in QUICK] for name, mine in cells.items()}
     if not any(cells.values()):
         made.error("no cell is all of that at once: --list shows what there is")
     return cells
@@ -83,7 +86,7 @@ def execute(
         out: Shows the progress.
     """
     # Only where all cells of a pair run can it be seen that a listed difference is none.
-    whole = not options.choices(asked)
+    whole = not options.choices(asked) and not asked.quick
     seen = Seen({about.name: about for about in here.pairs() if about.name in cells}, {name: [] for name in cells})
     total, counts, started = sum(map(len, cells.values())), Counter[str](), time.perf_counter()
     waiting, lock, stop = deque(cells), threading.Lock(), threading.Event()

@@ -6,13 +6,16 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parity.execution import jax_eager
 from parity.execution.calls import Call, Outputs
+from parity.operator import transforms
 
 FRAMEWORK = "jax"
 VERSION = jax.__version__
@@ -29,14 +32,16 @@ class Ops:
     """The names that the programs of transforms.py use."""
 
     framework = FRAMEWORK
+    energy = staticmethod(transforms.energy)
+    inner = staticmethod(transforms.inner)
 
     grad = staticmethod(jax.grad)
     vjp = staticmethod(jax.vjp)
     jvp = staticmethod(jax.jvp)
     vmap = staticmethod(jax.vmap)
-    jacrev = staticmethod(jax.jacrev)
-    jacfwd = staticmethod(jax.jacfwd)
-    hessian = staticmethod(jax.hessian)
+    jacrev: Any = staticmethod(jax.jacrev)
+    jacfwd: Any = staticmethod(jax.jacfwd)
+    hessian: Any = staticmethod(jax.hessian)
 
     @staticmethod
     def linear(input: Any, weight: Any, bias: Any = None) -> Any:
@@ -48,6 +53,16 @@ class Ops:
         """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
         gradients = [jax.vjp(f, *theta)[1](cotangent) for cotangent in cotangents]
         return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*gradients, strict=True))
+
+
+class EagerOps(Ops):
+    """The same where every operation is a program of its own: few of them for what is not the function's."""
+
+    jacrev = staticmethod(jax_eager.jacrev)
+    jacfwd = staticmethod(jax_eager.jacfwd)
+    hessian = staticmethod(jax_eager.hessian)
+    energy = staticmethod(jax_eager.energy)
+    inner = staticmethod(jax_eager.inner)
 
 
 def devices() -> tuple[str, ...]:
@@ -71,26 +86,64 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         device: "cpu" or "cuda".
         kept: Compiled programs, by the call's key: the same ones run again on other numbers.
     """
-
-    def array(values: np.ndarray) -> jax.Array:
-        return jax.device_put(values, on(device))
-
-    def floating(values: np.ndarray) -> jax.Array:
-        # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
-        return array(np.asarray(values, DTYPES[asked.dtype]))
-
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arrays = asked.arrays(floating, array)
+        arrays = _arrays(asked, device)
         if world == "jax-eager":
-            outputs = _outputs(asked.program(Ops, is_float, arrays))
+            outputs = _outputs(asked.program(EagerOps, is_float, arrays))
         else:
             key = f"{world} {device} {asked.key}"
             if key not in kept:
-                kept[key] = jax.jit(lambda a: asked.program(Ops, is_float, a), **asked.compiler)
+                kept[key] = _jitted(asked)
             outputs = _outputs(kept[key](arrays))
     forget_now_and_then()
     return outputs
+
+
+def prepare(asked: Call, world: str, device: str, kept: dict[str, Any], pool: Executor) -> None:
+    """Trace a program now, and compile it beside whatever runs next: XLA compiles without Python's lock.
+
+    Args:
+        asked: As in `call`, which waits for what was prepared, and finds the same program.
+        world: "jax-jit"; nothing is prepared for another.
+        device: "cpu" or "cuda".
+        kept: As in `call`.
+        pool: Of threads that compile.
+    """
+    key = f"{world} {device} {asked.key}"
+    if world != "jax-jit" or key in kept:
+        return
+    with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = _jitted(asked)
+        lowered = program.lower(_arrays(asked, device))
+        kept[key] = _Ahead(program, pool.submit(lowered.compile))
+
+
+class _Ahead:
+    """A program that is compiled in another thread."""
+
+    def __init__(self, program: Any, compiled: Future[Any]) -> None:
+        self._program, self._compiled = program, compiled
+
+    def __call__(self, arrays: dict[str, Any]) -> Any:
+        try:
+            return self._compiled.result()(arrays)
+        except TypeError:
+            # Of other shapes than it was compiled for: what is no float has no part in the key.
+            return self._program(arrays)
+
+
+def _jitted(asked: Call) -> Any:
+    return jax.jit(lambda a: asked.program(Ops, is_float, a), **asked.compiler)
+
+
+def _arrays(asked: Call, device: str) -> dict[str, Any]:
+    def array(values: np.ndarray) -> jax.Array:
+        return jax.device_put(values, on(device))
+
+    # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
+    return asked.arrays(lambda values: array(np.asarray(values, DTYPES[asked.dtype])), array)
 
 
 def is_float(leaf: Any) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
@@ -163,6 +165,18 @@ class Runs:
         except Exception as error:
             # Whatever a framework or the user's function raises is the cell's result, and the run goes on.
             return _failure(error)
+
+    def prepare(self, cells: Iterable[Cell], pool: Executor) -> None:
+        """Compile the programs of cells side by side, before they are asked for; what raises does so when it runs."""
+        for cell in cells:
+            transform, framework = self.pair.transform(cell.transform), framework_of(cell)
+            if cell.world != "jax-jit" or cell.device not in world_of(framework).devices():
+                continue
+            with contextlib.suppress(Exception):
+                numbers = self.plain(cell.data, cell.dtype) if transform.everything else self.numbers_of(cell)
+                if isinstance(numbers, Numbers) and (transform.everything or numbers.cotangents):
+                    asked = Call(self._function(framework), transform, numbers, cell.dtype, self._compiler(cell))
+                    world_of(framework).prepare(asked, cell.world, cell.device, self._kept[framework], pool)
 
     def compute(self, cell: Cell) -> Outputs:
         """Run a cell's program once, keeping no outputs, and return what it gives; raises what the function raises."""

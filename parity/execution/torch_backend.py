@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from parity.execution.calls import Call, Outputs
+from parity.operator import transforms
 
 FRAMEWORK = "torch"
 VERSION = torch.__version__
@@ -23,6 +24,8 @@ class Ops:
     """The names that the programs of transforms.py use."""
 
     framework = FRAMEWORK
+    energy = staticmethod(transforms.energy)
+    inner = staticmethod(transforms.inner)
 
     grad = staticmethod(torch.func.grad)
     vjp = staticmethod(torch.func.vjp)

@@ -78,14 +78,20 @@ def _numbered(name: str, parts: Any) -> dict[str, Any]:
     return {name if len(parts) == 1 else f"{name}[{i}]": part for i, part in enumerate(parts)}
 
 
-def _loss(f: Callable[..., Any], a: dict[str, Any]) -> Callable[..., Any]:
+def _loss(ops: Any, f: Callable[..., Any], a: dict[str, Any]) -> Callable[..., Any]:
     """Return <c, f^2> / 2, whose second derivatives hold both derivatives of f; with scales u, <c u, f^2> / 2."""
     scales = a["scales"]
     factors = [c * u for c, u in zip(a["cotangents"], scales, strict=True)] if scales else a["cotangents"]
-    return lambda *theta: sum((c * y**2).sum() for c, y in zip(factors, f(*theta), strict=True)) * 0.5
+    return lambda *theta: ops.energy(tuple(factors), tuple(f(*theta)))
 
 
-def _inner(left: Any, right: Any) -> Any:
+def energy(factors: Any, outputs: Any) -> Any:
+    """Return <c, y^2> / 2, of the arrays of either framework."""
+    return sum((c * y**2).sum() for c, y in zip(factors, outputs, strict=True)) * 0.5
+
+
+def inner(left: Any, right: Any) -> Any:
+    """Return <left, right>, of the arrays of either framework."""
     return sum((x * y).sum() for x, y in zip(left, right, strict=True))
 
 
@@ -128,7 +134,7 @@ def _gradient_of_vmap(ops: Any, f: Any, a: Any) -> dict[str, Any]:
 
     def value(*theta: Any) -> Any:
         outputs = ops.vmap(f, tuple(0 if b else None for b in batched))(*theta)
-        return sum((c * y).sum() for c, y in zip(a["cotangents"], outputs, strict=True))
+        return ops.inner(tuple(a["cotangents"]), tuple(outputs))
 
     return _tree(a, ops.grad(value, _all(a))(*args))
 
@@ -143,22 +149,24 @@ def _jacobian(mode: str) -> Program:
 
 
 def _hessian(ops: Any, f: Any, a: Any) -> dict[str, Any]:
-    rows = ops.hessian(_loss(f, a), _all(a))(*a["theta"])
+    rows = ops.hessian(_loss(ops, f, a), _all(a))(*a["theta"])
     return {f"{left} {right}": part for left, row in _tree(a, rows).items() for right, part in _tree(a, row).items()}
 
 
 def _hvp_forward_over_reverse(ops: Any, f: Any, a: Any) -> dict[str, Any]:
-    return _tree(a, ops.jvp(ops.grad(_loss(f, a), _all(a)), a["theta"], a["directions"][0])[1])
+    return _tree(a, ops.jvp(ops.grad(_loss(ops, f, a), _all(a)), a["theta"], a["directions"][0])[1])
 
 
 def _hvp_reverse_over_reverse(ops: Any, f: Any, a: Any) -> dict[str, Any]:
-    gradient = ops.grad(_loss(f, a), _all(a))
-    return _tree(a, ops.grad(lambda *theta: _inner(gradient(*theta), a["directions"][0]), _all(a))(*a["theta"]))
+    gradient = ops.grad(_loss(ops, f, a), _all(a))
+    return _tree(
+        a, ops.grad(lambda *theta: ops.inner(tuple(gradient(*theta)), tuple(a["directions"][0])), _all(a))(*a["theta"])
+    )
 
 
 def _hvp_reverse_over_forward(ops: Any, f: Any, a: Any) -> dict[str, Any]:
     def along(*theta: Any) -> Any:
-        return ops.jvp(_loss(f, a), theta, a["directions"][0])[1]
+        return ops.jvp(_loss(ops, f, a), theta, a["directions"][0])[1]
 
     return _tree(a, ops.grad(along, _all(a))(*a["theta"]))
 

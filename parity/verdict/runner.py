@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from parity.verdict.oracle import OfTorch, held_to_oracle
 from parity.verdict.outcomes import Outcome, record_of
 
 
-def run(pair: Pair, cells: Collection[Cell], seed: int = 0) -> Iterator[Record]:
+def run(pair: Pair, cells: Collection[Cell], seed: int = 0, *, jobs: int = 1) -> Generator[Record, None, None]:
     """Run cells of a pair one by one, yielding a record of each; what they share runs once.
 
     An entry of `pair.known` that no cell confirms is found by `settle`, when all of them have run.
@@ -39,8 +40,9 @@ def run(pair: Pair, cells: Collection[Cell], seed: int = 0) -> Iterator[Record]:
         pair: The pair.
         cells: From `plan`.
         seed: Of the numbers.
+        jobs: How many threads compile, beside what runs.
     """
-    return Judge(Runs(pair, seed)).records(cells)
+    return Judge(Runs(pair, seed)).records(cells, jobs)
 
 
 class Judge:
@@ -54,9 +56,32 @@ class Judge:
         self.runs = runs
         self._of_torch = OfTorch()
 
-    def records(self, cells: Iterable[Cell]) -> Iterator[Record]:
-        """Run cells one by one, yielding a record of each."""
-        return (self.record(cell) for cell in cells)
+    def records(self, cells: Collection[Cell], jobs: int = 1) -> Generator[Record, None, None]:
+        """Run cells one by one, yielding a record of each.
+
+        Args:
+            cells: From `plan`.
+            jobs: How many threads compile, beside what runs.
+        """
+        if not cells:
+            return
+        first, *rest = cells
+        yield self.record(first)
+        if jobs == 1:
+            yield from map(self.record, rest)
+            return
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            with np.errstate(all="ignore"):
+                self.runs.prepare([cell for cell in rest if self._in_two_precisions(cell)], pool)
+            yield from map(self.record, rest)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _in_two_precisions(self, cell: Cell) -> bool:
+        """Return whether a cell is held to float64, and no oracle or list alone judges it."""
+        pair = self.runs.pair
+        return not pair.in_theory(cell.transform, cell.data) and pair.listed(cell) is None
 
     def record(self, cell: Cell) -> Record:
         """Run one cell."""
