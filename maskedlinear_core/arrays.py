@@ -82,7 +82,9 @@ def read(array: Any) -> np.ndarray | None:
     for array_type, reader in _READERS:
         if isinstance(array, array_type):
             return reader(array)
-    return np.asarray(array)
+    values = np.asarray(array)
+    # What has a shape and a dtype and no numbers stands for an array, as where a library prints a pytree.
+    return None if values.dtype == object and is_framework_array(array) else values
 
 
 def to_numpy(array: Any) -> np.ndarray:

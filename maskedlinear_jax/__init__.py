@@ -31,6 +31,7 @@ from maskedlinear_jax.functional import masked_linear as masked_linear
 from maskedlinear_jax.module import MaskedLinear as MaskedLinear
 from maskedlinear_jax.module import combine as combine
 from maskedlinear_jax.module import partition as partition
+from maskedlinear_jax.moments import repack_state as repack_state
 from maskedlinear_jax.packed_module import PackedLinear as PackedLinear
 from maskedlinear_jax.packing import pack as pack
 from maskedlinear_jax.packing import packed_linear as packed_linear

@@ -1,31 +1,61 @@
-"""Whole models: their linear layers become masked ones, and plain ones again (SPEC S8)."""
+"""Whole models: their linear layers and embeddings become masked ones, and plain ones again (SPEC S8, S13)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 
 from maskedlinear_core import constructors, masks, patterns
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.patterns import Part
+from maskedlinear_core.precision import as_precision
+from maskedlinear_jax.constant import Constant, is_float
 from maskedlinear_jax.module import MaskedLinear
-from maskedlinear_jax.packed_module import PackedLinear
+from maskedlinear_jax.packed_module import PackedLinear, _bits
+
+
+class Form(NamedTuple):
+    """How the plain layers of one class are read, and what replaces them.
+
+    Attributes:
+        is_layer: Tells the layers, and those of subclasses.
+        check: Takes a name and such a layer; raises if it cannot be converted.
+        shape: Of a layer's weight (out_features, in_features).
+        masked: The class that replaces it; has `from_linear` and `to_linear`.
+        packed: The same in packed form.
+        is_embedding: Whether it is an embedding.
+    """
+
+    is_layer: Callable[[Any], bool]
+    check: Callable[[str, Any], None]
+    shape: Callable[[Any], tuple[int, int]]
+    masked: Any
+    packed: Any
+    is_embedding: bool = False
 
 
 class Adapter(NamedTuple):
-    """How the plain linear layer of a library is read, and what replaces it.
+    """The layers of a library.
 
     Attributes:
-        is_plain: Tells the library's plain linear layer.
-        masked: The class that replaces it; has `from_linear` and `to_linear`.
-        packed: The same in packed form.
+        forms: Its layers that can be masked.
+        is_whole: Tells the parts of a model that only take arrays, so that they become a `Constant` as a whole.
     """
 
-    is_plain: Callable[[Any], bool]
-    masked: type[MaskedLinear]
-    packed: type[PackedLinear]
+    forms: tuple[Form, ...]
+    is_whole: Callable[[Any], bool] = lambda node: False
+
+
+@dataclass(frozen=True)
+class _Options:
+    packed: bool
+    values_dtype: Any
+    precision: Any
 
 
 def mask_linears(
@@ -33,27 +63,36 @@ def mask_linears(
     masks: Mapping[str, Any],
     *,
     packed: bool = False,
+    bias_masks: Mapping[str, Any] | None = None,
+    freeze_others: bool = False,
+    strict: bool = False,
     values_dtype: Any = None,
     precision: Any = "native",
 ) -> Any:
     """Return a pytree model whose linear layers are masked ones. The outputs stay the same, bit for bit.
 
     For models of this package's layers; `maskedlinear_jax.equinox` and `maskedlinear_jax.nnx` have it for these
-    libraries. A weight that stands in two places is refused.
+    libraries. A layer that is masked already gets the new mask and keeps its form. A weight that stands in two
+    places is refused.
 
     Args:
         model: A pytree with layers of which all learns (see `MaskedLinear.to_linear`).
         masks: By pattern of the layer's dotted path (`fnmatch`): a mask, a bool array, or a callable(name, linear)
             that returns one, or None to leave the layer as it is. The first pattern that matches counts.
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
+        bias_masks: By pattern, of the layers that get a mask: a bool vector (out_features,).
+        freeze_others: Let all else learn no more: other linear layers become packed ones of which nothing learns,
+            every other float array a `Constant`, and a bias learns only where `bias_masks` says so.
+        strict: Refuse every layer that a pattern matches and that cannot be converted. By default only a pattern
+            without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
         values_dtype: Of packed values; None = the weight's.
         precision: Of the masked layers, as for `masked_linear`.
 
     Returns:
-        The new model; the old one is untouched.
+        The new model; the old one is untouched. `repack_state` takes the state of its optimizer along.
 
     Raises:
-        TypeError: No mask.
+        TypeError: No mask, or a model of another library.
         ValueError: A pattern that matches nothing, a mask that does not fit, or a tied weight.
         IndexError: A position outside of a weight.
 
@@ -62,11 +101,16 @@ def mask_linears(
         >>> mask_linears(model, {"in": constructors.columns([1])}, packed=True)
         {'in': PackedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns([1]))}
     """
-    return convert(model, masks, _OWN, packed=packed, values_dtype=values_dtype, precision=precision)
+    return convert(
+        model, masks, _OWN, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others, strict=strict,
+        values_dtype=values_dtype, precision=precision,
+    )  # fmt: skip
 
 
 def unmask_linears(model: Any) -> Any:
     """Return a pytree model whose masked layers are plain ones with the trained weights.
+
+    What `freeze_others` made constant is as it was before, too.
 
     Args:
         model: Any pytree.
@@ -75,51 +119,187 @@ def unmask_linears(model: Any) -> Any:
         >>> unmask_linears([PackedLinear(4, 3, grad_mask=constructors.columns([1]), seed=0)])
         [MaskedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns(slice(None, None, None)))]
     """
-    return jax.tree.map(lambda node: node.to_linear() if _is_layer(node) else node, model, is_leaf=_is_layer)
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, Constant):
+            return node.value
+        return node.to_linear() if _is_layer(node) else node
+
+    return jax.tree.map(plain, model, is_leaf=lambda node: _is_layer(node) or isinstance(node, Constant))
 
 
 def convert(
-    model: Any, masks: Mapping[str, Any], adapter: Adapter, *, packed: bool, values_dtype: Any, precision: Any
+    model: Any,
+    masks: Mapping[str, Any],
+    adapter: Adapter,
+    *,
+    packed: bool,
+    bias_masks: Mapping[str, Any] | None,
+    freeze_others: bool,
+    strict: bool,
+    values_dtype: Any,
+    precision: Any,
 ) -> Any:
-    """Replace the plain layers of one library in a pytree."""
+    """Replace the plain layers of one library in a pytree, and the masks of layers that are masked already."""
+    options = _Options(packed, values_dtype, as_precision(precision))
     named, structure = _nodes(model, adapter)
-    linears = plain_layers(model, adapter)
-    shapes = {name: (linear.weight.shape[0], linear.weight.shape[1]) for name, linear in linears.items()}
-    chosen = patterns.choose(linears, masks, shapes)
-    _check_tied(model, linears, chosen)
+    parts = {name: part for name, node in named.items() if (part := _part(name, node, adapter)) is not None}
+    if not parts:
+        _check_library(model)
+    owners = _owners(model)
+    chosen = patterns.choose(
+        parts, masks, strict=strict, others=lambda: _others(model, parts),
+        check_tied=lambda name, chosen: _check_tied(name, parts, owners),
+    ).masks  # fmt: skip
+    biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
 
     def replacement(name: str, node: Any) -> Any:
-        if name not in chosen:
-            return node
-        if packed:
-            return adapter.packed.from_linear(
-                node, grad_mask=chosen[name], values_dtype=values_dtype, precision=precision
-            )  # fmt: skip
-        return adapter.masked.from_linear(node, grad_mask=chosen[name], precision=precision)
+        if name in chosen:
+            bias_mask = biases[name]
+            if freeze_others and bias_mask is None and parts[name].has_bias:
+                bias_mask = np.zeros(parts[name].shape[0], np.bool_)
+            return _converted(node, chosen[name], bias_mask, adapter, options)
+        return _constant(name, node, adapter, options) if freeze_others else node
 
     return jax.tree.unflatten(structure, [replacement(name, node) for name, node in named.items()])
 
 
 def plain_layers(model: Any, adapter: Adapter) -> dict[str, Any]:
     """Return the plain layers of one library by their dotted paths."""
-    return {name: node for name, node in _nodes(model, adapter)[0].items() if adapter.is_plain(node)}
+    return {name: node for name, node in _nodes(model, adapter)[0].items() if _form(node, adapter) is not None}
+
+
+def check_nothing(name: str, layer: Any) -> None:
+    """Refuse no layer: for a form whose every layer can be converted."""
+
+
+def is_from(node: Any, library: str) -> bool:
+    """Tell whether a value is of a class of a library, or of a subclass, without importing that.
+
+    Example:
+        >>> is_from(3, "equinox")
+        False
+    """
+    return any(base.__module__.partition(".")[0] == library for base in type(node).__mro__)
+
+
+def _part(name: str, node: Any, adapter: Adapter) -> Part | None:
+    form = _form(node, adapter)
+    if form is not None:
+        has_bias = getattr(node, "bias", None) is not None
+        return Part(node, form.shape(node), lambda: form.check(name, node), form.is_embedding, has_bias)
+    if _is_layer(node):
+        return Part(node, (node.out_features, node.in_features), has_bias=node.bias is not None)
+    return None
+
+
+def _converted(
+    node: Any, mask: masks.Mask, bias_mask: np.ndarray | None, adapter: Adapter, options: _Options
+) -> Any:  # fmt: skip
+    form = _form(node, adapter)
+    if form is None and not (options.packed and isinstance(node, MaskedLinear)):
+        return _changed(node, mask, bias_mask)
+    if form is None:
+        form = next(one for one in adapter.forms if isinstance(node, one.masked))
+        bias_mask = node.bias_mask if bias_mask is None else bias_mask
+    given = {"grad_mask": mask, "precision": options.precision}
+    if not form.is_embedding:
+        given["bias_mask"] = bias_mask
+    if options.packed:
+        return form.packed.from_linear(node, **given, values_dtype=options.values_dtype)
+    return form.masked.from_linear(node, **given)
+
+
+def _changed(layer: Any, mask: masks.Mask, bias_mask: np.ndarray | None) -> Any:
+    # A masked layer with another mask, in the form that it has.
+    if not isinstance(layer, PackedLinear):
+        changed = {"grad_mask": mask} | ({} if bias_mask is None else {"bias_mask": bias_mask})
+        return layer.replace(**changed)
+    layer = layer.repack(mask)
+    if bias_mask is None:
+        return layer
+    bias = layer.bias
+    values = bias[np.flatnonzero(bias_mask)]
+    return layer.replace(bias_values=values, bias_mask=bias_mask, bias_bits=_bits(bias))
+
+
+def _constant(name: str, node: Any, adapter: Adapter, options: _Options) -> Any:
+    # What else there is, learning no more. Linear layers are packed: another mask can be set later.
+    form = _form(node, adapter)
+    if _is_layer(node) and form is None:
+        return node
+    if form is not None:
+        try:
+            form.check(name, node)
+        except (TypeError, ValueError):
+            return Constant(node)
+        given: dict[str, Any] = {"grad_mask": constructors.columns([])}
+        if not form.is_embedding and node.bias is not None:
+            given["bias_mask"] = np.zeros(form.shape(node)[0], np.bool_)
+        return form.packed.from_linear(node, **given)
+    return Constant(node) if adapter.is_whole(node) or is_float(node) else node
+
+
+def _form(node: Any, adapter: Adapter) -> Form | None:
+    return next((form for form in adapter.forms if form.is_layer(node)), None)
 
 
 def _nodes(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Any]:
-    nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=adapter.is_plain)
+    def is_node(node: Any) -> bool:
+        return _form(node, adapter) is not None or _is_layer(node) or isinstance(node, Constant) or whole(node)
+
+    whole = adapter.is_whole
+    nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_node)
     named = ((jax.tree_util.keystr(path, simple=True, separator="."), node) for path, node in nodes)
     return convert_checks.by_name(named), structure
 
 
-def _check_tied(model: Any, linears: dict[str, Any], chosen: dict[str, masks.Mask]) -> None:
+def _others(model: Any, parts: Mapping[str, Part]) -> dict[str, str]:
+    # The class of every node above or beside of the layers, by dotted path.
+    found: dict[str, str] = {}
+
+    def visit(path: tuple[Any, ...], node: Any) -> None:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in parts:
+            return
+        found[name] = type(node).__name__
+        children = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda inner: inner is not node)[0]
+        for keys, child in children:
+            if keys:
+                visit((*path, *keys), child)
+
+    visit((), model)
+    return found
+
+
+def _owners(model: Any) -> dict[int, list[str]]:
     owners: dict[int, list[str]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         if isinstance(leaf, Array):
             owners.setdefault(id(leaf), []).append(jax.tree_util.keystr(path, simple=True, separator="."))
-    for name in chosen:
-        found = owners[id(linears[name].weight)]
-        if len(found) > 1:
-            convert_checks.refuse_tied(name, found)
+    return owners
+
+
+def _check_tied(name: str, parts: Mapping[str, Part], owners: Mapping[int, list[str]]) -> None:
+    found = owners.get(id(getattr(parts[name].layer, "weight", None)), [])
+    if len(found) > 1:
+        convert_checks.refuse_tied(name, found)
+
+
+def _check_library(model: Any) -> None:
+    # A model without a layer that this function knows: perhaps one of a library that has a function of its own.
+    for library, function in _ADAPTERS.items():
+        nodes = jax.tree.leaves(model, is_leaf=lambda node: is_from(node, library))  # noqa: B023
+        for node in nodes:
+            if is_from(node, library):
+                convert_checks.refuse_model("a pytree of this package's layers", node, function)
+
+
+_ADAPTERS = {
+    "equinox": "maskedlinear_jax.equinox.mask_linears",
+    "flax": "maskedlinear_jax.nnx.mask_linears",
+    "torch": "maskedlinear_torch.mask_linears",
+}
 
 
 def _is_layer(node: Any) -> bool:
@@ -130,4 +310,8 @@ def _is_own(node: Any) -> bool:
     return isinstance(node, MaskedLinear) and node.grad_mask == constructors.columns(slice(None))
 
 
-_OWN = Adapter(_is_own, MaskedLinear, PackedLinear)
+def _shape(layer: Any) -> tuple[int, int]:
+    return layer.weight.shape[0], layer.weight.shape[1]
+
+
+_OWN = Adapter((Form(_is_own, check_nothing, _shape, MaskedLinear, PackedLinear),))

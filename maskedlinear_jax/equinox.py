@@ -74,6 +74,9 @@ def mask_linears(
     masks: Mapping[str, Any],
     *,
     packed: bool = False,
+    bias_masks: Mapping[str, Any] | None = None,
+    freeze_others: bool = False,
+    strict: bool = False,
     values_dtype: Any = None,
     precision: Any = "native",
 ) -> Any:
@@ -90,8 +93,11 @@ def mask_linears(
         >>> mask_linears(model, {"layers.0": columns([1])}).layers[0]
         MaskedLinear(in_features=4, out_features=8, bias=True, grad_mask=columns([1]))
     """
+    if convert.is_from(model, "flax"):
+        convert_checks.refuse_model("an Equinox model", model, "maskedlinear_jax.nnx.mask_linears")
     return convert.convert(
-        model, masks, _ADAPTER, packed=packed, values_dtype=values_dtype, precision=precision
+        model, masks, _ADAPTER, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others, strict=strict,
+        values_dtype=values_dtype, precision=precision,
     )  # fmt: skip
 
 
@@ -132,12 +138,26 @@ def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
     return storage.load_packed(path, model)
 
 
-def _is_plain(node: Any) -> bool:
-    if not isinstance(node, eqx.nn.Linear):
-        return False
-    if type(node) is not eqx.nn.Linear:
-        convert_checks.refuse_subclass("model", node)
-    return "scalar" not in (node.in_features, node.out_features)
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, eqx.nn.Linear)
+
+
+def _check_linear(name: str, linear: Any) -> None:
+    if type(linear) is not eqx.nn.Linear:
+        convert_checks.refuse_subclass(name, linear)
+    if "scalar" in (linear.in_features, linear.out_features):
+        convert_checks.refuse_option(
+            name, "an equinox.nn.Linear", '"scalar" features', "give it features as numbers, or leave it out"
+        )
+
+
+def _shape(linear: Any) -> tuple[int, int]:
+    return linear.weight.shape[0], linear.weight.shape[1]
+
+
+def _is_whole(node: Any) -> bool:
+    # These hand their arrays to jax.lax, which takes nothing else.
+    return isinstance(node, eqx.nn.Conv | eqx.nn.ConvTranspose)
 
 
 def _plain(layer: Any) -> Any:
@@ -147,4 +167,4 @@ def _plain(layer: Any) -> Any:
     return linear if layer.bias is None else eqx.tree_at(lambda linear: linear.bias, linear, layer.bias)
 
 
-_ADAPTER = convert.Adapter(_is_plain, MaskedLinear, PackedLinear)
+_ADAPTER = convert.Adapter((convert.Form(_is_linear, _check_linear, _shape, MaskedLinear, PackedLinear),), _is_whole)

@@ -1,20 +1,36 @@
-"""Whole models: their linear layers become masked ones, and plain ones again (SPEC S8)."""
+"""Whole models: their linear layers and embeddings become masked ones, and plain ones again (SPEC S8, S13)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from maskedlinear_core import patterns
+from maskedlinear_core import masks, patterns
+from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.precision import as_precision
-from maskedlinear_torch import _compat
+from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.patterns import Part
+from maskedlinear_core.precision import Precision, as_precision
+from maskedlinear_torch import _compat, conv1d
+from maskedlinear_torch import attention as attentions
+from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
+
+
+@dataclass(frozen=True)
+class _Options:
+    packed: bool
+    values_dtype: torch.dtype | None
+    precision: Precision
+    optimizer: torch.optim.Optimizer | None
 
 
 def mask_linears(
@@ -22,11 +38,18 @@ def mask_linears(
     masks: Mapping[str, Any],
     *,
     packed: bool = False,
+    bias_masks: Mapping[str, Any] | None = None,
+    freeze_others: bool = False,
+    strict: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
     values_dtype: torch.dtype | None = None,
     precision: Any = "native",
-    freeze_others: bool = False,
 ) -> nn.Module:
     """Replace the linear layers of a model by masked ones, in place. The outputs stay the same, bit for bit.
+
+    Converted are `torch.nn.Linear`, the `Conv1D` of transformers (its masks are over (out_features, in_features)
+    too), the projections of `torch.nn.MultiheadAttention` by the names `q_proj`, `k_proj`, `v_proj` and `out_proj`
+    inside of the attention's. A layer that is masked already gets the new mask and keeps its form.
 
     All or nothing: on an error the model is as it was. A weight that two linear layers share stays shared if
     both get one mask and `packed` is False; any other tied weight is refused.
@@ -36,9 +59,14 @@ def mask_linears(
         masks: By pattern of the layer's dotted name (`fnmatch`): a mask, a bool array, or a callable(name, linear)
             that returns one, or None to leave the layer as it is. The first pattern that matches counts.
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
+        bias_masks: By pattern, of the layers that get a mask: a bool vector (out_features,).
+        freeze_others: Let every parameter outside of the masked layers' weights be constant, biases too unless
+            `bias_masks` names them.
+        strict: Refuse every layer that a pattern matches and that cannot be converted. By default only a pattern
+            without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
+        optimizer: Where a packed layer's mask changes, its moments move along (see `PackedLinear.repack`).
         values_dtype: Of packed values; None = the weight's.
         precision: Of the masked layers, as for `masked_linear`.
-        freeze_others: Let every parameter outside of the converted layers' weights be constant, biases too.
 
     Returns:
         The model.
@@ -61,37 +89,25 @@ def mask_linears(
     """
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
-    precision = as_precision(precision)
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not isinstance(module, Layer)
-    }
-    shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
-    chosen = patterns.choose(linears, masks, shapes)
-    for name in chosen:
-        linear = linears[name]
-        # What attention reads the weight of instead of calling it: only a packed layer's weight guards itself.
-        plain = type(linear) is nn.Linear or (packed and type(linear) is NonDynamicallyQuantizableLinear)
-        if not plain:
-            convert_checks.refuse_subclass(name, linear)
-        if not isinstance(linear.weight, nn.Parameter) or not isinstance(linear.bias, nn.Parameter | None):
-            convert_checks.refuse_computed(name)
-    _check_tied(model, linears, chosen, packed)
-    made: dict[int, nn.Module] = {}
-    for name, mask in chosen.items():
-        linear = linears[name]
-        made[id(linear)] = (
-            PackedLinear.from_linear(linear, grad_mask=mask, values_dtype=values_dtype, precision=precision)
-            if packed
-            else MaskedLinear.from_linear(linear, grad_mask=mask, precision=precision)
-        )
-        _compat.take_hooks(made[id(linear)], linear)
+    options = _Options(packed, values_dtype, as_precision(precision), optimizer)
+    modules = dict(model.named_modules())
+    parts = {name: part for prefix, module in modules.items() for name, part in _parts(prefix, module, modules, packed)}
+
+    def others() -> dict[str, str]:
+        return {name: type(module).__name__ for name, module in modules.items() if name not in parts}
+
+    owners = _owners(model)
+    chosen = patterns.choose(
+        parts, masks, strict=strict, others=others,
+        check_tied=lambda name, chosen: _check_tied(name, chosen, parts, owners, packed),
+    ).masks  # fmt: skip
+    biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
+    made, changes = _make(modules, chosen, biases, options)
     model = _replace(model, made)
+    for change in changes:
+        change()
     if freeze_others:
-        learns = {id(layer.values if packed else layer.weight) for layer in made.values()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in learns)
+        _freeze_others(model, {name for name, mask in biases.items() if mask is not None})
     return model
 
 
@@ -118,29 +134,191 @@ def unmask_linears(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
     made: dict[int, nn.Module] = {}
+    layer: Any
     for layer in model.modules():
-        if isinstance(layer, MaskedLinear | PackedLinear):
-            made[id(layer)] = layer.to_linear().requires_grad_()
-            _compat.take_hooks(made[id(layer)], layer)
-    return _replace(model, made)
+        plain: Any = None
+        if isinstance(layer, Layer):
+            plain = layer.to_linear().requires_grad_()
+        elif isinstance(layer, MaskedMultiheadAttention):
+            plain = layer.to_attention()
+        if plain is not None:
+            made[id(layer)] = plain
+            _compat.take_hooks(plain, layer)
+    model = _replace(model, made)
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.out_proj = _output_layer(module.out_proj)
+    return model
+
+
+def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], packed: bool) -> list[tuple[str, Part]]:
+    # What of one module can get a mask, by name.
+    if isinstance(module, Layer):
+        return [(prefix, Part(module, (module.out_features, module.in_features), has_bias=module.bias is not None))]
+    if isinstance(module, nn.Linear):
+        parent = modules.get(prefix.rpartition(".")[0]) if prefix else None
+        check = lambda: _check_linear(prefix, module, parent, packed)  # noqa: E731
+        shape = module.out_features, module.in_features
+        return [(prefix, Part(module, shape, check, has_bias=module.bias is not None))]
+    if conv1d.is_conv1d(module):
+        linear: Any = module
+        shape = linear.weight.shape[1], linear.weight.shape[0]
+        return [(prefix, Part(module, shape, lambda: _check_parameters(prefix, linear)))]
+    if isinstance(module, nn.MultiheadAttention):
+        has_bias = module.in_proj_bias is not None
+        return [
+            (f"{prefix}.{name}" if prefix else name,
+             Part(module, shape, _attention_check(prefix, name, module, packed), has_bias=has_bias))
+            for name, shape in attentions.projection_shapes(module).items()
+        ]  # fmt: skip
+    return []
+
+
+def _check_linear(name: str, linear: nn.Linear, parent: nn.Module | None, packed: bool) -> None:
+    plain = type(linear) is nn.Linear
+    if type(linear) is NonDynamicallyQuantizableLinear:
+        # What attention reads the weight of instead of calling it: a packed layer's weight guards itself, and the
+        # masked attention guards the other.
+        plain = packed or type(parent) in (nn.MultiheadAttention, MaskedMultiheadAttention)
+    if not plain:
+        convert_checks.refuse_subclass(name, linear)
+    _check_parameters(name, linear)
+
+
+def _check_parameters(name: str, linear: Any) -> None:
+    if not isinstance(linear.weight, nn.Parameter) or not isinstance(linear.bias, nn.Parameter | None):
+        convert_checks.refuse_computed(name)
+    with convert_checks.naming(name):
+        module_checks.float_dtype(dtype_name(linear.weight))
+
+
+def _attention_check(prefix: str, name: str, attention: nn.MultiheadAttention, packed: bool) -> Callable[[], None]:
+    def check() -> None:
+        where = f"{prefix}.{name}" if prefix else name
+        if type(attention) not in (nn.MultiheadAttention, MaskedMultiheadAttention):
+            convert_checks.refuse_subclass(where, attention)
+        if packed:
+            convert_checks.refuse_attention(where)
+        weights = attention._parameters
+        if weights.get("in_proj_weight") is None and weights.get("q_proj_weight") is None:
+            convert_checks.refuse_computed(where)
+
+    return check
+
+
+def _make(
+    modules: Mapping[str, nn.Module],
+    chosen: Mapping[str, masks.Mask],
+    biases: Mapping[str, np.ndarray | None],
+    options: _Options,
+) -> tuple[dict[int, nn.Module], list[Callable[[], None]]]:
+    # What replaces which module, and what is to be done to those that stay.
+    made: dict[int, nn.Module] = {}
+    changes: list[Callable[[], None]] = []
+    inside: dict[str, dict[str, masks.Mask]] = {}
+    for name, mask in chosen.items():
+        prefix, _, last = name.rpartition(".")
+        module = modules.get(name)
+        if module is None:
+            inside.setdefault(prefix, {})[last] = mask
+            continue
+        if isinstance(module, Layer) and not (options.packed and isinstance(module, MaskedLinear)):
+            changes.append(_change(module, mask, biases[name], options.optimizer))
+            continue
+        made[id(module)] = _converted(module, mask, biases[name], options)
+        _compat.take_hooks(made[id(module)], module)
+        if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
+            inside.setdefault(prefix, {})
+    for prefix, grad_masks in inside.items():
+        attention: Any = modules[prefix]
+        bias_masks = {name: biases[f"{prefix}.{name}" if prefix else name] for name in grad_masks}
+        if not isinstance(attention, MaskedMultiheadAttention):
+            made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
+        changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks))
+    return made, changes
+
+
+def _converted(module: Any, mask: masks.Mask, bias_mask: np.ndarray | None, options: _Options) -> nn.Module:
+    given: dict[str, Any] = {"grad_mask": mask, "bias_mask": bias_mask, "precision": options.precision}
+    if options.packed:
+        given["values_dtype"] = options.values_dtype
+    if conv1d.is_conv1d(module):
+        return (conv1d.packed_conv1d if options.packed else conv1d.masked_conv1d)(module, **given)
+    if isinstance(module, MaskedLinear) and bias_mask is None:
+        given["bias_mask"] = module.bias_mask
+    return (PackedLinear if options.packed else MaskedLinear).from_linear(module, **given)
+
+
+def _change(
+    layer: Any, mask: masks.Mask, bias_mask: np.ndarray | None, optimizer: torch.optim.Optimizer | None
+) -> Callable[[], None]:
+    def change() -> None:
+        if isinstance(layer, PackedLinear):
+            layer.repack(mask, optimizer)
+        else:
+            layer.grad_mask = mask
+        if bias_mask is not None:
+            layer.bias_mask = bias_mask
+
+    return change
 
 
 def _replace(model: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    # A module may be registered in several places: all of them get the one that replaces it.
-    for parent in list(model.modules()):
+    # A module may be registered in several places: all of them get the one that replaces it. What replaces a parent
+    # holds the old children.
+    for parent in [*model.modules(), *made.values()]:
         for name, child in list(parent._modules.items()):
             if id(child) in made:
                 parent._modules[name] = made[id(child)]
     return made.get(id(model), model)
 
 
-def _check_tied(model: nn.Module, linears: dict[str, Any], chosen: dict[str, Any], packed: bool) -> None:
+def _freeze_others(model: nn.Module, biases: set[str]) -> None:
+    learns: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Layer):
+            weight = module.values if isinstance(module, PackedLinear) else module.weight
+            learns |= {id(weight)} if weight.requires_grad else set()
+            bias = module.bias_values if isinstance(module, PackedLinear) else module.bias
+            learns |= {id(bias)} if bias is not None and name in biases else set()
+        elif isinstance(module, MaskedMultiheadAttention):
+            module.freeze_rest()
+            learns |= {id(module._parameters[own]) for own in module.trained_positions()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in learns)
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    # Where each parameter stands: the module's name and its own. A packed layer's matrix belongs to that alone.
     owners: dict[int, list[tuple[str, str]]] = {}
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append((name, own))
-    for name, mask in chosen.items():
-        others = [owner for owner in owners[id(linears[name].weight)] if owner != (name, "weight")]
-        alike = all(other in chosen and own == "weight" and chosen[other] == mask for other, own in others)
-        if others and (packed or not alike):
-            convert_checks.refuse_tied(name, [".".join(filter(None, owner)) for owner in others])
+    return owners
+
+
+def _check_tied(
+    name: str,
+    chosen: Mapping[str, masks.Mask],
+    parts: Mapping[str, Part],
+    owners: Mapping[int, list[tuple[str, str]]],
+    packed: bool,
+) -> None:
+    layer = parts[name].layer
+    weight = layer._parameters.get("weight")
+    if weight is None:  # attention's projections, and packed layers
+        return
+    others = [owner for owner in owners[id(weight)] if owner != (name, "weight")]
+    alike = all(other in chosen and own == "weight" and chosen[other] == chosen[name] for other, own in others)
+    if others and (packed or not alike):
+        convert_checks.refuse_tied(name, [".".join(filter(None, owner)) for owner in others])
+
+
+def _output_layer(plain: Any) -> Any:
+    # What attention makes for its output, with the parameters of a plain layer.
+    if type(plain) is not nn.Linear:
+        return plain
+    layer = NonDynamicallyQuantizableLinear(plain.in_features, plain.out_features, device="meta")
+    layer.weight, layer.bias = plain.weight, plain.bias
+    _compat.take_hooks(layer, plain)
+    return layer

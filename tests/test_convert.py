@@ -125,7 +125,7 @@ def test_a_weight_computed_from_others_is_refused(how):
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
     COMPUTED[how](model[1])
     with pytest.raises(TypeError, match="mask_linears: 1: expected a weight and bias that are parameters"):
-        mt.mask_linears(model, {"*": columns([0])})
+        mt.mask_linears(model, {"*": columns([0])}, strict=True)
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
 
 
@@ -149,13 +149,13 @@ def test_hooks_move_along():
 
 
 def test_attention_reads_the_weight_of_its_output_layer():
-    """nn.MultiheadAttention never calls out_proj: only a packed layer's weight guards itself."""
+    """nn.MultiheadAttention never calls out_proj: a packed layer's weight guards itself, as nothing else would."""
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
     x = torch.randn(2, 4, 8)
     want = attention(x, x, x)[0]
     with pytest.raises(TypeError, match="expected a plain linear layer, got NonDynamicallyQuantizableLinear"):
-        mt.mask_linears(attention, {"out_proj": rows([1])})
+        mt.mask_linears(nn.ModuleDict({"out_proj": attention.out_proj}), {"out_proj": rows([1])})
     mt.mask_linears(attention, {"out_proj": rows([1])}, packed=True)
     assert torch.equal(attention(x, x, x)[0], want)
     before = copy.deepcopy(attention.state_dict())

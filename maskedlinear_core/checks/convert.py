@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 
-def mapping(masks: Any) -> None:
+def mapping(what: str, masks: Any) -> None:
     """Check that masks come by pattern.
 
     Raises:
@@ -15,7 +15,7 @@ def mapping(masks: Any) -> None:
     """
     if not isinstance(masks, Mapping) or not all(isinstance(pattern, str) for pattern in masks):
         raise TypeError(
-            f"mask_linears: expected masks as a dict of pattern: mask, got {type(masks).__name__}; "
+            f"mask_linears: expected {what} as a dict of pattern: mask, got {type(masks).__name__}; "
             'e.g. {"encoder.*.query": columns([0])}'
         )
 
@@ -26,30 +26,17 @@ def naming(layer: str) -> Iterator[None]:
     try:
         yield
     except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"mask_linears: {layer or 'the model itself'}: {error}") from None
+        raise type(error)(f"mask_linears: {_named(layer)}: {error}") from None
 
 
-def all_used(unused: list[str], layers: list[str]) -> None:
-    """Check that every pattern was of use.
-
-    Raises:
-        ValueError: One was not.
-    """
-    if unused:
-        shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
-        raise ValueError(
-            f"mask_linears: expected every pattern to match a linear layer that no pattern before it did, got "
-            f"{', '.join(map(repr, unused))}; the model's linear layers are: {shown or 'none'}"
-        )
-
-
-def refuse_model(expected: str, value: object) -> NoReturn:
-    """Refuse what is no model.
+def refuse_model(expected: str, value: object, use: str | None = None) -> NoReturn:
+    """Refuse what is no model, or a model of another library, for which `use` names the function.
 
     Raises:
         TypeError: Always.
     """
-    raise TypeError(f"mask_linears: expected {expected}, got {type(value).__name__}; pass the model itself")
+    what_to_do = "pass the model itself" if use is None else f"use {use}"
+    raise TypeError(f"mask_linears: expected {expected}, got {type(value).__name__}; {what_to_do}")
 
 
 def refuse_tied(name: str, others: list[str]) -> NoReturn:
@@ -59,8 +46,9 @@ def refuse_tied(name: str, others: list[str]) -> NoReturn:
         ValueError: Always.
     """
     raise ValueError(
-        f"mask_linears: {name}: expected a weight of its own, got one tied to {', '.join(others)}; "
-        "untie them first, leave the layer out, or give tied linear layers one mask with packed=False"
+        f"mask_linears: {_named(name)}: expected a weight of its own, got one tied to {', '.join(others)}; "
+        "give all layers that share it one mask (linear layers with packed=False; an embedding and its head in "
+        "either form), untie them first, or leave the layer out"
     )
 
 
@@ -71,8 +59,50 @@ def refuse_subclass(name: str, value: object) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {name}: expected a plain linear layer, got {type(value).__name__}, whose forward may be "
-        "another; convert it by hand or leave it out of the pattern"
+        f"mask_linears: {_named(name)}: expected a plain linear layer, got {type(value).__name__}, whose forward may "
+        "be another; convert it by hand or leave it out of the pattern"
+    )
+
+
+def refuse_option(name: str, kind: str, option: str, what_to_do: str) -> NoReturn:
+    """Refuse a layer that was made with an option that its masked form has not.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(f"mask_linears: {_named(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
+
+
+def refuse_positions() -> NoReturn:
+    """Refuse other positions for packed values that stay where they are.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        "positions of a packed layer: expected them to change together with the values, got other positions alone; "
+        "set layer.grad_mask, or call layer.repack(mask, optimizer)"
+    )
+
+
+def refuse_foreign_optimizer() -> NoReturn:
+    """Refuse an optimizer of a model that does not hold the layer.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError("repack: expected the model of the optimizer, which holds this layer, got another; pass model=")
+
+
+def refuse_attention(name: str) -> NoReturn:
+    """Refuse to pack one of the projections that attention reads as one matrix.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"mask_linears: {name}: expected packed=False for a projection that attention reads together with others, got "
+        "packed=True; mask it in a call of its own with packed=False"
     )
 
 
@@ -83,10 +113,14 @@ def refuse_computed(name: str) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {name or 'the model itself'}: expected a weight and bias that are parameters, got one computed "
+        f"mask_linears: {_named(name)}: expected a weight and bias that are parameters, got one computed "
         "from others (spectral norm, pruning); make it permanent first (e.g. torch.nn.utils.prune.remove), or leave "
         "the layer out"
     )
+
+
+def _named(name: str) -> str:
+    return name or "the model itself"
 
 
 def by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""An optimizer's moments, taken along where the masks of packed layers change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maskedlinear_core.masks import Mask
+from maskedlinear_jax import packing
+from maskedlinear_jax.module import partition
+from maskedlinear_jax.packed_module import PackedLinear
+
+Path = tuple[str, ...]
+
+
+class Moved(NamedTuple):
+    """How the values of one layer changed.
+
+    Attributes:
+        old: The mask they had.
+        new: The mask they have.
+        shape: Of the weight (out_features, in_features).
+        values_shape: Of the values before.
+    """
+
+    old: Mask
+    new: Mask
+    shape: tuple[int, int]
+    values_shape: tuple[int, ...]
+
+
+def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
+    """Return an optimizer's state for a model whose masks were changed.
+
+    What stays trainable keeps its history, what learns anew starts from zero. State that is not kept value by value
+    (Adafactor's sums of rows and columns) starts anew.
+
+    Args:
+        optimizer: The optax gradient transformation.
+        state: Its state for `partition(before)[0]`.
+        before: The model as it was.
+        after: The model as `mask_linears` or `repack` made it.
+
+    Returns:
+        The state for `partition(after)[0]`.
+
+    Example:
+        >>> import optax
+        >>> from maskedlinear_jax import columns
+        >>> before = PackedLinear(3, 1, bias=False, grad_mask=columns([0, 1]), seed=0)
+        >>> optimizer = optax.trace(0.9)
+        >>> _, state = optimizer.update(partition(before)[0], optimizer.init(partition(before)[0]))
+        >>> after = before.repack(columns([1, 2]))
+        >>> moved = repack_state(optimizer, state, before, after)
+        >>> bool(moved.trace.values[0, 0] == before.values[0, 1]), float(moved.trace.values[0, 1])
+        (True, 0.0)
+    """
+    old, new = packed_layers(before), packed_layers(after)
+    moved = {
+        (*path, "values"): Moved(
+            layer.grad_mask, new[path].grad_mask, (layer.out_features, layer.in_features), layer.values.shape
+        )
+        for path, layer in old.items()
+        if path in new
+    }
+    return move(state, optimizer.init(partition(after)[0]), moved)
+
+
+def move(state: Any, fresh: Any, moved: Mapping[Path, Moved]) -> Any:
+    """Return a fresh state with what an old one has learned.
+
+    Args:
+        state: The old state.
+        fresh: The state that the optimizer makes for the new values.
+        moved: By the path of the values.
+    """
+    known = {names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+    def leaf_of(path: Any, leaf: Any) -> Any:
+        old = known.get(names(path))
+        if old is None:
+            return leaf
+        where = names(path)
+        change = next((moved[where[i:]] for i in range(len(where)) if where[i:] in moved), None)
+        if change is not None and getattr(old, "shape", None) == tuple(change.values_shape):
+            if change.old == change.new:
+                return old
+            return packing.repack(jnp.asarray(old), change.old, change.new, shape=change.shape)
+        return old if getattr(old, "shape", None) == getattr(leaf, "shape", None) else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf_of, fresh)
+
+
+def packed_layers(model: Any) -> dict[Path, PackedLinear]:
+    """Return the packed layers of a pytree by their paths."""
+    nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, PackedLinear))
+    return {names(path): node for path, node in nodes if isinstance(node, PackedLinear)}
+
+
+def names(path: Any) -> Path:
+    """Return a path as the names of its keys; a variable's own `value` is no name.
+
+    Example:
+        >>> names((jax.tree_util.DictKey("a"), jax.tree_util.SequenceKey(0), jax.tree_util.GetAttrKey("value")))
+        ('a', '0')
+    """
+    found = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return found[:-1] if found and found[-1] == "value" else found

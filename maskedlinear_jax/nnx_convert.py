@@ -1,0 +1,223 @@
+"""Whole NNX models: their layers become masked ones, and plain ones again (SPEC S8, S13)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from maskedlinear_core import patterns
+from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.patterns import Part
+from maskedlinear_core.precision import as_precision
+from maskedlinear_jax import moments
+from maskedlinear_jax.convert import Form, is_from
+from maskedlinear_jax.nnx_layers import (
+    Layer,
+    MaskedLinear,
+    PackedLinear,
+    Thawed,
+    _check_plain,
+    move_moments,
+)
+
+Places = dict[str, "Place"]
+
+
+class Place(NamedTuple):
+    """A node of a model, the node that holds it, and under which key."""
+
+    node: Any
+    parent: Any
+    key: Any
+
+
+def mask_linears(
+    model: nnx.Module,
+    masks: Mapping[str, Any],
+    *,
+    packed: bool = False,
+    bias_masks: Mapping[str, Any] | None = None,
+    freeze_others: bool = False,
+    strict: bool = False,
+    optimizer: nnx.Optimizer | None = None,
+    values_dtype: Any = None,
+    precision: Any = "native",
+) -> nnx.Module:
+    """Replace the `nnx.Linear` layers of a model by masked ones, in place.
+
+    As `maskedlinear_jax.mask_linears`; names are dotted paths, e.g. "encoder.layers.0.query". With `freeze_others`
+    every other `nnx.Param` becomes a `Frozen`, which `wrt=nnx.Param` does not see.
+
+    Args:
+        model: Any module.
+        masks: As there.
+        packed: As there.
+        bias_masks: As there.
+        freeze_others: As there.
+        strict: As there.
+        optimizer: Of this model. Where the mask of a packed layer changes its moments move along, in place.
+        values_dtype: As there.
+        precision: As there.
+
+    Returns:
+        The model; if it is itself a linear layer, what replaces it.
+
+    Raises:
+        TypeError, ValueError, IndexError: As there. On an error the model is as it was.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> mask_linears(model, {"layers.0": columns([1])}, packed=True).layers[0].values.get_value().shape
+        (3, 1)
+    """
+    if not isinstance(model, nnx.Module):
+        use = "maskedlinear_jax.equinox.mask_linears" if is_from(model, "equinox") else None
+        convert_checks.refuse_model("a flax.nnx.Module", model, use)
+    chosen_precision = as_precision(precision)
+    found = places(model, (Layer, *(form.masked.plain for form in FORMS)))
+    parts = {name: _part(name, place.node) for name, place in found.items()}
+    owners = _owners(model)
+    chosen = patterns.choose(
+        parts, masks, strict=strict, others=lambda: _others(model, parts),
+        check_tied=lambda name, chosen: _check_tied(name, parts, owners),
+    ).masks  # fmt: skip
+    biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
+    made: dict[str, Any] = {}
+    changes: dict[str, tuple[Any, np.ndarray | None]] = {}
+    for name, mask in chosen.items():
+        node: Any = found[name].node
+        form = form_of(node)
+        if isinstance(node, Layer) and not (packed and isinstance(node, form.masked)):
+            changes[name] = mask, biases[name]
+            continue
+        given: dict[str, Any] = {"grad_mask": mask, "precision": chosen_precision}
+        if not form.is_embedding:
+            given["bias_mask"] = biases[name]
+        if isinstance(node, Layer):
+            given["bias_mask"] = node.bias_mask if biases[name] is None else biases[name]
+            node = node.to_linear()
+        kind = form.packed if packed else form.masked
+        made[name] = kind.from_linear(node, **given, **({"values_dtype": values_dtype} if packed else {}))
+    model = replace(model, found, made)
+    moved: dict[moments.Path, moments.Moved] = {}
+    for name, (mask, bias_mask) in changes.items():
+        moved |= found[name].node._change(mask, bias_mask, tuple(name.split(".")) if name else ())
+    if optimizer is not None:
+        move_moments(optimizer, model, moved)
+    if freeze_others:
+        _freeze_others(model, {name for name, mask in biases.items() if mask is not None})
+    return model
+
+
+def unmask_linears(model: nnx.Module) -> nnx.Module:
+    """Replace the masked layers of a model by `nnx.Linear` with the trained kernels, in place.
+
+    What `freeze_others` made constant is an `nnx.Param` again.
+    """
+    if not isinstance(model, nnx.Module):
+        convert_checks.refuse_model("a flax.nnx.Module", model)
+    found = places(model, Layer)
+    model = replace(model, found, {name: place.node.to_linear() for name, place in found.items()})
+    _set_variables(model, lambda variable: Thawed.back(variable) if isinstance(variable, Thawed) else variable)
+    return model
+
+
+def form_of(node: Any) -> Form:
+    """Return the form of a plain or masked layer."""
+    return next(form for form in FORMS if isinstance(node, (form.masked.plain, form.masked, form.packed)))
+
+
+def places(model: nnx.Module, kind: Any) -> Places:
+    """Return each node of a kind by its dotted path."""
+    by_path = dict(nnx.iter_graph(model))
+    return {
+        ".".join(map(str, path)): Place(node, by_path[path[:-1]] if path else None, path[-1] if path else None)
+        for path, node in by_path.items()
+        if isinstance(node, kind)
+    }
+
+
+def replace(model: nnx.Module, found: Mapping[str, Place], made: Mapping[str, Any]) -> nnx.Module:
+    """Put other nodes into the places of some; return the model, or what replaces it."""
+    for name, layer in made.items():
+        _, parent, key = found[name]
+        if parent is None:
+            return layer
+        if isinstance(key, str) and isinstance(parent, nnx.Module) and not isinstance(parent, nnx.List):
+            setattr(parent, key, layer)
+        else:
+            parent[key] = layer
+    return model
+
+
+def _part(name: str, node: Any) -> Part:
+    form = form_of(node)
+    if isinstance(node, Layer):
+        has_bias = getattr(node, "bias", None) is not None
+        return Part(node, (node.out_features, node.in_features), has_bias=has_bias, is_embedding=form.is_embedding)
+    has_bias = getattr(node, "bias", None) is not None
+    return Part(node, form.shape(node), lambda: form.check(name, node), form.is_embedding, has_bias)
+
+
+def _others(model: nnx.Module, parts: Mapping[str, Part]) -> dict[str, str]:
+    named = ((".".join(map(str, path)), node) for path, node in nnx.iter_graph(model))
+    return {name: type(node).__name__ for name, node in named if name not in parts}
+
+
+def _owners(model: nnx.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Module):
+            for own, value in vars(node).items():
+                if isinstance(value, nnx.Variable):
+                    owners.setdefault(id(value), []).append(".".join(map(str, (*path, own))))
+    return owners
+
+
+def _check_tied(name: str, parts: Mapping[str, Part], owners: Mapping[int, list[str]]) -> None:
+    layer = parts[name].layer
+    for own in ("kernel", "embedding"):
+        found = owners.get(id(vars(layer).get(own)), [])
+        if len(found) > 1:
+            convert_checks.refuse_tied(name, found)
+
+
+def _freeze_others(model: nnx.Module, biases: set[str]) -> None:
+    learns: set[int] = set()
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, Layer):
+            own = vars(node)
+            name = ".".join(map(str, path))
+            wanted = ["values", "kernel", "embedding", *(["bias", "bias_values"] if name in biases else [])]
+            learns |= {id(own[one]) for one in wanted if isinstance(own.get(one), nnx.Param)}
+    frozen: dict[int, Any] = {}
+
+    def freeze(variable: Any) -> Any:
+        if not isinstance(variable, nnx.Param) or id(variable) in learns:
+            return variable
+        return frozen.setdefault(id(variable), Thawed(variable.get_value(), **variable.get_metadata()))
+
+    _set_variables(model, freeze)
+
+
+def _set_variables(model: nnx.Module, change: Any) -> None:
+    # Of every node its variables, each by what a function makes of it.
+    for _, node in list(nnx.iter_graph(model)):
+        if isinstance(node, nnx.Module):
+            for own, value in list(vars(node).items()):
+                if isinstance(value, nnx.Variable) and (changed := change(value)) is not value:
+                    setattr(node, own, changed)
+
+
+def _shape(linear: Any) -> tuple[int, int]:
+    return linear.out_features, linear.in_features
+
+
+FORMS: tuple[Form, ...] = (
+    Form(lambda node: isinstance(node, nnx.Linear), _check_plain, _shape, MaskedLinear, PackedLinear),
+)
+"""The layers of NNX that can be masked."""

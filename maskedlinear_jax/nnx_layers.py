@@ -1,0 +1,380 @@
+"""Masked layers for Flax NNX: drop-ins for `flax.nnx.Linear` (SPEC S8).
+
+NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks are written for the weight
+(out_features, in_features) here as everywhere: columns are input features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from maskedlinear_core import constructors, masks
+from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import Native, Precision, as_precision
+from maskedlinear_jax import moments, packing
+from maskedlinear_jax.functional import masked_linear
+from maskedlinear_jax.module import _bias_mask, _name_of_dtype
+
+
+class Positions(nnx.Variable):
+    """Positions of a mask: carried along, never trained."""
+
+
+class ValuesPositions(Positions):
+    """Positions of packed values: these would be written elsewhere if the positions alone changed."""
+
+    def set_value(self, value: Any, *, index: Any = None) -> None:
+        """Refuse other positions than these.
+
+        Raises:
+            TypeError: Always, for other positions.
+        """
+        if index is None and isinstance(value, masks.Mask) and value == self.get_value():
+            return
+        convert_checks.refuse_positions()
+
+
+class Frozen(nnx.Variable):
+    """The constant matrix of a packed layer: carried along, never trained."""
+
+
+class Thawed(Frozen):
+    """A parameter that learns no more, and may again: what `freeze_others` makes of an `nnx.Param`."""
+
+    @staticmethod
+    def back(variable: Thawed) -> nnx.Param:
+        """Return the parameter that this was."""
+        return nnx.Param(variable.get_value(), **variable.get_metadata())
+
+
+class Layer(nnx.Module):
+    """What the layers have in common: the mask, and how `nnx.Linear` casts."""
+
+    plain: Any = nnx.Linear
+    is_packed = False
+
+    def _take_over(self, linear: nnx.Linear, mask: masks.Mask, bias_mask: Any, arithmetic: Precision) -> None:
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.use_bias = linear.use_bias
+        self.dtype, self.param_dtype, self.precision = linear.dtype, linear.param_dtype, linear.precision
+        self.promote_dtype = linear.promote_dtype
+        self.arithmetic = arithmetic
+        # In packed order and with a known count: so it can be traced.
+        kind = ValuesPositions if self.is_packed else Positions
+        self.positions = kind(mask.packed((self.out_features, self.in_features)))
+        bias_values = _bias_mask(bias_mask, linear.bias is not None, self.out_features)
+        # Data even where it is None: another mask can be set later.
+        self.bias_positions = nnx.data(None if bias_values is None else kind(jnp.asarray(bias_values)))
+        self._take_bias_over(linear.bias)
+
+    def _take_bias_over(self, bias: Any) -> None:
+        self.bias = bias
+
+    @property
+    def grad_mask(self) -> masks.Mask:
+        """The mask. Another one can be set; one of the same kind and count recompiles nothing."""
+        return self.positions.get_value()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; of `grad_mask` that is `repack`. NNX refuses masks before a property could take them."""
+        if name == "grad_mask":
+            self.repack(value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def bias_mask(self) -> Any:
+        """The bias mask as a bool vector, or None if all of the bias trains."""
+        return None if self.bias_positions is None else np.asarray(self.bias_positions.get_value())
+
+    def repack(self, grad_mask: Any, optimizer: nnx.Optimizer | None = None, *, model: Any = None) -> None:
+        """Let other positions learn from now on. What they were trained to stays.
+
+        Args:
+            grad_mask: The new mask.
+            optimizer: The moments of packed values move along: what stays trainable keeps its history, what is new
+                starts from zero.
+            model: The model that the optimizer was made for, if it is not this layer alone.
+
+        Raises:
+            TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+
+        Example:
+            >>> from maskedlinear_jax import columns
+            >>> layer = PackedLinear(4, 2, grad_mask=columns([0, 1]), rngs=nnx.Rngs(0))
+            >>> before = layer.kernel
+            >>> layer.repack(columns([1, 3]))
+            >>> bool((layer.kernel == before).all()), layer.grad_mask
+            (True, columns([1, 3]))
+        """
+        model = self if model is None else model
+        path = next((path for path, node in nnx.iter_graph(model) if node is self), None)
+        if optimizer is not None and path is None:
+            convert_checks.refuse_foreign_optimizer()
+        moved = self._change(constructors.as_mask(grad_mask), None, tuple(map(str, path or ())))
+        if optimizer is not None:
+            move_moments(optimizer, model, moved)
+
+    def _change(
+        self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
+    ) -> dict[moments.Path, moments.Moved]:
+        # Sets masks; tells how packed values moved.
+        mask = mask if mask.is_traced else mask.packed((self.out_features, self.in_features))
+        moved = self._change_weight(mask, path)
+        if bias_mask is not None:
+            self.bias_positions = Positions(jnp.asarray(bias_mask))
+        return moved
+
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+        self.positions.set_value(mask)
+        return {}
+
+    def _cast(self, *arrays: Any) -> Any:
+        return self.promote_dtype(arrays, dtype=self.dtype)
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.precision is None else jax.default_matmul_precision(self.precision)
+
+    def _plain(self, kernel: Array) -> nnx.Linear:
+        linear = nnx.eval_shape(
+            lambda: nnx.Linear(
+                self.in_features, self.out_features, use_bias=self.use_bias, dtype=self.dtype,
+                param_dtype=self.param_dtype, precision=self.precision, promote_dtype=self.promote_dtype,
+                rngs=nnx.Rngs(0),
+            )
+        )  # fmt: skip
+        linear.kernel = nnx.Param(kernel)
+        if self.use_bias:
+            linear.bias = self.bias if isinstance(self.bias, nnx.Param) else nnx.Param(self.bias)
+        return linear
+
+
+class MaskedLinear(Layer):
+    """A drop-in for `flax.nnx.Linear` of which only the masked positions learn.
+
+    `kernel` and `bias` are `nnx.Param`, as there; the positions are not. See `maskedlinear_jax.MaskedLinear`.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        grad_mask: As for `masked_linear`, over the weight (O, I). True = the gradient flows.
+        bias_mask: Bool vector (out_features,); None = all of the bias trains.
+        rngs: As for `nnx.Linear`.
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+            is then the layer's `arithmetic`.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> layer = MaskedLinear(3, 2, grad_mask=columns([0]), rngs=nnx.Rngs(0))
+        >>> nnx.grad(lambda layer: layer(jnp.ones((1, 3))).sum())(layer).kernel.get_value()
+        Array([[1., 1.],
+               [0., 0.],
+               [0., 0.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        rngs: Any = None,
+        _linear: nnx.Linear | None = None,
+        **keywords: Any,
+    ) -> None:
+        # NNX modules come to be by their constructor only: `from_linear` goes through it too.
+        arithmetic = _arithmetic(keywords)
+        linear = nnx.Linear(in_features, out_features, rngs=rngs, **keywords) if _linear is None else _linear
+        self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
+        self.kernel = linear.kernel
+
+    @classmethod
+    def from_linear(
+        cls, linear: nnx.Linear, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+    ) -> Self:
+        """Return a masked layer around the very parameters of `linear`.
+
+        Raises:
+            TypeError: `linear` is no plain `flax.nnx.Linear`.
+        """
+        _check_plain("from_linear", linear)
+        return cls(
+            linear.in_features, linear.out_features,
+            grad_mask=grad_mask, bias_mask=bias_mask, precision=as_precision(precision), _linear=linear,
+        )  # fmt: skip
+
+    def to_linear(self) -> nnx.Linear:
+        """Return a plain layer with these parameters."""
+        return self._plain(self.kernel.get_value())
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        bias = None if self.bias is None else self.bias.get_value()
+        bias_mask = None if self.bias_positions is None else self.bias_positions.get_value()
+        inputs, kernel, bias = self._cast(inputs, self.kernel.get_value(), bias)
+        with self._precision():
+            return masked_linear(
+                inputs, kernel.T, bias, grad_mask=self.grad_mask, bias_mask=bias_mask, precision=self.arithmetic
+            )  # fmt: skip
+
+
+class PackedLinear(Layer):
+    """A drop-in for `flax.nnx.Linear` that pays only for what learns: see `maskedlinear_jax.PackedLinear`.
+
+    `values` and `bias_values` are `nnx.Param`; the matrix, and the bias under its trainable part, are `Frozen`:
+    `nnx.Optimizer(model, tx, wrt=nnx.Param)` does not see them.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        grad_mask: As for `masked_linear`, over the weight (O, I). True = it learns.
+        bias_mask: Bool vector (out_features,); None = all of the bias trains.
+        values_dtype: Of the values: the kernel's (None), or float32 over a 16-bit kernel.
+        rngs: As for `nnx.Linear`.
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+            is then the layer's `arithmetic`.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> layer = PackedLinear(3, 2, grad_mask=columns([0]), rngs=nnx.Rngs(0))
+        >>> nnx.grad(lambda layer: layer(jnp.ones((1, 3))).sum())(layer)["values"].get_value()
+        Array([[1.],
+               [1.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        values_dtype: Any = None,
+        rngs: Any = None,
+        _linear: nnx.Linear | None = None,
+        **keywords: Any,
+    ) -> None:
+        arithmetic = _arithmetic(keywords)
+        linear = nnx.Linear(in_features, out_features, rngs=rngs, **keywords) if _linear is None else _linear
+        self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
+        kernel = linear.kernel.get_value()
+        dtype = dtype_name(kernel) if values_dtype is None else _name_of_dtype(values_dtype)
+        module_checks.values_dtype(dtype, dtype_name(kernel))
+        self.base = Frozen(kernel)
+        self.values = nnx.Param(packing.pack(kernel.T, grad_mask=self.grad_mask).astype(dtype))
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nnx.Linear,
+        *,
+        grad_mask: Any,
+        bias_mask: Any = None,
+        values_dtype: Any = None,
+        precision: Any = "native",
+    ) -> Self:
+        """Return a packed layer with the numbers of `linear`, its bias shared.
+
+        Raises:
+            TypeError: `linear` is no plain `flax.nnx.Linear`.
+        """
+        _check_plain("from_linear", linear)
+        return cls(
+            linear.in_features, linear.out_features,
+            grad_mask=grad_mask, bias_mask=bias_mask, values_dtype=values_dtype,
+            precision=as_precision(precision), _linear=linear,
+        )  # fmt: skip
+
+    is_packed = True
+
+    def to_linear(self) -> nnx.Linear:
+        """Return a plain layer with the trained kernel."""
+        return self._plain(self.kernel)
+
+    @property
+    def kernel(self) -> Array:
+        """The whole kernel (in_features, out_features): the matrix with the values in their places."""
+        base = self.base.get_value().T
+        return packing.unpack(base, self.values.get_value(), grad_mask=self.grad_mask).T
+
+    @property
+    def bias(self) -> Any:
+        """The whole bias (out_features,), or None."""
+        if self.bias_positions is None or self.bias_base is None:
+            return None if self.bias_values is None else self.bias_values.get_value()
+        values = self.bias_values.get_value()
+        (index,) = jnp.nonzero(self.bias_positions.get_value(), size=values.shape[0])
+        return self.bias_base.get_value().at[index].set(values)
+
+    def _change(
+        self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
+    ) -> dict[moments.Path, moments.Moved]:
+        moved = super()._change(mask, None, path)
+        if bias_mask is not None:
+            whole = nnx.Param(self.bias)
+            self.bias_positions = ValuesPositions(jnp.asarray(bias_mask))
+            self._take_bias_over(whole)
+        return moved
+
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+        old, values = self.grad_mask, self.values.get_value()
+        whole, shape = self.kernel.T, (self.out_features, self.in_features)
+        # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
+        changed = packing.repack(values, old, mask, weight=whole)
+        self.base.set_value(whole.T)
+        self.values.set_value(changed)
+        self.positions = ValuesPositions(mask)
+        return {(*path, "values"): moments.Moved(old, mask, shape, values.shape)}
+
+    def _take_bias_over(self, bias: Any) -> None:
+        if self.bias_positions is None:
+            self.bias_values, self.bias_base = nnx.data(bias), nnx.data(None)
+        else:
+            whole, trains = bias.get_value(), self.bias_positions.get_value()
+            self.bias_values, self.bias_base = nnx.Param(whole[trains]), Frozen(whole)
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        inputs, base, bias = self._cast(inputs, self.base.get_value(), self.bias)
+        values = self.values.get_value()
+        # Values are float32 over a 16-bit matrix, or of the matrix' own dtype, whatever it is cast to.
+        values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
+        with self._precision():
+            return packing.packed_linear(
+                inputs, base.T, values, bias, grad_mask=self.grad_mask, precision=self.arithmetic
+            )  # fmt: skip
+
+
+def _arithmetic(keywords: dict[str, Any]) -> Precision:
+    # `precision` of nnx.Linear is that of JAX's products; what it does not know is ours.
+    precision = keywords.get("precision")
+    if precision in ("native", "reproducible") or isinstance(precision, Precision):
+        return as_precision(keywords.pop("precision"))
+    return Native()
+
+
+def _check_plain(name: str, linear: Any) -> None:
+    if type(linear) is not nnx.Linear or linear.preferred_element_type is not None:
+        convert_checks.refuse_subclass(name, linear)
+    if linear.dot_general is not jax.lax.dot_general:
+        convert_checks.refuse_subclass(name, linear.dot_general)
+
+
+def move_moments(optimizer: Any, model: nnx.Module, moved: dict[moments.Path, moments.Moved]) -> None:
+    """Take the moments of an optimizer along where packed values moved, in place."""
+    changed = {path: one for path, one in moved.items() if one.old != one.new}
+    if not changed:
+        return
+    fresh = nnx.Optimizer(model, optimizer.tx, wrt=optimizer.wrt)
+    state = moments.move(optimizer.opt_state, fresh.opt_state, changed)
+    optimizer.opt_state = nnx.data(state)
