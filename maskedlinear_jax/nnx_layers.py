@@ -79,6 +79,10 @@ class Layer(nnx.Module):
     def _take_bias_over(self, bias: Any) -> None:
         self.bias = bias
 
+    def to_linear(self) -> nnx.Linear:
+        """Return a plain layer with the trained weight."""
+        raise NotImplementedError
+
     @property
     def grad_mask(self) -> masks.Mask:
         """The mask. Another one can be set; one of the same kind and count recompiles nothing."""

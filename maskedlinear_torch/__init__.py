@@ -21,7 +21,10 @@ from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
 from maskedlinear_torch import lowering as _lowering
 from maskedlinear_torch.convert import mask_linears as mask_linears
+from maskedlinear_torch.convert import train_new_tokens as train_new_tokens
 from maskedlinear_torch.convert import unmask_linears as unmask_linears
+from maskedlinear_torch.embedding import MaskedEmbedding as MaskedEmbedding
+from maskedlinear_torch.embedding import PackedEmbedding as PackedEmbedding
 from maskedlinear_torch.freeze import assert_frozen as assert_frozen
 from maskedlinear_torch.freeze import grad_masks as grad_masks
 from maskedlinear_torch.freeze import hold_frozen as hold_frozen

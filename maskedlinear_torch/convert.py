@@ -12,15 +12,18 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from maskedlinear_core import masks, patterns
+from maskedlinear_core import constructors, masks, patterns
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Precision, as_precision
 from maskedlinear_torch import _compat, conv1d
 from maskedlinear_torch import attention as attentions
+from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import MaskedMultiheadAttention
+from maskedlinear_torch.embedding import MaskedEmbedding, PackedEmbedding, TiedHead
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
 
@@ -49,10 +52,12 @@ def mask_linears(
 
     Converted are `torch.nn.Linear`, the `Conv1D` of transformers (its masks are over (out_features, in_features)
     too), the projections of `torch.nn.MultiheadAttention` by the names `q_proj`, `k_proj`, `v_proj` and `out_proj`
-    inside of the attention's. A layer that is masked already gets the new mask and keeps its form.
+    inside of the attention's, and `torch.nn.Embedding`, whose rows are tokens, by a pattern that matches no linear
+    layer. A layer that is masked already gets the new mask and keeps its form.
 
     All or nothing: on an error the model is as it was. A weight that two linear layers share stays shared if
-    both get one mask and `packed` is False; any other tied weight is refused.
+    both get one mask and `packed` is False; that of an embedding and its head stays shared if both get one mask; any
+    other tied weight is refused.
 
     Args:
         model: Any module; if it is itself a linear layer, the layer that replaces it is returned.
@@ -134,16 +139,22 @@ def unmask_linears(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
     made: dict[int, nn.Module] = {}
-    layer: Any
     for layer in model.modules():
         plain: Any = None
-        if isinstance(layer, Layer):
+        if isinstance(layer, MaskedEmbedding | PackedEmbedding):
+            plain = layer.to_embedding().requires_grad_()
+        elif isinstance(layer, Layer):
             plain = layer.to_linear().requires_grad_()
         elif isinstance(layer, MaskedMultiheadAttention):
             plain = layer.to_attention()
         if plain is not None:
             made[id(layer)] = plain
             _compat.take_hooks(plain, layer)
+    for layer in model.modules():
+        if isinstance(layer, TiedHead):
+            made[id(layer)] = head = nn.Linear(layer.weight.shape[1], layer.weight.shape[0], device="meta")
+            head.weight, head.bias = made[id(layer.embedding)].weight, layer.bias
+            _compat.take_hooks(head.train(layer.training), layer)
     model = _replace(model, made)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
@@ -154,7 +165,22 @@ def unmask_linears(model: nn.Module) -> nn.Module:
 def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], packed: bool) -> list[tuple[str, Part]]:
     # What of one module can get a mask, by name.
     if isinstance(module, Layer):
-        return [(prefix, Part(module, (module.out_features, module.in_features), has_bias=module.bias is not None))]
+        is_embedding = isinstance(module, MaskedEmbedding | PackedEmbedding)
+        return [
+            (
+                prefix,
+                Part(
+                    module,
+                    (module.out_features, module.in_features),
+                    is_embedding=is_embedding,
+                    has_bias=module.bias is not None,
+                ),
+            )
+        ]
+    if isinstance(module, nn.Embedding):
+        shape = module.num_embeddings, module.embedding_dim
+        check = functools.partial(embeddings.check, prefix, module, packed=packed)
+        return [(prefix, Part(module, shape, check, is_embedding=True, has_bias=False))]
     if isinstance(module, nn.Linear):
         parent = modules.get(prefix.rpartition(".")[0]) if prefix else None
         check = lambda: _check_linear(prefix, module, parent, packed)  # noqa: E731
@@ -216,7 +242,9 @@ def _make(
     made: dict[int, nn.Module] = {}
     changes: list[Callable[[], None]] = []
     inside: dict[str, dict[str, masks.Mask]] = {}
-    for name, mask in chosen.items():
+    of_weight: dict[int, Any] = {}  # what was made of an embedding, by its weight: the heads tied to it need it
+    for name in sorted(chosen, key=lambda name: not isinstance(modules.get(name), nn.Embedding)):
+        mask = chosen[name]
         prefix, _, last = name.rpartition(".")
         module = modules.get(name)
         if module is None:
@@ -225,7 +253,15 @@ def _make(
         if isinstance(module, Layer) and not (options.packed and isinstance(module, MaskedLinear)):
             changes.append(_change(module, mask, biases[name], options.optimizer))
             continue
-        made[id(module)] = _converted(module, mask, biases[name], options)
+        embedding = of_weight.get(id(module._parameters.get("weight")))
+        if embedding is None:
+            made[id(module)] = _converted(module, mask, biases[name], options)
+        elif options.packed:
+            made[id(module)] = TiedHead(embedding, module.bias)  # type: ignore[arg-type]
+        else:
+            made[id(module)] = _converted(module, embedding.grad_mask, biases[name], options)
+        if isinstance(module, nn.Embedding):
+            of_weight[id(module.weight)] = made[id(module)]
         _compat.take_hooks(made[id(module)], module)
         if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
             inside.setdefault(prefix, {})
@@ -239,9 +275,12 @@ def _make(
 
 
 def _converted(module: Any, mask: masks.Mask, bias_mask: np.ndarray | None, options: _Options) -> nn.Module:
-    given: dict[str, Any] = {"grad_mask": mask, "bias_mask": bias_mask, "precision": options.precision}
+    given: dict[str, Any] = {"grad_mask": mask, "precision": options.precision}
     if options.packed:
         given["values_dtype"] = options.values_dtype
+    if isinstance(module, nn.Embedding):
+        return (PackedEmbedding if options.packed else MaskedEmbedding).from_embedding(module, **given)
+    given["bias_mask"] = bias_mask
     if conv1d.is_conv1d(module):
         return (conv1d.packed_conv1d if options.packed else conv1d.masked_conv1d)(module, **given)
     if isinstance(module, MaskedLinear) and bias_mask is None:
@@ -271,6 +310,77 @@ def _replace(model: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
             if id(child) in made:
                 parent._modules[name] = made[id(child)]
     return made.get(id(model), model)
+
+
+def train_new_tokens(
+    model: nn.Module,
+    *,
+    first: int,
+    embedding: str | None = None,
+    packed: bool = True,
+    freeze_others: bool = True,
+) -> nn.Module:
+    """Let the rows of new tokens learn, in the embedding and in the head, and nothing else; in place.
+
+    For models whose vocabulary has grown, e.g. by `model.resize_token_embeddings(...)` of transformers. A head that
+    is tied to the embedding stays tied: one matrix, one mask, both uses.
+
+    Args:
+        model: Its embedding and head are those of `get_input_embeddings` and `get_output_embeddings` where it has
+            these; else its only embedding, and the linear layers whose weight is the embedding's.
+        first: The number of the first new token: the old vocabulary's size.
+        embedding: The embedding's dotted name, where it cannot be told.
+        packed: The new rows are parameters of their own, so no optimizer can move the others; else
+            `hold_frozen` is needed with weight decay and momentum.
+        freeze_others: Let every other parameter be constant.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError, ValueError: No such token, no embedding, or one that cannot be converted (see `mask_linears`).
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
+        >>> model[1].weight = model[0].weight
+        >>> train_new_tokens(model, first=4)
+        Sequential(
+          (0): PackedEmbedding(6, 4, grad_mask=rows([4, 5]))
+          (1): TiedHead(6, 4, grad_mask=rows([4, 5]), bias=False)
+        )
+        >>> [tuple(one.shape) for one in model.parameters() if one.requires_grad]
+        [(2, 4)]
+    """
+    if not isinstance(model, nn.Module):
+        convert_checks.refuse_model("a torch.nn.Module", model)
+    modules = dict(model.named_modules())
+    name, layer = _token_embedding(model, modules, embedding)
+    tokens = layer.weight.shape[0]
+    mask = constructors.rows(np.arange(embedding_checks.first_token(first, tokens), tokens))
+    chosen, biases = {name: mask}, {}
+    told: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    for other, head in modules.items():
+        tied = isinstance(head, nn.Linear) and head is not layer and head.weight is layer.weight
+        if tied or (head is told and isinstance(head, nn.Linear) and head.out_features == tokens):
+            chosen[other] = mask
+            if head.bias is not None:
+                biases[other] = mask.to_array((tokens, 1))[:, 0]
+    if packed and any(modules[other]._parameters.get("weight") is layer.weight for other in biases):
+        biases = {}  # a head tied to a packed embedding has no mask of its own
+    return mask_linears(model, chosen, packed=packed, bias_masks=biases or None, freeze_others=freeze_others)
+
+
+def _token_embedding(model: Any, modules: Mapping[str, nn.Module], name: str | None) -> tuple[str, Any]:
+    kinds = nn.Embedding | PackedEmbedding
+    found = {one: module for one, module in modules.items() if isinstance(module, kinds)}
+    if name is not None:
+        found = {one: module for one, module in found.items() if one == name}
+    elif hasattr(model, "get_input_embeddings"):
+        told = model.get_input_embeddings()
+        found = {one: module for one, module in found.items() if module is told}
+    if len(found) != 1:
+        embedding_checks.refuse_no_embedding(sorted(found))
+    return next(iter(found.items()))
 
 
 def _freeze_others(model: nn.Module, biases: set[str]) -> None:
@@ -310,7 +420,10 @@ def _check_tied(
         return
     others = [owner for owner in owners[id(weight)] if owner != (name, "weight")]
     alike = all(other in chosen and own == "weight" and chosen[other] == chosen[name] for other, own in others)
-    if others and (packed or not alike):
+    with_embedding = sum(
+        parts[other].is_embedding for other in (name, *(other for other, _ in others)) if other in parts
+    )
+    if others and not (alike and (with_embedding == 1 if packed else True)):
         convert_checks.refuse_tied(name, [".".join(filter(None, owner)) for owner in others])
 
 

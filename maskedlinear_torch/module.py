@@ -90,6 +90,10 @@ class Layer(nn.Module):
         stand_in = None if self._bias_array is None else PositionsBuffer.of(self._bias_array)
         self.register_buffer(_BIAS_NAME, stand_in, persistent=False)
 
+    def to_linear(self) -> nn.Module:
+        """Return a plain layer with the trained weight."""
+        raise NotImplementedError
+
     def _home(self) -> Tensor:
         # The matrix, wherever it is: positions live with it.
         raise NotImplementedError
