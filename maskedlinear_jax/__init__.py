@@ -22,7 +22,10 @@ from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
 from maskedlinear_jax import lowering as _lowering
 from maskedlinear_jax.convert import mask_linears as mask_linears
+from maskedlinear_jax.convert import train_new_tokens as train_new_tokens
 from maskedlinear_jax.convert import unmask_linears as unmask_linears
+from maskedlinear_jax.embedding import MaskedEmbedding as MaskedEmbedding
+from maskedlinear_jax.embedding import PackedEmbedding as PackedEmbedding
 from maskedlinear_jax.freeze import apply_updates as apply_updates
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import grad_masks as grad_masks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ from jax import Array
 
 from maskedlinear_core import constructors, masks, patterns
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import as_precision
 from maskedlinear_jax.constant import Constant, is_float
+from maskedlinear_jax.embedding import MaskedEmbedding, PackedEmbedding
 from maskedlinear_jax.module import MaskedLinear
 from maskedlinear_jax.packed_module import PackedLinear, _bits
 
@@ -128,6 +130,57 @@ def unmask_linears(model: Any) -> Any:
     return jax.tree.map(plain, model, is_leaf=lambda node: _is_layer(node) or isinstance(node, Constant))
 
 
+def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, packed: bool = True,
+                     freeze_others: bool = True) -> Any:  # fmt: skip
+    """Return a pytree model of whose tokens the new ones learn, in the embedding and in the head, and nothing else.
+
+    For models whose vocabulary has grown. A head that is `embedding.attend` stays tied: one matrix, one mask.
+
+    Args:
+        model: A pytree with an embedding of this package; the adapters have this function for their libraries.
+        first: The number of the first new token: the old vocabulary's size.
+        embedding: The embedding's dotted path, where the model has several.
+        packed: The new rows are leaves of their own, so no optimizer can move the others; else `hold_frozen` is
+            needed with weight decay and momentum.
+        freeze_others: Let all else learn no more (see `mask_linears`).
+
+    Returns:
+        The new model.
+
+    Raises:
+        TypeError, ValueError: No such token, no embedding, or one that cannot be converted (see `mask_linears`).
+
+    Example:
+        >>> plain = MaskedEmbedding(6, 4, grad_mask=constructors.columns(slice(None)), seed=0)
+        >>> train_new_tokens({"tokens": plain}, first=4)
+        {'tokens': PackedEmbedding(6, 4, grad_mask=rows([4, 5]))}
+    """
+    masks = new_tokens(embeddings(model, _OWN), first, embedding)
+    return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)
+
+
+def embeddings(model: Any, adapter: Adapter) -> dict[str, int]:
+    """Return how many tokens each embedding of a pytree has, by its dotted path."""
+    nodes = _nodes(model, adapter)[0].items()
+    parts = {name: part for name, node in nodes if (part := _part(name, node, adapter)) is not None}
+    return {name: part.shape[0] for name, part in parts.items() if part.is_embedding}
+
+
+def new_tokens(found: Mapping[str, int], first: int, name: str | None) -> dict[str, masks.Mask]:
+    """Return the mask of the new tokens for the one embedding of a model, by its dotted path.
+
+    Example:
+        >>> new_tokens({"tokens": 6}, 4, None)
+        {'tokens': rows([4, 5])}
+    """
+    if name is not None:
+        found = {one: tokens for one, tokens in found.items() if one == name}
+    if len(found) != 1:
+        embedding_checks.refuse_no_embedding(sorted(found))
+    ((one, tokens),) = found.items()
+    return {one: constructors.rows(np.arange(embedding_checks.first_token(first, tokens), tokens))}
+
+
 def convert(
     model: Any,
     masks: Mapping[str, Any],
@@ -139,8 +192,15 @@ def convert(
     strict: bool,
     values_dtype: Any,
     precision: Any,
+    ties: Mapping[str, list[str]] | None = None,
+    follow: Collection[str] = (),
 ) -> Any:
-    """Replace the plain layers of one library in a pytree, and the masks of layers that are masked already."""
+    """Replace the plain layers of one library in a pytree, and the masks of layers that are masked already.
+
+    `ties` holds the layers that share a weight in a way that stays, each with the others; those in `follow` get the
+    weight of another, so that in packed form they stay as they are.
+    """
+    ties = ties or {}
     options = _Options(packed, values_dtype, as_precision(precision))
     named, structure = _nodes(model, adapter)
     parts = {name: part for name, node in named.items() if (part := _part(name, node, adapter)) is not None}
@@ -149,11 +209,13 @@ def convert(
     owners = _owners(model)
     chosen = patterns.choose(
         parts, masks, strict=strict, others=lambda: _others(model, parts),
-        check_tied=lambda name, chosen: _check_tied(name, parts, owners),
+        check_tied=lambda name, chosen: _check_tied(name, chosen, parts, owners, ties),
     ).masks  # fmt: skip
     biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
 
     def replacement(name: str, node: Any) -> Any:
+        if name in follow and (packed or name not in chosen):
+            return node
         if name in chosen:
             bias_mask = biases[name]
             if freeze_others and bias_mask is None and parts[name].has_bias:
@@ -189,7 +251,10 @@ def _part(name: str, node: Any, adapter: Adapter) -> Part | None:
         has_bias = getattr(node, "bias", None) is not None
         return Part(node, form.shape(node), lambda: form.check(name, node), form.is_embedding, has_bias)
     if _is_layer(node):
-        return Part(node, (node.out_features, node.in_features), has_bias=node.bias is not None)
+        is_embedding = isinstance(node, MaskedEmbedding | PackedEmbedding)
+        return Part(
+            node, (node.out_features, node.in_features), is_embedding=is_embedding, has_bias=node.bias is not None
+        )
     return None
 
 
@@ -200,7 +265,8 @@ def _converted(
     if form is None and not (options.packed and isinstance(node, MaskedLinear)):
         return _changed(node, mask, bias_mask)
     if form is None:
-        form = next(one for one in adapter.forms if isinstance(node, one.masked))
+        is_embedding = isinstance(node, MaskedEmbedding)
+        form = next(one for one in adapter.forms if isinstance(node, one.masked) and one.is_embedding == is_embedding)
         bias_mask = node.bias_mask if bias_mask is None else bias_mask
     given = {"grad_mask": mask, "precision": options.precision}
     if not form.is_embedding:
@@ -280,7 +346,17 @@ def _owners(model: Any) -> dict[int, list[str]]:
     return owners
 
 
-def _check_tied(name: str, parts: Mapping[str, Part], owners: Mapping[int, list[str]]) -> None:
+def _check_tied(
+    name: str,
+    chosen: Mapping[str, masks.Mask],
+    parts: Mapping[str, Part],
+    owners: Mapping[int, list[str]],
+    ties: Mapping[str, list[str]],
+) -> None:
+    if name in ties:
+        if not all(other in chosen and chosen[other] == chosen[name] for other in ties[name]):
+            convert_checks.refuse_tied(name, ties[name])
+        return
     found = owners.get(id(getattr(parts[name].layer, "weight", None)), [])
     if len(found) > 1:
         convert_checks.refuse_tied(name, found)
@@ -307,11 +383,22 @@ def _is_layer(node: Any) -> bool:
 
 
 def _is_own(node: Any) -> bool:
-    return isinstance(node, MaskedLinear) and node.grad_mask == constructors.columns(slice(None))
+    return isinstance(node, MaskedLinear) and not isinstance(node, MaskedEmbedding) and _all_learns(node)
+
+
+def _is_own_embedding(node: Any) -> bool:
+    return isinstance(node, MaskedEmbedding) and _all_learns(node)
+
+
+def _all_learns(layer: MaskedLinear) -> bool:
+    return layer.grad_mask == constructors.columns(slice(None))
 
 
 def _shape(layer: Any) -> tuple[int, int]:
     return layer.weight.shape[0], layer.weight.shape[1]
 
 
-_OWN = Adapter((Form(_is_own, check_nothing, _shape, MaskedLinear, PackedLinear),))
+_OWN = Adapter((
+    Form(_is_own, check_nothing, _shape, MaskedLinear, PackedLinear),
+    Form(_is_own_embedding, check_nothing, _shape, MaskedEmbedding, PackedEmbedding, is_embedding=True),
+))  # fmt: skip

@@ -13,7 +13,8 @@ from jax import Array
 from maskedlinear_core import constructors
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_jax import convert, module, packed_module, storage
+from maskedlinear_core.checks import embedding as embedding_checks
+from maskedlinear_jax import convert, embedding, module, packed_module, storage
 
 try:
     import equinox as eqx
@@ -69,6 +70,57 @@ class PackedLinear(packed_module.PackedLinear):
         return _plain(self)
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class MaskedEmbedding(embedding.MaskedEmbedding):
+    """`maskedlinear_jax.MaskedEmbedding`, called as Equinox calls its embeddings.
+
+    Example:
+        >>> from maskedlinear_jax import rows
+        >>> plain = eqx.nn.Embedding(4, 2, key=jax.random.key(0))
+        >>> layer = MaskedEmbedding.from_embedding(plain, grad_mask=rows([3]))
+        >>> tokens = jax.numpy.array([1, 3])
+        >>> eqx.filter_grad(lambda layer: jax.vmap(layer)(tokens).sum())(layer).weight.tolist()
+        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    """
+
+    def __call__(self, input: Array, *, key: Any = None) -> Array:  # type: ignore[override]
+        """Return the row of a token; `key` is ignored, as by `equinox.nn.Embedding`."""
+        return super().__call__(input)
+
+    def to_embedding(self) -> Any:
+        """Return an `equinox.nn.Embedding` around the very array of this layer."""
+        return eqx.nn.Embedding(weight=self.weight)
+
+    @staticmethod
+    def _look_up(table: Array, input: Array, **fill: Any) -> Array:
+        return jax.numpy.asarray(table)[input]  # as equinox.nn.Embedding: beyond the table is the last row
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class PackedEmbedding(embedding.PackedEmbedding):
+    """`maskedlinear_jax.PackedEmbedding`, called as Equinox calls its embeddings.
+
+    Example:
+        >>> from maskedlinear_jax import rows
+        >>> plain = eqx.nn.Embedding(4, 2, key=jax.random.key(0))
+        >>> layer = PackedEmbedding.from_embedding(plain, grad_mask=rows([3]))
+        >>> layer.values.shape, bool((layer(3) == plain(3)).all())
+        ((1, 2), True)
+    """
+
+    def __call__(self, input: Array, *, key: Any = None) -> Array:  # type: ignore[override]
+        """Return the row of a token; `key` is ignored, as by `equinox.nn.Embedding`."""
+        return super().__call__(input)
+
+    def to_embedding(self) -> Any:
+        """Return an `equinox.nn.Embedding` with the trained weight."""
+        return eqx.nn.Embedding(weight=self.weight)
+
+    @staticmethod
+    def _look_up(table: Array, input: Array, **fill: Any) -> Array:
+        return jax.numpy.asarray(table)[input]
+
+
 def mask_linears(
     model: Any,
     masks: Mapping[str, Any],
@@ -95,15 +147,35 @@ def mask_linears(
     """
     if convert.is_from(model, "flax"):
         convert_checks.refuse_model("an Equinox model", model, "maskedlinear_jax.nnx.mask_linears")
-    return convert.convert(
-        model, masks, _ADAPTER, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others, strict=strict,
-        values_dtype=values_dtype, precision=precision,
+    ties, follow = _shared(model)
+    converted = convert.convert(
+        _open(model), masks, _ADAPTER, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others,
+        strict=strict, values_dtype=values_dtype, precision=precision, ties=ties, follow=follow,
     )  # fmt: skip
+    return _close(converted)
+
+
+def train_new_tokens(
+    model: Any, *, first: int, embedding: str | None = None, packed: bool = True, freeze_others: bool = True
+) -> Any:
+    """Return an Equinox model of whose tokens the new ones learn: see `maskedlinear_jax.train_new_tokens`.
+
+    A head that `equinox.nn.Shared` ties to the embedding stays tied.
+
+    Example:
+        >>> model = train_new_tokens({"tokens": eqx.nn.Embedding(6, 4, key=jax.random.key(0))}, first=4)
+        >>> model["tokens"].values.shape
+        (2, 4)
+    """
+    masks = convert.new_tokens(convert.embeddings(_open(model), _ADAPTER), first, embedding)
+    ties, _ = _shared(model)
+    masks |= {other: mask for name, mask in masks.items() for other in ties.get(name, [])}
+    return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)
 
 
 def unmask_linears(model: Any) -> Any:
     """Return an Equinox model whose masked layers are `equinox.nn.Linear` with the trained weights."""
-    return convert.unmask_linears(model)
+    return _close(convert.unmask_linears(_open(model)))
 
 
 def save_packed(path: str | os.PathLike[str], model: Any) -> int:
@@ -138,6 +210,63 @@ def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
     return storage.load_packed(path, model)
 
 
+class _Opened(eqx.Module):
+    """A `equinox.nn.Shared` with the shared weight in all of its places."""
+
+    pytree: Any
+    where: Any = eqx.field(static=True)
+    get: Any = eqx.field(static=True)
+
+
+def _open(model: Any) -> Any:
+    def is_shared(node: Any) -> bool:
+        return isinstance(node, eqx.nn.Shared)
+
+    def opened(node: Any) -> Any:
+        return _Opened(node(), node.where, node.get) if is_shared(node) else node
+
+    return jax.tree.map(opened, model, is_leaf=is_shared)
+
+
+def _close(model: Any) -> Any:
+    def is_opened(node: Any) -> bool:
+        return isinstance(node, _Opened)
+
+    def closed(node: Any) -> Any:
+        return eqx.nn.Shared(node.pytree, node.where, node.get) if is_opened(node) else node
+
+    return jax.tree.map(closed, model, is_leaf=is_opened)
+
+
+def _shared(model: Any) -> tuple[dict[str, list[str]], set[str]]:
+    # The layers that share a weight by `equinox.nn.Shared`, each with the others, and those that get it.
+    holders: dict[int, list[str]] = {}
+    opened = []  # kept while arrays are told apart by their identity
+    follow: set[str] = set()
+    nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, eqx.nn.Shared))
+    for path, node in nodes:
+        if not isinstance(node, eqx.nn.Shared):
+            continue
+        opened.append(node())
+        for tree, seen in ((opened[-1], True), (node.pytree, False)):
+            for inner, layer in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_part):
+                name = jax.tree_util.keystr(
+                    (*path, jax.tree_util.GetAttrKey("pytree"), *inner), simple=True, separator="."
+                )
+                weight = getattr(layer, "weight", None) if _is_part(layer) else None
+                if seen and weight is not None:
+                    holders.setdefault(id(weight), []).append(name)
+                elif type(weight).__name__ == "SharedNode":
+                    follow.add(name)
+    groups = [names for names in holders.values() if len(names) > 1]
+    return {name: [one for one in names if one != name] for names in groups for name in names}, follow
+
+
+def _is_part(node: Any) -> bool:
+    own = MaskedLinear | PackedLinear | MaskedEmbedding | PackedEmbedding
+    return isinstance(node, eqx.nn.Linear | eqx.nn.Embedding | own)
+
+
 def _is_linear(node: Any) -> bool:
     return isinstance(node, eqx.nn.Linear)
 
@@ -149,6 +278,15 @@ def _check_linear(name: str, linear: Any) -> None:
         convert_checks.refuse_option(
             name, "an equinox.nn.Linear", '"scalar" features', "give it features as numbers, or leave it out"
         )
+
+
+def _is_embedding(node: Any) -> bool:
+    return isinstance(node, eqx.nn.Embedding)
+
+
+def _check_embedding(name: str, layer: Any) -> None:
+    if type(layer) is not eqx.nn.Embedding:
+        embedding_checks.refuse_class(name, "an equinox.nn.Embedding", layer)
 
 
 def _shape(linear: Any) -> tuple[int, int]:
@@ -167,4 +305,10 @@ def _plain(layer: Any) -> Any:
     return linear if layer.bias is None else eqx.tree_at(lambda linear: linear.bias, linear, layer.bias)
 
 
-_ADAPTER = convert.Adapter((convert.Form(_is_linear, _check_linear, _shape, MaskedLinear, PackedLinear),), _is_whole)
+_ADAPTER = convert.Adapter(
+    (
+        convert.Form(_is_linear, _check_linear, _shape, MaskedLinear, PackedLinear),
+        convert.Form(_is_embedding, _check_embedding, _shape, MaskedEmbedding, PackedEmbedding, is_embedding=True),
+    ),
+    _is_whole,
+)

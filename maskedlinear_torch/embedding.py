@@ -97,7 +97,7 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
         if not _compat.in_transform() and not (self.weight.requires_grad and torch.is_grad_enabled()):
             return looked_up
         trains = self._kind.mask(self.weight, *self._positions())
-        trains = trains if trains.shape[0] == 1 else trains[input]
+        trains = trains[0] if trains.shape[0] == 1 else trains[input]
         return torch.where(trains, looked_up, looked_up.detach())
 
     def attend(self, input: Tensor) -> Tensor:

@@ -73,7 +73,13 @@ ONLY_DEFINED_IN_ONE = {
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
         "_parts", "_check_linear", "_check_parameters", "_attention_check", "_make", "_change", "_replace",
-        "_freeze_others", "_output_layer",
+        "_freeze_others", "_output_layer", "_token_embedding",
+        "embeddings", "new_tokens", "_is_own_embedding", "_all_learns",  # of pytrees of several libraries
+    },
+    "embedding.py": {
+        "TiedHead",  # a module of its own, where a pytree's head is `attend`
+        "check",  # the options of torch's embedding
+        "_Plain", "masked_lookup", "packed_lookup",  # shared by the adapters
     },
     "freeze.py": {
         "Hold", "_held", "_placed_like", "_like",  # hooks around a step that writes in place
