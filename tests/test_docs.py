@@ -130,3 +130,12 @@ def test_the_version_stands_in_one_place():
     for package in SOURCES[:4]:
         for file in (ROOT / package).rglob("*.py"):
             assert "__version__ =" not in file.read_text("utf-8"), file
+
+
+def test_the_workflow_runs_what_there_is():
+    """CI on every push: the script that anyone can run, and every environment of the matrix of versions."""
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert "run: bash .ci/run" in text
+    listed = re.search(r"environment: \[(.*)\]", text).group(1).split(", ")
+    source = (ROOT / "tests" / "matrix.py").read_text("utf-8")
+    assert listed == re.findall(r'^    Environment\("([\w.-]+)"', source, re.M)
