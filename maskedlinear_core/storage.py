@@ -1,15 +1,17 @@
-"""Masks and packed values in one file, without the matrix they belong to (SPEC S7).
+"""Everything that learned in one file, without the matrices it was trained over (SPEC S7, S8).
 
 The file is a safetensors file: no pickle, readable by other tools. Per layer it holds the values, the bias and
-the positions in their shortest form; the matrix is known by the fingerprint of its frozen entries.
+the positions in their shortest form; the matrix is known by the fingerprint of its frozen entries, or held as well.
 
     <layer>.values      as packed, in their dtype (bfloat16 as the 16-bit integers of its bits, as NumPy has none)
     <layer>.bias        (out_features,), if there is one
     <layer>.bias_mask   bits, eight to a byte, if there is one
     <layer>.rows, .columns, .blocks    sorted positions, in the shortest unsigned integer
     <layer>.entries     elements: bits, eight to a byte, or gaps between positions, whichever is shorter
+    <layer>.base        (out_features, in_features), the matrix itself, if that was asked for
+    =<name>             what else learns: parameters and buffers of the model, whole
     metadata            "maskedlinear": JSON of the version, the checksum of the file, and of every layer its kind,
-                        shapes, dtypes and fingerprint
+                        shapes, dtypes and fingerprint, and the dtypes of what else learns
 """
 
 from __future__ import annotations
@@ -17,29 +19,43 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
+import math
+import operator
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from maskedlinear_core import masks, positions
+from maskedlinear_core import files, masks, positions
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.checks.storage import StorageError as StorageError
 from maskedlinear_core.masks import Mask
 
 FORMAT = "maskedlinear"
-VERSION = 1
+VERSION = 2
+"""The second version holds what else learns, and bases. The first is read too."""
+
+LARGEST_HEADER = 2**21
+"""Bytes of a header, if that is more than a sixteenth of the file."""
+
+LARGEST_GRID = 2**25
+"""Blocks of a grid: it takes a byte for each, however few of them learn."""
+
+LARGEST_SIZE = 2**31
+"""Features of a layer."""
 
 _BLANK = "0" * 64
 # As it stands in the file: JSON in a string of JSON.
 _CHECKSUM = re.compile(rb'\\"checksum\\":\\"([0-9a-f]{64})\\"')
 _SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 _IN_FILE = {"float32": "<f4", "float64": "<f8", "bfloat16": "<u2", "float16": "<f2"}
+_IN_FILE |= {"bool": "?", "int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "int64": "<i8"}
 _LONGEST_GAP = 255
+
+DTYPES = sorted(_IN_FILE)
+"""What can be stored."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class Stored:
         values: The packed values.
         bias: The bias, or None.
         bias_mask: Bool (out_features,), or None.
+        base: The matrix, or None.
     """
 
     form: str
@@ -78,6 +95,20 @@ class Stored:
     values: Numbers
     bias: Numbers | None
     bias_mask: np.ndarray | None
+    base: Numbers | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        layers: The masked layers, by name.
+        others: What else learns: whole parameters and buffers, by name.
+    """
+
+    layers: Mapping[str, Stored]
+    others: Mapping[str, Numbers] = field(default_factory=dict)
 
 
 def fingerprint(weight: Numbers, mask: Mask) -> str:
@@ -97,7 +128,7 @@ def fingerprint(weight: Numbers, mask: Mask) -> str:
 
 
 def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) -> None:
-    """Check that a stored layer belongs to a layer of a model.
+    """Check that a stored layer belongs to a layer of a model. One that brings its matrix fits every matrix.
 
     Args:
         name: Of the layer.
@@ -115,26 +146,19 @@ def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) ->
         storage_checks.refuse_layer(name, *(("no bias", "one") if has_bias else ("a bias", "none")))
     if matrix.dtype != stored.weight_dtype:
         storage_checks.refuse_layer(name, f"a weight of {stored.weight_dtype}", matrix.dtype)
-    if fingerprint(matrix, stored.mask) != stored.fingerprint:
+    if stored.base is None and fingerprint(matrix, stored.mask) != stored.fingerprint:
         storage_checks.refuse_layer(name, "the frozen entries that the values were trained over", "others")
 
 
-def write(path: str | os.PathLike[str], layers: Mapping[str, Stored]) -> int:
-    """Write layers to a file, wholly or not at all.
-
-    Args:
-        path: Where to.
-        layers: By name.
-
-    Returns:
-        The size of the file in bytes.
+def to_bytes(contents: Contents) -> bytes:
+    """Return what a file of these contents holds. Equal contents give equal bytes.
 
     Raises:
         ImportError: safetensors is missing.
     """
     tensors: dict[str, np.ndarray] = {}
     described: dict[str, dict[str, Any]] = {}
-    for name, layer in layers.items():
+    for name, layer in contents.layers.items():
         found = positions.packed(layer.mask.canonical(layer.shape))
         described[name] = {
             "form": layer.form,
@@ -151,43 +175,90 @@ def write(path: str | os.PathLike[str], layers: Mapping[str, Stored]) -> int:
             tensors[f"{name}.bias"] = _floats(layer.bias)
         if layer.bias_mask is not None:
             tensors[f"{name}.bias_mask"] = np.packbits(layer.bias_mask)
+        if layer.base is not None:
+            tensors[f"{name}.base"] = _floats(layer.base)
         for part, array in _position_arrays(found, layer.shape).items():
             tensors[f"{name}.{part}"] = array
+    for name, numbers in contents.others.items():
+        storage_checks.dtype(name, numbers.dtype, DTYPES)
+        tensors[f"={name}"] = _floats(numbers)
     # One key: safetensors does not keep the order of several, and equal layers make equal files.
-    about = {"version": VERSION, "checksum": _BLANK, "layers": described}
+    others = {name: numbers.dtype for name, numbers in contents.others.items()}
+    about = {"version": VERSION, "checksum": _BLANK, "layers": described, "others": others}
     data = _safetensors().save(tensors, {FORMAT: json.dumps(about, separators=(",", ":"))})
     assert len(_CHECKSUM.findall(data)) == 1, "safetensors wrote the metadata otherwise than expected"
-    data = data.replace(_BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-    _replace_file(path, data)
-    return len(data)
+    storage_checks.names_fit(int.from_bytes(data[:8], "little"), max(LARGEST_HEADER, len(data) // 16))
+    return data.replace(_BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Stored]:
-    """Read the layers of a file.
+def from_bytes(data: bytes) -> Contents:
+    """Return the contents of a file.
+
+    Sizes are checked against each other before anything is made of them.
 
     Args:
-        path: Of a file that `write` made.
-
-    Returns:
-        Layers by name.
+        data: What `to_bytes` gave.
 
     Raises:
-        StorageError: The file is damaged, truncated, foreign, of a later version, or contradicts itself. It is a
+        StorageError: It is damaged, truncated, foreign, of a later version, or contradicts itself. It is a
             ValueError.
-        OSError: The file cannot be read.
         ImportError: safetensors is missing.
     """
-    with open(path, "rb") as file:
-        data = file.read()
     _check_sum(data)
     with _refusing_all_but_storage_errors():
-        tensors = _safetensors().load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        length = int.from_bytes(data[:8], "little")
+        if length > min(len(data) - 8, max(LARGEST_HEADER, len(data) // 16)):
+            storage_checks.refuse(f"it says that its header has {length} bytes")
+        header = json.loads(data[8 : 8 + length])
         about = json.loads(header["__metadata__"][FORMAT])
         storage_checks.version(about["version"], VERSION)
+        for name, entry in about["layers"].items():
+            _check_sizes(name, entry, header)
+        tensors = _safetensors().load(data)
         layers = {name: _layer(name, entry, tensors) for name, entry in about["layers"].items()}
+        others = {name: _other(name, dtype, tensors) for name, dtype in about.get("others", {}).items()}
     storage_checks.all_used(sorted(tensors))
-    return layers
+    return Contents(layers, others)
+
+
+def read(source: Any) -> dict[str, Stored]:
+    """Return the layers of a file, by name: see `from_bytes` and `files.read`.
+
+    Raises:
+        StorageError: As `from_bytes`.
+        OSError: The file cannot be read.
+    """
+    return dict(from_bytes(files.read(source)).layers)
+
+
+def _check_sizes(name: str, entry: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    # As many values as the positions say, of a weight that has them: before a mask is made.
+    def count(part: str, otherwise: int) -> int:
+        found = header.get(f"{name}.{part}")
+        return otherwise if found is None else math.prod(found["shape"])
+
+    shape = [operator.index(size) for size in entry["shape"]]
+    storage_checks.same(f"the rank of {name}", len(shape), 2)
+    if not all(0 <= size < LARGEST_SIZE for size in shape):
+        storage_checks.refuse(f"{name} has a weight of shape {tuple(shape)}")
+    expected: tuple[int, ...] | None = None
+    if entry["kind"] == "submatrix":
+        expected = count("rows", shape[0]), count("columns", shape[1])
+    elif entry["kind"] == "blocks":
+        grid, block = entry["grid_shape"], entry["block_shape"]
+        storage_checks.same(f"the grid of {name}", [a * b for a, b in zip(grid, block, strict=True)], shape)
+        if grid[0] * grid[1] > LARGEST_GRID:
+            storage_checks.refuse(f"{name} has a grid of {grid[0]} by {grid[1]} blocks")
+        expected = count("blocks", 0), block[0], block[1]
+    elif header[f"{name}.entries"]["dtype"] == "I8":  # bits; gaps tell their own count
+        storage_checks.same(f"the bits of {name}", count("entries", 0), -(-shape[0] * shape[1] // 8))
+    if expected is not None:
+        storage_checks.same(f"the shape of {name}.values", header[f"{name}.values"]["shape"], list(expected))
+
+
+def _other(name: str, dtype: str, tensors: dict[str, np.ndarray]) -> Numbers:
+    array = tensors.pop(f"={name}")
+    return _numbers(name, array, dtype, array.shape)
 
 
 def _layer(name: str, entry: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> Stored:
@@ -195,7 +266,10 @@ def _layer(name: str, entry: Mapping[str, Any], tensors: dict[str, np.ndarray]) 
     shape = height, width
     mask = _mask(name, entry, shape, tensors)
     weight_dtype = entry["weight_dtype"]
-    expected = _values_shape(positions.packed(mask.canonical(shape)), shape)
+    if isinstance(mask, masks.Entries):
+        expected: tuple[int, ...] = mask.index.values.shape
+    else:
+        expected = _values_shape(positions.packed(mask.canonical(shape)), shape)
     values = _numbers(f"{name}.values", tensors.pop(f"{name}.values"), entry["values_dtype"], expected)
     found = tensors.pop(f"{name}.bias", None)
     bias = None if found is None else _numbers(f"{name}.bias", found, weight_dtype, (height,))
@@ -205,27 +279,40 @@ def _layer(name: str, entry: Mapping[str, Any], tensors: dict[str, np.ndarray]) 
     trains = None if bias_bits is None else np.unpackbits(bias_bits, count=height).astype(bool)
     if values.dtype != weight_dtype and (values.dtype, _SIZES.get(weight_dtype)) != ("float32", 2):
         storage_checks.refuse(f"{name} has values of {values.dtype} over a weight of {weight_dtype}")
+    matrix = tensors.pop(f"{name}.base", None)
+    base = None if matrix is None else _numbers(f"{name}.base", matrix, weight_dtype, shape)
+    if base is not None:
+        storage_checks.same(f"the fingerprint of {name}", fingerprint(base, mask), entry["fingerprint"])
     if entry["form"] not in ("packed", "masked"):
         storage_checks.refuse(f"{name} has the form {entry['form']!r}")
-    return Stored(entry["form"], mask, shape, weight_dtype, str(entry["fingerprint"]), values, bias, trains)
+    return Stored(entry["form"], mask, shape, weight_dtype, str(entry["fingerprint"]), values, bias, trains, base)
 
 
 def _mask(name: str, entry: Mapping[str, Any], shape: tuple[int, int], tensors: dict[str, Any]) -> Mask:
     def index(part: str) -> Any:
         found = tensors.pop(f"{name}.{part}", None)
-        return slice(None) if found is None else found.astype(np.int64)
+        return None if found is None else found.astype(np.int64)
 
     kind = entry["kind"]
     if kind == "submatrix":
         rows, columns = index("rows"), index("columns")
-        mask: Mask = masks.Submatrix(rows, columns)
+        if rows is not None and columns is not None:
+            mask: Mask = masks.Submatrix(rows, columns)
+        elif rows is not None:
+            mask = masks.Rows(rows)
+        else:
+            mask = masks.Columns(slice(None) if columns is None else columns)
     elif kind == "blocks":
         (y, x), (h, w) = entry["grid_shape"], entry["block_shape"]
         grid = np.zeros((int(y), int(x)), np.bool_)
         grid.flat[index("blocks")] = True
         mask = masks.Blocks(grid, (int(h), int(w)))
     elif kind == "entries":
-        mask = masks.Entries(_entries(tensors.pop(f"{name}.entries"), shape), shape)
+        # Not `packed`: that would look at each entry of the weight.
+        numbers = _entries(tensors.pop(f"{name}.entries"), shape)
+        if not 0 < numbers.size < shape[0] * shape[1] or numbers[-1] >= shape[0] * shape[1]:
+            storage_checks.refuse(f"{name} has positions that do not fit a weight of shape {shape}")
+        return masks.Entries(numbers, shape)
     else:
         storage_checks.refuse(f"{name} has a mask of kind {kind!r}")
     return mask.packed(shape)
@@ -273,7 +360,8 @@ def _shortest(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def _floats(numbers: Numbers) -> np.ndarray:
-    return np.ascontiguousarray(numbers.bits).view(_IN_FILE[numbers.dtype])
+    bits = numbers.bits
+    return np.ascontiguousarray(bits).reshape(bits.shape).view(_IN_FILE[numbers.dtype])
 
 
 def _numbers(name: str, array: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Numbers:
@@ -306,21 +394,53 @@ def _refusing_all_but_storage_errors() -> Iterator[None]:
         storage_checks.refuse(f"it contradicts itself ({type(error).__name__}: {error})")
 
 
-def _replace_file(path: str | os.PathLike[str], data: bytes) -> None:
-    target = os.path.abspath(path)
-    handle, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".maskedlinear-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
-
-
 def _safetensors() -> Any:
     try:
         from safetensors import numpy as safetensors
     except ImportError as error:
         raise ImportError("storing masked layers needs safetensors: pip install 'maskedlinear[storage]'") from error
     return safetensors
+
+
+def renamed(contents: Contents, rename: Any) -> Contents:
+    """Return contents by the names that a model has for its parts.
+
+    Args:
+        contents: What was stored.
+        rename: Stored name: name in the model, of parts or of what they are part of ("encoder" for all in it); or a
+            function of a stored name; or None.
+
+    Raises:
+        ValueError: A name that is not stored, or two parts that would get one name.
+
+    Example:
+        >>> one = Numbers(np.zeros(1, np.uint32), "float32")
+        >>> list(renamed(Contents({}, {"encoder.norm": one}), {"encoder": "model.encoder"}).others)
+        ['model.encoder.norm']
+    """
+    if rename is None:
+        return contents
+    names = [*contents.layers, *contents.others]
+    to = renaming(names, rename)
+    storage_checks.one_name_each(to)
+    layers = {to[name]: layer for name, layer in contents.layers.items()}
+    return Contents(layers, {to[name]: numbers for name, numbers in contents.others.items()})
+
+
+def renaming(names: list[str], rename: Any) -> dict[str, str]:
+    """Return for each stored name the one in the model: see `renamed`."""
+    if callable(rename):
+        return {name: str(rename(name)) for name in names}
+    used: set[str] = set()
+    to: dict[str, str] = {}
+    for name in names:
+        heads = [head for head in rename if name == head or name.startswith(f"{head}.") or not head]
+        head = max(heads, key=len, default=None)
+        if head is None:
+            to[name] = name
+            continue
+        used.add(head)
+        rest = name[len(head) :].removeprefix(".")
+        to[name] = ".".join(filter(None, (rename[head], rest)))
+    storage_checks.renamed(names, sorted(set(rename) - used))
+    return to

@@ -41,6 +41,8 @@ from maskedlinear_jax.packing import packed_linear as packed_linear
 from maskedlinear_jax.packing import repack as repack
 from maskedlinear_jax.packing import unpack as unpack
 from maskedlinear_jax.storage import load_packed as load_packed
+from maskedlinear_jax.storage import packed_arrays as packed_arrays
+from maskedlinear_jax.storage import packed_bytes as packed_bytes
 from maskedlinear_jax.storage import save_packed as save_packed
 
 _arrays.register_reader(_jax.Array, _lowering.read)

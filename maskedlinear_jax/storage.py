@@ -1,41 +1,47 @@
-"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7)."""
+"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7, S8)."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import storage
-from maskedlinear_core.arrays import to_numpy
+from maskedlinear_core import files, storage
+from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
-from maskedlinear_core.storage import Numbers, Stored
+from maskedlinear_core.precision import Native
+from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_jax import packing
 from maskedlinear_jax.convert import _is_layer
-from maskedlinear_jax.module import MaskedLinear
+from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
 
 
-def save_packed(path: str | os.PathLike[str], model: Any) -> int:
-    """Store masks, packed values and biases of the masked layers of a model in one file.
+def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_base: bool = False) -> int:
+    """Store everything that learns in a model in one file: nothing that training moved is left out.
 
-    The file costs the trainable share of a checkpoint: the values, and about a byte per value for elements at
-    one in a hundred, next to nothing for the other kinds. `load_packed` of either framework reads it.
+    These are the masks, packed values and biases of the masked layers, and every other array of floats in the model.
+    The file costs the trainable share of a checkpoint: the values, and about a byte per value for elements at one in a
+    hundred, next to nothing for the other kinds. `load_packed` of either framework reads it. What shall not be stored
+    must be no leaf of floats (`mask_linears(..., freeze_others=True)`).
 
     Args:
-        path: Of a safetensors file, written wholly or not at all.
+        path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: A pytree that contains `MaskedLinear` or `PackedLinear` layers, or is one.
+        with_base: Store the matrices as well, so that the file alone makes the layers.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        ValueError: The model has no such layer.
+        ValueError: The model has no such layer, or something in it learns whose dtype has no form in a file.
+        OSError: The file cannot be written; what was there is as it was.
         ImportError: safetensors is missing (the extra `storage`).
 
     Example:
@@ -49,35 +55,102 @@ def save_packed(path: str | os.PathLike[str], model: Any) -> int:
         >>> bool((again.weight == trained.weight).all()), again.grad_mask
         (True, columns([1]))
     """
-    layers = {name: node for name, node in _nodes(model)[0].items() if _is_layer(node)}
-    if not layers:
-        storage_checks.refuse_empty()
-    return storage.write(path, {name: _stored(layer) for name, layer in layers.items()})
+    is_path = isinstance(path, str | os.PathLike)
+    if is_path:
+        files.check_target(path)
+    data = packed_bytes(model, with_base=with_base)
+    if is_path:
+        files.write(path, data)
+    else:
+        path.write(data)
+    return len(data)
 
 
-def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
-    """Return a model with stored masks, values and biases, over the matrix they were trained on.
+def packed_bytes(model: Any, *, with_base: bool = False) -> bytes:
+    """Return what `save_packed` writes.
 
-    Every layer is checked first. A `MaskedLinear` of the stored name becomes a `PackedLinear` if that was stored,
+    Args:
+        model: As for `save_packed`.
+        with_base: As for `save_packed`.
+
+    Raises:
+        ValueError, ImportError: As `save_packed`.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> layer = PackedLinear(4, 2, grad_mask=columns([1]), seed=0)
+        >>> load_packed(packed_bytes(layer), PackedLinear(4, 2, grad_mask=columns([0]), seed=0)).grad_mask
+        columns([1])
+    """
+    layers = _layers(model)
+    stored = {name: _stored(layer, with_base) for name, layer in layers.items()}
+    return storage.to_bytes(Contents(stored, {name: _bits(leaf) for name, leaf in _others(model).items()}))
+
+
+def packed_arrays(model: Any) -> dict[str, np.ndarray]:
+    """Return everything that learns in a model as NumPy arrays by name, and nothing else: what a client sends.
+
+    `load_packed` takes them back, from a model of the same masks in either framework.
+
+    Args:
+        model: As for `save_packed`.
+
+    Returns:
+        "<layer>.values", packed, and "<layer>.bias", its trainable entries, of each masked layer; other arrays of
+        floats by their own names. bfloat16 comes as float32, which holds it exactly.
+
+    Raises:
+        ValueError: The model has no masked layer.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> model = {"in": PackedLinear(4, 2, grad_mask=columns([1]), seed=0), "scale": jnp.ones(2)}
+        >>> {name: array.shape for name, array in packed_arrays(model).items()}
+        {'in.values': (2, 1), 'in.bias': (2,), 'scale': (2,)}
+    """
+    return {name: to_numpy(array).copy() for name, array in _learned(model).items()}
+
+
+def load_packed(
+    path: str | os.PathLike[str] | BinaryIO | bytes | Mapping[str, np.ndarray],
+    model: Any = None,
+    *,
+    rename: Any = None,
+) -> Any:
+    """Return a model with everything that was stored, over the matrices it was trained on.
+
+    Everything is checked first. A `MaskedLinear` of the stored name becomes a `PackedLinear` if that was stored,
     and the other way round.
 
     Args:
-        path: Of a file that `save_packed` of either framework wrote.
-        model: A pytree that contains layers of the stored names, or is the layer.
+        path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
+            bytes; or the arrays of `packed_arrays`, for a model that has their masks.
+        model: A pytree that contains layers and arrays of the stored names, or is the layer. None: make the layers of
+            the file alone, which must hold their matrices (`with_base=True`).
+        rename: Stored name: name in the model, or a function of a stored name. A name stands for all that is in it:
+            {"encoder": "model.encoder"}.
 
     Returns:
-        The new model; the old one is untouched.
+        The new model; the old one is untouched. Without a model a dict of the layers, and of the other arrays, by name.
 
     Raises:
-        StorageError: A damaged, truncated or foreign file; a layer that is missing, of another shape or dtype, or
-            whose frozen entries are not those the values were trained over. It is a ValueError.
+        StorageError: A damaged, truncated or foreign file; a part that is missing, of another shape or dtype, or
+            a layer whose frozen entries are not those the values were trained over. It is a ValueError.
         OSError: The file cannot be read.
     """
-    stored = storage.read(path)
+    if isinstance(path, Mapping):
+        return _load_arrays(path, model, rename)
+    contents = storage.renamed(storage.from_bytes(files.read(path)), rename)
+    if model is None:
+        others = {name: _array(numbers) for name, numbers in contents.others.items()}
+        return {name: _alone(name, stored) for name, stored in contents.layers.items()} | others
     nodes, structure = _nodes(model)
-    for name, layer in stored.items():
+    for name, layer in contents.layers.items():
         _check(name, layer, nodes.get(name))
-    filled = {name: _filled(nodes[name], layer) for name, layer in stored.items()}
+    for name, numbers in contents.others.items():
+        _check_other(name, numbers, nodes.get(name))
+    filled = {name: _filled(nodes[name], layer) for name, layer in contents.layers.items()}
+    filled |= {name: _array(numbers) for name, numbers in contents.others.items()}
     return jax.tree.unflatten(structure, [filled.get(name, node) for name, node in nodes.items()])
 
 
@@ -87,7 +160,19 @@ def _nodes(model: Any) -> tuple[dict[str, Any], Any]:
     return convert_checks.by_name(named), structure
 
 
-def _stored(layer: Any) -> Stored:
+def _layers(model: Any) -> dict[str, Any]:
+    layers = {name: node for name, node in _nodes(model)[0].items() if _is_layer(node)}
+    if not layers:
+        storage_checks.refuse_empty()
+    return layers
+
+
+def _others(model: Any) -> dict[str, Any]:
+    # What else training may have moved: leaves of floats that are no constants.
+    return {name: node for name, node in _nodes(model)[0].items() if _is_float(node)}
+
+
+def _stored(layer: Any, with_base: bool) -> Stored:
     packed = isinstance(layer, PackedLinear)
     shape = (layer.out_features, layer.in_features)
     mask = layer.grad_mask.packed(shape)
@@ -97,6 +182,7 @@ def _stored(layer: Any) -> Stored:
         "packed" if packed else "masked", mask, shape, matrix.dtype, storage.fingerprint(matrix, mask), _bits(values),
         None if layer.bias is None else _bits(layer.bias),
         None if layer.bias_mask is None else to_numpy(layer.bias_mask),
+        matrix if with_base else None,
     )  # fmt: skip
 
 
@@ -108,6 +194,21 @@ def _check(name: str, stored: Stored, module: Any) -> None:
     storage.check_fits(name, stored, matrix, has_bias=module.bias is not None)
 
 
+def _check_other(name: str, numbers: Numbers, target: Any) -> None:
+    expected = f"an array of {numbers.dtype} and shape {tuple(numbers.bits.shape)}"
+    if not hasattr(target, "shape"):
+        storage_checks.refuse_other(name, expected, "none of that name")
+    if tuple(target.shape) != numbers.bits.shape or dtype_name(target) != numbers.dtype:
+        storage_checks.refuse_other(name, expected, f"one of {dtype_name(target)} and shape {tuple(target.shape)}")
+
+
+def _alone(name: str, stored: Stored) -> Any:
+    if stored.base is None:
+        storage_checks.refuse_layer_alone(name)
+    plain = MaskedLinear.tree_unflatten(Native(), (_array(stored.base), None, stored.mask, None))
+    return _filled(plain, stored)
+
+
 def _filled(module: Any, stored: Stored) -> Any:
     values = _array(stored.values)
     bias = None if stored.bias is None else _array(stored.bias)
@@ -115,6 +216,7 @@ def _filled(module: Any, stored: Stored) -> Any:
     kind: Any = PackedLinear if stored.form == "packed" else MaskedLinear
     kind = type(module) if isinstance(module, kind) else kind
     matrix = module.base if isinstance(module, PackedLinear) else module.weight
+    matrix = matrix if stored.base is None else _array(stored.base)
     if stored.form == "masked":
         matrix = packing.unpack(matrix, values, grad_mask=stored.mask)
     plain = MaskedLinear.tree_unflatten(module.precision, (matrix, bias, stored.mask, None))
@@ -124,8 +226,51 @@ def _filled(module: Any, stored: Stored) -> Any:
     return filled.replace(values=values) if stored.form == "packed" else filled
 
 
+def _learned(model: Any) -> dict[str, Any]:
+    # By name, what learns and nothing else.
+    found: dict[str, Any] = {}
+    for name, layer in _layers(model).items():
+        dot = f"{name}." if name else ""
+        packed = isinstance(layer, PackedLinear)
+        found[f"{dot}values"] = layer.values if packed else packing.pack(layer.weight, grad_mask=layer.grad_mask)
+        bias = layer.bias_values if packed else layer.bias
+        if bias is not None:
+            whole = packed or layer.bias_mask is None
+            found[f"{dot}bias"] = bias if whole else bias[np.flatnonzero(to_numpy(layer.bias_mask))]
+    return found | _others(model)
+
+
+def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
+    if rename is not None:
+        to = storage.renaming(list(arrays), rename)
+        storage_checks.one_name_each(to)
+        arrays = {to[name]: array for name, array in arrays.items()}
+    learned = _learned(model)
+    storage_checks.names("load_packed", list(learned), list(arrays))
+    new: dict[str, Array] = {}
+    for name, now in learned.items():
+        array = np.asarray(arrays[name])
+        storage_checks.array(name, array.shape, array.dtype.name, tuple(now.shape))
+        new[name] = jnp.asarray(array).astype(now.dtype)
+    nodes, structure = _nodes(model)
+    for name, node in nodes.items():
+        dot = f"{name}." if name else ""
+        if isinstance(node, PackedLinear):
+            nodes[name] = node.replace(values=new[f"{dot}values"], bias_values=new.get(f"{dot}bias"))
+        elif isinstance(node, MaskedLinear):
+            weight = packing.unpack(node.weight, new[f"{dot}values"], grad_mask=node.grad_mask)
+            bias = new.get(f"{dot}bias")
+            if bias is not None and node.bias_mask is not None:
+                bias = node.bias.at[np.flatnonzero(to_numpy(node.bias_mask))].set(bias)
+            nodes[name] = node.replace(weight=weight, bias=bias)
+    return jax.tree.unflatten(
+        structure, [new.get(name, node) if _is_float(node) else node for name, node in nodes.items()]
+    )
+
+
 def _bits(array: Array) -> Numbers:
     values = np.asarray(array)
+    storage_checks.dtype("an array", values.dtype.name, storage.DTYPES)
     return Numbers(values.view(f"u{values.itemsize}"), values.dtype.name)
 
 

@@ -36,6 +36,8 @@ from maskedlinear_torch.packing import packed_linear as packed_linear
 from maskedlinear_torch.packing import repack as repack
 from maskedlinear_torch.packing import unpack as unpack
 from maskedlinear_torch.storage import load_packed as load_packed
+from maskedlinear_torch.storage import packed_arrays as packed_arrays
+from maskedlinear_torch.storage import packed_bytes as packed_bytes
 from maskedlinear_torch.storage import save_packed as save_packed
 
 _arrays.register_reader(_torch.Tensor, _lowering.read)

@@ -32,6 +32,11 @@ def in_autocast() -> bool:
     return torch._C._is_any_autocast_enabled()
 
 
+def is_persistent(module: torch.nn.Module, buffer: str) -> bool:
+    """Tell whether a buffer of a module is part of its state_dict."""
+    return buffer not in module._non_persistent_buffers_set
+
+
 def no_torch_function() -> AbstractContextManager[None]:
     """Let functions take tensors of a subclass for plain ones, and return plain ones."""
     return torch._C.DisableTorchFunctionSubclass()

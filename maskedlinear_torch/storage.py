@@ -1,41 +1,49 @@
-"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7)."""
+"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7, S8)."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from maskedlinear_core import storage
-from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core import files, storage
+from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
-from maskedlinear_core.storage import Numbers, Stored
-from maskedlinear_torch import packing
-from maskedlinear_torch.convert import _replace
+from maskedlinear_core.storage import Contents, Numbers, Stored
+from maskedlinear_torch import _compat, packing
+from maskedlinear_torch.convert import _check_tied, _replace
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
-def save_packed(path: str | os.PathLike[str], model: nn.Module) -> int:
-    """Store masks, packed values and biases of the masked layers of a model in one file.
+def save_packed(path: str | os.PathLike[str] | BinaryIO, model: nn.Module, *, with_base: bool = False) -> int:
+    """Store everything that learns in a model in one file: nothing that training moved is left out.
 
-    The file costs the trainable share of a checkpoint: the values, and about a byte per value for elements at
-    one in a hundred, next to nothing for the other kinds. `load_packed` of either framework reads it.
+    These are the masks, packed values and biases of the masked layers, every other parameter that requires a gradient,
+    and the buffers of the state_dict, such as the running statistics of BatchNorm. The file costs the trainable share
+    of a checkpoint: the values, and about a byte per value for elements at one in a hundred, next to nothing for the
+    other kinds. `load_packed` of either framework reads it. Let what shall not learn take no gradient
+    (`mask_linears(..., freeze_others=True)`), and it is not stored.
 
     Args:
-        path: Of a safetensors file, written wholly or not at all.
+        path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: Contains `MaskedLinear` or `PackedLinear` layers, or is one.
+        with_base: Store the matrices as well, so that the file alone makes the layers.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        ValueError: The model has no such layer.
+        ValueError: The model has no such layer, or something in it learns whose dtype has no form in a file.
+        OSError: The file cannot be written; what was there is as it was.
         ImportError: safetensors is missing (the extra `storage`).
 
     Example:
@@ -49,49 +57,157 @@ def save_packed(path: str | os.PathLike[str], model: nn.Module) -> int:
         >>> torch.equal(again.weight, trained.weight), again.grad_mask
         (True, columns([1]))
     """
+    is_path = isinstance(path, str | os.PathLike)
+    if is_path:
+        files.check_target(path)
+    data = packed_bytes(model, with_base=with_base)
+    if is_path:
+        files.write(path, data)
+    else:
+        path.write(data)
+    return len(data)
+
+
+def packed_bytes(model: nn.Module, *, with_base: bool = False) -> bytes:
+    """Return what `save_packed` writes.
+
+    Args:
+        model: As for `save_packed`.
+        with_base: As for `save_packed`.
+
+    Raises:
+        ValueError, ImportError: As `save_packed`.
+
+    Example:
+        >>> from maskedlinear_torch import columns
+        >>> layer = PackedLinear(4, 2, grad_mask=columns([1]), seed=0)
+        >>> load_packed(packed_bytes(layer), nn.Linear(4, 2).requires_grad_(False).to(torch.float64))
+        Traceback (most recent call last):
+        ...
+        maskedlinear_core.checks.storage.StorageError: stored layers: the layer: expected a weight of float32, got \
+float64; load into the model that the values were trained on. Nothing was changed
+    """
+    layers = _layers(model)
+    stored = {name: _stored(layer, with_base) for name, layer in layers.items()}
+    others = {name: _bits(tensor) for name, tensor in _others(model, layers).items()}
+    return storage.to_bytes(Contents(stored, others))
+
+
+def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return everything that learns in a model as NumPy arrays by name, and nothing else: what a client sends.
+
+    `load_packed` takes them back, from a model of the same masks in either framework.
+
+    Args:
+        model: As for `save_packed`.
+
+    Returns:
+        "<layer>.values", packed, and "<layer>.bias", its trainable entries, of each masked layer; other parameters
+        that require a gradient and buffers by their own names. bfloat16 comes as float32, which holds it exactly.
+
+    Raises:
+        ValueError: The model has no masked layer.
+
+    Example:
+        >>> from maskedlinear_torch import columns
+        >>> model = nn.Sequential(PackedLinear(4, 2, grad_mask=columns([1]), seed=0), nn.Linear(2, 1, bias=False))
+        >>> {name: array.shape for name, array in packed_arrays(model).items()}
+        {'0.values': (2, 1), '0.bias': (2,), '1.weight': (1, 2)}
+    """
+    return {name: to_numpy(tensor.detach()).copy() for name, tensor in _learned(model).items()}
+
+
+def load_packed(
+    path: str | os.PathLike[str] | BinaryIO | bytes | Mapping[str, np.ndarray],
+    model: nn.Module | None = None,
+    *,
+    rename: Any = None,
+) -> Any:
+    """Load everything that was stored into a model, in place, over the matrices it was trained on.
+
+    All or nothing: everything is checked first. A plain `torch.nn.Linear` of the stored name becomes a
+    `PackedLinear` (or `MaskedLinear`, if that was stored), with its hooks; what `mask_linears` refuses is refused.
+
+    Args:
+        path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
+            bytes; or the arrays of `packed_arrays`, for a model that has their masks.
+        model: Contains layers and parameters of the stored names, or is the layer. None: make the layers of the file
+            alone, which must hold their matrices (`with_base=True`).
+        rename: Stored name: name in the model, or a function of a stored name. A name stands for all that is in it:
+            {"encoder": "model.encoder"}.
+
+    Returns:
+        The model; if it is itself a plain layer, what replaces it. Without a model a dict of the layers, and of the
+        other tensors, by name.
+
+    Raises:
+        StorageError: A damaged, truncated or foreign file; a part that is missing, of another shape or dtype, or
+            a layer whose frozen entries are not those the values were trained over. It is a ValueError.
+        TypeError, ValueError: A layer that `mask_linears` refuses.
+        OSError: The file cannot be read.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        convert_checks.refuse_model("a torch.nn.Module", model)
+    if isinstance(path, Mapping):
+        return _load_arrays(path, model, rename)
+    contents = storage.renamed(storage.from_bytes(files.read(path)), rename)
+    if model is None:
+        others = {name: _tensor(numbers) for name, numbers in contents.others.items()}
+        return {name: _alone(name, stored) for name, stored in contents.layers.items()} | others
+    modules = dict(model.named_modules())
+    for name, layer in contents.layers.items():
+        _check(name, layer, modules.get(name))
+    plain = {name: modules[name] for name in contents.layers if not isinstance(modules[name], Layer)}
+    _check_plain(model, plain, contents.layers)
+    targets = _named_tensors(model)
+    for name, numbers in contents.others.items():
+        _check_other(name, numbers, targets.get(name))
+    made: dict[int, nn.Module] = {}
+    for name, layer in contents.layers.items():
+        module: Any = modules[name]
+        if not isinstance(module, Layer):
+            kind = PackedLinear if layer.form == "packed" else MaskedLinear
+            made[id(module)] = kind.from_linear(module, grad_mask=layer.mask)
+            _compat.take_hooks(made[id(module)], module)
+            module = made[id(module)]
+        _fill(module, layer)
+    with torch.no_grad():
+        for name, numbers in contents.others.items():
+            targets[name].copy_(_tensor(numbers))
+    return _replace(model, made)
+
+
+def _layers(model: Any) -> dict[str, Any]:
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
     if not layers:
         storage_checks.refuse_empty()
-    return storage.write(path, {name: _stored(layer) for name, layer in layers.items()})
+    return layers
 
 
-def load_packed(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Load stored masks, values and biases into a model, in place, over the matrix they were trained on.
-
-    All or nothing: every layer is checked first. A plain `torch.nn.Linear` of the stored name becomes a
-    `PackedLinear` (or `MaskedLinear`, if that was stored).
-
-    Args:
-        path: Of a file that `save_packed` of either framework wrote.
-        model: Contains layers of the stored names, or is the layer.
-
-    Returns:
-        The model; if it is itself a plain layer, what replaces it.
-
-    Raises:
-        StorageError: A damaged, truncated or foreign file; a layer that is missing, of another shape or dtype, or
-            whose frozen entries are not those the values were trained over. It is a ValueError.
-        OSError: The file cannot be read.
-    """
-    if not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model)
-    stored = storage.read(path)
-    modules = dict(model.named_modules())
-    for name, layer in stored.items():
-        _check(name, layer, modules.get(name))
-    made: dict[int, nn.Module] = {}
-    for name, layer in stored.items():
-        module: Any = modules[name]
-        if not isinstance(module, Layer):
-            kind = PackedLinear if layer.form == "packed" else MaskedLinear
-            made[id(module)] = module = kind.from_linear(module, grad_mask=layer.mask)
-        _fill(module, layer)
-    return _replace(model, made)
+def _others(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
+    # What else training may have moved: parameters that require a gradient, and the state_dict's buffers.
+    own = ("weight", "bias", "base", "values", "bias_values", "bias_base")
+    known = {id(layer._parameters.get(name)) for layer in layers.values() for name in own}
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in known}
+    return found | _buffers(model)
 
 
-def _stored(layer: Any) -> Stored:
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        ".".join(filter(None, (prefix, name))): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if _compat.is_persistent(module, name)
+    }
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | _buffers(model)
+
+
+def _stored(layer: Any, with_base: bool) -> Stored:
     packed = isinstance(layer, PackedLinear)
     shape = (layer.out_features, layer.in_features)
     mask = layer.grad_mask.packed(shape)
@@ -99,7 +215,7 @@ def _stored(layer: Any) -> Stored:
     values = layer.values if packed else packing.pack(layer.weight, grad_mask=mask)
     return Stored(
         "packed" if packed else "masked", mask, shape, matrix.dtype, storage.fingerprint(matrix, mask), _bits(values),
-        None if layer.bias is None else _bits(layer.bias), layer.bias_mask,
+        None if layer.bias is None else _bits(layer.bias), layer.bias_mask, matrix if with_base else None,
     )  # fmt: skip
 
 
@@ -111,9 +227,48 @@ def _check(name: str, stored: Stored, module: Any) -> None:
     storage.check_fits(name, stored, matrix, has_bias=module.bias is not None)
 
 
+def _check_plain(model: nn.Module, plain: Mapping[str, Any], layers: Mapping[str, Stored]) -> None:
+    for name, linear in plain.items():
+        packed = layers[name].form == "packed"
+        if type(linear) is not nn.Linear and not (packed and type(linear) is NonDynamicallyQuantizableLinear):
+            convert_checks.refuse_subclass(name, linear)
+        if not isinstance(linear.weight, nn.Parameter) or not isinstance(linear.bias, nn.Parameter | None):
+            convert_checks.refuse_computed(name)
+    for packed in (True, False):
+        form = "packed" if packed else "masked"
+        chosen = {name: layers[name].mask for name in plain if layers[name].form == form}
+        _check_tied(model, dict(plain), chosen, packed)
+
+
+def _check_other(name: str, numbers: Numbers, target: Tensor | None) -> None:
+    expected = f"a parameter or buffer of {numbers.dtype} and shape {tuple(numbers.bits.shape)}"
+    if target is None:
+        storage_checks.refuse_other(name, expected, "none of that name")
+    if tuple(target.shape) != numbers.bits.shape or dtype_name(target) != numbers.dtype:
+        storage_checks.refuse_other(name, expected, f"one of {dtype_name(target)} and shape {tuple(target.shape)}")
+
+
+def _alone(name: str, stored: Stored) -> nn.Module:
+    if stored.base is None:
+        storage_checks.refuse_layer_alone(name)
+    height, width = stored.shape
+    dtype = getattr(torch, stored.weight_dtype)
+    plain = nn.Linear(width, height, stored.bias is not None, device="meta", dtype=dtype)
+    plain.weight = nn.Parameter(_tensor(stored.base))
+    if stored.bias is not None:
+        plain.bias = nn.Parameter(_tensor(stored.bias))
+    kind: Any = PackedLinear if stored.form == "packed" else MaskedLinear
+    layer = kind.from_linear(plain, grad_mask=stored.mask)
+    _fill(layer, stored)
+    return layer
+
+
 @torch.no_grad()
 def _fill(module: Any, stored: Stored) -> None:
-    values = _tensor(stored.values).to(module.weight.device)
+    matrix = module.base if isinstance(module, PackedLinear) else module.weight
+    values = _tensor(stored.values).to(matrix.device)
+    if stored.base is not None:
+        matrix.copy_(_tensor(stored.base))
     if isinstance(module, PackedLinear):
         # Into the parameters where they fit, so that an optimizer that has them goes on with them.
         if module.values.shape == values.shape and module.values.dtype == values.dtype:
@@ -129,9 +284,56 @@ def _fill(module: Any, stored: Stored) -> None:
             module.bias.copy_(_tensor(stored.bias))
 
 
+def _learned(model: nn.Module) -> dict[str, Tensor]:
+    # By name, what learns and nothing else; of a masked layer as packed copies.
+    layers = _layers(model)
+    found: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        dot = f"{name}." if name else ""
+        packed = isinstance(layer, PackedLinear)
+        learns = layer.values if packed else layer.weight
+        if learns.requires_grad:
+            found[f"{dot}values"] = learns if packed else packing.pack(learns.detach(), grad_mask=layer.grad_mask)
+        bias = layer.bias_values if packed else layer.bias
+        if bias is not None and bias.requires_grad:
+            whole = packed or layer.bias_mask is None
+            found[f"{dot}bias"] = bias if whole else bias.detach()[torch.from_numpy(layer.bias_mask)]
+    return found | _others(model, layers)
+
+
+def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Module:
+    if rename is not None:
+        to = storage.renaming(list(arrays), rename)
+        storage_checks.one_name_each(to)
+        arrays = {to[name]: array for name, array in arrays.items()}
+    learned = _learned(model)
+    storage_checks.names("load_packed", list(learned), list(arrays))
+    new: dict[str, Tensor] = {}
+    for name, tensor in learned.items():
+        array = np.asarray(arrays[name])
+        storage_checks.array(name, array.shape, array.dtype.name, tuple(tensor.shape))
+        if not tensor.is_floating_point():
+            array = np.rint(array) if array.dtype.kind == "f" else array
+        new[name] = torch.from_numpy(np.array(array)).to(tensor)
+    with torch.no_grad():
+        for name, layer in _layers(model).items():
+            if isinstance(layer, MaskedLinear):
+                dot = f"{name}." if name else ""
+                if f"{dot}values" in new:
+                    values = new.pop(f"{dot}values")
+                    layer.weight.copy_(packing.unpack(layer.weight, values, grad_mask=layer.grad_mask))
+                if f"{dot}bias" in new and layer.bias_mask is not None:
+                    layer.bias[torch.from_numpy(layer.bias_mask)] = new.pop(f"{dot}bias")
+        for name, tensor in new.items():
+            learned[name].copy_(tensor)
+    return model
+
+
 def _bits(tensor: Tensor) -> Numbers:
     tensor = tensor.detach().cpu().contiguous()
-    return Numbers(tensor.view(_BITS[tensor.element_size()]).numpy(), dtype_name(tensor))
+    dtype = dtype_name(tensor)
+    storage_checks.dtype("a tensor", dtype, storage.DTYPES)
+    return Numbers(tensor.view(_BITS[tensor.element_size()]).numpy(), dtype)
 
 
 def _tensor(numbers: Numbers) -> Tensor:

@@ -86,7 +86,10 @@ ONLY_DEFINED_IN_ONE = {
         "apply_updates", "_has_layers", "_is_layer", "_is_mask", "_as_bools", "_nothing", "_hold_state", "_named",
         "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },
-    "storage.py": {"_fill", "_filled", "_tensor", "_array", "_nodes"},  # in place, or a new pytree
+    "storage.py": {
+        "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
+        "_buffers", "_named_tensors", "_check_plain",  # a module has buffers, hooks and subclasses
+    },
     "packed_module.py": {
         "_bits",  # the matrix is an integer leaf: a pytree has no parameters that take no gradient
         "_Written",  # XLA decides what is kept

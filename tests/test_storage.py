@@ -269,8 +269,8 @@ def test_signing_alone_changes_nothing(file):
 def test_a_later_version_says_so(file):
     path, whole = file
     later = path.with_name("later")
-    later.write_bytes(signed(whole, lambda about, *_: about.update(version=2)))
-    with pytest.raises(StorageError, match="expected version 1, got 2; update maskedlinear"):
+    later.write_bytes(signed(whole, lambda about, *_: about.update(version=3)))
+    with pytest.raises(StorageError, match="expected version 2, got 3; update maskedlinear"):
         storage.read(later)
 
 
@@ -294,4 +294,4 @@ def test_pytree_of_layers(tmp_path):
     loaded = mj.load_packed(tmp_path / "file", model)
     for left, right in zip(loaded["net"], moved["net"], strict=True):
         np.testing.assert_array_equal(bits(left.weight), bits(right.weight))
-    assert float(loaded["scale"]) == 1.0
+    assert float(loaded["scale"]) == 2.0, "what else learned is stored too"

@@ -22,9 +22,9 @@ def version(number: Any, newest: int) -> None:
     """Check a file's version.
 
     Raises:
-        StorageError: It is another.
+        StorageError: It is a later one.
     """
-    if number != newest:
+    if number not in range(1, newest + 1):
         raise StorageError(
             f"stored layers: expected version {newest}, got {number!r}; update maskedlinear to read this file"
         )
@@ -69,3 +69,109 @@ def refuse_empty() -> NoReturn:
         ValueError: Always.
     """
     raise ValueError("save_packed: expected a model with masked or packed layers, got none; convert it first")
+
+
+def dtype(name: str, got: str, known: list[str]) -> None:
+    """Check that what learns can be stored.
+
+    Raises:
+        ValueError: It is of a dtype that the file has no form for.
+    """
+    if got not in known:
+        raise ValueError(
+            f"save_packed: {name}: expected one of the dtypes {', '.join(known)}, got {got}; convert it, or let it take "
+            "no gradient. Nothing was written"
+        )
+
+
+def names_fit(size: int, limit: int) -> None:
+    """Check that the names and shapes of what is stored are not longer than a reader will take.
+
+    Raises:
+        ValueError: They are.
+    """
+    if size > limit:
+        raise ValueError(
+            f"save_packed: expected names and shapes of at most {limit} bytes, got {size}; save parts of the model in "
+            "files of their own"
+        )
+
+
+def refuse_other(name: str, expected: str, got: str) -> NoReturn:
+    """Refuse to load a stored parameter or buffer into a model.
+
+    Raises:
+        StorageError: Always.
+    """
+    raise StorageError(
+        f"stored layers: {name}: expected {expected}, got {got}; load into a model of the same parts, or say with "
+        "rename= what they are called in it. Nothing was changed"
+    )
+
+
+def names(what: str, expected: list[str], got: list[str]) -> None:
+    """Check that arrays of what learned are those of a model.
+
+    Raises:
+        StorageError: Some are missing, or belong to nothing.
+    """
+    missing, unknown = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    if missing or unknown:
+        raise StorageError(
+            f"{what}: expected arrays of the names that packed_arrays(model) gives, got none for "
+            f"{', '.join(missing[:3]) or 'no name'} and {', '.join(unknown[:3]) or 'none'} beside them; convert the "
+            "model first, or say with rename= what its parts are called. Nothing was changed"
+        )
+
+
+def refuse_layer_alone(name: str) -> NoReturn:
+    """Refuse to make a layer of a file that holds no matrix.
+
+    Raises:
+        StorageError: Always.
+    """
+    raise StorageError(
+        f"stored layers: {name or 'the layer'}: expected a file with its matrix to make a layer of, got none; save it "
+        "with with_base=True, or give the model that it was trained in"
+    )
+
+
+def renamed(names: list[str], unused: list[str]) -> None:
+    """Check a renaming.
+
+    Raises:
+        ValueError: It names what is not stored, or gives one name to two.
+    """
+    if unused:
+        raise ValueError(
+            f"load_packed: expected rename= to map names that are stored, got {', '.join(map(repr, unused[:3]))}; "
+            f"stored are {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        )
+
+
+def one_name_each(to: dict[str, str]) -> None:
+    """Check that no two parts are given one name.
+
+    Raises:
+        ValueError: Two are.
+    """
+    seen: dict[str, str] = {}
+    for name, new in to.items():
+        if new in seen:
+            raise ValueError(
+                f"load_packed: expected rename= to give each part a name of its own, got {new!r} for {seen[new]!r} and "
+                f"{name!r}"
+            )
+        seen[new] = name
+
+
+def array(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
+    """Check an array that what learned is set to.
+
+    Raises:
+        StorageError: It is of another shape, or not of real numbers.
+    """
+    if tuple(shape) != tuple(expected):
+        refuse_other(name, f"an array of shape {tuple(expected)}", f"one of shape {tuple(shape)}")
+    if not dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+        refuse_other(name, "an array of real numbers", f"one of {dtype}")
