@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
-from maskedlinear_core import constructors
+from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
@@ -178,13 +178,23 @@ def unmask_linears(model: Any) -> Any:
     return _close(convert.unmask_linears(_open(model)))
 
 
-def save_packed(path: str | os.PathLike[str], model: Any) -> int:
-    """Store masks, packed values and biases of the masked layers: `maskedlinear_jax.save_packed`."""
-    return storage.save_packed(path, model)
+def save_packed(path: Any, model: Any, *, with_base: bool = False) -> int:
+    """Store everything that learns in a model in one file: `maskedlinear_jax.save_packed`."""
+    return storage.save_packed(path, model, with_base=with_base)
 
 
-def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
-    """Return a model with stored masks, values and biases, over the weights they were trained on.
+def packed_bytes(model: Any, *, with_base: bool = False) -> bytes:
+    """Return what `save_packed` writes."""
+    return storage.packed_bytes(model, with_base=with_base)
+
+
+def packed_arrays(model: Any) -> dict[str, np.ndarray]:
+    """Return everything that learns in a model as NumPy arrays by name: `maskedlinear_jax.packed_arrays`."""
+    return storage.packed_arrays(model)
+
+
+def load_packed(path: Any, model: Any = None, *, rename: Any = None) -> Any:
+    """Return a model with everything that was stored, over the weights it was trained on.
 
     As `maskedlinear_jax.load_packed`; an `equinox.nn.Linear` of a stored name becomes a masked layer.
 
@@ -201,13 +211,17 @@ def load_packed(path: str | os.PathLike[str], model: Any) -> Any:
         ...     load_packed(f"{folder}/model.safetensors", plain).layers[0]
         PackedLinear(in_features=4, out_features=8, bias=True, grad_mask=columns([1]))
     """
+    if model is None or isinstance(path, Mapping):
+        return storage.load_packed(path, model, rename=rename)
+    data = files.read(path)
+    stored = core_storage.renamed(core_storage.from_bytes(data), rename).layers
     for form in ("masked", "packed"):
         # Layers of which nothing learns, for the stored ones to take the place of.
-        names = {name for name, layer in core_storage.read(path).items() if layer.form == form}
+        names = {name for name, layer in stored.items() if layer.form == form}
         plain = names & convert.plain_layers(model, _ADAPTER).keys()
         nothing = {glob.escape(name): constructors.columns([]) for name in plain}
         model = mask_linears(model, nothing, packed=form == "packed") if nothing else model
-    return storage.load_packed(path, model)
+    return storage.load_packed(data, model, rename=rename)
 
 
 class _Opened(eqx.Module):

@@ -6,13 +6,14 @@ NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from maskedlinear_core import constructors
+from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.precision import Native
@@ -60,8 +61,8 @@ def grad_masks(model: nnx.Module) -> nnx.State:
     return _as_pure(state)
 
 
-def save_packed(path: str | os.PathLike[str], model: nnx.Module) -> int:
-    """Store masks, packed values and biases of the masked layers of a model in one file.
+def save_packed(path: Any, model: nnx.Module, *, with_base: bool = False) -> int:
+    """Store everything that learns in a model in one file: its masked layers, and every other variable of floats.
 
     As `maskedlinear_jax.save_packed`: the same file, which any of the frameworks loads.
 
@@ -76,13 +77,28 @@ def save_packed(path: str | os.PathLike[str], model: nnx.Module) -> int:
         >>> bool((again.kernel == trained.kernel).all()), again.grad_mask
         (True, columns([1]))
     """
-    if not isinstance(model, nnx.Module):
-        convert_checks.refuse_model("a flax.nnx.Module", model)
-    return storage.save_packed(path, {name: _pytree(layer) for name, (layer, *_) in _places(model, _Layer).items()})
+    return storage.save_packed(path, _tree(model), with_base=with_base)
 
 
-def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
-    """Load stored masks, values and biases into a model, in place, over the kernels they were trained on.
+def packed_bytes(model: nnx.Module, *, with_base: bool = False) -> bytes:
+    """Return what `save_packed` writes."""
+    return storage.packed_bytes(_tree(model), with_base=with_base)
+
+
+def packed_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Return everything that learns in a model as NumPy arrays by name: `maskedlinear_jax.packed_arrays`.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> layer = PackedLinear(4, 2, grad_mask=columns([1]), rngs=nnx.Rngs(0))
+        >>> {name: array.shape for name, array in packed_arrays(layer).items()}
+        {'values': (2, 1), 'bias': (2,)}
+    """
+    return storage.packed_arrays(_tree(model))
+
+
+def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = None) -> Any:
+    """Load everything that was stored into a model, in place, over the kernels it was trained on.
 
     As `maskedlinear_jax.load_packed`; an `nnx.Linear` of a stored name becomes a masked layer.
 
@@ -92,12 +108,23 @@ def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
     Raises:
         StorageError, OSError: As there. On an error the model is as it was.
     """
-    if not isinstance(model, nnx.Module):
-        convert_checks.refuse_model("a flax.nnx.Module", model)
-    places = _places(model, (nnx.Linear, _Layer))
-    found = storage.load_packed(path, {name: _pytree(layer) for name, (layer, *_) in places.items()})
+    if model is None:
+        return storage.load_packed(path, rename=rename)
+    if isinstance(path, Mapping):
+        found = storage.load_packed(path, _tree(model), rename=rename)
+        for name, (layer, *_) in _places(model, _Layer).items():
+            _set(layer, found[name])
+        for name, variable in _variables(model).items():
+            variable.set_value(found[name])
+        return model
+    data = files.read(path)
+    contents = core_storage.renamed(core_storage.from_bytes(data), rename)
+    variables, places = _variables(model), _places(model, (nnx.Linear, _Layer))
+    linears = {name: _pytree(layer) for name, (layer, *_) in places.items()}
+    others = {name: variable.get_value() for name, variable in variables.items()}
+    found = storage.load_packed(data, others | linears, rename=rename)
     made: dict[str, Any] = {}
-    for name in core_storage.read(path):
+    for name in contents.layers:
         layer, loaded = places[name][0], found[name]
         packed = isinstance(loaded, packed_module.PackedLinear)
         plain = layer if isinstance(layer, nnx.Linear) else layer.to_linear()
@@ -112,7 +139,43 @@ def load_packed(path: str | os.PathLike[str], model: nnx.Module) -> nnx.Module:
         )  # fmt: skip
         if packed:
             made[name].values.set_value(loaded.values)
+    for name in contents.others:
+        variables[name].set_value(found[name])
     return _replace(model, places, made)
+
+
+def _tree(model: Any) -> dict[str, Any]:
+    # The masked layers as the package's own, and what else learns.
+    if not isinstance(model, nnx.Module):
+        convert_checks.refuse_model("a flax.nnx.Module", model)
+    layers = {name: _pytree(layer) for name, (layer, *_) in _places(model, _Layer).items()}
+    return layers | {name: variable.get_value() for name, variable in _variables(model).items()}
+
+
+def _variables(model: nnx.Module) -> dict[str, Any]:
+    # Every variable of floats outside of the masked layers that is no constant.
+    inside = tuple(f"{name}." if name else "" for name in _places(model, _Layer))
+    found = {
+        ".".join(map(str, path)): node
+        for path, node in nnx.iter_graph(model)
+        if isinstance(node, nnx.Variable) and not isinstance(node, Frozen | Positions | nnx.RngState)
+    }
+    return {
+        name: variable
+        for name, variable in found.items()
+        if not name.startswith(inside) and module._is_float(variable.get_value())
+    }
+
+
+def _set(layer: Any, loaded: Any) -> None:
+    if isinstance(layer, PackedLinear):
+        layer.values.set_value(loaded.values)
+        if layer.bias_values is not None:
+            layer.bias_values.set_value(loaded.bias_values)
+    else:
+        layer.kernel.set_value(loaded.weight.T)
+        if layer.bias is not None:
+            layer.bias.set_value(loaded.bias)
 
 
 def _pytree(layer: Any) -> Any:

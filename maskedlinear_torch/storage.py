@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -9,15 +10,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from maskedlinear_core import files, storage
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.storage import Contents, Numbers, Stored
-from maskedlinear_torch import _compat, packing
-from maskedlinear_torch.convert import _check_tied, _replace
+from maskedlinear_torch import _compat, conv1d, packing
+from maskedlinear_torch.convert import _replace, mask_linears
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
 
@@ -154,27 +154,27 @@ def load_packed(
     if model is None:
         others = {name: _tensor(numbers) for name, numbers in contents.others.items()}
         return {name: _alone(name, stored) for name, stored in contents.layers.items()} | others
-    modules = dict(model.named_modules())
-    for name, layer in contents.layers.items():
-        _check(name, layer, modules.get(name))
-    plain = {name: modules[name] for name in contents.layers if not isinstance(modules[name], Layer)}
-    _check_plain(model, plain, contents.layers)
     targets = _named_tensors(model)
     for name, numbers in contents.others.items():
         _check_other(name, numbers, targets.get(name))
-    made: dict[int, nn.Module] = {}
+    before = dict(model.named_modules())
     for name, layer in contents.layers.items():
-        module: Any = modules[name]
-        if not isinstance(module, Layer):
-            kind = PackedLinear if layer.form == "packed" else MaskedLinear
-            made[id(module)] = kind.from_linear(module, grad_mask=layer.mask)
-            _compat.take_hooks(made[id(module)], module)
-            module = made[id(module)]
-        _fill(module, layer)
+        _check_shape(name, layer, before.get(name))
+    try:
+        model = _converted(model, contents.layers)
+        modules = dict(model.named_modules())
+        for name, layer in contents.layers.items():
+            _check(name, layer, modules[name])
+    except BaseException:
+        now = dict(model.named_modules())
+        _replace(model, {id(now[name]): module for name, module in before.items() if now.get(name) is not module})
+        raise
+    for name, layer in contents.layers.items():
+        _fill(modules[name], layer)
     with torch.no_grad():
         for name, numbers in contents.others.items():
             targets[name].copy_(_tensor(numbers))
-    return _replace(model, made)
+    return model
 
 
 def _layers(model: Any) -> dict[str, Any]:
@@ -211,33 +211,63 @@ def _stored(layer: Any, with_base: bool) -> Stored:
     packed = isinstance(layer, PackedLinear)
     shape = (layer.out_features, layer.in_features)
     mask = layer.grad_mask.packed(shape)
-    matrix = _bits(layer.base if packed else layer.weight)
-    values = layer.values if packed else packing.pack(layer.weight, grad_mask=mask)
+    matrix = _bits(_matrix(layer))
+    values = layer.values if packed else packing.pack(_matrix(layer), grad_mask=mask)
     return Stored(
         "packed" if packed else "masked", mask, shape, matrix.dtype, storage.fingerprint(matrix, mask), _bits(values),
         None if layer.bias is None else _bits(layer.bias), layer.bias_mask, matrix if with_base else None,
     )  # fmt: skip
 
 
-def _check(name: str, stored: Stored, module: Any) -> None:
-    if not isinstance(module, nn.Linear | PackedLinear):
+def _check_shape(name: str, stored: Stored, module: Any) -> None:
+    # Before anything is made for a layer.
+    weight = getattr(module, "base" if isinstance(module, PackedLinear) else "weight", None)
+    if not isinstance(weight, Tensor) or not (isinstance(module, Layer) or _is_plain(module)):
         got = "no such layer" if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
-    matrix = _bits(module.base if isinstance(module, PackedLinear) else module.weight)
-    storage.check_fits(name, stored, matrix, has_bias=module.bias is not None)
+    if tuple(_upright(module, weight).shape) != stored.shape:
+        got = str(tuple(_upright(module, weight).shape))
+        storage_checks.refuse_layer(name, f"a weight of shape {stored.shape}", got)
+    if dtype_name(weight) != stored.weight_dtype:
+        storage_checks.refuse_layer(name, f"a weight of {stored.weight_dtype}", dtype_name(weight))
 
 
-def _check_plain(model: nn.Module, plain: Mapping[str, Any], layers: Mapping[str, Stored]) -> None:
-    for name, linear in plain.items():
-        packed = layers[name].form == "packed"
-        if type(linear) is not nn.Linear and not (packed and type(linear) is NonDynamicallyQuantizableLinear):
-            convert_checks.refuse_subclass(name, linear)
-        if not isinstance(linear.weight, nn.Parameter) or not isinstance(linear.bias, nn.Parameter | None):
-            convert_checks.refuse_computed(name)
-    for packed in (True, False):
-        form = "packed" if packed else "masked"
-        chosen = {name: layers[name].mask for name in plain if layers[name].form == form}
-        _check_tied(model, dict(plain), chosen, packed)
+def _check(name: str, stored: Stored, layer: Any) -> None:
+    storage.check_fits(name, stored, _bits(_matrix(layer)), has_bias=layer.bias is not None)
+
+
+def _is_plain(module: Any) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding) or conv1d.is_conv1d(module)
+
+
+def _upright(module: Any, weight: Tensor) -> Tensor:
+    # As (out_features, in_features): a Conv1D has its weight the other way.
+    kinds = nn.Linear | nn.Embedding | PackedLinear
+    return weight if isinstance(module, kinds) else weight.t()
+
+
+def _matrix(layer: Any) -> Tensor:
+    return layer.base if isinstance(layer, PackedLinear) else _upright(layer, layer.weight).detach()
+
+
+def _converted(model: nn.Module, layers: Mapping[str, Stored]) -> nn.Module:
+    # As `mask_linears` does it, which refuses what cannot be and keeps hooks and ties.
+    for form in ("packed", "masked"):
+        modules = dict(model.named_modules())
+        masks = {
+            name: layer.mask
+            for name, layer in layers.items()
+            if layer.form == form and not isinstance(modules[name], Layer)
+        }
+        of_weight = {id(modules[name].weight): mask for name, mask in masks.items()}
+        # A head that is tied to an embedding has no numbers of its own.
+        for name, module in modules.items():
+            if name not in layers and _is_plain(module) and id(module._parameters.get("weight")) in of_weight:
+                masks[name] = of_weight[id(module.weight)]
+        if masks:
+            escaped = {glob.escape(name): mask for name, mask in masks.items()}
+            model = mask_linears(model, escaped, packed=form == "packed")
+    return model
 
 
 def _check_other(name: str, numbers: Numbers, target: Tensor | None) -> None:
@@ -265,7 +295,7 @@ def _alone(name: str, stored: Stored) -> nn.Module:
 
 @torch.no_grad()
 def _fill(module: Any, stored: Stored) -> None:
-    matrix = module.base if isinstance(module, PackedLinear) else module.weight
+    matrix = _matrix(module)
     values = _tensor(stored.values).to(matrix.device)
     if stored.base is not None:
         matrix.copy_(_tensor(stored.base))
@@ -279,7 +309,7 @@ def _fill(module: Any, stored: Stored) -> None:
         module._take_bias_over(None if stored.bias is None else _tensor(stored.bias).to(values.device))
     else:
         module._set_masks(stored.mask, stored.bias_mask)
-        module.weight.copy_(packing.unpack(module.weight, values, grad_mask=stored.mask))
+        matrix.copy_(packing.unpack(matrix, values, grad_mask=stored.mask))
         if stored.bias is not None:
             module.bias.copy_(_tensor(stored.bias))
 
@@ -293,7 +323,7 @@ def _learned(model: nn.Module) -> dict[str, Tensor]:
         packed = isinstance(layer, PackedLinear)
         learns = layer.values if packed else layer.weight
         if learns.requires_grad:
-            found[f"{dot}values"] = learns if packed else packing.pack(learns.detach(), grad_mask=layer.grad_mask)
+            found[f"{dot}values"] = learns if packed else packing.pack(_matrix(layer), grad_mask=layer.grad_mask)
         bias = layer.bias_values if packed else layer.bias
         if bias is not None and bias.requires_grad:
             whole = packed or layer.bias_mask is None
@@ -317,11 +347,11 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Modul
         new[name] = torch.from_numpy(np.array(array)).to(tensor)
     with torch.no_grad():
         for name, layer in _layers(model).items():
-            if isinstance(layer, MaskedLinear):
+            if not isinstance(layer, PackedLinear):
                 dot = f"{name}." if name else ""
                 if f"{dot}values" in new:
                     values = new.pop(f"{dot}values")
-                    layer.weight.copy_(packing.unpack(layer.weight, values, grad_mask=layer.grad_mask))
+                    _matrix(layer).copy_(packing.unpack(_matrix(layer), values, grad_mask=layer.grad_mask))
                 if f"{dot}bias" in new and layer.bias_mask is not None:
                     layer.bias[torch.from_numpy(layer.bias_mask)] = new.pop(f"{dot}bias")
         for name, tensor in new.items():

@@ -88,7 +88,8 @@ ONLY_DEFINED_IN_ONE = {
     },
     "storage.py": {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
-        "_buffers", "_named_tensors", "_check_plain",  # a module has buffers, hooks and subclasses
+        # Modules have buffers, are converted in place, and some keep their weight the other way.
+        "_buffers", "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
     },
     "packed_module.py": {
         "_bits",  # the matrix is an integer leaf: a pytree has no parameters that take no gradient

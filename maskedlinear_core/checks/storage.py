@@ -79,8 +79,8 @@ def dtype(name: str, got: str, known: list[str]) -> None:
     """
     if got not in known:
         raise ValueError(
-            f"save_packed: {name}: expected one of the dtypes {', '.join(known)}, got {got}; convert it, or let it take "
-            "no gradient. Nothing was written"
+            f"save_packed: {name}: expected one of the dtypes {', '.join(known)}, got {got}; convert it, or let it "
+            "take no gradient. Nothing was written"
         )
 
 

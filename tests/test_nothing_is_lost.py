@@ -1,0 +1,290 @@
+"""Trials M1, M3, M10: everything that trained is in the file, and comes back to the last bit (S8)."""
+
+import io
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import maskedlinear_jax as mj
+import maskedlinear_jax.equinox as me
+import maskedlinear_jax.nnx as mn
+import maskedlinear_torch as mt
+from maskedlinear_core import columns, rows
+from maskedlinear_core.storage import StorageError
+
+X = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+BIAS = [True, False] * 8
+
+
+def fresh():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def trained(packed=True, freeze_others=False, bias_mask=False):
+    bias_masks = {"0": BIAS} if bias_mask else None
+    model = mt.mask_linears(
+        fresh(), {"0": columns([1, 2])}, packed=packed, freeze_others=freeze_others, bias_masks=bias_masks
+    )
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("bias_mask", [False, True], ids=["all of the bias", "part of the bias"])
+@pytest.mark.parametrize("freeze_others", [False, True], ids=["all learns", "others frozen"])
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_m1_the_recipe_comes_back_to_the_last_bit(tmp_path, packed, freeze_others, bias_mask):
+    model = trained(packed, freeze_others, bias_mask)
+    assert not torch.equal(model(X), fresh().eval()(X))
+    mt.save_packed(tmp_path / "file", model)
+    loaded = mt.load_packed(tmp_path / "file", fresh()).eval()
+    assert torch.equal(loaded(X), model(X))
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_m1_what_is_frozen_is_not_stored():
+    everything, some = (len(mt.packed_bytes(trained(freeze_others=frozen))) for frozen in (False, True))
+    assert some < everything
+    assert "3.weight" not in mt.packed_arrays(trained(freeze_others=True))
+
+
+def test_m1_a_dtype_without_a_form_is_refused(tmp_path):
+    model = trained()
+    model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    with pytest.raises(ValueError, match="expected one of the dtypes .* got complex64"):
+        mt.save_packed(tmp_path / "file", model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["file", "bytes", "arrays"])
+def test_m10_files_bytes_and_arrays(how):
+    model = trained(bias_mask=True)
+    if how == "arrays":
+        target = mt.mask_linears(fresh(), {"0": columns([1, 2])}, packed=True, bias_masks={"0": BIAS})
+        loaded = mt.load_packed(mt.packed_arrays(model), target)
+    elif how == "bytes":
+        loaded = mt.load_packed(mt.packed_bytes(model), fresh())
+    else:
+        file = io.BytesIO()
+        assert mt.save_packed(file, model) == len(file.getvalue())
+        file.seek(0)
+        loaded = mt.load_packed(file, fresh())
+    assert torch.equal(loaded.eval()(X), model(X))
+
+
+def layers(packed=True, seed=0):
+    kinds = [
+        (twin.PackedLinear if packed else twin.MaskedLinear)(
+            8, 4, grad_mask=columns([1, 2]), bias_mask=BIAS[:4], seed=seed
+        )
+        for twin in (mt, mj)
+    ]
+    return kinds[0], kinds[1]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_m10_a_round_of_federated_averaging_over_both_frameworks(packed):
+    in_torch, in_jax = layers(packed)
+    with torch.no_grad():
+        (in_torch.values if packed else in_torch.weight[:, 1:3]).add_(1)
+    sent = mt.packed_arrays(in_torch), mj.packed_arrays(in_jax)
+    assert sent[0].keys() == sent[1].keys() == {"values", "bias"}
+    mean = {name: (sent[0][name] + sent[1][name]) / 2 for name in sent[0]}
+    mt.load_packed(mean, in_torch)
+    in_jax = mj.load_packed(mean, in_jax)
+    np.testing.assert_array_equal(in_torch.weight.detach().numpy(), np.asarray(in_jax.weight))
+    np.testing.assert_allclose(
+        np.asarray(in_jax.weight)[:, 1], np.asarray(layers(packed)[1].weight)[:, 1] + 0.5, rtol=1e-6
+    )
+
+
+def test_m10_wrong_arrays_are_refused_and_change_nothing():
+    for twin, layer in zip((mt, mj), layers(), strict=True):
+        arrays = twin.packed_arrays(layer)
+        with pytest.raises(StorageError, match="expected an array of shape .4, 2., got one of shape .2, 4."):
+            twin.load_packed(arrays | {"values": arrays["values"].T}, layer)
+        with pytest.raises(StorageError, match="got none for bias and other beside them"):
+            twin.load_packed({"values": arrays["values"], "other": arrays["bias"]}, layer)
+
+
+def test_m10_other_names():
+    model = trained()
+    wrapped = nn.ModuleDict({"encoder": fresh()})
+    mt.load_packed(mt.packed_bytes(model), wrapped, rename={"": "encoder"})
+    assert torch.equal(wrapped["encoder"].eval()(X), model(X))
+    back = mt.load_packed(mt.packed_bytes(wrapped), fresh(), rename=lambda name: name.removeprefix("encoder."))
+    assert torch.equal(back.eval()(X), model(X))
+    with pytest.raises(ValueError, match="expected rename= to map names that are stored, got 'decoder'"):
+        mt.load_packed(mt.packed_bytes(model), fresh(), rename={"decoder": "encoder"})
+    with pytest.raises(ValueError, match="expected rename= to give each part a name of its own"):
+        mt.load_packed(mt.packed_bytes(model), fresh(), rename=lambda name: "one")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_m10_a_file_alone_makes_the_layer_in_the_other_framework(packed):
+    in_torch, in_jax = layers(packed)
+    there = mj.load_packed(mt.packed_bytes(in_torch, with_base=True))[""]
+    back = mt.load_packed(mj.packed_bytes(in_jax, with_base=True))[""]
+    assert type(there) is type(in_jax)
+    assert type(back) is type(in_torch)
+    np.testing.assert_array_equal(np.asarray(there.weight), in_torch.weight.detach().numpy())
+    np.testing.assert_array_equal(np.asarray(back.bias.detach()), np.asarray(in_jax.bias))
+    np.testing.assert_array_equal(there.bias_mask, back.bias_mask)
+    assert there.grad_mask == back.grad_mask == columns([1, 2])
+    for twin, layer in ((mt, in_torch), (mj, in_jax)):
+        with pytest.raises(StorageError, match="expected a file with its matrix to make a layer of"):
+            twin.load_packed(twin.packed_bytes(layer))
+
+
+def test_m10_a_base_goes_into_a_model_with_other_weights():
+    in_torch, in_jax = layers()
+    other = nn.Linear(8, 4)
+    assert torch.equal(mt.load_packed(mt.packed_bytes(in_torch, with_base=True), other).weight, in_torch.weight)
+    other = mj.PackedLinear(8, 4, grad_mask=rows([0]), seed=5)
+    loaded = mj.load_packed(mj.packed_bytes(in_jax, with_base=True), other)
+    np.testing.assert_array_equal(loaded.weight, in_jax.weight)
+
+
+# Pytrees, Equinox, NNX
+
+
+def moved(tree):
+    return jax.tree.map(lambda leaf: leaf + 1 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, tree)
+
+
+def parts(model):
+    return model["a"].weight, model["a"].bias, model["scale"], model["count"]
+
+
+def test_m1_pytrees():
+    model = {"a": layers()[1], "scale": jnp.ones(3), "count": jnp.arange(2)}
+    after = moved(model)
+    loaded = mj.load_packed(mj.packed_bytes(after), model)
+    assert all(map(np.array_equal, parts(loaded), parts(after)))
+    loaded = mj.load_packed(mj.packed_arrays(after), model)
+    assert all(map(np.array_equal, parts(loaded), parts(after)))
+
+
+def test_m1_equinox():
+    plain = eqx.nn.MLP(4, 2, 8, depth=1, key=jax.random.key(0))
+    model = me.mask_linears(plain, {"layers.0": columns([1])}, packed=True)
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    after = eqx.combine(moved(params), rest)
+    x = jnp.ones(4)
+    np.testing.assert_array_equal(me.load_packed(me.packed_bytes(after), plain)(x), after(x))
+    np.testing.assert_array_equal(me.load_packed(me.packed_arrays(after), model)(x), after(x))
+
+
+def nnx_model():
+    rngs = nnx.Rngs(0)
+    return nnx.Sequential(
+        nnx.Linear(4, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs), nnx.relu, nnx.Linear(8, 2, rngs=rngs)
+    )
+
+
+def test_m1_nnx():
+    model = mn.mask_linears(nnx_model(), {"layers.0": columns([1])}, packed=True)
+    for kind in (nnx.Param, nnx.BatchStat):
+        nnx.update(model, jax.tree.map(lambda leaf: leaf + 1, nnx.state(model, kind)))
+    model.eval()
+    x = jnp.ones((3, 4))
+    loaded = mn.load_packed(mn.packed_bytes(model), nnx_model())
+    loaded.eval()
+    np.testing.assert_array_equal(loaded(x), model(x))
+    again = mn.load_packed(
+        mn.packed_arrays(model), mn.mask_linears(nnx_model(), {"layers.0": columns([1])}, packed=True)
+    )
+    again.eval()
+    np.testing.assert_array_equal(again(x), model(x))
+
+
+# What mask_linears refuses and keeps, load_packed does.
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def plain_layer(cls=nn.Linear):
+    torch.manual_seed(1)
+    return nn.Sequential(cls(8, 4))
+
+
+@pytest.fixture
+def stored():
+    model = mt.mask_linears(plain_layer(), {"0": columns([1])}, packed=True)
+    return mt.packed_bytes(model)
+
+
+def test_m3_a_subclass_is_refused(stored):
+    model = plain_layer(Doubled)
+    with pytest.raises(TypeError, match="0: expected a plain linear layer, got Doubled"):
+        mt.load_packed(stored, model)
+    assert type(model[0]) is Doubled
+
+
+def test_m3_a_tied_weight_is_refused(stored):
+    model = plain_layer()
+    model.append(nn.Linear(8, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="expected a weight of its own, got one tied to 1.weight"):
+        mt.load_packed(stored, model)
+    assert model[1].weight is model[0].weight
+    assert type(model[0]) is nn.Linear
+
+
+def test_m3_a_computed_weight_is_refused(stored):
+    model = plain_layer()
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises((TypeError, StorageError), match="0: expected"):
+        mt.load_packed(stored, model)
+
+
+def test_m3_hooks_are_kept(stored):
+    model, seen = plain_layer(), []
+    handle = model[0].register_forward_hook(lambda *parts: seen.append(1))
+    mt.load_packed(stored, model)(X)
+    assert seen == [1]
+    handle.remove()
+    model(X)
+    assert seen == [1]
+
+
+def test_m3_a_refused_file_leaves_the_model_as_it_was(stored):
+    model = nn.Sequential(nn.Linear(8, 4))  # of other numbers
+    with pytest.raises(StorageError, match="expected the frozen entries that the values were trained over"):
+        mt.load_packed(stored, model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_embeddings_with_their_heads_come_back():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.tokens, self.head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+            self.head.weight = self.tokens.weight
+
+        def forward(self, x):
+            return self.head(self.tokens(x))
+
+    model = mt.train_new_tokens(Small(), first=8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    x = torch.tensor([1, 9])
+    loaded = mt.load_packed(mt.packed_bytes(model), Small())
+    assert torch.equal(loaded(x), model(x))
