@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 Path = str | os.PathLike[str]
 
 
-def check_target(path: Path) -> None:
-    """Check that a file can be written at a path, before the work whose result it is to hold.
+def check_target(path: Path | BinaryIO) -> None:
+    """Check that a file can be written at a path, before the work whose result it is to hold. An open file can.
 
     Raises:
         IsADirectoryError: There is a folder.
@@ -24,6 +24,8 @@ def check_target(path: Path) -> None:
         ...
         IsADirectoryError: expected the path of a file, got the folder '.'; add a name
     """
+    if not isinstance(path, str | os.PathLike):
+        return
     if os.path.isdir(path):
         raise IsADirectoryError(f"expected the path of a file, got the folder {os.fspath(path)!r}; add a name")
     folder = os.path.dirname(os.path.realpath(path))
@@ -33,14 +35,14 @@ def check_target(path: Path) -> None:
         )
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path | BinaryIO, data: bytes) -> None:
     """Write a file, wholly or not at all.
 
     A file that exists is replaced and keeps its mode; a new one gets the mode that the umask leaves. A link is written
     through. A pipe or a device is written to and never replaced.
 
     Args:
-        path: Where to.
+        path: Where to; or a file that is open for writing bytes.
         data: What to write.
 
     Raises:
@@ -51,12 +53,15 @@ def write(path: Path, data: bytes) -> None:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write(os.path.join(folder, "file"), b"all of it")
-        ...     os.listdir(folder), open(os.path.join(folder, "file"), "rb").read()
+        ...     os.listdir(folder), read(os.path.join(folder, "file"))
         (['file'], b'all of it')
     """
+    if not isinstance(path, str | os.PathLike):
+        path.write(data)
+        return
     check_target(path)
     try:
-        found = os.stat(path)
+        found: os.stat_result | None = os.stat(path)
     except FileNotFoundError:
         found = None
     if found is not None and not stat.S_ISREG(found.st_mode):

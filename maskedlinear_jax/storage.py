@@ -55,14 +55,9 @@ def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_bas
         >>> bool((again.weight == trained.weight).all()), again.grad_mask
         (True, columns([1]))
     """
-    is_path = isinstance(path, str | os.PathLike)
-    if is_path:
-        files.check_target(path)
+    files.check_target(path)
     data = packed_bytes(model, with_base=with_base)
-    if is_path:
-        files.write(path, data)
-    else:
-        path.write(data)
+    files.write(path, data)
     return len(data)
 
 

@@ -62,7 +62,7 @@ def test_m1_what_is_frozen_is_not_stored():
 def test_m1_a_dtype_without_a_form_is_refused(tmp_path):
     model = trained()
     model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
-    with pytest.raises(ValueError, match="expected one of the dtypes .* got complex64"):
+    with pytest.raises(ValueError, match=r"expected one of the dtypes .* got complex64"):
         mt.save_packed(tmp_path / "file", model)
     assert not list(tmp_path.iterdir())
 
@@ -112,9 +112,9 @@ def test_m10_a_round_of_federated_averaging_over_both_frameworks(packed):
 def test_m10_wrong_arrays_are_refused_and_change_nothing():
     for twin, layer in zip((mt, mj), layers(), strict=True):
         arrays = twin.packed_arrays(layer)
-        with pytest.raises(StorageError, match="expected an array of shape .4, 2., got one of shape .2, 4."):
+        with pytest.raises(StorageError, match=r"expected an array of shape .4, 2., got one of shape .2, 4."):
             twin.load_packed(arrays | {"values": arrays["values"].T}, layer)
-        with pytest.raises(StorageError, match="got none for bias and other beside them"):
+        with pytest.raises(StorageError, match=r"got none for bias and other beside them"):
             twin.load_packed({"values": arrays["values"], "other": arrays["bias"]}, layer)
 
 
@@ -125,9 +125,9 @@ def test_m10_other_names():
     assert torch.equal(wrapped["encoder"].eval()(X), model(X))
     back = mt.load_packed(mt.packed_bytes(wrapped), fresh(), rename=lambda name: name.removeprefix("encoder."))
     assert torch.equal(back.eval()(X), model(X))
-    with pytest.raises(ValueError, match="expected rename= to map names that are stored, got 'decoder'"):
+    with pytest.raises(ValueError, match=r"expected rename= to map names that are stored, got 'decoder'"):
         mt.load_packed(mt.packed_bytes(model), fresh(), rename={"decoder": "encoder"})
-    with pytest.raises(ValueError, match="expected rename= to give each part a name of its own"):
+    with pytest.raises(ValueError, match=r"expected rename= to give each part a name of its own"):
         mt.load_packed(mt.packed_bytes(model), fresh(), rename=lambda name: "one")
 
 
@@ -143,7 +143,7 @@ def test_m10_a_file_alone_makes_the_layer_in_the_other_framework(packed):
     np.testing.assert_array_equal(there.bias_mask, back.bias_mask)
     assert there.grad_mask == back.grad_mask == columns([1, 2])
     for twin, layer in ((mt, in_torch), (mj, in_jax)):
-        with pytest.raises(StorageError, match="expected a file with its matrix to make a layer of"):
+        with pytest.raises(StorageError, match=r"expected a file with its matrix to make a layer of"):
             twin.load_packed(twin.packed_bytes(layer))
 
 
@@ -230,7 +230,7 @@ def stored():
 
 def test_m3_a_subclass_is_refused(stored):
     model = plain_layer(Doubled)
-    with pytest.raises(TypeError, match="0: expected a plain linear layer, got Doubled"):
+    with pytest.raises(TypeError, match=r"0: expected a plain linear layer, got Doubled"):
         mt.load_packed(stored, model)
     assert type(model[0]) is Doubled
 
@@ -239,7 +239,7 @@ def test_m3_a_tied_weight_is_refused(stored):
     model = plain_layer()
     model.append(nn.Linear(8, 4))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match="expected a weight of its own, got one tied to 1.weight"):
+    with pytest.raises(ValueError, match=r"expected a weight of its own, got one tied to 1.weight"):
         mt.load_packed(stored, model)
     assert model[1].weight is model[0].weight
     assert type(model[0]) is nn.Linear
@@ -248,7 +248,7 @@ def test_m3_a_tied_weight_is_refused(stored):
 def test_m3_a_computed_weight_is_refused(stored):
     model = plain_layer()
     nn.utils.parametrizations.weight_norm(model[0])
-    with pytest.raises((TypeError, StorageError), match="0: expected"):
+    with pytest.raises((TypeError, StorageError), match=r"0: expected"):
         mt.load_packed(stored, model)
 
 
@@ -264,7 +264,7 @@ def test_m3_hooks_are_kept(stored):
 
 def test_m3_a_refused_file_leaves_the_model_as_it_was(stored):
     model = nn.Sequential(nn.Linear(8, 4))  # of other numbers
-    with pytest.raises(StorageError, match="expected the frozen entries that the values were trained over"):
+    with pytest.raises(StorageError, match=r"expected the frozen entries that the values were trained over"):
         mt.load_packed(stored, model)
     assert type(model[0]) is nn.Linear
 
