@@ -79,3 +79,16 @@ def test_clients_of_both_frameworks_learn_together(tmp_path):
     assert max(result["apart"]) < 10 * 64 * 2**-24
     assert result["sent"] == round(0.2 * 64 * 64) + 64 + 64 * 10 + 10
     assert is_drawn(module, result, tmp_path)
+
+
+def test_only_the_rows_of_new_tokens_learn(tmp_path):
+    module = recipe("new_tokens")
+    result = module.run(steps=60)
+    assert result["numbers"] == module.WORDS * 64
+    assert result["numbers in the optimizer"] == 2 * result["numbers"]
+    assert result["tied"]
+    # The old rows, counted once for the embedding and once for the head, and the two blocks.
+    assert result["frozen"] > 2 * module.BYTES * 64 + 2 * 12 * 64 * 64
+    assert sum(result["losses"][-10:]) < sum(result["losses"][:10])
+    assert result["after"] < result["before"]
+    assert is_drawn(module, result, tmp_path)
