@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -12,9 +13,9 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from parity.isolation import worker
+from parity.isolation import pipe, worker
 from parity.isolation.sources import NotUnderstood
 from parity.isolation.worker import About
 from parity.records import Cell, Record, Verdict
@@ -60,6 +61,7 @@ class Supervisor:
         self.starts = 0
         self._process: Any = None
         self._connection: Any = None
+        self._token = b""
         self._pairs: list[About] = []
         self._folder = tempfile.TemporaryDirectory(prefix="parity-")
         self._log = Path(self._folder.name) / "log"
@@ -121,13 +123,18 @@ class Supervisor:
                 yield from ((_record(cell, "crashed", reason, seed, 0.0), None) for cell in waiting)
                 return
             self._start()
-            self._connection.send(("run", {"pair": pair, "cells": waiting, "seed": seed, "saved": saved}))
             began = time.perf_counter()
             try:
+                self._send("run", {"pair": pair, "cells": waiting, "seed": seed, "saved": saved})
                 while waiting:
                     name, content = self._receive(self.timeout)
                     if name == "error":
                         raise NotUnderstood(content)
+                    if name != "record" or content[0].cell != waiting[0]:
+                        self._stop()
+                        raise _Ended(
+                            "crashed", f"the process answered {name} where the record of this cell was expected"
+                        )
                     waiting.pop(0)
                     ended, began = 0, time.perf_counter()
                     yield content
@@ -146,16 +153,24 @@ class Supervisor:
             return
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        self._process = context.Process(target=worker.serve, args=(there, str(self._log)), daemon=True)
+        self._token = os.urandom(pipe.TOKEN)
+        # No daemon: a function may start processes of its own, and the group of the worker ends with it.
+        self._process = context.Process(target=worker.serve, args=(there, str(self._log), self._token))
         self._process.start()
         self.starts += 1
         there.close()  # so that the end of the worker is the end of the connection
         self._connection = here
         self._pairs = self._ask("load", source=self.source)
 
-    def _ask(self, request: str, **arguments: Any) -> Any:
-        self._connection.send((request, arguments))
+    def _send(self, request: str, arguments: Mapping[str, Any]) -> None:
         try:
+            pipe.send(self._connection.fileno(), self._token, (request, dict(arguments)))
+        except OSError:
+            self._ended()
+
+    def _ask(self, request: str, **arguments: Any) -> Any:
+        try:
+            self._send(request, arguments)
             name, content = self._receive(START_SECONDS)
         except _Ended as end:
             raise NotUnderstood(f"{self.source} fails to import: {end}") from end
@@ -164,19 +179,26 @@ class Supervisor:
         return content
 
     def _receive(self, seconds: float) -> Any:
-        if not self._connection.poll(seconds):
+        try:
+            return pipe.receive(self._connection.fileno(), self._token, seconds)
+        except TimeoutError:
             os.kill(self._process.pid, signal.SIGUSR1)
             time.sleep(0.2)  # for the worker to write where it is
             where = self._where()
             self._stop()
-            raise _Ended("timed out", f"no result after {seconds:g} s{where}")
-        try:
-            return self._connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(10)
-            code, where = self._process.exitcode, self._where()
+            raise _Ended("timed out", f"no result after {seconds:g} s{where}") from None
+        except pipe.Garbled as error:
             self._stop()
-            raise _Ended("crashed", f"the process ended by {how(code)}{where}") from None
+            text = f"something else than a record came through the pipe of the process: {error}"
+            raise _Ended("crashed", text) from None
+        except (EOFError, ConnectionResetError):
+            self._ended()
+
+    def _ended(self) -> NoReturn:
+        self._process.join(10)
+        code, where = self._process.exitcode, self._where()
+        self._stop()
+        raise _Ended("crashed", f"the process ended by {how(code)}{where}") from None
 
     def _where(self) -> str:
         # The innermost line that is the user's, in what faulthandler wrote last.
@@ -193,6 +215,9 @@ class Supervisor:
     def _stop(self) -> None:
         if self._process is not None:
             self._connection.close()
+            # With all that the functions of the pairs started; the group has the worker's number.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.join(10)
             self._process = None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.outputs import Runs
-from parity.isolation import inputs, sources
+from parity.isolation import inputs, pipe, sources
 from parity.isolation.source_text import text_of
 from parity.operator import trees
 from parity.operator.pair import Pair
@@ -53,7 +53,7 @@ class About:
         return cls(pair.name, pair.group, pair.note, text_of(pair.torch), text_of(pair.jax), known)
 
 
-def serve(connection: Connection, log: str) -> None:
+def serve(connection: Connection, log: str, token: bytes) -> None:
     """Answer requests until there are no more.
 
     An answer is (name, content); "record" may come many times, "done" and "error" are the last of a request.
@@ -61,22 +61,36 @@ def serve(connection: Connection, log: str) -> None:
     Args:
         connection: To the supervisor.
         log: The file that takes what the pairs print, and where the process was when it died.
+        token: What every message begins with.
     """
     _redirect(log)
+    # A group of its own, which ends with it: what the pairs' functions start does not outlive the run.
+    os.setpgid(0, 0)
+    # A function that forks: the child has no part in what is said here, and keeps no end of it open.
+    os.register_at_fork(after_in_child=connection.close)
+    mine, descriptor = os.getpid(), connection.fileno()
     pairs: dict[str, Pair] = {}
     requests: dict[str, Callable[..., Iterator[Any]]] = {
         "load": _load, "plan": _plan, "run": _run, "inputs": _inputs,
     }  # fmt: skip
     while True:
         try:
-            name, arguments = connection.recv()
+            name, arguments = pipe.receive(descriptor, token)
             try:
                 for answer in requests[name](pairs, **arguments):
-                    connection.send(answer)
+                    _answer(descriptor, token, answer, mine)
             except (sources.NotUnderstood, ValueError, TypeError) as error:
-                connection.send(("error", str(error)))
+                _answer(descriptor, token, ("error", str(error)), mine)
         except (EOFError, BrokenPipeError):  # the supervisor is no more
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.killpg(0, signal.SIGTERM)
             return
+
+
+def _answer(descriptor: int, token: bytes, answer: Any, mine: int) -> None:
+    if os.getpid() != mine:
+        os._exit(0)  # the child of a function that forked and came back: its parent answers
+    pipe.send(descriptor, token, answer)
 
 
 def _load(pairs: dict[str, Pair], source: str) -> Iterator[Any]:
