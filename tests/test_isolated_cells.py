@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,7 +173,7 @@ def test_a_pair_that_always_ends_its_process_is_left_after_three_cells(monkeypat
     monkeypatch.setattr(supervisor.Supervisor, "_receive", dies)
     cells = [Cell("f", "", "float32", "forward", "jax-jit", "cpu", f"kind {number}") for number in range(5)]
     with supervisor.Supervisor("a.py") as here:
-        here._connection = SimpleNamespace(send=lambda request: None)
+        monkeypatch.setattr(here, "_send", lambda request, arguments: None)
         records = list(here.run("f", cells, seed=0))
     assert [(record.cell, record.verdict) for record, _ in records] == [(cell, "crashed") for cell in cells]
     assert [kept for _, kept in records] == ["inputs"] * 3 + [None] * 2

@@ -121,7 +121,7 @@ def test_half_a_message_is_waited_for_and_no_longer():
 def test_what_is_no_message_is_garbled(written):
     here, there = os.pipe()
     os.write(there, written)
-    with pytest.raises(pipe.Garbled, match="not a message|x"):
+    with pytest.raises(pipe.Garbled, match=r"not a message|x"):
         pipe.receive(here, os.urandom(pipe.TOKEN - 1) + b"\0", 1.0)
 
 

@@ -64,9 +64,8 @@ def receive(descriptor: int, token: bytes, seconds: float | None = None) -> Any:
 
 
 def _read(descriptor: int, count: int, deadline: float | None, beginning: bytes = b"") -> bytes:
-    found = b""
-    parts = []
-    while (missing := count - sum(map(len, parts))) > 0:
+    found, parts = b"", list[bytes]()
+    while (missing := count - sum(len(part) for part in parts)) > 0:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and (left <= 0 or not select.select([descriptor], [], [], left)[0]):
             raise TimeoutError

@@ -132,9 +132,7 @@ class Supervisor:
                         raise NotUnderstood(content)
                     if name != "record" or content[0].cell != waiting[0]:
                         self._stop()
-                        raise _Ended(
-                            "crashed", f"the process answered {name} where the record of this cell was expected"
-                        )
+                        raise _Ended("crashed", f"the process answered {name!r}, and no record of this cell")
                     waiting.pop(0)
                     ended, began = 0, time.perf_counter()
                     yield content
@@ -154,8 +152,8 @@ class Supervisor:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         self._token = os.urandom(pipe.TOKEN)
-        # No daemon: a function may start processes of its own, and the group of the worker ends with it.
-        self._process = context.Process(target=worker.serve, args=(there, str(self._log), self._token))
+        arguments = (there, str(self._log), self._token)
+        self._process = context.Process(target=worker.serve, args=arguments, daemon=True)
         self._process.start()
         self.starts += 1
         there.close()  # so that the end of the worker is the end of the connection
