@@ -10,3 +10,20 @@ from maskedlinear_core.masks import Mask as Mask
 from maskedlinear_core.precision import accuracy_bound as accuracy_bound
 from maskedlinear_core.precision import reproducible as reproducible
 from maskedlinear_core.simplify import simplify as simplify
+
+__all__ = [
+    "Mask",
+    "accuracy_bound",
+    "blocks",
+    "columns",
+    "elements",
+    "reproducible",
+    "rows",
+    "select",
+    "simplify",
+    "submatrix",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -17,7 +17,7 @@ from maskedlinear_core import positions
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views, visible
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.indices import as_index
-from maskedlinear_core.positions import Positions, Shape
+from maskedlinear_core.positions import Positions, Shape, Unread
 
 
 class Mask:
@@ -112,6 +112,20 @@ class Mask:
             self.memo[size] = self._canonical(size)
         return self.memo[size]
 
+    def traced(self, shape: Shape) -> Positions | None:
+        """Return the form of a traced mask, its arrays `Unread`; None if how many positions it selects is unknown."""
+        return None
+
+    def traced_array(self, shape: Shape, trace: Any) -> Any:
+        """Return a traced mask as a framework's bool array.
+
+        Args:
+            shape: (out_features, in_features).
+            trace: The framework's: `line` makes a bool vector of an `Unread`, `spread` broadcasts, `array` takes
+                over a bool array, `dense` makes a bool array of a form.
+        """
+        return trace.dense(self.traced(shape), shape)
+
     def packed(self, shape: tuple[int, ...]) -> Mask:
         """Return the same positions in the order of packed values, in a form whose leaves tell how many there are.
 
@@ -196,6 +210,20 @@ class Lines(Mask):
     def is_traced(self) -> bool:
         return self.index.is_traced
 
+    def traced(self, shape: Shape) -> Positions | None:
+        if self.index.is_traced_bool:
+            return None
+        arrays: list[Unread | None] = [None, None]
+        arrays[self.axis] = self._unread(shape)
+        return Positions("submatrix", tuple(arrays))
+
+    def traced_array(self, shape: Shape, trace: Any) -> Any:
+        line = trace.line(self._unread(shape))
+        return trace.spread(line if self.axis == 1 else line[:, None], shape)
+
+    def _unread(self, shape: Shape) -> Unread:
+        return Unread(self.kind, self.index, shape[self.axis])
+
     def _same(self, other: Lines) -> bool:
         return self.index.says_the_same(other.index)
 
@@ -251,6 +279,19 @@ class Submatrix(Mask):
         rows = self.rows.positions("submatrix rows", shape[0])
         columns = self.columns.positions("submatrix columns", shape[1])
         return positions.submatrix(rows, columns, shape)
+
+    def traced(self, shape: Shape) -> Positions | None:
+        if self.rows.is_traced_bool or self.columns.is_traced_bool:
+            return None
+        return Positions("submatrix", self._unread(shape))
+
+    def traced_array(self, shape: Shape, trace: Any) -> Any:
+        rows, columns = map(trace.line, self._unread(shape))
+        return rows[:, None] & columns
+
+    def _unread(self, shape: Shape) -> tuple[Unread, Unread]:
+        rows = Unread("submatrix rows", self.rows, shape[0])
+        return rows, Unread("submatrix columns", self.columns, shape[1])
 
     def _same(self, other: Submatrix) -> bool:
         return self.rows.says_the_same(other.rows) and self.columns.says_the_same(other.columns)
@@ -308,6 +349,11 @@ class Blocks(Mask):
         mask_checks.mask_shape("blocks", self.shape, shape)
         return positions.blocks(self._numbers(), self.grid_shape, self.block_shape)
 
+    def traced(self, shape: Shape) -> Positions | None:
+        mask_checks.mask_shape("blocks", self.shape, shape)
+        numbers = Unread("blocks", self.numbers, self.grid_shape[0] * self.grid_shape[1])
+        return Positions("blocks", (numbers,), self.grid_shape, self.block_shape)
+
     def __repr__(self) -> str:
         if self.numbers.is_traced or not self.numbers.is_vector:
             return f"blocks({self.numbers!r} of {self.grid_shape}, {self.block_shape})"
@@ -350,6 +396,10 @@ class Elements(Mask):
         known = self._known()
         assert known is not None, "canonical asks is_traced first"
         return positions.elements(known)
+
+    def traced_array(self, shape: Shape, trace: Any) -> Any:
+        mask_checks.mask_shape("elements", self.shape, shape)
+        return trace.array(self.array, self.views)
 
     def _known(self) -> np.ndarray | None:
         # Leaves of a pytree come back as a framework's arrays, and for a while as anything at all.
@@ -407,6 +457,10 @@ class Entries(Mask):
         array.flat[self.index.positions("entries", array.size)] = True
         return positions.elements(array)
 
+    def traced(self, shape: Shape) -> Positions | None:
+        mask_checks.mask_shape("entries", self._shape, shape)
+        return Positions("entries", (Unread("entries", self.index, shape[0] * shape[1]),))
+
     def __repr__(self) -> str:
         if self.index.is_traced or not self.index.is_vector:
             return f"elements({self.index!r} in a weight of {self._shape})"
@@ -448,6 +502,9 @@ class Combination(Mask):
     def _canonical(self, shape: Shape) -> Positions:
         return positions.cheapest(type(self).combine(*(mask.to_array(shape) for mask in self.masks)))
 
+    def traced_array(self, shape: Shape, trace: Any) -> Any:
+        return type(self).combine(*(mask.traced_array(shape, trace) for mask in self.masks))
+
     def _same(self, other: Combination) -> bool:
         return all(mine == theirs for mine, theirs in zip(self.masks, other.masks, strict=True))
 
@@ -479,8 +536,27 @@ class Intersection(Combination):
     combine = staticmethod(lambda left, right: left & right)
 
 
-KINDS: tuple[type[Mask], ...] = (Columns, Rows, Submatrix, Blocks, Elements, Entries, Complement, Union, Intersection)
-"""Every class of mask, for a framework that registers them as pytrees."""
+_KINDS: list[type[Mask]] = []
+_LISTENERS: list[Callable[[type[Mask]], None]] = []
+
+
+def register(kind: type[Mask]) -> type[Mask]:
+    """Make a class of mask known to the frameworks, which may have to be told of it (as pytrees)."""
+    _KINDS.append(kind)
+    for listener in _LISTENERS:
+        listener(kind)
+    return kind
+
+
+def on_register(listener: Callable[[type[Mask]], None]) -> None:
+    """Tell a framework of every class of mask: those there are, and those to come."""
+    _LISTENERS.append(listener)
+    for kind in _KINDS:
+        listener(kind)
+
+
+for _kind in (Columns, Rows, Submatrix, Blocks, Elements, Entries, Complement, Union, Intersection):
+    register(_kind)
 
 
 def _unchecked(kind: type[Any], **attributes: Any) -> Any:

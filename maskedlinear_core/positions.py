@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,24 @@ LARGEST = 2**30
 """Weights of as many elements or more have no flat positions of single elements: these are 32-bit numbers in JAX."""
 
 
+class Unread(NamedTuple):
+    """Positions along an axis that a program finds by itself: they cannot be read now.
+
+    Attributes:
+        name: Of the mask kind, for messages.
+        index: The traced index.
+        size: Of the axis.
+    """
+
+    name: str
+    index: Any
+    size: int
+
+
 class Positions(NamedTuple):
     """The canonical form of a mask for one weight shape: what the twins compute with.
+
+    `kind` names the class of each twin that computes it (their `kinds/`). Of a traced mask the arrays are `Unread`.
 
     kind "submatrix": arrays = (rows, columns), each sorted int64 or None for all of the axis.
     kind "blocks": arrays = (flat block numbers,), with the block shape and the shape of the grid.
@@ -42,7 +58,7 @@ class Positions(NamedTuple):
     """
 
     kind: str
-    arrays: tuple[np.ndarray | None, ...]
+    arrays: tuple[Any, ...]
     grid_shape: Shape = (0, 0)
     block_shape: Shape = (0, 0)
 

@@ -46,4 +46,38 @@ from maskedlinear_jax.storage import packed_bytes as packed_bytes
 from maskedlinear_jax.storage import save_packed as save_packed
 
 _arrays.register_reader(_jax.Array, _lowering.read)
-_lowering.register_pytrees(_masks.KINDS)
+_masks.on_register(_lowering.register_pytree)
+
+__all__ = [
+    "Mask",
+    "MaskedLinear",
+    "PackedLinear",
+    "accuracy_bound",
+    "apply_updates",
+    "assert_frozen",
+    "blocks",
+    "columns",
+    "combine",
+    "elements",
+    "grad_masks",
+    "hold_frozen",
+    "load_packed",
+    "mask_linears",
+    "masked_linear",
+    "pack",
+    "packed_linear",
+    "partition",
+    "repack",
+    "reproducible",
+    "rows",
+    "save_packed",
+    "select",
+    "simplify",
+    "submatrix",
+    "unmask_linears",
+    "unpack",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,17 +14,17 @@ from jax import Array
 from maskedlinear_jax.integer_products import Operand
 
 
-def spread(group: Any, left: Operand, right: Operand) -> tuple[Operand, Operand, int]:
+def synchronize(group: Any, left: Operand, right: Operand) -> tuple[Operand, Operand, int]:
     """Return two operands that are contracted over the batch, with the exponents of all of it, and its size K."""
     if group is None:
         return left, right, left.values.shape[0]
-    (left, right), terms = _spread(group, left, right)
+    (left, right), terms = _synchronize(group, left, right)
     return left, right, terms
 
 
-def spread_one(group: Any, x: Operand) -> tuple[list[Operand], int]:
-    """Return an operand that is summed over the batch, as `spread` does."""
-    return ([x], x.values.shape[0]) if group is None else _spread(group, x)
+def synchronize_one(group: Any, x: Operand) -> tuple[list[Operand], int]:
+    """Return an operand that is summed over the batch, as `synchronize` does."""
+    return ([x], x.values.shape[0]) if group is None else _synchronize(group, x)
 
 
 def add_up(group: Any, parts: list[Array]) -> list[Array]:
@@ -32,7 +32,7 @@ def add_up(group: Any, parts: list[Array]) -> list[Array]:
     return parts if group is None else [jax.lax.psum(part, group) for part in parts]
 
 
-def _spread(group: Any, *operands: Operand) -> tuple[list[Operand], int]:
+def _synchronize(group: Any, *operands: Operand) -> tuple[list[Operand], int]:
     terms = operands[0].values.shape[0] * jax.lax.axis_size(group)
     # NaN is not ordered, and a maximum may lose it: the bits are, and NaN is beyond all numbers there.
     bits = [jax.lax.bitcast_convert_type(abs(x.vector_max), jax.numpy.int32) for x in operands]

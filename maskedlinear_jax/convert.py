@@ -99,8 +99,9 @@ def mask_linears(
         IndexError: A position outside of a weight.
 
     Example:
-        >>> model = {"in": MaskedLinear(4, 3, grad_mask=constructors.columns([]), seed=0).to_linear()}
-        >>> mask_linears(model, {"in": constructors.columns([1])}, packed=True)
+        >>> from maskedlinear_jax import columns
+        >>> model = {"in": MaskedLinear(4, 3, grad_mask=columns([]), seed=0).to_linear()}
+        >>> mask_linears(model, {"in": columns([1])}, packed=True)
         {'in': PackedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns([1]))}
     """
     return convert(
@@ -118,7 +119,8 @@ def unmask_linears(model: Any) -> Any:
         model: Any pytree.
 
     Example:
-        >>> unmask_linears([PackedLinear(4, 3, grad_mask=constructors.columns([1]), seed=0)])
+        >>> from maskedlinear_jax import columns
+        >>> unmask_linears([PackedLinear(4, 3, grad_mask=columns([1]), seed=0)])
         [MaskedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns(slice(None, None, None)))]
     """
 

@@ -154,8 +154,8 @@ def _as_bools(mask: Any, like: Any) -> Any:
     if isinstance(like, Mask):  # a layer's own mask, which `partition` left without leaves
         return like
     if isinstance(mask, Mask):
-        kind, positions = lowering.resolve(mask, (like.shape[0], like.shape[1]))
-        return jnp.broadcast_to(kind.mask(like, *positions), like.shape)
+        kind = lowering.resolve(mask, (like.shape[0], like.shape[1]))
+        return jnp.broadcast_to(kind.mask(like), like.shape)
     return jnp.asarray(mask)
 
 

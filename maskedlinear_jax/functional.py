@@ -11,7 +11,7 @@ from jax import Array
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_jax import _compat, lowering, rule
-from maskedlinear_jax import precision as precisions
+from maskedlinear_jax.engine_choice import choose
 
 
 def masked_linear(
@@ -52,8 +52,9 @@ def masked_linear(
 
     Example:
         >>> import jax
+        >>> from maskedlinear_jax import columns
         >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])
-        >>> jax.grad(lambda w: masked_linear(x, w, grad_mask=constructors.columns([1])).sum())(w)
+        >>> jax.grad(lambda w: masked_linear(x, w, grad_mask=columns([1])).sum())(w)
         Array([[0., 2.]], dtype=float32)
     """
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
@@ -68,10 +69,10 @@ def masked_linear(
     bias = None if bias is None else jnp.asarray(bias)
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
-    kind, positions = lowering.resolve(mask, (weight.shape[0], weight.shape[1]))
-    chosen = precisions.resolve(precision, "masked_linear", input, weight)
+    kind = lowering.resolve(mask, (weight.shape[0], weight.shape[1]))
+    chosen = choose(precision, "masked_linear", input, weight)
     return rule.masked(
-        kind, positions, input, weight, bias, bias_mask, precision=chosen, forward_mode=forward_mode
+        kind, input, weight, bias, bias_mask, products=chosen, forward_mode=forward_mode
     )  # fmt: skip
 
 

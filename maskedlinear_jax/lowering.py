@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +15,11 @@ from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_jax.indexing import put
-from maskedlinear_jax.kinds import Arrays, Blocks, DenseElements, Kind, Shape, SparseElements, Submatrix
+from maskedlinear_jax.kinds import DenseElements, Kind, Shape
 
 
-def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Kind, Arrays]:
-    """Return the kind and the arrays of positions of a mask for a weight of that shape.
+def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> Kind:
+    """Return the kind of a mask, with its positions, for a weight of that shape.
 
     Args:
         mask: Any mask; its positions may be traced.
@@ -28,71 +31,50 @@ def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> tuple[Ki
         TypeError: Packed, and how many positions there are cannot be known now.
     """
     if mask.is_traced:
-        kind, traced = _resolve_traced(mask, shape)
+        kind = _resolve_traced(mask, shape)
         if packed and isinstance(kind, DenseElements):
             packed_checks.refuse_traced(repr(mask))
-        return kind, traced
+        return kind
     key = packed, shape  # made once: it may be of the weight's shape
     if key not in mask.memo:
         found = mask.canonical(shape)
         mask.memo[key] = positions.packed(found) if packed else positions.unpacked(found)
     found = mask.memo[key]
-    arrays = tuple(None if array is None else _narrow(array) for array in found.arrays)
-    return canonical_kind(found, shape), arrays
+    arrays = [None if array is None else _narrow(array) for array in found.arrays]
+    return Kind.by_name[found.kind].from_positions(found, arrays, shape, is_canonical=True)
 
 
-def canonical_kind(found: positions.Positions, shape: Shape) -> Kind:
-    """Return the kind for canonical positions."""
-    if found.kind == "submatrix":
-        return Submatrix(is_canonical=True)
-    if found.kind == "blocks":
-        return Blocks(found.grid_shape, found.block_shape, is_canonical=True)
-    return SparseElements(shape[1], is_canonical=True) if found.kind == "entries" else DenseElements()
-
-
-def _resolve_traced(mask: masks.Mask, shape: Shape) -> tuple[Kind, Arrays]:
-    if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
-        return Submatrix(is_canonical=False), (None, _by_number("columns", mask.index, shape[1]))
-    if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
-        return Submatrix(is_canonical=False), (_by_number("rows", mask.index, shape[0]), None)
-    if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
-        rows = _by_number("submatrix rows", mask.rows, shape[0])
-        return Submatrix(is_canonical=False), (rows, _by_number("submatrix columns", mask.columns, shape[1]))
-    if isinstance(mask, masks.Blocks):
-        mask_checks.mask_shape("blocks", mask.shape, shape)
-        numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1])
-        return Blocks(mask.grid_shape, mask.block_shape, is_canonical=False), (numbers,)
-    if isinstance(mask, masks.Entries):
-        mask_checks.mask_shape("entries", mask.shape, shape)
-        numbers = _by_number("entries", mask.index, shape[0] * shape[1])
-        return SparseElements(shape[1], is_canonical=False), (numbers,)
-    return DenseElements(), (_dense(mask, shape),)
-
-
-def _dense(mask: masks.Mask, shape: Shape) -> Array:
+def _resolve_traced(mask: masks.Mask, shape: Shape) -> Kind:
+    trace = _Trace()
+    found = mask.traced(shape)
     # How many positions a traced bool vector selects is unknown, so it can only be priced as elements.
-    if isinstance(mask, masks.Combination):
-        return type(mask).combine(*(_dense(operand, shape) for operand in mask.masks))
-    if isinstance(mask, masks.Elements):
-        mask_checks.mask_shape("elements", mask.shape, shape)
-        return jnp.asarray(mask.array)
-    if isinstance(mask, masks.Columns):
-        return jnp.broadcast_to(_line("columns", mask.index, shape[1]), shape)
-    if isinstance(mask, masks.Rows):
-        return jnp.broadcast_to(_line("rows", mask.index, shape[0])[:, None], shape)
-    if isinstance(mask, masks.Submatrix):
-        rows = _line("submatrix rows", mask.rows, shape[0])
-        return rows[:, None] & _line("submatrix columns", mask.columns, shape[1])
-    kind, arrays = _resolve_traced(mask, shape)
-    return kind.mask(jnp.empty(shape), *arrays)
+    return DenseElements(mask.traced_array(shape, trace)) if found is None else trace.kind(found, shape)
 
 
-def _line(name: str, index: Index, size: int) -> Array:
-    if index.is_traced_bool:
-        mask_checks.bool_length(name, index.values.shape[0], size)
-        return jnp.asarray(index.values)
-    numbers = _by_number(name, index, size)
-    return put(jnp.ones_like(numbers, bool), numbers, 0, size, is_canonical=False)
+@dataclass(frozen=True)
+class _Trace:
+    """What a traced mask is made of (`Mask.traced_array`)."""
+
+    def kind(self, found: positions.Positions, shape: Shape) -> Kind:
+        arrays = [unread and _by_number(unread.name, unread.index, unread.size) for unread in found.arrays]
+        return Kind.by_name[found.kind].from_positions(found, arrays, shape, is_canonical=False)
+
+    def dense(self, found: positions.Positions, shape: Shape) -> Array:
+        return self.kind(found, shape).mask(jnp.empty(shape))
+
+    def line(self, unread: positions.Unread) -> Array:
+        name, index, size = unread
+        if index.is_traced_bool:
+            mask_checks.bool_length(name, index.values.shape[0], size)
+            return jnp.asarray(index.values)
+        numbers = _by_number(name, index, size)
+        return put(jnp.ones_like(numbers, bool), numbers, 0, size, is_canonical=False)
+
+    def spread(self, array: Array, shape: Shape) -> Array:
+        return jnp.broadcast_to(array, shape)
+
+    def array(self, values: Any, views: dict[str, Any]) -> Array:
+        return jnp.asarray(values)
 
 
 def _by_number(name: str, index: Index, size: int) -> Array:
@@ -125,10 +107,9 @@ def read(array: Array) -> np.ndarray | None:
     return values.astype(np.float32) if values.dtype == jnp.bfloat16 else values
 
 
-def register_pytrees(classes: tuple[type[masks.Mask], ...]) -> None:
-    """Make every class of mask a pytree whose leaves are its positions (SPEC S1)."""
-    for kind in classes:
-        jax.tree_util.register_pytree_node(kind, _flatten, _unflatten)
+def register_pytree(kind: type[masks.Mask]) -> None:
+    """Make a class of mask a pytree whose leaves are its positions (SPEC S1)."""
+    jax.tree_util.register_pytree_node(kind, _flatten, _unflatten)
 
 
 def _flatten(mask: masks.Mask) -> tuple[tuple[object, ...], _Skeleton]:

@@ -46,7 +46,8 @@ class MaskedLinear:
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
 
     Example:
-        >>> layer = MaskedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
+        >>> from maskedlinear_jax import columns
+        >>> layer = MaskedLinear(4, 2, grad_mask=columns([0, 3]), seed=0)
         >>> params, rest = partition(layer)
         >>> jax.grad(lambda params: combine(params, rest)(jnp.ones((1, 4))).sum())(params).weight
         Array([[1., 0., 0., 1.],
@@ -103,8 +104,9 @@ class MaskedLinear:
             TypeError: `linear` has no such arrays.
 
         Example:
-            >>> linear = MaskedLinear(3, 2, grad_mask=constructors.columns(slice(None)), seed=0)
-            >>> MaskedLinear.from_linear(linear, grad_mask=constructors.rows([0])).weight is linear.weight
+            >>> from maskedlinear_jax import columns, rows
+            >>> linear = MaskedLinear(3, 2, grad_mask=columns(slice(None)), seed=0)
+            >>> MaskedLinear.from_linear(linear, grad_mask=rows([0])).weight is linear.weight
             True
         """
         weight: Any = getattr(linear, "weight", None)
@@ -122,7 +124,8 @@ class MaskedLinear:
         """Return a layer around the very arrays of this one, all of which learns: a plain linear layer.
 
         Example:
-            >>> MaskedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0).to_linear().grad_mask
+            >>> from maskedlinear_jax import rows
+            >>> MaskedLinear(3, 2, grad_mask=rows([0]), seed=0).to_linear().grad_mask
             columns(slice(None, None, None))
         """
         return MaskedLinear.from_linear(self, grad_mask=constructors.columns(slice(None)))
@@ -187,7 +190,8 @@ class MaskedLinear:
             TypeError: The layer has no leaf of that name.
 
         Example:
-            >>> layer = MaskedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
+            >>> from maskedlinear_jax import rows
+            >>> layer = MaskedLinear(3, 2, grad_mask=rows([0]), seed=0)
             >>> layer.replace(weight=layer.weight + 1).grad_mask
             rows([0])
         """

@@ -52,7 +52,8 @@ class PackedLinear:
 
     Example:
         >>> from maskedlinear_jax import combine, partition
-        >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
+        >>> from maskedlinear_jax import columns
+        >>> layer = PackedLinear(4, 2, grad_mask=columns([0, 3]), seed=0)
         >>> params, rest = partition(layer)
         >>> jax.grad(lambda params: combine(params, rest)(jnp.ones((1, 4))).sum())(params).values
         Array([[1., 1.],
@@ -112,8 +113,9 @@ class PackedLinear:
             TypeError: `linear` has no such arrays.
 
         Example:
-            >>> linear = MaskedLinear(3, 2, grad_mask=constructors.columns(slice(None)), seed=0)
-            >>> packed = PackedLinear.from_linear(linear, grad_mask=constructors.rows([0]))
+            >>> from maskedlinear_jax import columns, rows
+            >>> linear = MaskedLinear(3, 2, grad_mask=columns(slice(None)), seed=0)
+            >>> packed = PackedLinear.from_linear(linear, grad_mask=rows([0]))
             >>> bool((packed.weight == linear.weight).all()), packed.values.shape
             (True, (1, 3))
         """
@@ -127,7 +129,8 @@ class PackedLinear:
         """Return a layer with the trained weight, all of which learns: a plain linear layer.
 
         Example:
-            >>> PackedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0).to_linear().grad_mask
+            >>> from maskedlinear_jax import rows
+            >>> PackedLinear(3, 2, grad_mask=rows([0]), seed=0).to_linear().grad_mask
             columns(slice(None, None, None))
         """
         return MaskedLinear.from_linear(self, grad_mask=constructors.columns(slice(None)))
@@ -173,8 +176,8 @@ class PackedLinear:
 
         Differentiable: what reads the weight instead of calling the layer trains the values as well.
         """
-        kind, positions = lowering.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
-        return rule.weight_view(kind, positions, self.values, self.base)
+        kind = lowering.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
+        return rule.weight_view(kind, self.values, self.base)
 
     @property
     def bias(self) -> Any:
@@ -199,8 +202,9 @@ class PackedLinear:
             TypeError, ValueError, IndexError: A wrong mask (SPEC S10).
 
         Example:
-            >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 1]), seed=0)
-            >>> bool((layer.repack(constructors.columns([1, 3])).weight == layer.weight).all())
+            >>> from maskedlinear_jax import columns
+            >>> layer = PackedLinear(4, 2, grad_mask=columns([0, 1]), seed=0)
+            >>> bool((layer.repack(columns([1, 3])).weight == layer.weight).all())
             True
         """
         whole, shape = self.weight, (self.out_features, self.in_features)
@@ -227,7 +231,8 @@ class PackedLinear:
             TypeError: The layer has no leaf of that name.
 
         Example:
-            >>> layer = PackedLinear(3, 2, grad_mask=constructors.rows([0]), seed=0)
+            >>> from maskedlinear_jax import rows
+            >>> layer = PackedLinear(3, 2, grad_mask=rows([0]), seed=0)
             >>> layer.replace(values=layer.values + 1).grad_mask
             rows([0])
         """

@@ -13,9 +13,10 @@ from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
-from maskedlinear_jax import _compat, kinds, lowering, rule
-from maskedlinear_jax import precision as precisions
+from maskedlinear_jax import _compat, lowering, rule
+from maskedlinear_jax.engine_choice import choose
 from maskedlinear_jax.functional import _maybe_spec, _spec
+from maskedlinear_jax.kinds import Kind
 
 
 def pack(weight: Array, *, grad_mask: Any) -> Array:
@@ -38,12 +39,13 @@ def pack(weight: Array, *, grad_mask: Any) -> Array:
         IndexError: A position outside of the weight.
 
     Example:
-        >>> pack(jnp.array([[1.0, 2.0], [3.0, 4.0]]), grad_mask=constructors.columns([1]))
+        >>> from maskedlinear_jax import columns
+        >>> pack(jnp.array([[1.0, 2.0], [3.0, 4.0]]), grad_mask=columns([1]))
         Array([[2.],
                [4.]], dtype=float32)
     """
-    kind, positions = _resolve("pack", weight, grad_mask)
-    return _taken(kind, jnp.asarray(weight), positions)
+    kind = _resolve("pack", weight, grad_mask)
+    return _taken(kind, jnp.asarray(weight))
 
 
 def unpack(weight: Array, values: Array, *, grad_mask: Any) -> Array:
@@ -61,13 +63,14 @@ def unpack(weight: Array, values: Array, *, grad_mask: Any) -> Array:
         TypeError, ValueError, IndexError: As `pack`, and for values of another shape, dtype or device.
 
     Example:
-        >>> unpack(jnp.zeros((2, 2)), jnp.array([[5.0], [6.0]]), grad_mask=constructors.columns([1]))
+        >>> from maskedlinear_jax import columns
+        >>> unpack(jnp.zeros((2, 2)), jnp.array([[5.0], [6.0]]), grad_mask=columns([1]))
         Array([[0., 5.],
                [0., 6.]], dtype=float32)
     """
-    kind, positions = _resolve("unpack", weight, grad_mask)
-    _check_values("unpack", kind, positions, weight, values)
-    return rule.weight_view(kind, positions, jnp.asarray(values), jnp.asarray(weight))
+    kind = _resolve("unpack", weight, grad_mask)
+    _check_values("unpack", kind, weight, values)
+    return rule.weight_view(kind, jnp.asarray(values), jnp.asarray(weight))
 
 
 def packed_linear(
@@ -106,7 +109,8 @@ def packed_linear(
 
     Example:
         >>> import jax
-        >>> x, w, mask = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]]), constructors.columns([1])
+        >>> from maskedlinear_jax import columns
+        >>> x, w, mask = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]]), columns([1])
         >>> jax.grad(lambda v: packed_linear(x, w, v, grad_mask=mask).sum())(pack(w, grad_mask=mask))
         Array([[2.]], dtype=float32)
     """
@@ -116,18 +120,18 @@ def packed_linear(
     call_checks.flag("forward_mode", forward_mode)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
-    kind, positions = _resolve("packed_linear", weight, grad_mask)
+    kind = _resolve("packed_linear", weight, grad_mask)
     call_checks.linear(
         _spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask), function="packed_linear"
     )  # fmt: skip
-    _check_values("packed_linear", kind, positions, weight, values)
+    _check_values("packed_linear", kind, weight, values)
     input, weight, values = jnp.asarray(input), jnp.asarray(weight), jnp.asarray(values)
     bias = None if bias is None else jnp.asarray(bias)
     if bias_mask is not None:
         bias_mask = jnp.asarray(bias_mask)
-    chosen = precisions.resolve(precision, "packed_linear", input, weight)
+    chosen = choose(precision, "packed_linear", input, weight)
     return rule.masked(
-        kind, positions, input, weight, bias, bias_mask, values, chosen, forward_mode=forward_mode
+        kind, input, weight, bias, bias_mask, values, chosen, forward_mode=forward_mode
     )  # fmt: skip
 
 
@@ -154,7 +158,8 @@ def repack(
         TypeError, ValueError, IndexError: As `unpack`; or not exactly one of weight and shape is given.
 
     Example:
-        >>> old, new = constructors.columns([0, 1]), constructors.columns([1, 2])
+        >>> from maskedlinear_jax import columns
+        >>> old, new = columns([0, 1]), columns([1, 2])
         >>> repack(jnp.array([[5.0, 6.0]]), old, new, shape=(1, 3))
         Array([[6., 0.]], dtype=float32)
     """
@@ -166,20 +171,20 @@ def repack(
     else:
         # In the wider of the two dtypes, so that neither side is rounded.
         base = jnp.asarray(weight).astype(values.dtype) if isinstance(weight, Array | np.ndarray) else weight
-    kind, positions = _resolve("repack", base, old_mask)
-    _check_values("repack", kind, positions, base, values)
-    new_kind, new_positions = _resolve("repack", base, new_mask)
-    return _taken(new_kind, rule.weight_view(kind, positions, jnp.asarray(values), base), new_positions)
+    kind = _resolve("repack", base, old_mask)
+    _check_values("repack", kind, base, values)
+    new_kind = _resolve("repack", base, new_mask)
+    return _taken(new_kind, rule.weight_view(kind, jnp.asarray(values), base))
 
 
-def _taken(kind: kinds.Kind, weight: Array, positions: kinds.Arrays) -> Array:
+def _taken(kind: Kind, weight: Array) -> Array:
     # Of a weight whose sharding is part of its type, on every device.
     sharding = _compat.explicit_sharding(weight)
     everywhere = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return _compat.auto_axes(kind.pack, everywhere)(weight, *positions)
+    return _compat.auto_axes(type(kind).pack, everywhere)(kind, weight)
 
 
-def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, kinds.Arrays]:
+def _resolve(function: str, weight: Any, grad_mask: Any) -> Kind:
     if not isinstance(weight, Array | np.ndarray):
         call_checks.refuse_array("weight", weight, function=function)
     packed_checks.weight(function, _spec(weight))
@@ -187,8 +192,8 @@ def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, ki
     return lowering.resolve(mask, (weight.shape[0], weight.shape[1]), packed=True)
 
 
-def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weight: Array, values: Any) -> None:
+def _check_values(function: str, kind: Kind, weight: Array, values: Any) -> None:
     if not isinstance(values, Array | np.ndarray):
         call_checks.refuse_array("values", values, function=function)
-    expected = kind.values_shape((weight.shape[0], weight.shape[1]), *positions)
+    expected = kind.values_shape((weight.shape[0], weight.shape[1]))
     packed_checks.values(function, _spec(values), expected, _spec(weight))

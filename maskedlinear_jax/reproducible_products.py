@@ -2,9 +2,9 @@
 
 A kind has three bilinear products, v being packed values and V the dense matrix of them:
 
-    tangent(x, v)    x V^T         contracts the in_features
-    pull(g, v)       keep(g V)     contracts the out_features
-    product(g, k)    g^T k packed  contracts the batch
+    apply(x, v)          x V^T                contracts the in_features
+    input_grad(g, v)     gather_input(g V)    contracts the out_features
+    weight_grad(g, k)    g^T k, packed        contracts the batch
 
 The derivative of each by either argument is another of the three, so they are closed under differentiation:
 whatever the order and mode, every step is one of them, rounded as SPEC S9 says. The exponents of a row of x
@@ -26,19 +26,19 @@ from maskedlinear_core import precision
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_jax import _compat, collectives
 from maskedlinear_jax.integer_products import Digits, Float64, Operand, flush, largest, operand
-from maskedlinear_jax.kinds import Arrays, Kind, flat
+from maskedlinear_jax.kinds.sums import flat
 
 
 @dataclass(frozen=True)
-class How:
-    """How integers are added: settings, and the engine that suits the device."""
+class Arithmetic:
+    """How integers are added: the settings that were asked for, and the engine that suits the device."""
 
     settings: precision.Reproducible
     engine: Float64 | Digits
 
 
 class Operands(NamedTuple):
-    """What a product is of, and the largest magnitudes of the rows of x; None if nothing of them was cut."""
+    """The operands of a product, and the largest magnitudes of the rows of x; None if x is whole."""
 
     left: Any
     right: Any
@@ -46,193 +46,192 @@ class Operands(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tangent:
+class Apply:
     """x V^T: left x (*B, I), or what was kept of it if that was cut; right v; (*B, O)."""
 
-    how: How
-    kind: Kind
+    arithmetic: Arithmetic
     dtype: Any
     shape: tuple[int, int]
     is_cut: bool
 
-    def compute(self, of: Operands, arrays: Arrays) -> Array:
+    def compute(self, of: Operands, kind: Any) -> Array:
         x = flat(of.left)
         left = operand(x, 1) if of.row_max is None else Operand(_wide(x), flat(of.row_max))
-        right = operand(self.kind.to_dense(of.right, self.shape, *arrays), 1)
+        right = operand(kind.to_dense(of.right, self.shape), 1)
 
         def contract(x: Array, v: Array) -> Array:
-            kept = x if self.is_cut else self.kind.gather_input(x, *arrays)
-            return self.kind.apply(kept, self.kind.pack(v, *arrays), self.shape[0], *arrays)
+            kept = x if self.is_cut else kind.gather_input(x)
+            return kind.apply(kept, kind.pack(v), self.shape[0])
 
         y = _multiply(self, contract, lambda x, v: (x, v.squeeze(1)), left, right, self.shape[1])
         return y.reshape(*of.left.shape[:-1], self.shape[0])
 
-    def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
+    def with_tangent(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(right=right) if left is None else Operands(left, of.right, None)
 
-    def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        kept = apply(Pull(self.how, self.kind, of.left.dtype, self.shape), Operands(u, of.right, None), arrays)
-        return kept if self.is_cut else self.kind.scatter_input(kept, self.shape[1], *arrays)
+    def left_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        kept = evaluate(InputGrad(self.arithmetic, of.left.dtype, self.shape), Operands(u, of.right, None), kind)
+        return kept if self.is_cut else kind.scatter_input(kept, self.shape[1])
 
-    def by_right(self, u: Array, of: Operands, arrays: Arrays) -> Array:
+    def right_grad(self, u: Array, of: Operands, kind: Any) -> Array:
         kept, row_max = of.left, of.row_max
         if not self.is_cut:
-            kept, row_max = self.kind.gather_input(of.left, *arrays), _row_max(of.left)
-        return apply(Product(self.how, self.kind, of.right.dtype, self.shape), Operands(u, kept, row_max), arrays)
+            kept, row_max = kind.gather_input(of.left), _row_max(of.left)
+        return evaluate(WeightGrad(self.arithmetic, of.right.dtype, self.shape), Operands(u, kept, row_max), kind)
 
 
 @dataclass(frozen=True)
-class Pull:
-    """keep(g V): left g (*B, O); right v; (*B, kept features)."""
+class InputGrad:
+    """gather_input(g V): left g (*B, O); right v; (*B, kept features)."""
 
-    how: How
-    kind: Kind
+    arithmetic: Arithmetic
     dtype: Any
     shape: tuple[int, int]
 
-    def compute(self, of: Operands, arrays: Arrays) -> Array:
-        right = operand(self.kind.to_dense(of.right, self.shape, *arrays), 0)
+    def compute(self, of: Operands, kind: Any) -> Array:
+        right = operand(kind.to_dense(of.right, self.shape), 0)
 
         def contract(g: Array, v: Array) -> Array:
-            return self.kind.input_grad(g, self.kind.pack(v, *arrays), self.shape[1], *arrays)
+            return kind.input_grad(g, kind.pack(v), self.shape[1])
 
         def factors(g: Array, v: Array) -> tuple[Array, ...]:
-            return g, self.kind.gather_input(v, *arrays).squeeze(0)
+            return g, kind.gather_input(v).squeeze(0)
 
         y = _multiply(self, contract, factors, operand(flat(of.left), 1), right, self.shape[0])
         return y.reshape(*of.left.shape[:-1], y.shape[1])
 
-    def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
+    def with_tangent(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(right=right) if left is None else of._replace(left=left)
 
-    def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        tangent = Tangent(self.how, self.kind, of.left.dtype, self.shape, is_cut=True)
-        return apply(tangent, Operands(u, of.right, None), arrays)
+    def left_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        product = Apply(self.arithmetic, of.left.dtype, self.shape, is_cut=True)
+        return evaluate(product, Operands(u, of.right, None), kind)
 
-    def by_right(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        return apply(Product(self.how, self.kind, of.right.dtype, self.shape), Operands(of.left, u, None), arrays)
+    def right_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        return evaluate(WeightGrad(self.arithmetic, of.right.dtype, self.shape), Operands(of.left, u, None), kind)
 
 
 @dataclass(frozen=True)
-class Product:
+class WeightGrad:
     """g^T k, packed: left g (*B, O); right k, what was kept of x; the shape of v."""
 
-    how: How
-    kind: Kind
+    arithmetic: Arithmetic
     dtype: Any
     shape: tuple[int, int]
 
-    def compute(self, of: Operands, arrays: Arrays) -> Array:
+    def compute(self, of: Operands, kind: Any) -> Array:
         left, right = operand(flat(of.left), 0), operand(flat(of.right), 0)
 
         def contract(g: Array, kept: Array) -> Array:
-            return self.kind.weight_grad(g, kept, *arrays)
+            return kind.weight_grad(g, kept)
 
-        left, right, terms = collectives.spread(self.how.settings.group, left, right)
+        left, right, terms = collectives.synchronize(self.arithmetic.settings.group, left, right)
         return _multiply(self, contract, lambda g, kept: (contract(g, kept),), left, right, terms)
 
-    def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
+    def with_tangent(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return Operands(of.left, right, None) if left is None else of._replace(left=left)
 
-    def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        tangent = Tangent(self.how, self.kind, of.left.dtype, self.shape, is_cut=True)
-        return apply(tangent, Operands(of.right, self.kind.mask_values(u, *arrays), of.row_max), arrays)
+    def left_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        product = Apply(self.arithmetic, of.left.dtype, self.shape, is_cut=True)
+        return evaluate(product, Operands(of.right, kind.mask_values(u), of.row_max), kind)
 
-    def by_right(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        pull = Pull(self.how, self.kind, of.right.dtype, self.shape)
-        return apply(pull, Operands(of.left, self.kind.mask_values(u, *arrays), None), arrays)
+    def right_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        product = InputGrad(self.arithmetic, of.right.dtype, self.shape)
+        return evaluate(product, Operands(of.left, kind.mask_values(u), None), kind)
 
 
 @dataclass(frozen=True)
-class Total:
+class BatchSum:
     """The sum of left g (B, O) over the batch, (O,), its quantised numbers added exactly."""
 
-    how: How
+    arithmetic: Arithmetic
     rows: int
 
-    def compute(self, of: Operands, arrays: Arrays) -> Array:
-        (x,), terms = collectives.spread_one(self.how.settings.group, operand(of.left, 0))
-        bits = precision.bits_for(self.how.settings, terms)
-        reduce = functools.partial(collectives.add_up, self.how.settings.group)
-        return self.how.engine.add_up(x, 0, terms=terms, bits=bits, reduce=reduce).astype(of.left.dtype)
+    def compute(self, of: Operands, kind: Any) -> Array:
+        (x,), terms = collectives.synchronize_one(self.arithmetic.settings.group, operand(of.left, 0))
+        bits = precision.bits_for(self.arithmetic.settings, terms)
+        reduce = functools.partial(collectives.add_up, self.arithmetic.settings.group)
+        return self.arithmetic.engine.add_up(x, 0, terms=terms, bits=bits, reduce=reduce).astype(of.left.dtype)
 
-    def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
+    def with_tangent(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(left=left)
 
-    def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        return apply(Spread(self.how, (self.rows,)), Operands(u, None, None), ())
+    def left_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        return evaluate(BatchExpand(self.arithmetic, (self.rows,)), Operands(u, None, None), None)
 
 
 @dataclass(frozen=True)
-class Spread:
+class BatchExpand:
     """Left b (O,) for each of a batch, (*B, O): the transpose of a sum."""
 
-    how: How
+    arithmetic: Arithmetic
     batch: tuple[int, ...]
 
-    def compute(self, of: Operands, arrays: Arrays) -> Array:
+    def compute(self, of: Operands, kind: Any) -> Array:
         return jnp.broadcast_to(of.left, (*self.batch, *of.left.shape))
 
-    def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
+    def with_tangent(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(left=left)
 
-    def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
-        return total(self.how, u)
+    def left_grad(self, u: Array, of: Operands, kind: Any) -> Array:
+        return sum_batch(self.arithmetic, u)
 
 
 @dataclass(frozen=True)
-class Settle:
+class Canonical:
     """The identity, to derivatives: left, with +0 for -0 and for a subnormal float32, and one NaN."""
 
-    def compute(self, of: Operands, arrays: Arrays) -> Array:
+    def compute(self, of: Operands, kind: Any) -> Array:
         settled = flush(_wide(of.left))
         return jnp.where(jnp.isnan(settled), jnp.nan, settled).astype(of.left.dtype)
 
-    def along(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
+    def with_tangent(self, of: Operands, left: Array | None, right: Array | None) -> Operands:
         return of._replace(left=left)
 
-    def by_left(self, u: Array, of: Operands, arrays: Arrays) -> Array:
+    def left_grad(self, u: Array, of: Operands, kind: Any) -> Array:
         return u
 
 
-Op = Tangent | Pull | Product | Total | Spread | Settle
+Op = Apply | InputGrad | WeightGrad | BatchSum | BatchExpand | Canonical
 
 
-def _multiply(op: Tangent | Pull | Product, contract: Any, factors: Any, left: Any, right: Any, terms: int) -> Array:
-    group = op.how.settings.group if isinstance(op, Product) else None
-    return op.how.engine.multiply(
-        contract, factors, left, right, terms=terms, bits=precision.bits_for(op.how.settings, terms),
-        is_by_rows=not isinstance(op, Product), reduce=functools.partial(collectives.add_up, group),
+def _multiply(
+    op: Apply | InputGrad | WeightGrad, contract: Any, factors: Any, left: Any, right: Any, terms: int
+) -> Array:
+    group = op.arithmetic.settings.group if isinstance(op, WeightGrad) else None
+    return op.arithmetic.engine.multiply(
+        contract, factors, left, right, terms=terms, bits=precision.bits_for(op.arithmetic.settings, terms),
+        is_by_rows=not isinstance(op, WeightGrad), reduce=functools.partial(collectives.add_up, group),
     ).astype(op.dtype)  # fmt: skip
 
 
-def apply(op: Op, of: Operands, arrays: Arrays) -> Array:
+def evaluate(op: Op, of: Operands, kind: Any) -> Array:
     """Compute a product, with its derivatives at any order and mode."""
-    leaves, tree = jax.tree.flatten((of, arrays))
-    if isinstance(op, Product | Total) and op.how.settings.group is not None:
-        return _over_workers(op, of, arrays)
+    leaves, tree = jax.tree.flatten((of, kind))
+    if isinstance(op, WeightGrad | BatchSum) and op.arithmetic.settings.group is not None:
+        return _over_workers(op, of, kind)
     return _bind(op, tree, (), leaves)
 
 
-def total(how: How, g: Array) -> Array:
+def sum_batch(arithmetic: Arithmetic, g: Array) -> Array:
     """Return the sum of (*B, O) over the batch, (O,), its quantised numbers added exactly."""
     g = flat(g)
-    return apply(Total(how, g.shape[0]), Operands(g, None, None), ())
+    return evaluate(BatchSum(arithmetic, g.shape[0]), Operands(g, None, None), None)
 
 
-def spread(how: How, bias: Array, batch: tuple[int, ...]) -> Array:
-    """Return (O,) for each of a batch, (*B, O); its transpose is `total`."""
-    return apply(Spread(how, batch), Operands(bias, None, None), ())
+def expand_batch(arithmetic: Arithmetic, bias: Array, batch: tuple[int, ...]) -> Array:
+    """Return (O,) for each of a batch, (*B, O); its transpose is `sum_batch`."""
+    return evaluate(BatchExpand(arithmetic, batch), Operands(bias, None, None), None)
 
 
-def settle(array: Array) -> Array:
+def canonicalize(array: Array) -> Array:
     """Return a sum that was rounded by the framework, with +0 for -0 and for a subnormal float32, and one NaN."""
-    return apply(Settle(), Operands(array, None, None), ())
+    return evaluate(Canonical(), Operands(array, None, None), None)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _over_workers(op: Op, of: Operands, arrays: Arrays) -> Array:
-    return op.compute(of, arrays)
+def _over_workers(op: Op, of: Operands, kind: Any) -> Array:
+    return op.compute(of, kind)
 
 
 @_over_workers.defjvp
@@ -300,15 +299,15 @@ def _tangent(leaves: Any, tangents: Any, *, op: Op, tree: Any, axes: tuple[Any, 
         if index is None or _compat.is_zero(tangents[index]):
             continue
 
-        def along(tangent: Array, *leaves: Array, name: str = name) -> Array:
-            of, arrays = jax.tree.unflatten(tree, leaves)
-            return apply(op, op.along(of, **{"left": None, "right": None, name: tangent}), arrays)
+        def with_tangent(tangent: Array, *leaves: Array, name: str = name) -> Array:
+            of, kind = jax.tree.unflatten(tree, leaves)
+            return evaluate(op, op.with_tangent(of, **{"left": None, "right": None, name: tangent}), kind)
 
         in_axes = tuple((dims[index], *dims) for dims in axes)
-        terms.append(_batched(along, in_axes)(tangents[index], *leaves))
+        terms.append(_batched(with_tangent, in_axes)(tangents[index], *leaves))
     if not terms:
         return output, jnp.zeros_like(output)
-    return output, terms[0] if len(terms) == 1 else settle(terms[0] + terms[1])
+    return output, terms[0] if len(terms) == 1 else canonicalize(terms[0] + terms[1])
 
 
 def _transpose(cotangent: Any, *leaves: Any, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> list[Any]:
@@ -316,13 +315,13 @@ def _transpose(cotangent: Any, *leaves: Any, op: Op, tree: Any, axes: tuple[Any,
     index = next(i for i, leaf in enumerate(leaves) if _compat.is_linear(leaf))
     if _compat.is_zero(cotangent):
         return found
-    by = op.by_left if index == _index(tree, "left") else op.by_right  # type: ignore[union-attr]
+    by = op.left_grad if index == _index(tree, "left") else op.right_grad  # type: ignore[union-attr]
     # The operand that the product is linear in has no values: only its dtype is asked for.
     shape = _base_shape(leaves[index].aval, [dims[index] for dims in axes])
 
     def pull(u: Array, *others: Any) -> Array:
-        of, arrays = jax.tree.unflatten(tree, (*others[:index], shape, *others[index:]))
-        return by(u, of, arrays)
+        of, kind = jax.tree.unflatten(tree, (*others[:index], shape, *others[index:]))
+        return by(u, of, kind)
 
     for dims in axes:
         pull = _pulled(pull, dims, index)

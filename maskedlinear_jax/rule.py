@@ -31,33 +31,31 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskedlinear_jax import _compat
-from maskedlinear_jax.kinds import Arrays, Kind
-from maskedlinear_jax.precision import NATIVE, Precision
+from maskedlinear_jax.kinds import Kind
+from maskedlinear_jax.products import NATIVE, Products
 
 
 def masked(
     kind: Kind,
-    arrays: Arrays,
     input: Array,
     weight: Array,
     bias: Array | None,
     bias_mask: Array | None,
     values: Array | None = None,
-    precision: Precision = NATIVE,
+    products: Products = NATIVE,
     *,
     forward_mode: bool,
 ) -> Array:
     """Apply the rule to checked arguments.
 
     Args:
-        kind: The kind of mask.
-        arrays: Its positions.
+        kind: The trainable positions.
         input: (*B, I).
         weight: (O, I).
         bias: (O,) or None.
         bias_mask: Bool (O,); None = all of the bias trains.
         values: The packed entries, over a weight that is then a constant; None = the weight itself learns.
-        precision: How products are computed.
+        products: How products are computed.
         forward_mode: Whether outermost forward mode must work, which JAX forbids through custom_vjp.
 
     Returns:
@@ -65,21 +63,21 @@ def masked(
     """
     rule = _rule if forward_mode else _reverse
     learned, base = (weight, None) if values is None else (values, jax.lax.stop_gradient(weight))
-    operands = _alike(precision, input, learned, bias, (bias_mask, base, arrays))
+    operands = _alike(products, input, learned, bias, (bias_mask, base, kind))
     sharding = None
     if _compat.explicit_sharding(input) or _compat.explicit_sharding(weight):
         # Shardings that are part of types are those of the plain layer outside, and the compiler's inside.
         sharding = jax.eval_shape(lambda x, w: jnp.einsum("...i,oi->...o", x, w), input, weight).sharding
-    apply = _compat.auto_axes(partial(rule, precision, kind), sharding)
-    return apply(*operands, bias_mask, base, arrays)
+    apply = _compat.auto_axes(partial(rule, products), sharding)
+    return apply(*operands, bias_mask, base, kind)
 
 
-def _alike(precision: Precision, input: Array, learned: Array, bias: Array | None, fixed: Any) -> list[Any]:
+def _alike(products: Products, input: Array, learned: Array, bias: Array | None, fixed: Any) -> list[Any]:
     # Inside of shard_map: what is one on all devices varies from here on as the others do, as it does for JAX's own
     # operations, and its gradient is summed over the devices. A custom_vjp must give each argument's own type back.
     operands = [input, learned, bias]
     axes = frozenset[str]().union(*map(_compat.varying_axes, jax.tree.leaves((operands, fixed))))
-    axes -= precision.summed_axes  # over these the rule sums by itself
+    axes -= products.summed_axes  # over these the rule sums by itself
     if not axes:
         return operands
 
@@ -90,47 +88,46 @@ def _alike(precision: Precision, input: Array, learned: Array, bias: Array | Non
     return [None if one is None else vary(one) for one in operands]
 
 
-def weight_view(kind: Kind, arrays: Arrays, learned: Array, base: Array | None = None) -> Array:
+def weight_view(kind: Kind, learned: Array, base: Array | None = None) -> Array:
     """Return V: where(M, W, stop_gradient(W)) if the weight learns, merge_into(W, v) if values over a base do."""
     if base is None:
-        return _identity(kind, learned, arrays)
-    write = _compat.auto_axes(kind.merge_into, _compat.explicit_sharding(base))
-    return write(base, learned.astype(base.dtype), *arrays)
+        return _identity(learned, kind)
+    merge = _compat.auto_axes(type(kind).merge_into, _compat.explicit_sharding(base))
+    return merge(kind, base, learned.astype(base.dtype))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _identity(kind: Kind, weight: Array, arrays: Arrays) -> Array:
+@jax.custom_jvp
+def _identity(weight: Array, kind: Kind) -> Array:
     """Return W, with the derivative of V: it copies nothing."""
     return weight
 
 
 @partial(_identity.defjvp, symbolic_zeros=True)
-def _identity_jvp(kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Any]:
-    (weight, arrays), (d_weight, _) = primals, tangents
-    view = _identity(kind, weight, arrays)
+def _identity_jvp(primals: Any, tangents: Any) -> tuple[Array, Any]:
+    (weight, kind), (d_weight, _) = primals, tangents
+    view = _identity(weight, kind)
     if _compat.is_symbolic_zero(d_weight):
         return view, jnp.zeros_like(weight)
-    return view, jnp.where(kind.mask(weight, *arrays), d_weight, jnp.zeros_like(d_weight))
+    return view, jnp.where(kind.mask(weight), d_weight, jnp.zeros_like(d_weight))
 
 
-def _matrix(kind: Kind, arrays: Arrays, learned: Array, base: Array | None) -> Array:
+def _matrix(kind: Kind, learned: Array, base: Array | None) -> Array:
     # The values of V, where nothing differentiates them.
-    return learned if base is None else weight_view(kind, arrays, learned, base)
+    return learned if base is None else weight_view(kind, learned, base)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _reverse(
-    precision: Precision,
-    kind: Kind,
+    products: Products,
     input: Array,
     learned: Array,
     bias: Array | None,
     bias_mask: Array | None,
     base: Array | None,
-    arrays: Arrays,
+    kind: Kind,
 ) -> Array:
     """Compute y, with the rule in reverse mode; what JAX derives from its two halves is right in both modes."""
-    return precision.linear(input, _matrix(kind, arrays, learned, base), bias)
+    return products.linear(input, _matrix(kind, learned, base), bias)
 
 
 @jax.tree_util.register_static
@@ -147,100 +144,94 @@ class _Wanted:
 
 
 def _forward(
-    precision: Precision,
-    kind: Kind,
+    products: Products,
     input: Any,
     learned: Any,
     bias: Any,
     bias_mask: Any,
     base: Any,
-    arrays: Any,
+    kind: Any,
 ) -> tuple[Array, Any]:
     perturbed = input.perturbed, learned.perturbed, bias is not None and bias.perturbed
     shape = (learned if base is None else base).value.shape
     wanted = _Wanted(*perturbed, base is None, shape, learned.value.dtype)
-    input, learned, bias, bias_mask, base, arrays = jax.tree.map(
-        lambda leaf: leaf.value, (input, learned, bias, bias_mask, base, arrays), is_leaf=_is_primal
+    input, learned, bias, bias_mask, base, kind = jax.tree.map(
+        lambda leaf: leaf.value, (input, learned, bias, bias_mask, base, kind), is_leaf=_is_primal
     )
     # Masked in the value as well: forward over reverse differentiates this half.
-    view = weight_view(kind, arrays, learned, base)
+    view = weight_view(kind, learned, base)
     kept = row_max = None
     if wanted.learned:
-        kept = kind.gather_input(input, *arrays)
-        row_max = precision.row_max(input, kept)
+        kept = kind.gather_input(input)
+        row_max = products.row_max(input, kept)
     # In packed form V is not kept but written again: nothing of the weight's size is.
     source = (view if base is None else learned, base) if wanted.input else None
-    output = precision.linear(input, view, _bias_view(bias, bias_mask))
-    return output, (wanted, kept, row_max, source, bias_mask, arrays)
+    output = products.linear(input, view, _bias_view(bias, bias_mask))
+    return output, (wanted, kept, row_max, source, bias_mask, kind)
 
 
-def _backward(precision: Precision, kind: Kind, residual: Any, g: Any) -> tuple[Any, ...]:
-    wanted, kept, row_max, source, bias_mask, arrays = residual
+def _backward(products: Products, residual: Any, g: Any) -> tuple[Any, ...]:
+    wanted, kept, row_max, source, bias_mask, kind = residual
     if _compat.is_symbolic_zero(g):
         return None, None, None, None, None, None
     d_input = d_learned = d_bias = None
     if wanted.input:
-        d_input = precision.back(g, _matrix(kind, arrays, *source))
+        d_input = products.input_grad(g, _matrix(kind, *source))
     if wanted.learned:
-        d_learned = _gradient(precision, kind, wanted, arrays, g, kept, row_max)
+        d_learned = _gradient(products, wanted, kind, g, kept, row_max)
     if wanted.bias:
-        d_bias = precision.total(g)
+        d_bias = products.sum_batch(g)
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
     return d_input, d_learned, d_bias, None, None, None
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _gradient(
-    precision: Precision, kind: Kind, wanted: _Wanted, arrays: Arrays, g: Array, kept: Array, row_max: Array | None
-) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _gradient(products: Products, wanted: _Wanted, kind: Kind, g: Array, kept: Array, row_max: Array | None) -> Array:
     # As one program: eager code compiles, and calls, each operation by itself.
     dtype, shape = wanted.learned_dtype, wanted.shape
-    d_learned = precision.product(kind, arrays, g.astype(dtype), kept.astype(dtype), row_max, shape)
-    return kind.to_dense(d_learned, shape, *arrays) if wanted.is_dense else d_learned
+    d_learned = products.weight_grad(kind, g.astype(dtype), kept.astype(dtype), row_max, shape)
+    return kind.to_dense(d_learned, shape) if wanted.is_dense else d_learned
 
 
 _reverse.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _rule(
-    precision: Precision,
-    kind: Kind,
+    products: Products,
     input: Array,
     learned: Array,
     bias: Array | None,
     bias_mask: Array | None,
     base: Array | None,
-    arrays: Arrays,
+    kind: Kind,
 ) -> Array:
     """Compute y, with the rule in forward mode; JAX transposes it into reverse mode."""
-    return precision.linear(input, _matrix(kind, arrays, learned, base), bias)
+    return products.linear(input, _matrix(kind, learned, base), bias)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _along(
-    precision: Precision, kind: Kind, shape: tuple[int, int], dtype: Any, arrays: Arrays, input: Array, d_learned: Array
-) -> Array:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _along(products: Products, shape: tuple[int, int], dtype: Any, kind: Kind, input: Array, d_learned: Array) -> Array:
     # x V'^T as one program, as in _gradient; of the dtype of a constant matrix, None = the weight itself learns.
-    taken = kind.pack(d_learned, *arrays) if dtype is None else d_learned.astype(dtype)
-    return precision.tangent(kind, arrays, input, taken, shape)
+    taken = kind.pack(d_learned) if dtype is None else d_learned.astype(dtype)
+    return products.apply(kind, input, taken, shape)
 
 
 @partial(_rule.defjvp, symbolic_zeros=True)
-def _tangent(precision: Precision, kind: Kind, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (input, learned, bias, bias_mask, base, arrays), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
-    output = _rule(precision, kind, input, learned, bias, bias_mask, base, arrays)
+def _tangent(products: Products, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (input, learned, bias, bias_mask, base, kind), (d_input, d_learned, d_bias, _, _, _) = primals, tangents
+    output = _rule(products, input, learned, bias, bias_mask, base, kind)
     shape = (learned if base is None else base).shape
     terms = []
     if not _compat.is_symbolic_zero(d_input):
-        terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, base)))
+        terms.append(products.linear(d_input, weight_view(kind, learned, base)))
     if not _compat.is_symbolic_zero(d_learned):
         dtype = None if base is None else base.dtype
-        terms.append(_along(precision, kind, shape, dtype, arrays, input, d_learned))
+        terms.append(_along(products, shape, dtype, kind, input, d_learned))
     if bias is not None and not _compat.is_symbolic_zero(d_bias):
         d_bias = d_bias if bias_mask is None else jnp.where(bias_mask, d_bias, jnp.zeros_like(d_bias))
-        terms.append(precision.spread(d_bias, input))
-    return output, reduce(precision.add, terms) if terms else jnp.zeros_like(output)
+        terms.append(products.expand_batch(d_bias, input))
+    return output, reduce(products.add, terms) if terms else jnp.zeros_like(output)
 
 
 def _bias_view(bias: Array | None, bias_mask: Array | None) -> Array | None:

@@ -43,3 +43,34 @@ from maskedlinear_torch.storage import save_packed as save_packed
 _arrays.register_reader(_torch.Tensor, _lowering.read)
 _arrays.register_viewer("torch", _torch.from_numpy)
 _arrays.register_compiler(_torch.compiler.is_dynamo_compiling, _lowering.as_tensor)
+
+__all__ = [
+    "Mask",
+    "MaskedLinear",
+    "PackedLinear",
+    "accuracy_bound",
+    "assert_frozen",
+    "blocks",
+    "columns",
+    "elements",
+    "grad_masks",
+    "hold_frozen",
+    "load_packed",
+    "mask_linears",
+    "masked_linear",
+    "pack",
+    "packed_linear",
+    "repack",
+    "reproducible",
+    "rows",
+    "save_packed",
+    "select",
+    "simplify",
+    "submatrix",
+    "unmask_linears",
+    "unpack",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

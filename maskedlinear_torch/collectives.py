@@ -14,17 +14,17 @@ from torch import Tensor
 from maskedlinear_torch.integer_products import Operand
 
 
-def spread(group: Any, left: Operand, right: Operand) -> tuple[Operand, Operand, int]:
+def synchronize(group: Any, left: Operand, right: Operand) -> tuple[Operand, Operand, int]:
     """Return two operands that are contracted over the batch, with the exponents of all of it, and its size K."""
     if group is None:
         return left, right, left.values.shape[0]
-    (left, right), terms = _spread(group, left, right)
+    (left, right), terms = _synchronize(group, left, right)
     return left, right, terms
 
 
-def spread_one(group: Any, x: Operand) -> tuple[list[Operand], int]:
-    """Return an operand that is summed over the batch, as `spread` does."""
-    return ([x], x.values.shape[0]) if group is None else _spread(group, x)
+def synchronize_one(group: Any, x: Operand) -> tuple[list[Operand], int]:
+    """Return an operand that is summed over the batch, as `synchronize` does."""
+    return ([x], x.values.shape[0]) if group is None else _synchronize(group, x)
 
 
 def add_up(group: Any, parts: list[Tensor]) -> list[Tensor]:
@@ -36,7 +36,7 @@ def add_up(group: Any, parts: list[Tensor]) -> list[Tensor]:
     return list(together.unbind())
 
 
-def _spread(group: Any, *operands: Operand) -> tuple[list[Operand], int]:
+def _synchronize(group: Any, *operands: Operand) -> tuple[list[Operand], int]:
     rows = torch.tensor([operands[0].values.shape[0]], device=operands[0].values.device)
     torch.distributed.all_reduce(rows, group=group)
     # NaN is not ordered, and a maximum may lose it: the bits are, and NaN is beyond all numbers there.

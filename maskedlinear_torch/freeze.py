@@ -156,7 +156,7 @@ def assert_frozen(
 
 def _held(layer: MaskedLinear) -> list[tuple[Tensor, Tensor]]:
     weight = layer.weight
-    trains = layer._kind.mask(weight, *layer._positions()).expand(weight.shape)
+    trains = layer._positions().mask(weight).expand(weight.shape)
     pairs = [(weight, _placed_like(trains, weight))]
     if layer.bias is not None and layer._bias_positions is not None:
         pairs.append((layer.bias, _placed_like(layer._bias_positions, layer.bias)))

@@ -11,7 +11,7 @@ from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks.words import FLOAT_DTYPES
 from maskedlinear_torch import _compat, lowering, rule
-from maskedlinear_torch import precision as precisions
+from maskedlinear_torch.engine_choice import choose
 
 
 def masked_linear(
@@ -50,8 +50,9 @@ def masked_linear(
         IndexError: A position outside of the weight.
 
     Example:
+        >>> from maskedlinear_torch import columns
         >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]], requires_grad=True)
-        >>> masked_linear(x, w, grad_mask=constructors.columns([1])).sum().backward()
+        >>> masked_linear(x, w, grad_mask=columns([1])).sum().backward()
         >>> w.grad
         tensor([[0., 2.]])
     """
@@ -67,9 +68,9 @@ def masked_linear(
     if bias_mask is not None:
         bias_mask = lowering.bools(bias_mask, weight.device)
     outputs, inputs = weight.shape
-    kind, positions = lowering.resolve(mask, (outputs, inputs), weight.device)
-    chosen = precisions.resolve(precision, "masked_linear", input, weight)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, None, chosen)
+    kind = lowering.resolve(mask, (outputs, inputs), weight.device)
+    chosen = choose(precision, "masked_linear", input, weight)
+    return rule.masked(kind, input, weight, bias, bias_mask, None, chosen)
 
 
 def _refuse_array(function: str, **arguments: Any) -> None:

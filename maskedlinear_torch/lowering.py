@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
 from maskedlinear_torch import _compat
 from maskedlinear_torch.indexing import put
-from maskedlinear_torch.kinds import Arrays, Blocks, DenseElements, Kind, Shape, SparseElements, Submatrix
+from maskedlinear_torch.kinds import DenseElements, Kind, Shape
 
 
-def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> tuple[Kind, Arrays]:
-    """Return the kind and the arrays of positions of a mask for a weight of that shape.
+def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: bool = False) -> Kind:
+    """Return the kind of a mask, with its positions, for a weight of that shape.
 
     Args:
         mask: Any mask; its positions may be traced.
@@ -38,79 +39,53 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
         if remembered is not None and not _compat.in_dispatch_mode():
             return remembered
     if traces or mask.is_traced:
-        kind, traced = _resolve_traced(mask, shape, device)
+        kind = _resolve_traced(mask, shape, device)
         if packed and isinstance(kind, DenseElements):
             packed_checks.refuse_traced(repr(mask))
-        return kind, traced
+        return kind
     found = mask.canonical(shape)
     found = positions.packed(found) if packed else positions.unpacked(found)
     with torch.inference_mode(False):  # what is made there could not be saved for a later backward
-        arrays: Arrays = tuple(None if array is None else torch.tensor(array, device=device) for array in found.arrays)
-        if found.kind == "blocks":
-            arrays = _on_grid(arrays[0], found.grid_shape)
-    resolved = canonical_kind(found, shape), arrays
+        arrays = [None if array is None else torch.tensor(array, device=device) for array in found.arrays]
+        kind = Kind.by_name[found.kind].from_positions(found, arrays, shape, is_canonical=True)
     if not (_compat.in_functorch_transform() or _compat.in_dispatch_mode()):  # there it may be no plain tensor
-        mask.memo[key] = resolved
-    return resolved
+        mask.memo[key] = kind
+    return kind
 
 
-def canonical_kind(found: positions.Positions, shape: Shape) -> Kind:
-    """Return the kind for canonical positions."""
-    if found.kind == "submatrix":
-        return Submatrix(is_canonical=True)
-    if found.kind == "blocks":
-        return Blocks(found.grid_shape, found.block_shape, is_canonical=True)
-    return SparseElements(shape[1], is_canonical=True) if found.kind == "entries" else DenseElements()
-
-
-def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> tuple[Kind, Arrays]:
-    if isinstance(mask, masks.Columns) and not mask.index.is_traced_bool:
-        return Submatrix(is_canonical=False), (None, _by_number("columns", mask.index, shape[1], device))
-    if isinstance(mask, masks.Rows) and not mask.index.is_traced_bool:
-        return Submatrix(is_canonical=False), (_by_number("rows", mask.index, shape[0], device), None)
-    if isinstance(mask, masks.Submatrix) and not (mask.rows.is_traced_bool or mask.columns.is_traced_bool):
-        rows = _by_number("submatrix rows", mask.rows, shape[0], device)
-        return Submatrix(is_canonical=False), (rows, _by_number("submatrix columns", mask.columns, shape[1], device))
-    if isinstance(mask, masks.Blocks):
-        mask_checks.mask_shape("blocks", mask.shape, shape)
-        numbers = _by_number("blocks", mask.numbers, mask.grid_shape[0] * mask.grid_shape[1], device)
-        return Blocks(mask.grid_shape, mask.block_shape, is_canonical=False), _on_grid(numbers, mask.grid_shape)
-    if isinstance(mask, masks.Entries):
-        mask_checks.mask_shape("entries", mask.shape, shape)
-        numbers = _by_number("entries", mask.index, shape[0] * shape[1], device)
-        return SparseElements(shape[1], is_canonical=False), (numbers,)
-    return DenseElements(), (_dense(mask, shape, device),)
-
-
-def _on_grid(numbers: Tensor, grid_shape: Shape) -> Arrays:
-    # A number beyond the grid is in a row beyond it.
-    return numbers, numbers // grid_shape[1], numbers % grid_shape[1]
-
-
-def _dense(mask: masks.Mask, shape: Shape, device: torch.device) -> Tensor:
+def _resolve_traced(mask: masks.Mask, shape: Shape, device: torch.device) -> Kind:
+    trace = _Trace(device)
+    found = mask.traced(shape)
     # How many positions a traced bool vector selects is unknown, so it can only be priced as elements.
-    if isinstance(mask, masks.Combination):
-        return type(mask).combine(*(_dense(operand, shape, device) for operand in mask.masks))
-    if isinstance(mask, masks.Elements):
-        mask_checks.mask_shape("elements", mask.shape, shape)
-        return torch.as_tensor(mask.views["torch"] if mask.views else mask.array, device=device)
-    if isinstance(mask, masks.Columns):
-        return _line("columns", mask.index, shape[1], device).expand(shape)
-    if isinstance(mask, masks.Rows):
-        return _line("rows", mask.index, shape[0], device)[:, None].expand(shape)
-    if isinstance(mask, masks.Submatrix):
-        rows = _line("submatrix rows", mask.rows, shape[0], device)
-        return rows[:, None] & _line("submatrix columns", mask.columns, shape[1], device)
-    kind, arrays = _resolve_traced(mask, shape, device)
-    return kind.mask(torch.empty(shape, device=device), *arrays)
+    return DenseElements(mask.traced_array(shape, trace)) if found is None else trace.kind(found, shape)
 
 
-def _line(name: str, index: Index, size: int, device: torch.device) -> Tensor:
-    if index.is_traced_bool:
-        mask_checks.bool_length(name, index.values.shape[0], size)
-        return torch.as_tensor(index.values, device=device)
-    numbers = _by_number(name, index, size, device)
-    return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, is_canonical=False)
+@dataclass(frozen=True)
+class _Trace:
+    """What a traced mask is made of (`Mask.traced_array`)."""
+
+    device: torch.device
+
+    def kind(self, found: positions.Positions, shape: Shape) -> Kind:
+        arrays = [unread and _by_number(unread.name, unread.index, unread.size, self.device) for unread in found.arrays]
+        return Kind.by_name[found.kind].from_positions(found, arrays, shape, is_canonical=False)
+
+    def dense(self, found: positions.Positions, shape: Shape) -> Tensor:
+        return self.kind(found, shape).mask(torch.empty(shape, device=self.device))
+
+    def line(self, unread: positions.Unread) -> Tensor:
+        name, index, size = unread
+        if index.is_traced_bool:
+            mask_checks.bool_length(name, index.values.shape[0], size)
+            return torch.as_tensor(index.values, device=self.device)
+        numbers = _by_number(name, index, size, self.device)
+        return put(torch.ones_like(numbers, dtype=torch.bool), numbers, 0, size, is_canonical=False)
+
+    def spread(self, array: Tensor, shape: Shape) -> Tensor:
+        return array.expand(shape)
+
+    def array(self, values: Any, views: dict[str, Any]) -> Tensor:
+        return torch.as_tensor(views["torch"] if views else values, device=self.device)
 
 
 def _by_number(name: str, index: Index, size: int, device: torch.device) -> Tensor:

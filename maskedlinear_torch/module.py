@@ -15,9 +15,9 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
 from maskedlinear_torch import lowering, rule
+from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
-from maskedlinear_torch.kinds import Arrays
-from maskedlinear_torch.precision import resolve
+from maskedlinear_torch.kinds import Kind
 from maskedlinear_torch.tensors import PositionsBuffer
 
 
@@ -32,7 +32,8 @@ class Layer(nn.Module):
     out_features: int
     bias: Any
     _is_packed = False
-    _arrays: Arrays
+    _kind: Kind
+    _arrays: tuple[Tensor | None, ...]
     _bias_array: Tensor | None
     _stand_ins: tuple[PositionsBuffer | None, ...]
     _mask: masks.Mask
@@ -57,7 +58,7 @@ class Layer(nn.Module):
     def precision(self, precision: Any) -> None:
         self._precision = as_precision(precision)
 
-    def _positions(self) -> Arrays:
+    def _positions(self) -> Kind:
         device, buffers = self._home().device, self._buffers
         for array in self._arrays:
             if array is not None and array.device != device:
@@ -65,7 +66,8 @@ class Layer(nn.Module):
                 self._set_masks(self._mask, self._bias_values)
                 break
         named = zip(_NAMES, self._arrays, self._stand_ins, strict=False)
-        return tuple([array if buffers[name] is own else _given(buffers[name], array) for name, array, own in named])
+        arrays = [array if buffers[name] is own else _given(buffers[name], array) for name, array, own in named]
+        return self._kind.with_arrays(arrays)
 
     @property
     def _bias_positions(self) -> Tensor | None:
@@ -74,8 +76,9 @@ class Layer(nn.Module):
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
         device = self._home().device
         shape = (self.out_features, self.in_features)
-        kind, arrays = lowering.resolve(mask, shape, device, packed=self._is_packed)
-        self._mask, self._bias_values, self._kind = mask, bias_values, kind
+        kind = lowering.resolve(mask, shape, device, packed=self._is_packed)
+        arrays = kind.arrays
+        self._mask, self._bias_values, self._kind = mask, bias_values, kind.without_arrays
         old = self.__dict__.get("_arrays", ())
         old = old if len(old) == len(arrays) else (None,) * len(arrays)
         self._arrays = tuple([_kept(*pair) for pair in zip(old, arrays, strict=True)])
@@ -163,7 +166,8 @@ class MaskedLinear(Layer, nn.Linear):
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
 
     Example:
-        >>> layer = MaskedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
+        >>> from maskedlinear_torch import columns
+        >>> layer = MaskedLinear(4, 2, grad_mask=columns([0, 3]), seed=0)
         >>> layer(torch.ones(1, 4)).sum().backward()
         >>> layer.weight.grad
         tensor([[1., 0., 0., 1.],
@@ -216,8 +220,9 @@ class MaskedLinear(Layer, nn.Linear):
             TypeError: `linear` is not a `torch.nn.Linear`.
 
         Example:
+            >>> from maskedlinear_torch import rows
             >>> linear = nn.Linear(3, 2)
-            >>> MaskedLinear.from_linear(linear, grad_mask=constructors.rows([0])).weight is linear.weight
+            >>> MaskedLinear.from_linear(linear, grad_mask=rows([0])).weight is linear.weight
             True
         """
         if not isinstance(linear, nn.Linear):
@@ -237,7 +242,8 @@ class MaskedLinear(Layer, nn.Linear):
         """Return a plain layer around the very parameters of this one.
 
         Example:
-            >>> type(MaskedLinear(3, 2, grad_mask=constructors.rows([0])).to_linear()).__name__
+            >>> from maskedlinear_torch import rows
+            >>> type(MaskedLinear(3, 2, grad_mask=rows([0])).to_linear()).__name__
             'Linear'
         """
         linear = nn.Linear(
@@ -296,9 +302,9 @@ class MaskedLinear(Layer, nn.Linear):
             call_checks.refuse_array("input", input)
         input, weight, bias = _autocast(input, self.weight, self.bias)
         _check("masked_linear", input, weight, bias)
-        precision = resolve(self._precision, "masked_linear", input, weight)
+        products = choose(self._precision, "masked_linear", input, weight)
         return rule.masked(
-            self._kind, self._positions(), input, weight, bias, self._bias_positions, precision=precision
+            self._positions(), input, weight, bias, self._bias_positions, products=products
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -17,10 +17,10 @@ from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import described
 from maskedlinear_torch import _compat, packing, rule
+from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
-from maskedlinear_torch.kinds import Arrays, Kind
+from maskedlinear_torch.kinds import Kind
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
-from maskedlinear_torch.precision import resolve
 from maskedlinear_torch.tensors import Constant, Merged, as_bits, holds_same_bits
 
 
@@ -53,7 +53,8 @@ class PackedLinear(Layer):
         TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
 
     Example:
-        >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 3]), seed=0)
+        >>> from maskedlinear_torch import columns
+        >>> layer = PackedLinear(4, 2, grad_mask=columns([0, 3]), seed=0)
         >>> layer(torch.ones(1, 4)).sum().backward()
         >>> layer.values.grad
         tensor([[1., 1.],
@@ -114,8 +115,9 @@ class PackedLinear(Layer):
             TypeError: `linear` is not a `torch.nn.Linear`.
 
         Example:
+            >>> from maskedlinear_torch import rows
             >>> linear = nn.Linear(3, 2)
-            >>> packed = PackedLinear.from_linear(linear, grad_mask=constructors.rows([0]))
+            >>> packed = PackedLinear.from_linear(linear, grad_mask=rows([0]))
             >>> torch.equal(packed.weight, linear.weight), tuple(packed.values.shape)
             (True, (1, 3))
         """
@@ -135,7 +137,8 @@ class PackedLinear(Layer):
         """Return a plain layer with the trained weight and bias (the very bias of this one, if all of it trains).
 
         Example:
-            >>> type(PackedLinear(3, 2, grad_mask=constructors.rows([0])).to_linear()).__name__
+            >>> from maskedlinear_torch import rows
+            >>> type(PackedLinear(3, 2, grad_mask=rows([0])).to_linear()).__name__
             'Linear'
         """
         linear = nn.Linear(
@@ -168,7 +171,8 @@ class PackedLinear(Layer):
         matrix.
 
         Example:
-            >>> layer = PackedLinear(3, 2, grad_mask=constructors.columns([0]))
+            >>> from maskedlinear_torch import columns
+            >>> layer = PackedLinear(3, 2, grad_mask=columns([0]))
             >>> nn.init.ones_(layer.weight)
             tensor([[1., 1., 1.],
                     [1., 1., 1.]], grad_fn=<AliasBackward0>)
@@ -222,9 +226,10 @@ class PackedLinear(Layer):
             TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
 
         Example:
-            >>> layer = PackedLinear(4, 2, grad_mask=constructors.columns([0, 1]), seed=0)
+            >>> from maskedlinear_torch import columns
+            >>> layer = PackedLinear(4, 2, grad_mask=columns([0, 1]), seed=0)
             >>> before = layer.weight
-            >>> layer.repack(constructors.columns([1, 3]))
+            >>> layer.repack(columns([1, 3]))
             >>> torch.equal(layer.weight, before)
             True
         """
@@ -250,14 +255,14 @@ class PackedLinear(Layer):
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
             call_checks.refuse_array("input", input, function="packed_linear")
-        positions = self._positions()
+        kind = self._positions()
         input, base, bias = _autocast(input, self.base, self._whole_bias())
         _check("packed_linear", input, base, bias)
-        precision = resolve(self._precision, "packed_linear", input, base)
+        products = choose(self._precision, "packed_linear", input, base)
         # (functional_call may have put other positions in place of the layer's own.)
-        own = base is self.base and all(map(operator.is_, positions, self._arrays))
+        own = base is self.base and all(map(operator.is_, kind.arrays, self._arrays))
         written = self._matrix() if own else None
-        return rule.masked(self._kind, positions, input, base, bias, None, self.values, precision, written)
+        return rule.masked(kind, input, base, bias, None, self.values, products, written)
 
     def reset_parameters(self) -> None:
         """Draw all of the weight and the bias anew, as `torch.nn.Linear.reset_parameters` does."""
@@ -306,7 +311,7 @@ class PackedLinear(Layer):
         return self.base
 
     def _whole_weight(self) -> Tensor:
-        return rule.weight_view(self._kind, self._positions(), self.values, self.base.detach())
+        return rule.weight_view(self._positions(), self.values, self.base.detach())
 
     def _whole_bias(self) -> Any:
         if self.bias_base is None:
@@ -328,7 +333,7 @@ class PackedLinear(Layer):
             return None
         written = self._written
         if written is None or not written.is_of(base) or not holds_same_bits(values, written.bits):
-            self._written = written = _Written.of(self._kind, self._arrays, base, values)
+            self._written = written = _Written.of(self._kind.with_arrays(self._arrays), base, values)
         return written.matrix
 
     def _take_over(
@@ -339,7 +344,7 @@ class PackedLinear(Layer):
         dtype = linear.weight.dtype if values_dtype is None else values_dtype
         module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))
         self._set_masks(mask.packed((self.out_features, self.in_features)), bias_values)
-        values = self._kind.pack(self.base.detach(), *self._positions())
+        values = self._positions().pack(self.base.detach())
         self.values = nn.Parameter(values.to(dtype, copy=True).contiguous())
         self.register_parameter("bias_values", None)
         self._take_bias_over(linear.bias)
@@ -412,7 +417,7 @@ class PackedLinear(Layer):
                 learns = self.values.requires_grad
                 self.base = Constant(plain.weight.detach())
                 self._set_masks(self._mask, self._bias_values)
-                values = self._kind.pack(self.base.detach(), *self._positions()).to(self.values.dtype)
+                values = self._positions().pack(self.base.detach()).to(self.values.dtype)
                 self.values = nn.Parameter(values, requires_grad=learns)
                 self.bias_values = None
                 self._take_bias_over(plain.bias)
@@ -433,11 +438,11 @@ class _Written(NamedTuple):
 
     @staticmethod
     @torch.no_grad()
-    def of(kind: Kind, positions: Arrays, base: Constant, values: nn.Parameter) -> _Written:
+    def of(kind: Kind, base: Constant, values: nn.Parameter) -> _Written:
         with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
             # The old memory is kept, so that no new one can have its address.
             memory, version, bits = base.detach(), base._version, as_bits(values).clone()
-            matrix = rule.weight_view(kind, positions, bits.view(values.dtype), memory) if bits.numel() else memory
+            matrix = rule.weight_view(kind, bits.view(values.dtype), memory) if bits.numel() else memory
         return _Written(matrix, base, memory, version, bits)
 
     def is_of(self, base: Constant) -> bool:
@@ -462,7 +467,7 @@ class _Weight(NamedTuple):
     def write(self, whole: Tensor) -> None:
         """Let the weight be `whole`; values of a wider dtype are rounded only where they differ from it."""
         layer = self.layer
-        taken = layer._kind.pack(whole, *layer._positions())
+        taken = layer._positions().pack(whole)
         same = as_bits(taken) == as_bits(layer.values.to(taken.dtype))
         layer.base.copy_(whole)
         layer.values.copy_(torch.where(same, layer.values, taken.to(layer.values.dtype)))

@@ -10,9 +10,10 @@ from maskedlinear_core import arrays, constructors
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
-from maskedlinear_torch import kinds, lowering, rule
-from maskedlinear_torch import precision as precisions
+from maskedlinear_torch import lowering, rule
+from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _refuse_array, _spec
+from maskedlinear_torch.kinds import Kind
 
 
 def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
@@ -36,12 +37,13 @@ def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
 
     Example:
         >>> import torch
-        >>> pack(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), grad_mask=constructors.columns([1]))
+        >>> from maskedlinear_torch import columns
+        >>> pack(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), grad_mask=columns([1]))
         tensor([[2.],
                 [4.]])
     """
-    kind, positions = _resolve("pack", weight, grad_mask)
-    return kind.pack(weight, *positions)
+    kind = _resolve("pack", weight, grad_mask)
+    return kind.pack(weight)
 
 
 def unpack(weight: Tensor, values: Tensor, *, grad_mask: Any) -> Tensor:
@@ -60,13 +62,14 @@ def unpack(weight: Tensor, values: Tensor, *, grad_mask: Any) -> Tensor:
 
     Example:
         >>> import torch
-        >>> unpack(torch.zeros(2, 2), torch.tensor([[5.0], [6.0]]), grad_mask=constructors.columns([1]))
+        >>> from maskedlinear_torch import columns
+        >>> unpack(torch.zeros(2, 2), torch.tensor([[5.0], [6.0]]), grad_mask=columns([1]))
         tensor([[0., 5.],
                 [0., 6.]])
     """
-    kind, positions = _resolve("unpack", weight, grad_mask)
-    _check_values("unpack", kind, positions, weight, values)
-    return kind.merge_into(weight, values.to(weight.dtype), *positions)
+    kind = _resolve("unpack", weight, grad_mask)
+    _check_values("unpack", kind, weight, values)
+    return kind.merge_into(weight, values.to(weight.dtype))
 
 
 def packed_linear(
@@ -105,7 +108,8 @@ def packed_linear(
 
     Example:
         >>> import torch
-        >>> w, mask = torch.tensor([[3.0, 4.0]]), constructors.columns([1])
+        >>> from maskedlinear_torch import columns
+        >>> w, mask = torch.tensor([[3.0, 4.0]]), columns([1])
         >>> v = pack(w, grad_mask=mask).requires_grad_()
         >>> packed_linear(torch.tensor([[1.0, 2.0]]), w, v, grad_mask=mask).sum().backward()
         >>> v.grad
@@ -117,14 +121,14 @@ def packed_linear(
         call_checks.flag("forward_mode", forward_mode)
     if bias_mask is not None and not arrays.is_framework_array(bias_mask):
         call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
-    kind, positions = _resolve("packed_linear", weight, grad_mask)
+    kind = _resolve("packed_linear", weight, grad_mask)
     input, weight, bias = _autocast(input, weight, bias)
     _check("packed_linear", input, weight, bias, bias_mask)
-    _check_values("packed_linear", kind, positions, weight, values)
+    _check_values("packed_linear", kind, weight, values)
     if bias_mask is not None:
         bias_mask = lowering.bools(bias_mask, weight.device)
-    chosen = precisions.resolve(precision, "packed_linear", input, weight)
-    return rule.masked(kind, positions, input, weight, bias, bias_mask, values, chosen)
+    chosen = choose(precision, "packed_linear", input, weight)
+    return rule.masked(kind, input, weight, bias, bias_mask, values, chosen)
 
 
 def repack(
@@ -151,7 +155,8 @@ def repack(
 
     Example:
         >>> import torch
-        >>> old, new = constructors.columns([0, 1]), constructors.columns([1, 2])
+        >>> from maskedlinear_torch import columns
+        >>> old, new = columns([0, 1]), columns([1, 2])
         >>> repack(torch.tensor([[5.0, 6.0]]), old, new, shape=(1, 3))
         tensor([[6., 0.]])
     """
@@ -163,13 +168,13 @@ def repack(
     else:
         # In the wider of the two dtypes, so that neither side is rounded.
         base = weight.to(values.dtype) if isinstance(weight, Tensor) else weight
-    kind, positions = _resolve("repack", base, old_mask)
-    _check_values("repack", kind, positions, base, values)
-    new_kind, new_positions = _resolve("repack", base, new_mask)
-    return new_kind.pack(kind.merge_into(base, values, *positions), *new_positions)
+    kind = _resolve("repack", base, old_mask)
+    _check_values("repack", kind, base, values)
+    new_kind = _resolve("repack", base, new_mask)
+    return new_kind.pack(kind.merge_into(base, values))
 
 
-def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, kinds.Arrays]:
+def _resolve(function: str, weight: Any, grad_mask: Any) -> Kind:
     if not isinstance(weight, Tensor):
         call_checks.refuse_array("weight", weight, function=function)
     if not (weight.dtype in _FLOATS and weight.dim() == 2):
@@ -179,10 +184,10 @@ def _resolve(function: str, weight: Any, grad_mask: Any) -> tuple[kinds.Kind, ki
     return lowering.resolve(mask, (outputs, inputs), weight.device, packed=True)
 
 
-def _check_values(function: str, kind: kinds.Kind, positions: kinds.Arrays, weight: Tensor, values: Any) -> None:
+def _check_values(function: str, kind: Kind, weight: Tensor, values: Any) -> None:
     if not isinstance(values, Tensor):
         call_checks.refuse_array("values", values, function=function)
-    expected = kind.values_shape((weight.shape[0], weight.shape[1]), *positions)
+    expected = kind.values_shape((weight.shape[0], weight.shape[1]))
     if values.shape == expected and values.dtype == weight.dtype and values.device == weight.device:
         return
     packed_checks.values(function, _spec(values), expected, _spec(weight))

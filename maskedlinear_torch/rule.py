@@ -32,32 +32,30 @@ from torch import Tensor
 
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat
-from maskedlinear_torch.kinds import Arrays, Kind
-from maskedlinear_torch.precision import NATIVE, Precision
+from maskedlinear_torch.kinds import Kind
+from maskedlinear_torch.products import NATIVE, Products
 
 
 def masked(
     kind: Kind,
-    arrays: Arrays,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     bias_mask: Tensor | None,
     values: Tensor | None = None,
-    precision: Precision = NATIVE,
+    products: Products = NATIVE,
     written: Tensor | None = None,
 ) -> Tensor:
     """Apply the rule to checked arguments.
 
     Args:
-        kind: The kind of mask.
-        arrays: Its positions.
+        kind: The trainable positions.
         input: (*B, I).
         weight: (O, I).
         bias: (O,) or None.
         bias_mask: Bool (O,); None = all of the bias trains.
         values: The packed entries, over a weight that is then a constant; None = the weight itself learns.
-        precision: How products are computed.
+        products: How products are computed.
         written: V of the values, where it is known; nobody writes to it. Only eager code may give it.
 
     Returns:
@@ -65,31 +63,30 @@ def masked(
     """
     if _compat.is_distributed(weight):
         replicate_like = _compat.replicate_like(weight)
-        arrays, bias_mask = tuple(map(replicate_like, arrays)), replicate_like(bias_mask)
+        kind, bias_mask = kind.with_arrays([*map(replicate_like, kind.arrays)]), replicate_like(bias_mask)
     transformed = _compat.in_transform()
     if transformed and torch.compiler.is_dynamo_compiling():
         # Dynamo differentiates through the forward of a Function and drops its rule there: without
         # an error, the frozen entries would learn. The reference program needs no rule.
-        if precision != NATIVE:
+        if products != NATIVE:
             checks.refuse_compiled_transform()
-        return reference(kind, arrays, input, weight, bias, bias_mask, values)
+        return reference(kind, input, weight, bias, bias_mask, values)
     learned, base = (weight, None) if values is None else (values, weight.detach())
     if not transformed and not (learned.requires_grad and torch.is_grad_enabled()):
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
-        matrix = _matrix(kind, arrays, learned, base) if written is None else written
-        return precision.linear(input, matrix, _bias_view(bias, bias_mask))
+        matrix = _matrix(kind, learned, base) if written is None else written
+        return products.linear(input, matrix, _bias_view(bias, bias_mask))
     # Dynamo refuses a Function that defines jvp, and follows setup_context; without either a call costs least.
     if transformed or torch.compiler.is_dynamo_compiling():
         rule = _Rule if transformed else _Reverse
-        output, _, _ = rule.apply(precision, kind, input, learned, bias, bias_mask, base, *arrays)
+        output, _, _ = rule.apply(products, kind.without_arrays, input, learned, bias, bias_mask, base, *kind.arrays)
         return output
-    found = _ReverseOnly.apply((precision, kind, bias_mask, base, arrays, written), input, learned, bias)
+    found = _ReverseOnly.apply((products, kind, bias_mask, base, written), input, learned, bias)
     return found[0] if isinstance(found, tuple) else found
 
 
 def reference(
     kind: Kind,
-    arrays: Arrays,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -98,14 +95,14 @@ def reference(
 ) -> Tensor:
     """Return the same by the program that defines the op (SPEC S4), at the price of a copy of W and a dense dW."""
     learned, base = (weight, None) if values is None else (values, weight.detach())
-    return F.linear(input, weight_view(kind, arrays, learned, base), _bias_view(bias, bias_mask))
+    return F.linear(input, weight_view(kind, learned, base), _bias_view(bias, bias_mask))
 
 
-def weight_view(kind: Kind, arrays: Arrays, learned: Tensor, base: Tensor | None = None) -> Tensor:
+def weight_view(kind: Kind, learned: Tensor, base: Tensor | None = None) -> Tensor:
     """Return V: where(M, W, stop_gradient(W)) if the weight learns, merge_into(W, v) if values over a base do."""
     if base is None:
-        return torch.where(kind.mask(learned, *arrays), learned, learned.detach())
-    return _laid_out_like(base, kind.merge_into(base, learned.to(base.dtype), *arrays))
+        return torch.where(kind.mask(learned), learned, learned.detach())
+    return _laid_out_like(base, kind.merge_into(base, learned.to(base.dtype)))
 
 
 def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
@@ -122,9 +119,9 @@ def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
     return like.copy_(view)
 
 
-def _matrix(kind: Kind, arrays: Arrays, learned: Tensor, base: Tensor | None) -> Tensor:
+def _matrix(kind: Kind, learned: Tensor, base: Tensor | None) -> Tensor:
     # The values of V, where nothing differentiates them.
-    return learned if base is None else weight_view(kind, arrays, learned, base)
+    return learned if base is None else weight_view(kind, learned, base)
 
 
 def _bias_view(bias: Tensor | None, bias_mask: Tensor | None) -> Tensor | None:
@@ -140,7 +137,7 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        precision: Precision,
+        products: Products,
         kind: Kind,
         input: Tensor,
         learned: Tensor,
@@ -151,15 +148,16 @@ class _Reverse(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # What is kept must be an output: a tensor made in setup_context is unknown to autograd, and
         # double backward through it is wrong without an error.
-        kept = kind.gather_input(input, *arrays)
-        output = precision.linear(input, _matrix(kind, arrays, learned, base), bias)
-        return output, None if kept is input else kept, precision.row_max(input, kept)
+        kind = kind.with_arrays(arrays)
+        kept = kind.gather_input(input)
+        output = products.linear(input, _matrix(kind, learned, base), bias)
+        return output, None if kept is input else kept, products.row_max(input, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        precision, kind, input, learned, _, bias_mask, base, *arrays = inputs
+        products, kind, input, learned, _, bias_mask, base, *arrays = inputs
         _, kept, row_max = output
-        ctx.precision, ctx.kind = precision, kind
+        ctx.products, ctx.kind = products, kind
         ctx.in_features = input.shape[-1]
         # A cotangent that does not exist stays None: as zeros it would be added to d_x at full cost.
         ctx.set_materialize_grads(False)
@@ -176,7 +174,7 @@ class _Reverse(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         kept, row_max, _, learned, bias_mask, base, *arrays = ctx.saved_tensors
         _, _, *wanted, _, _ = ctx.needs_input_grad[:7]
-        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays), None
+        fixed = ctx.products, ctx.kind.with_arrays(arrays), bias_mask, base, None
         found = _gradients(fixed, kept, row_max, learned, cotangents, wanted, ctx.in_features)
         return None, None, *found, *(None,) * (len(ctx.needs_input_grad) - 5)
 
@@ -190,40 +188,40 @@ class _Rule(_Reverse):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         _, _, d_input, d_learned, d_bias, *_ = tangents
         _, _, input, learned, bias_mask, base, *arrays = ctx.saved_tensors
-        precision: Precision = ctx.precision
-        kind: Kind = ctx.kind
+        products: Products = ctx.products
+        kind: Kind = ctx.kind.with_arrays(arrays)
         with _compat.forward_mode_enabled():
             # The tensors carry this level's tangents; the rule is in terms of what is below it.
             input, learned = _compat.primal(input), _compat.primal(learned)
             shape = _shape(learned, base)
             terms = []
             if d_input is not None:
-                terms.append(precision.linear(d_input, weight_view(kind, arrays, learned, base)))
+                terms.append(products.linear(d_input, weight_view(kind, learned, base)))
             if d_learned is not None:
-                taken = kind.pack(d_learned, *arrays) if base is None else d_learned.to(base.dtype)
-                terms.append(precision.tangent(kind, arrays, input, taken, shape))
+                taken = kind.pack(d_learned) if base is None else d_learned.to(base.dtype)
+                terms.append(products.apply(kind, input, taken, shape))
             if d_bias is not None:
                 d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
-                terms.append(precision.spread(d_bias, input))
-            kept = kind.gather_input(input, *arrays)
+                terms.append(products.expand_batch(d_bias, input))
+            kept = kind.gather_input(input)
             if kept is input:
                 d_kept = None
             else:
-                d_kept = torch.zeros_like(kept) if d_input is None else kind.gather_input(d_input, *arrays)
-            row_max = precision.row_max(input, kept)
+                d_kept = torch.zeros_like(kept) if d_input is None else kind.gather_input(d_input)
+            row_max = products.row_max(input, kept)
             return (
-                functools.reduce(precision.add, terms),
+                functools.reduce(products.add, terms),
                 d_kept,
                 None if row_max is None else torch.zeros_like(row_max),
             )
 
 
-Fixed = tuple[Precision, Kind, Tensor | None, Tensor | None, Arrays, Tensor | None]
-"""What takes no gradient: precision, kind, the bias mask, a constant matrix, positions, V where it is known."""
+Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
+"""What takes no gradient: products, kind, the bias mask, a constant base, V where it is known."""
 
 
 class _ReverseOnly(torch.autograd.Function):
-    """The rule where reverse mode is all there is: what takes no gradient is one argument, as each has its price."""
+    """The rule where only reverse mode is possible: what takes no gradient is one argument, because each costs time."""
 
     @staticmethod
     def forward(
@@ -233,21 +231,23 @@ class _ReverseOnly(torch.autograd.Function):
         learned: Tensor,
         bias: Tensor | None,
     ) -> Any:
-        precision, kind, bias_mask, base, arrays, written = fixed
-        kept = kind.gather_input(input, *arrays)
-        matrix = _matrix(kind, arrays, learned, base) if written is None else written
-        output = precision.linear(input, matrix, bias)
-        row_max = None if kept is input else precision.row_max(input, kept)
-        ctx.precision, ctx.kind, ctx.written = precision, kind, written  # the layer keeps V anyway, for its next call
+        products, kind, bias_mask, base, written = fixed
+        kept = kind.gather_input(input)
+        matrix = written
+        if matrix is None:  # as `_matrix`, which would cost a call
+            matrix = learned if base is None else weight_view(kind, learned, base)
+        output = products.linear(input, matrix, bias)
+        row_max = None if kept is input else products.row_max(input, kept)
+        ctx.products, ctx.kind, ctx.written = products, kind, written  # the layer keeps V anyway, for its next call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(kept, row_max, learned, bias_mask, base, *arrays)
+        ctx.save_for_backward(kept, row_max, learned, bias_mask, base, *kind.arrays)
         return output if kept is input else (output, kept, row_max)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         kept, row_max, learned, bias_mask, base, *arrays = ctx.saved_tensors
         _, *wanted = ctx.needs_input_grad
-        fixed = ctx.precision, ctx.kind, bias_mask, base, tuple(arrays), ctx.written
+        fixed = ctx.products, ctx.kind.with_arrays(arrays), bias_mask, base, ctx.written
         return None, *_gradients(fixed, kept, row_max, learned, cotangents, wanted, _shape(learned, base)[1])
 
 
@@ -261,7 +261,7 @@ def _gradients(
     in_features: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     # Of the input, of what is learned, and of the bias.
-    precision, kind, bias_mask, base, arrays, written = fixed
+    products, kind, bias_mask, base, written = fixed
     g, kept_cotangent = cotangents[0], cotangents[1] if len(cotangents) > 1 else None
     input_wanted, learned_wanted, bias_wanted = wanted
     d_input = d_learned = d_bias = None
@@ -269,22 +269,22 @@ def _gradients(
         if input_wanted:
             matrix = learned if base is None else written
             if matrix is None or _is_differentiated():
-                matrix = weight_view(kind, arrays, learned, base)
-            d_input = precision.back(g, matrix)
+                matrix = weight_view(kind, learned, base)
+            d_input = products.input_grad(g, matrix)
         if learned_wanted:
             shape = _shape(learned, base)
             if base is None:
-                d_learned = kind.to_dense(precision.product(kind, arrays, g, kept, row_max, shape), shape, *arrays)
+                d_learned = kind.to_dense(products.weight_grad(kind, g, kept, row_max, shape), shape)
             else:  # values may be wider than the matrix
                 cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
-                d_learned = precision.product(kind, arrays, cotangent, kept, row_max, shape)
+                d_learned = products.weight_grad(kind, cotangent, kept, row_max, shape)
             if _compat.is_distributed(learned):
                 d_learned = _compat.placed_like(d_learned, learned)
         if bias_wanted:
-            d_bias = precision.total(g)
+            d_bias = products.sum_batch(g)
             d_bias = d_bias if bias_mask is None else torch.where(bias_mask, d_bias, 0)
     if kept_cotangent is not None and input_wanted:
-        d_kept = kind.scatter_input(kept_cotangent, in_features, *arrays)
+        d_kept = kind.scatter_input(kept_cotangent, in_features)
         d_input = d_kept if d_input is None else d_input + d_kept
     return d_input, d_learned, d_bias
 

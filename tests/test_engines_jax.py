@@ -193,9 +193,9 @@ def test_shard_map_over_what_does_not_learn(mesh):
 
 
 def test_the_first_reproducible_call_within_a_mesh():
-    from maskedlinear_jax import precision
+    from maskedlinear_jax import engine_choice
 
-    precision._known_answer.cache_clear()
+    engine_choice._known_answer.cache_clear()
     x, w, b = numbers(True)
     with jax.set_mesh(jax.make_mesh((8,), ("d",))):
         y = jax.jit(lambda x: mj.masked_linear(x, w, b, grad_mask=MASKS["rows"], precision="reproducible"))(x)

@@ -174,25 +174,25 @@ class Gpu(NamedTuple):
     ("7.5", "float32"), ("8.6", "float32"), ("8.9", "float32"), ("12.0", "float32"),
 ])  # fmt: skip
 def test_engine_that_suits_a_gpu(capability, engine, monkeypatch):
-    from maskedlinear_jax import precision as jax_precision
-    from maskedlinear_torch import precision as torch_precision
+    from maskedlinear_jax import engine_choice as jax_choice
+    from maskedlinear_torch import engine_choice as torch_choice
 
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: tuple(map(int, device.compute_capability.split(".")))
     )
-    for module in (torch_precision, jax_precision):
+    for module in (torch_choice, jax_choice):
         assert module._engine("auto", Gpu(compute_capability=capability)) == engine
         assert module._engine("int8", Gpu(compute_capability=capability)) == "int8"
 
 
 def test_engine_of_other_devices():
-    from maskedlinear_jax import precision as jax_precision
-    from maskedlinear_torch import precision as torch_precision
+    from maskedlinear_jax import engine_choice as jax_choice
+    from maskedlinear_torch import engine_choice as torch_choice
 
-    assert torch_precision._engine("auto", torch.device("cpu")) == "float64"
-    assert torch_precision._engine("auto", torch.device("mps")) == "float32"
-    assert jax_precision._engine("auto", jax.devices()[0]) == "float64"
-    assert jax_precision._engine("auto", Gpu(platform="tpu")) == "float32"
+    assert torch_choice._engine("auto", torch.device("cpu")) == "float64"
+    assert torch_choice._engine("auto", torch.device("mps")) == "float32"
+    assert jax_choice._engine("auto", jax.devices()[0]) == "float64"
+    assert jax_choice._engine("auto", Gpu(platform="tpu")) == "float32"
 
 
 @pytest.mark.parametrize("engine", ["float32", "int8"])

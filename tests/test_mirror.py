@@ -1,19 +1,26 @@
 """The twins mirror each other: the same files, public names, order of definitions, signatures and argument names."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
 import pytest
 
+import maskedlinear_core
 import maskedlinear_jax
 import maskedlinear_torch
 
 FOLDERS = [Path(package.__file__).parent for package in (maskedlinear_torch, maskedlinear_jax)]
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+
+
 ONLY_IN_TORCH = {"tensors.py"}
 """What a tensor that is written in place needs: arrays are not."""
-
-FILES = sorted(path.name for path in FOLDERS[0].glob("*.py") if path.name not in ONLY_IN_TORCH)
+FILES = [name for name in files(FOLDERS[0]) if name not in ONLY_IN_TORCH]
 
 # Intended differences, each with its reason.
 ONLY_PUBLIC_IN_JAX = {
@@ -23,8 +30,14 @@ ONLY_PUBLIC_IN_JAX = {
     "apply_updates": "XLA flushes subnormal numbers to zero where optax adds an update of zero",
 }
 ONLY_DEFINED_IN_ONE = {
-    "kinds.py": {
-        "_turned", "_written_out",  # XLA makes operands on the way
+    "kinds/__init__.py": set(),
+    "kinds/base.py": set(),
+    "kinds/blocks.py": set(),
+    "kinds/dense_elements.py": set(),
+    "kinds/sparse_elements.py": set(),
+    "kinds/submatrix.py": set(),
+    "kinds/sums.py": {
+        "transposed", "written_out",  # XLA makes the operands of a product while it computes it
     },
     "indexing.py": {
         "bounds",  # positions are read in eager code only
@@ -36,10 +49,9 @@ ONLY_DEFINED_IN_ONE = {
         "can_write_in_place", "fill_blocks", "fill_crossings",  # what may be written in place
     },
     "lowering.py": {
-        "register_pytrees", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
+        "register_pytree", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
         "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_narrow",  # JAX has 32-bit integers by default
-        "_on_grid",  # XLA divides once for all calls
     },
     "rule.py": {
         # Each framework's form.
@@ -61,7 +73,8 @@ ONLY_DEFINED_IN_ONE = {
         "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index",
         "_wide",
     },
-    "precision.py": {"_tested"},  # Dynamo calls the test as a constant
+    "products.py": set(),
+    "engine_choice.py": {"_tested"},  # Dynamo calls the test as a constant
     "functional.py": {
         "_autocast",  # JAX has no autocast
         "_refuse_array", "_check", "_fits",  # in torch at each call, in JAX when it traces
@@ -100,17 +113,10 @@ ONLY_DEFINED_IN_ONE = {
                   "partition", "combine", "_is_float", "_name_of_dtype"},
     "_compat.py": set(),  # private names of a framework have no twin
 }  # fmt: skip
-MODULE_DIFFERENCES = {
-    "device": "JAX arrays are placed by device_put",
-    "key": "JAX has no global random generator",
-}
-
-
-FILE_NAMES = {path.stem for folder in FOLDERS for path in folder.glob("*.py")}
 
 
 def names(module):
-    return {name for name in vars(module) if not name.startswith("_")} - FILE_NAMES
+    return set(module.__all__)
 
 
 def definitions(path):
@@ -133,7 +139,7 @@ COMMON = [name for name in FILES if name not in ONLY_IN_TORCH]
 
 
 def test_same_files():
-    assert sorted(path.name for path in FOLDERS[1].glob("*.py") if path.name not in ONLY_IN_JAX) == COMMON
+    assert [name for name in files(FOLDERS[1]) if name not in ONLY_IN_JAX] == FILES
 
 
 def test_same_public_names():
@@ -154,27 +160,93 @@ def test_listed_differences_are_real(file):
         assert (name in sets[0]) != (name in sets[1]), f"{name} is no difference any more"
 
 
-def parameters(function):
+ONLY_PARAMETERS_OF_ONE = {
+    "MaskedLinear": {
+        "device": "JAX arrays are placed by device_put",
+        "key": "JAX has no global random generator",
+    },
+    "PackedLinear": {"device": "as above", "key": "as above"},
+    "MaskedLinear.from_location": {"key": "as above"},
+    "PackedLinear.from_location": {"key": "as above"},
+    "PackedLinear.repack": {"optimizer": "a JAX optimizer's state is a pytree of its own: `repack` moves it"},
+    "hold_frozen": {
+        "models": "a torch optimizer knows tensors, whose masks are those of any number of modules",
+        "model": "an optax optimizer is made for one pytree",
+    },
+    "mask_linears": {"freeze_others": "JAX trains what it is given the gradient of; torch asks requires_grad"},
+}
+"""Parameters that one twin alone has, each with its reason."""
+ONLY_MEMBERS_OF_ONE = {
+    "extra_repr": "torch.nn.Module prints it",
+    "forward": "torch.nn.Module calls it; a pytree has __call__",
+    "replace": "a pytree is never changed in place",
+    "tree_flatten": "a pytree",
+    "tree_flatten_with_keys": "a pytree",
+    "tree_unflatten": "a pytree",
+    "in_features": "an attribute in torch, of an array's shape in JAX",
+    "out_features": "as above",
+    "grad_mask": "a property that is set in torch, a leaf in JAX",
+    "bias_mask": "as above",
+    "base": "a frozen parameter in torch; JAX keeps its bits as integers",
+}
+"""Members of the layers that one twin alone defines, each with its reason."""
+SHARED = sorted(names(maskedlinear_torch) & names(maskedlinear_jax))
+LAYERS = ("MaskedLinear", "PackedLinear")
+
+
+def parameters(function, name):
     return {
-        name: (parameter.kind, parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in MODULE_DIFFERENCES
+        parameter: (value.kind, value.default)
+        for parameter, value in inspect.signature(function).parameters.items()
+        if parameter not in ONLY_PARAMETERS_OF_ONE.get(name, {})
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["masked_linear", "MaskedLinear", "columns", "rows", "submatrix", "blocks", "elements"]
-)
+def public(name):
+    for package in (maskedlinear_torch, maskedlinear_jax):
+        owner, _, member = name.partition(".")
+        yield getattr(getattr(package, owner), member) if member else getattr(package, name)
+
+
+def members(name):
+    kind = getattr(maskedlinear_torch, name)
+    return [m for m in vars(kind) if m[0] != "_" and callable(getattr(kind, m)) and m not in ONLY_MEMBERS_OF_ONE]
+
+
+SIGNATURES = [name for name in SHARED if callable(getattr(maskedlinear_torch, name))] + [
+    f"{layer}.{member}" for layer in LAYERS for member in members(layer)
+]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_same_signatures(name):
-    ours, theirs = getattr(maskedlinear_torch, name), getattr(maskedlinear_jax, name)
-    assert parameters(ours) == parameters(theirs)
-    assert list(parameters(ours)) == list(parameters(theirs))
+    ours, theirs = (parameters(function, name) for function in public(name))
+    assert list(ours.items()) == list(theirs.items())
 
 
-@pytest.mark.parametrize("name", ["from_linear", "to_linear", "from_location"])
-def test_same_constructors(name):
-    ours, theirs = (getattr(package.MaskedLinear, name) for package in (maskedlinear_torch, maskedlinear_jax))
-    assert parameters(ours) == parameters(theirs)
+@pytest.mark.parametrize("name", sorted(ONLY_PARAMETERS_OF_ONE))
+def test_listed_parameters_are_in_one_twin_alone(name):
+    ours, theirs = (inspect.signature(function).parameters for function in public(name))
+    for parameter in ONLY_PARAMETERS_OF_ONE[name]:
+        assert (parameter in ours) != (parameter in theirs), f"{parameter} is no difference any more"
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_same_members_of_the_layers(name):
+    ours, theirs = ({m for m in vars(kind) if m[0] != "_"} for kind in public(name))
+    assert ours ^ theirs <= set(ONLY_MEMBERS_OF_ONE)
+
+
+@pytest.mark.parametrize("package", [maskedlinear_core, maskedlinear_torch, maskedlinear_jax])
+def test_a_package_shows_its_api_alone(package):
+    """What `__init__` imports under its own name is the API; submodules can be imported and are not listed."""
+    tree = ast.parse(Path(package.__file__).read_text("utf-8"))
+    imported = [alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert (
+        dir(package)
+        == sorted(package.__all__)
+        == sorted(alias.name for alias in imported if alias.asname == alias.name)
+    )
 
 
 def test_masks_are_keyword_only():
@@ -190,18 +262,75 @@ def test_same_arguments_are_documented():
         for package in (maskedlinear_torch, maskedlinear_jax):
             text = inspect.getdoc(getattr(package, name)).partition("Args:")[2].partition("Raises:")[0]
             signature = inspect.signature(getattr(package, name)).parameters
-            documented.append({p for p in signature if f"    {p}: " in text} - set(MODULE_DIFFERENCES))
+            documented.append(
+                {p for p in signature if f"    {p}: " in text} - set(ONLY_PARAMETERS_OF_ONE.get(name, {}))
+            )
         assert documented[0] == documented[1]
         assert documented[0] >= {"grad_mask", "bias_mask"}
 
 
-@pytest.mark.parametrize("kind", ["Submatrix", "Blocks", "DenseElements"])
-def test_kinds_have_the_same_methods(kind):
-    from maskedlinear_jax import kinds as in_jax
-    from maskedlinear_torch import kinds as in_torch
+ONLY_METHODS_OF_ONE = {
+    "Kind": {
+        "arrays", "with_arrays", "without_arrays",  # JAX flattens a kind as a pytree
+    },
+    "Submatrix": {"arrays", "with_arrays"},  # as above
+    "Blocks": {
+        "arrays", "with_arrays",  # as above
+    },
+    "DenseElements": {"arrays", "with_arrays"},  # as above
+    "SparseElements": {
+        "arrays", "with_arrays",  # as above
+        "_from_dense",  # torch's eager code reads positions; XLA cannot
+    },
+}  # fmt: skip
+KINDS = sorted(ONLY_METHODS_OF_ONE)
 
-    ours, theirs = (
-        [name for name, value in vars(getattr(module, kind)).items() if inspect.isfunction(value) and name[:2] != "__"]
-        for module in (in_torch, in_jax)
-    )
-    assert ours == theirs
+
+def kind_of(package, name):
+    return getattr(importlib.import_module(f"{package.__name__}.kinds"), name)
+
+
+def methods(kind):
+    kept = inspect.isfunction, inspect.isdatadescriptor, lambda value: isinstance(value, classmethod)
+    return {
+        name: getattr(kind, name)
+        for name, value in vars(kind).items()
+        if name[:2] != "__" and any(test(value) for test in kept) and name not in ONLY_METHODS_OF_ONE[kind.__name__]
+    }
+
+
+def test_every_kind_is_listed():
+    for package in (maskedlinear_torch, maskedlinear_jax):
+        base = kind_of(package, "Kind")
+        assert (
+            sorted(["Kind", *(kind.__name__ for kind in base.__subclasses__() if "test" not in kind.__module__)])
+            == KINDS
+        )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_have_the_same_methods(name):
+    ours, theirs = (methods(kind_of(package, name)) for package in (maskedlinear_torch, maskedlinear_jax))
+    assert list(ours) == list(theirs)
+    for method, value in ours.items():
+        if method.startswith("_"):
+            continue  # positions are handed to the inner ones as each framework has them
+        assert list(inspect.signature(value).parameters) == list(inspect.signature(theirs[method]).parameters), method
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_listed_methods_are_in_one_twin_alone(name):
+    ours, theirs = (vars(kind_of(package, name)) for package in (maskedlinear_torch, maskedlinear_jax))
+    for method in ONLY_METHODS_OF_ONE[name]:
+        assert (method in ours) != (method in theirs), f"{method} is no difference any more"
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "Kind"])
+def test_every_kind_has_every_method(name):
+    for package in (maskedlinear_torch, maskedlinear_jax):
+        base, kind = kind_of(package, "Kind"), kind_of(package, name)
+        for method, value in methods(base).items():
+            own = getattr(kind, method)
+            assert list(inspect.signature(own).parameters) == list(inspect.signature(value).parameters), method
+            if "raise NotImplementedError" in inspect.getsource(value):
+                assert own != value, f"{name} has no {method}"

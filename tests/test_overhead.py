@@ -15,19 +15,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from maskedlinear_core import blocks, columns, elements, positions, rows, submatrix
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_jax import indexing
-from maskedlinear_jax import kinds as jax_kinds
 from maskedlinear_jax import masked_linear as in_jax
+from maskedlinear_jax.kinds import sums as jax_sums
 from maskedlinear_torch import (
     MaskedLinear,
     PackedLinear,
     functional,
-    kinds,
     lowering,
     masked_linear,
     pack,
     packed_linear,
     rule,
 )
+from maskedlinear_torch.kinds import sums
 
 O = I = 8
 MASKS = {
@@ -97,8 +97,8 @@ def test_a_costlier_call_is_seen(monkeypatch):
     class Bound:
         @staticmethod
         def apply(fixed, *arguments):
-            precision, kind, bias_mask, base, arrays, _ = fixed
-            return rule._Reverse.apply(precision, kind, *arguments, bias_mask, base, *arrays)
+            products, kind, bias_mask, base, _ = fixed
+            return rule._Reverse.apply(products, kind.without_arrays, *arguments, bias_mask, base, *kind.arrays)
 
     monkeypatch.setattr(rule, "_ReverseOnly", Bound)
     ahead, _ = step(layers(MASKS["columns"])["masked"])
@@ -157,9 +157,9 @@ def test_positions_made_anywhere_serve_everywhere(name, use):
 
 def test_positions_are_made_once_and_stay_out_of_copies():
     mask = columns([1, 3])
-    first, second = (lowering.resolve(mask, (O, I), torch.device("cpu"))[1][1] for _ in range(2))
+    first, second = (lowering.resolve(mask, (O, I), torch.device("cpu")).columns for _ in range(2))
     assert first is second
-    assert lowering.resolve(mask, (O, I + 1), torch.device("cpu"))[1][1] is not first
+    assert lowering.resolve(mask, (O, I + 1), torch.device("cpu")).columns is not first
     for other in (copy.deepcopy(mask), copy.copy(mask), pickle.loads(pickle.dumps(mask))):
         assert not other.memo
         assert other == mask
@@ -185,15 +185,15 @@ def test_in_place_is_what_is_differentiated(name, packed, dtype, monkeypatch):
     """Where nothing differentiates kinds write in place, and make elements in pieces; NaN and inf stay out."""
     monkeypatch.setattr(positions, "CACHED", 2**14)
     monkeypatch.setattr(positions, "WHOLE", 2**12)
-    kind, arrays = lowering.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
+    kind = lowering.resolve(copy.deepcopy(MANY[name]), (FULL, FULL), torch.device("cpu"), packed=packed)
     rng = np.random.default_rng(0)
     g, x = (torch.from_numpy(rng.integers(-2, 3, (2, FULL))).to(dtype) for _ in range(2))
     g[0, -1] = torch.nan if name == "elements" else 1
     w = torch.from_numpy(rng.standard_normal((FULL, FULL))).to(dtype)
 
     def results():
-        values = kind.weight_grad(g, kind.gather_input(x, *arrays), *arrays)
-        return kind.to_dense(values, (FULL, FULL), *arrays), kind.merge_into(w, values, *arrays)
+        values = kind.weight_grad(g, kind.gather_input(x))
+        return kind.to_dense(values, (FULL, FULL)), kind.merge_into(w, values)
 
     want = results()
     with torch.no_grad():
@@ -225,12 +225,12 @@ def test_blocks_in_pieces_are_the_whole(batch):
 def test_sums_of_16_bits_are_not_made_in_pieces():
     """Each partial sum would be rounded to 8 bits."""
     with torch.no_grad():
-        assert kinds._in_pieces(torch.zeros(1))
-        assert not kinds._in_pieces(torch.zeros(1, dtype=torch.bfloat16))
-        assert not kinds._in_pieces(torch.zeros(1, device="meta"))
-    assert not kinds._in_pieces(torch.zeros(1)), "what is differentiated again is one product"
-    assert jax_kinds._in_pieces(jnp.zeros(1))
-    assert not jax_kinds._in_pieces(jnp.zeros(1, jnp.bfloat16))
+        assert sums.can_sum_in_pieces(torch.zeros(1))
+        assert not sums.can_sum_in_pieces(torch.zeros(1, dtype=torch.bfloat16))
+        assert not sums.can_sum_in_pieces(torch.zeros(1, device="meta"))
+    assert not sums.can_sum_in_pieces(torch.zeros(1)), "what is differentiated again is one product"
+    assert jax_sums.can_sum_in_pieces(jnp.zeros(1))
+    assert not jax_sums.can_sum_in_pieces(jnp.zeros(1, jnp.bfloat16))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 60], ids=lambda n: f"{n} of 64")

@@ -176,10 +176,10 @@ def test_a_wrong_answer_is_told():
 def test_a_device_that_is_not_exact_is_refused(twin, engine, monkeypatch):
     """As with TF32 or fast-math: the products lose bits."""
     module, engines = {"torch": (mt, torch_engines), "jax": (mj, jax_engines)}[twin]
-    from maskedlinear_jax import precision as jax_precision
-    from maskedlinear_torch import precision as torch_precision
+    from maskedlinear_jax import engine_choice as jax_choice
+    from maskedlinear_torch import engine_choice as torch_choice
 
-    for cache in (torch_precision._tested, jax_precision._known_answer):
+    for cache in (torch_choice._tested, jax_choice._known_answer):
         cache.cache_clear()
     name, error = ("_power", 2.0**-40) if engine == "float64" else ("_small_power", 2.0**-20)
     real = getattr(engines, name)
@@ -194,7 +194,7 @@ def test_a_device_that_is_not_exact_is_refused(twin, engine, monkeypatch):
     finally:
         monkeypatch.undo()
         jax.clear_caches()
-        for cache in (torch_precision._tested, jax_precision._known_answer):
+        for cache in (torch_choice._tested, jax_choice._known_answer):
             cache.cache_clear()
 
 

@@ -56,8 +56,8 @@ class Parts:
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])
-        kind, positions = lowering.resolve(constructors.as_mask(mask), shape)
-        return jnp.broadcast_to(kind.mask(weight, *positions), shape)
+        kind = lowering.resolve(constructors.as_mask(mask), shape)
+        return jnp.broadcast_to(kind.mask(weight), shape)
 
     @staticmethod
     def under_vmap(array: Any) -> Any:

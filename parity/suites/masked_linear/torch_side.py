@@ -58,8 +58,8 @@ class Parts:
     def dense(mask: Any, weight: Any) -> Any:
         """Return a mask, traced or not, as the framework's bool array of the weight's shape."""
         shape = (weight.shape[0], weight.shape[1])
-        kind, positions = lowering.resolve(constructors.as_mask(mask), shape, weight.device)
-        return kind.mask(weight, *positions).expand(shape)
+        kind = lowering.resolve(constructors.as_mask(mask), shape, weight.device)
+        return kind.mask(weight).expand(shape)
 
     @staticmethod
     def under_vmap(array: Any) -> Any:
