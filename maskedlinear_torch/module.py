@@ -65,9 +65,11 @@ class Layer(nn.Module):
                 # Parameters came from meta (load_state_dict(assign=True)), or were moved without the layer.
                 self._set_masks(self._mask, self._bias_values)
                 break
-        named = zip(_NAMES, self._arrays, self._stand_ins, strict=False)
-        arrays = [array if buffers[name] is own else _given(buffers[name], array) for name, array, own in named]
-        return self._kind.with_arrays(arrays)
+        for name, own in zip(_NAMES, self._stand_ins, strict=False):
+            if buffers[name] is not own:
+                named = zip(_NAMES, self._arrays, strict=False)
+                return self._kind.with_arrays([_given(buffers[name], array) for name, array in named])
+        return self._kind
 
     @property
     def _bias_positions(self) -> Tensor | None:
@@ -78,10 +80,11 @@ class Layer(nn.Module):
         shape = (self.out_features, self.in_features)
         kind = lowering.resolve(mask, shape, device, packed=self._is_packed)
         arrays = kind.arrays
-        self._mask, self._bias_values, self._kind = mask, bias_values, kind.without_arrays
+        self._mask, self._bias_values = mask, bias_values
         old = self.__dict__.get("_arrays", ())
         old = old if len(old) == len(arrays) else (None,) * len(arrays)
         self._arrays = tuple([_kept(*pair) for pair in zip(old, arrays, strict=True)])
+        self._kind = kind.with_arrays(self._arrays)
         trained = None if bias_values is None else np.flatnonzero(bias_values) if self._is_packed else bias_values
         bias_array = None if trained is None else torch.from_numpy(trained).to(device)
         self._bias_array = _kept(self.__dict__.get("_bias_array"), bias_array)
@@ -121,7 +124,7 @@ class Layer(nn.Module):
 
 _NAMES = ("_position_0", "_position_1", "_position_2")
 _BIAS_NAME = "_bias_position"
-_DERIVED = {*_NAMES, _BIAS_NAME, "_arrays", "_bias_array", "_stand_ins"}
+_DERIVED = {*_NAMES, _BIAS_NAME, "_kind", "_arrays", "_bias_array", "_stand_ins"}
 
 
 def _given(buffer: Tensor | None, array: Tensor | None) -> Tensor | None:

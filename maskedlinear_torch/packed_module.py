@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -260,7 +259,7 @@ class PackedLinear(Layer):
         _check("packed_linear", input, base, bias)
         products = choose(self._precision, "packed_linear", input, base)
         # (functional_call may have put other positions in place of the layer's own.)
-        own = base is self.base and all(map(operator.is_, kind.arrays, self._arrays))
+        own = base is self.base and kind is self._kind
         written = self._matrix() if own else None
         return rule.masked(kind, input, base, bias, None, self.values, products, written)
 
@@ -333,7 +332,7 @@ class PackedLinear(Layer):
             return None
         written = self._written
         if written is None or not written.is_of(base) or not holds_same_bits(values, written.bits):
-            self._written = written = _Written.of(self._kind.with_arrays(self._arrays), base, values)
+            self._written = written = _Written.of(self._kind, base, values)
         return written.matrix
 
     def _take_over(

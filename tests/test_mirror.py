@@ -180,6 +180,7 @@ ONLY_MEMBERS_OF_ONE = {
     "extra_repr": "torch.nn.Module prints it",
     "forward": "torch.nn.Module calls it; a pytree has __call__",
     "replace": "a pytree is never changed in place",
+    "reset_parameters": "torch.nn.Linear draws its values anew in place",
     "tree_flatten": "a pytree",
     "tree_flatten_with_keys": "a pytree",
     "tree_unflatten": "a pytree",

@@ -47,10 +47,10 @@ class Submatrix(Kind, name="submatrix"):
         return self._take(self._take(weight, self.rows, 0), self.columns, 1)
 
     def merge_into(self, weight: Array, values: Array) -> Array:
-        values = (
-            values if self.columns is None else self._write(self._take(weight, self.rows, 0), values, self.columns, 1)
-        )
-        return values if self.rows is None else self._write(weight, values, self.rows, 0)
+        if self.columns is not None:
+            some = weight if self.rows is None else take(weight, self.rows, 0, is_canonical=self.is_canonical)
+            values = write(some, values, self.columns, 1, is_canonical=self.is_canonical)
+        return values if self.rows is None else write(weight, values, self.rows, 0, is_canonical=self.is_canonical)
 
     def apply(self, kept: Array, values: Array, out_features: int) -> Array:
         return self._put(dot(kept, values.T), self.rows, -1, out_features)
@@ -76,9 +76,6 @@ class Submatrix(Kind, name="submatrix"):
 
     def _put(self, values: Array, index: Array | None, axis: int, size: int) -> Array:
         return values if index is None else put(values, index, axis, size, is_canonical=self.is_canonical)
-
-    def _write(self, array: Array, values: Array, index: Array, axis: int) -> Array:
-        return write(array, values, index, axis, is_canonical=self.is_canonical)
 
 
 FULL = Submatrix(None, None, is_canonical=True)

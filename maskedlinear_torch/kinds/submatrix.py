@@ -44,7 +44,8 @@ class Submatrix(Kind, name="submatrix"):
 
     def weight_grad(self, g: Tensor, kept: Tensor) -> Tensor:
         g = g if self.rows is None else take(g, self.rows, -1, is_canonical=self.is_canonical)
-        return dot((g if g.dim() == 2 else flat(g)).t(), kept if kept.dim() == 2 else flat(kept))
+        left, right = (g if g.dim() == 2 else flat(g)).t(), kept if kept.dim() == 2 else flat(kept)
+        return dot(left, right) if left.dtype == torch.int8 else left @ right  # each call costs time
 
     def to_dense(self, values: Tensor, shape: Shape) -> Tensor:
         if (
@@ -73,10 +74,10 @@ class Submatrix(Kind, name="submatrix"):
         ):
             matrix = weight.clone(memory_format=torch.contiguous_format)
             return fill_crossings(matrix, values, self.rows, self.columns)
-        values = (
-            values if self.columns is None else self._write(self._take(weight, self.rows, 0), values, self.columns, 1)
-        )
-        return values if self.rows is None else self._write(weight, values, self.rows, 0)
+        if self.columns is not None:
+            some = weight if self.rows is None else take(weight, self.rows, 0, is_canonical=self.is_canonical)
+            values = write(some, values, self.columns, 1, is_canonical=self.is_canonical)
+        return values if self.rows is None else write(weight, values, self.rows, 0, is_canonical=self.is_canonical)
 
     def apply(self, kept: Tensor, values: Tensor, out_features: int) -> Tensor:
         return self._put(dot(kept, values.t()), self.rows, -1, out_features)
@@ -102,9 +103,6 @@ class Submatrix(Kind, name="submatrix"):
 
     def _put(self, values: Tensor, index: Tensor | None, dim: int, size: int) -> Tensor:
         return values if index is None else put(values, index, dim, size, is_canonical=self.is_canonical)
-
-    def _write(self, tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> Tensor:
-        return write(tensor, values, index, dim, is_canonical=self.is_canonical)
 
 
 FULL = Submatrix(None, None, is_canonical=True)
