@@ -50,7 +50,9 @@ _masks.on_register(_lowering.register_pytree)
 
 __all__ = [
     "Mask",
+    "MaskedEmbedding",
     "MaskedLinear",
+    "PackedEmbedding",
     "PackedLinear",
     "accuracy_bound",
     "apply_updates",
@@ -68,12 +70,14 @@ __all__ = [
     "packed_linear",
     "partition",
     "repack",
+    "repack_state",
     "reproducible",
     "rows",
     "save_packed",
     "select",
     "simplify",
     "submatrix",
+    "train_new_tokens",
     "unmask_linears",
     "unpack",
 ]

@@ -210,8 +210,8 @@ def masked_lookup(weight: Array, input: Array, mask: masks.Mask, look_up: Any) -
     Returns:
         (*batch, features).
     """
-    kind, positions = lowering.resolve(mask, (weight.shape[0], weight.shape[1]))
-    trains = jnp.asarray(kind.mask(weight, *positions))
+    kind = lowering.resolve(mask, (weight.shape[0], weight.shape[1]))
+    trains = jnp.asarray(kind.mask(weight))
     trains = trains[0] if trains.shape[0] == 1 and weight.shape[0] != 1 else look_up(trains, input)
     looked_up = look_up(weight, input)
     return jnp.where(trains, looked_up, jax.lax.stop_gradient(looked_up))
@@ -220,10 +220,10 @@ def masked_lookup(weight: Array, input: Array, mask: masks.Mask, look_up: Any) -
 def packed_lookup(base: Array, values: Array, input: Array, mask: masks.Mask, look_up: Any) -> Array:
     """Return rows of a constant matrix with values in the places of a mask: see `masked_lookup`."""
     shape = base.shape[0], base.shape[1]
-    kind, positions = lowering.resolve(mask, shape, packed=True)
+    kind = lowering.resolve(mask, shape, packed=True)
     if not isinstance(kind, Submatrix):
-        return look_up(rule.weight_view(kind, positions, values, base), input)
-    rows, columns = positions
+        return look_up(rule.weight_view(kind, values, base), input)
+    rows, columns = kind.rows, kind.columns
     looked_up, values = look_up(base, input), values.astype(base.dtype)
     if values.size == 0:
         return looked_up

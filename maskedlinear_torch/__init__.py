@@ -46,7 +46,9 @@ _arrays.register_compiler(_torch.compiler.is_dynamo_compiling, _lowering.as_tens
 
 __all__ = [
     "Mask",
+    "MaskedEmbedding",
     "MaskedLinear",
+    "PackedEmbedding",
     "PackedLinear",
     "accuracy_bound",
     "assert_frozen",
@@ -67,6 +69,7 @@ __all__ = [
     "select",
     "simplify",
     "submatrix",
+    "train_new_tokens",
     "unmask_linears",
     "unpack",
 ]

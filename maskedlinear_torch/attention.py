@@ -171,7 +171,7 @@ def _read(layer: Any) -> tuple[Tensor, Any]:
     # The output layer's weight and bias, as something that is read and not called must see them.
     if not isinstance(layer, MaskedLinear):
         return layer.weight, layer.bias  # a plain layer, or a packed one, whose weight guards itself
-    weight = rule.weight_view(layer._kind, layer._positions(), layer.weight)
+    weight = rule.weight_view(layer._positions(), layer.weight)
     return weight, rule._bias_view(layer.bias, layer._bias_positions)
 
 

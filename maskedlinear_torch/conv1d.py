@@ -16,10 +16,10 @@ from maskedlinear_core import masks
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.precision import as_precision, described
 from maskedlinear_torch import rule
+from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.module import Layer, _bias_mask
 from maskedlinear_torch.packed_module import PackedLinear
-from maskedlinear_torch.precision import resolve
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -125,9 +125,8 @@ def _masked_class() -> Any:
                 call_checks.refuse_array("input", x)
             x, weight, bias = _autocast(x, self.weight.t(), self.bias)
             _check("masked_linear", x, weight, bias)
-            precision = resolve(self._precision, "masked_linear", x, weight)
-            positions = self._positions()
-            return rule.masked(self._kind, positions, x, weight, bias, self._bias_positions, precision=precision)
+            products = choose(self._precision, "masked_linear", x, weight)
+            return rule.masked(self._positions(), x, weight, bias, self._bias_positions, products=products)
 
         def to_linear(self) -> nn.Module:
             """Return a plain Conv1D around the very parameters of this one."""

@@ -19,11 +19,11 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import as_precision
 from maskedlinear_torch import _compat, rule
+from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.kinds import Submatrix
 from maskedlinear_torch.module import MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
-from maskedlinear_torch.precision import resolve
 
 
 class MaskedEmbedding(MaskedLinear, nn.Embedding):
@@ -96,7 +96,7 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
         looked_up = F.embedding(input, self.weight, scale_grad_by_freq=self.scale_grad_by_freq)
         if not _compat.in_transform() and not (self.weight.requires_grad and torch.is_grad_enabled()):
             return looked_up
-        trains = self._kind.mask(self.weight, *self._positions())
+        trains = self._positions().mask(self.weight)
         trains = trains[0] if trains.shape[0] == 1 else trains[input]
         return torch.where(trains, looked_up, looked_up.detach())
 
@@ -208,10 +208,10 @@ class PackedEmbedding(PackedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
-        positions, base = self._positions(), self.base.detach()
-        if not isinstance(self._kind, Submatrix):
-            return F.embedding(input, rule.weight_view(self._kind, positions, self.values, base))
-        rows, columns = positions
+        kind, base = self._positions(), self.base.detach()
+        if not isinstance(kind, Submatrix):
+            return F.embedding(input, rule.weight_view(kind, self.values, base))
+        rows, columns = kind.rows, kind.columns
         looked_up, values = F.embedding(input, base), self.values.to(base.dtype)
         if values.numel() == 0:
             return looked_up
@@ -227,8 +227,8 @@ class PackedEmbedding(PackedLinear):
         """Return x W^T + b, the head tied to the embedding: (*batch, num_embeddings) of (*batch, embedding_dim)."""
         input, base, bias = _autocast(input, self.base, bias)
         _check("packed_linear", input, base, bias)
-        precision = resolve(self._precision, "packed_linear", input, base)
-        return rule.masked(self._kind, self._positions(), input, base, bias, None, self.values, precision)
+        products = choose(self._precision, "packed_linear", input, base)
+        return rule.masked(self._positions(), input, base, bias, None, self.values, products)
 
     def extra_repr(self) -> str:
         """Describe sizes and mask."""
