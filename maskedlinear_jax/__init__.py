@@ -67,6 +67,8 @@ __all__ = [
     "mask_linears",
     "masked_linear",
     "pack",
+    "packed_arrays",
+    "packed_bytes",
     "packed_linear",
     "partition",
     "repack",
