@@ -9,9 +9,11 @@ from parity.api import assert_parity as assert_parity
 from parity.api import compare as compare
 from parity.api import compare_pair as compare_pair
 from parity.execution.calls import Numbers as Numbers
+from parity.operator.args import Args as Args
 from parity.operator.oracle import Exact as Exact
 from parity.operator.oracle import Oracle as Oracle
 from parity.operator.pair import Pair as Pair
+from parity.operator.tolerance import Tolerance as Tolerance
 from parity.operator.transforms import Transform as Transform
 from parity.records import Cell as Cell
 from parity.records import Diagnosis as Diagnosis

@@ -9,6 +9,7 @@ from typing import Any
 
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Known, Pair
+from parity.operator.tolerance import Tolerance
 from parity.operator.transforms import Transform
 from parity.records import Cell, Record
 from parity.report.report import Report
@@ -27,7 +28,7 @@ def compare(
     devices: Sequence[str] | None = None, known: Known | None = None, name: str | None = None,
     oracle: Callable[..., Any] | Oracle | None = None, worlds: Sequence[str] | None = None,
     data: Sequence[str] | None = None, seed: int = 0, quick: bool = False, fail_fast: bool = False, jobs: int = JOBS,
-    progress: Callable[[Record], object] | None = None,
+    progress: Callable[[Record], object] | None = None, strict: bool = False, tolerance: Tolerance | None = None,
 ) -> Report:  # fmt: skip
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
@@ -38,6 +39,7 @@ def compare(
         torch_fn: A function of torch tensors. It runs in several dtypes: weights go in as inputs.
         jax_fn: The same function of JAX arrays.
         inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
+            `parity.Args(x, w, stride=2)` where there are keywords, or arguments that are no arrays;
             or a function of a seed that returns one. Floats are differentiated, integers and bools are not.
         transforms: Names from `parity.operator.transforms`, and `Transform`s of your own; None for those that fit.
         dtypes: Names of dtypes; None for float64, float32 and bfloat16.
@@ -53,6 +55,9 @@ def compare(
         fail_fast: Whether to stop at the first cell that fails.
         jobs: How many threads compile JAX's programs, beside what runs.
         progress: Called with each record as soon as it is there.
+        strict: Whether a difference at the edge of the range (an intermediate that overflows, a subnormal that is
+            flushed) is a failure; it is reported apart in any case.
+        tolerance: `parity.Tolerance(reason, rtol=, atol=)`: what results may be off by beside what rounding explains.
 
     Raises:
         TypeError: An input is not of NumPy, or a function cannot be called.
@@ -66,16 +71,17 @@ def compare(
     """
     pair = Pair(
         torch=torch_fn, jax=jax_fn, inputs=inputs, name=name or "", transforms=transforms, dtypes=dtypes,
-        worlds=worlds, data=data, oracle=oracle, known=known,
+        worlds=worlds, data=data, oracle=oracle, known=known, tolerance=tolerance,
     )  # fmt: skip
     return compare_pair(
-        pair, devices=devices, seed=seed, quick=quick, fail_fast=fail_fast, jobs=jobs, progress=progress
-    )
+        pair, devices=devices, seed=seed, quick=quick, fail_fast=fail_fast, jobs=jobs, progress=progress,
+        strict=strict,
+    )  # fmt: skip
 
 
 def compare_pair(
     pair: Pair, *, devices: Sequence[str] | None = None, seed: int = 0, quick: bool = False, fail_fast: bool = False,
-    jobs: int = JOBS, progress: Callable[[Record], object] | None = None,
+    jobs: int = JOBS, progress: Callable[[Record], object] | None = None, strict: bool = False,
 ) -> Report:  # fmt: skip
     """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides."""
     if jobs < 1:
@@ -87,7 +93,7 @@ def compare_pair(
     found: dict[Cell, Record] = {}
     # torch.compile takes seconds for each: last, so that all others are there before.
     order = sorted(cells, key=lambda cell: cell.world == "torch-compiled")
-    with contextlib.closing(run.run(pair, order, seed, jobs=jobs)) as records:
+    with contextlib.closing(run.run(pair, order, seed, jobs=jobs, strict=strict)) as records:
         for record in records:
             found[record.cell] = record
             if progress is not None:

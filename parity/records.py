@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal[
-    "identical", "within bound", "unsupported", "no device", "timed out", "crashed", "differs"
+    "identical", "within bound", "edge", "unsupported", "no device", "timed out", "crashed", "differs"
 ]  # fmt: skip
 VERDICTS: tuple[Verdict, ...] = (
-    "identical", "within bound", "unsupported", "no device", "timed out", "crashed", "differs",
+    "identical", "within bound", "edge", "unsupported", "no device", "timed out", "crashed", "differs",
 )  # fmt: skip
 """All verdicts, from best to worst (SPEC S11); a process that ended or hung is one, too."""
 
@@ -112,10 +112,14 @@ class Record:
     inputs_sha256: str | None = None
     alike: bool = False
     """Whether the other framework refuses the cell as well: then the two do not differ."""
+    strict: bool = False
+    """Whether a difference at the edge of the range is a failure."""
 
     @property
     def failed(self) -> bool:
         """Whether this cell breaks the promise."""
+        if self.verdict == "edge" and not self.strict:
+            return False
         return self.verdict not in ("identical", "within bound") and not self.known and not self.alike
 
     @property

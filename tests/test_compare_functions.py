@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import parity
-from parity.execution.calls import Numbers, Outputs
+from parity.execution.outputs import Runs
 from parity.verdict import sensitivity
 from parity.verdict.bounds import UNIT
 from parity.verdict.runner import plan
@@ -25,9 +25,20 @@ def test_default_plan_asks_for_every_kind_of_cell():
     cells = plan(parity.Pair(double, double, (X,)))
     assert {cell.world for cell in cells} == {"torch-eager", "torch-compiled", "jax-eager", "jax-jit"}
     assert {cell.dtype for cell in cells} == {"float64", "float32", "bfloat16"}
-    assert {"random", "zeros", "signed zeros", "ties", "kinks", "infinite", "nan", "subnormal", "large", "small"} == {
-        cell.data for cell in cells
+    kinds = {
+        "random",
+        "zeros",
+        "signed zeros",
+        "ties",
+        "kinks",
+        "infinite",
+        "nan",
+        "subnormal",
+        "large",
+        "small",
+        "sweep",
     }
+    assert kinds == {cell.data for cell in cells}
     assert {"hessian", "jacfwd", "jacrev", "jvp", "vmap-0", "gradient-of-vmap"} <= {cell.transform for cell in cells}
     assert len({cell.id for cell in cells}) == len(cells)
 
@@ -117,7 +128,6 @@ WRONG = {
     "a bare array": (TypeError, r"expected a tuple of arguments, got a bare array; write \(array,\)", {"inputs": X}),
     "no NumPy": (TypeError, r"inputs\[0\]: expected a NumPy array, got Tensor", {"inputs": (torch.ones(2),)}),
     "a number": (TypeError, r"inputs\[0\]: expected a NumPy array, got float", {"inputs": (1.0,)}),
-    "complex": (TypeError, r"inputs\[0\]: expected real numbers, got complex128", {"inputs": (X + 1j,)}),
     "a tensor": (TypeError, "got Tensor; convert it with np.asarray", {"inputs": (torch.ones(3),)}),
     "no inputs": (ValueError, "expected at least one array, got none", {"inputs": ()}),
     "no function": (TypeError, "torch: expected a function, got int", {"torch_fn": 3}),
@@ -178,44 +188,48 @@ def test_the_worst_of_a_result_that_is_one_number_is_shown():
     assert "worst: output  got " in str(report)
 
 
-def spread_of(function, at, **how):
-    values = Numbers((at,), (at,), ("x",), (0,))
-    found = sensitivity.spread(
-        lambda numbers: Outputs({"y": function(numbers.theta[0])}), values, Outputs({"y": function(at)}), **how
-    )
-    return found["y"]
+def spread_of(function, at, kind="random", dtype="float32", **how):
+    """Return what rounding does to the results of a torch function, in units of the dtype."""
+    pair = parity.Pair(function, jnp.negative, (at,), "spread")
+    cell = parity.Cell("spread", "", dtype, "forward", "torch-eager", "cpu", kind)
+    return sensitivity.of_cell(Runs(pair), cell, UNIT[dtype], **how).spread["output"] / UNIT[dtype]
 
 
 def test_sensitivity_knows_cancellation():
-    """The sum of a and -a moves by |a| u, however small it is."""
-    ill = np.array([1e8, -1e8 + 1])
-    seen = float(spread_of(lambda x: x.sum(keepdims=True), ill, unit=UNIT["float32"], jumps=True)[0])
-    assert 0.1 < seen / (1e8 * UNIT["float32"]) < 3
+    """What is left of (a + x) - a is off by |a| u, however small x is; the sum of two numbers by its own size."""
+    x = np.array([1.0, 3.0])
+    assert 0.1 < spread_of(lambda x: (x + 2.0**20) - 2.0**20, x).min() / 2**20 < 3
+    assert spread_of(lambda x: x + x, x).max() < 6
+
+
+def test_sensitivity_is_of_each_element():
+    """A number of 1e30 beside others, that was only put there, moves none of them, and is not moved itself."""
+    x = np.array([1.0, -1.0])
+    seen = spread_of(lambda x: torch.where(x > 0, x * x, torch.full_like(x, -1e30)), x)
+    assert 0 < seen[0] < 2
+    assert seen[1] == 0
 
 
 def test_sensitivity_leaves_jumps_out_where_points_are_chosen():
-    at = np.array([0.0, 1.0, 1.0, 1.0, 1.0, 3.0])
-
     def steps(x):
-        return np.where(x >= 1, x, 0.0)
+        return torch.where(x * 1 >= x, x + x, torch.zeros_like(x))
 
-    assert spread_of(steps, at, unit=UNIT["float32"], jumps=True)[1:5].max() > 0.5
-    chosen = spread_of(steps, at, unit=UNIT["float32"], jumps=False)
-    assert chosen[:5].max() < UNIT["float32"]  # of the draws that stay on the branch
-    assert 0.1 < chosen[5] / (3 * UNIT["float32"]) < 2
+    assert spread_of(steps, np.array([1.0, 2.0, 3.0, 6.0])).max() > 2.0**20
+    assert spread_of(steps, np.array([1.0, 2.0, 3.0, 6.0]), kind="kinks").max() < 8
 
 
-def test_sensitivity_moves_zeros_but_takes_no_jump_there():
-    """The gradient of log_softmax at zeros is a difference of parts that cancel; relu's at zero is a jump."""
-    zeros = np.zeros(4)
+def test_sensitivity_sees_what_cancels_to_zero_at_zeros():
+    """The gradient of log_softmax at zeros is a difference of parts that cancel: rounding is left of it."""
+    seen = spread_of(lambda x: torch.softmax(x, -1) - 0.25, np.zeros(4), kind="zeros")
+    assert np.all((seen > 0.01) & (seen < 8))
 
-    def cancels(x):
-        return np.exp(x) / np.exp(x).sum() - 0.25
 
-    for jumps in (True, False):
-        seen = spread_of(cancels, zeros, unit=UNIT["float32"], jumps=jumps)
-        assert np.all((seen > 0.01 * UNIT["float32"]) & (seen < UNIT["float32"]))
-        assert not spread_of(np.sign, zeros, unit=UNIT["float32"], jumps=jumps).any()
+def test_sensitivity_is_that_of_the_arithmetic_inside():
+    """What goes through float32 on its way is off by its unit, in float64 too; what does not is not."""
+    x = np.linspace(1, 2, 5)
+    single = spread_of(lambda x: torch.exp(x.float()).double(), x, dtype="float64", lower=True)
+    assert single.min() > 2.0**27
+    assert spread_of(lambda x: torch.exp(x), x, dtype="float64", lower=True).max() < 2.0**10
 
 
 @pytest.mark.parametrize("kind", ["zeros", "signed zeros", "ties", "subnormal", "small"])

@@ -141,7 +141,8 @@ IDS = [f"{row[0]}-{number}" for number, row in enumerate(PLANTED)]
 
 def the_cell(torch_function, jax_function, inputs, transform, dtype, data, world="jax-eager"):
     pair = Pair(torch_function, jax_function, inputs, "planted")
-    (record,) = run(pair, plan(pair, transforms=[transform], dtypes=[dtype], worlds=[world], data=[data]))
+    cells = plan(pair, transforms=[transform], dtypes=[dtype], worlds=[world], data=[data])
+    (record,) = run(pair, cells, strict=True)
     return record
 
 
@@ -172,9 +173,55 @@ def test_what_only_torch_refuses_is_named():
     assert not the_cell(double, double, ROWS, "forward", "float64", "random").failed
 
 
-def test_what_both_refuse_is_no_difference():
+def test_what_runs_in_neither_is_a_failure():
     record = the_cell(refuses, refuses, ROWS, "forward", "float64", "random")
+    assert (record.verdict, record.alike, record.failed) == ("unsupported", False, True)
+    assert "the function ran in neither" in record.reason
+
+
+@pytest.mark.parametrize("transform", ["forward", "vjp"])
+def test_a_mistake_in_both_is_a_failure(transform):
+    def mistaken(x):
+        return x * undefined_name  # noqa: F821
+
+    record = the_cell(mistaken, mistaken, ROWS, transform, "float64", "random")
+    assert (record.verdict, record.failed) == ("unsupported", True)
+    assert "an error of the function's own code" in record.reason
+
+
+def test_a_derivative_that_neither_has_is_no_difference():
+    @jax.custom_vjp
+    def in_jax(x):
+        return x * 2
+
+    in_jax.defvjp(lambda x: (x * 2, None), lambda kept, g: (g * 2,))
+
+    class InTorch(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * 2
+
+    record = the_cell(InTorch.apply, in_jax, ROWS, "jvp", "float64", "random")
     assert (record.verdict, record.alike, record.failed) == ("unsupported", True, False)
+    assert "torch raises as well" in record.reason
+
+
+def test_the_edge_of_the_range_is_told_apart():
+    """Torch scales first, JAX squares: the same function at ordinary numbers."""
+    pair = Pair(torch_scaled, unscaled, ROWS, "planted")
+    cells = plan(pair, transforms=["forward"], dtypes=["float32"], worlds=["jax-eager"], data=["random", "large"])
+    for strict in (False, True):
+        usual, large = run(pair, cells, strict=strict)
+        assert (usual.failed, large.verdict, large.failed) == (False, "edge", strict), large.reason
+        assert "overflows" in large.reason
 
 
 def test_an_oracle_that_is_alone_is_named():

@@ -19,7 +19,9 @@ class Numbers:
 
     Attributes:
         arguments: The arguments, as the functions take them.
-        theta: Their floating leaves.
+        theta: Their floating leaves; of complex ones the real and the imaginary part, so that a derivative is that of
+            real numbers, which both frameworks define alike (JAX's gradient by a complex number is the conjugate of
+            torch's).
         names: What these are called.
         owners: The number of the argument that each belongs to.
         cotangents: One for each floating output.
@@ -47,8 +49,9 @@ class Numbers:
         found = [
             (path, leaf, number)
             for number, (name, argument) in enumerate(zip(names, arguments, strict=True))
-            for path, leaf in trees.leaves(argument, name)
-            if is_float(leaf)
+            for whole, array in trees.leaves(argument, name)
+            if is_float(array)
+            for path, leaf in parts(whole, array)
         ]
         return cls(
             arguments,
@@ -80,12 +83,33 @@ class Outputs:
     """What a program returned.
 
     Attributes:
-        values: Arrays by name; floating ones as float64.
+        values: Arrays by name; floating ones as float64, complex ones as real and imaginary part.
         dtypes: The dtype that each came in.
+        marks: What is no array and counts all the same: None, text, empty containers, as `trees.outputs` names them.
     """
 
     values: dict[str, np.ndarray]
     dtypes: dict[str, str] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, leaves: Mapping[str, Any], numpy: Callable[[Any], np.ndarray], dtype: Callable[[Any], str]) -> Outputs:
+        """Return a framework's arrays as NumPy's.
+
+        Args:
+            leaves: By name, from `trees.outputs`.
+            numpy: Turns an array into NumPy's, floats into float64.
+            dtype: Tells the name of its dtype.
+        """
+        arrays = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+        found = [
+            (part, values, dtype(leaf)) for name, leaf in arrays.items() for part, values in parts(name, numpy(leaf))
+        ]
+        return cls(
+            {name: values for name, values, _ in found},
+            {name: kind for name, _, kind in found},
+            tuple(name for name, leaf in leaves.items() if leaf is None),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +147,7 @@ class Call:
     def __post_init__(self) -> None:
         # Places for the leaves, and which of them are floating: plain Python, as compilers trace what uses it.
         arguments = self.numbers.arguments
-        kinds = [is_float(leaf) for _, leaf in trees.leaves(arguments)]
+        kinds = ["complex" if leaf.dtype.kind == "c" else is_float(leaf) for _, leaf in trees.leaves(arguments)]
         object.__setattr__(self, "_form", (trees.rebuild(arguments, iter(range(len(kinds)))), kinds))
 
     @property
@@ -166,15 +190,22 @@ class Call:
 
         def everything(constants: Any, *theta: Any, **keywords: Any) -> dict[str, Any]:
             left, right = iter(theta), iter(constants)
-            merged = iter([next(left) if kind else next(right) for kind in kinds])
-            outputs = self.function(*trees.rebuild(template, merged), **fixed, **keywords)
-            return dict(trees.leaves(outputs, "output"))
+            merged = []
+            for kind in kinds:
+                leaf = next(left) if kind else next(right)
+                merged.append(ops.complex(leaf, next(left)) if kind == "complex" else leaf)
+            outputs = self.function(*trees.rebuild(template, iter(merged)), **fixed, **keywords)
+            return trees.outputs(outputs)
 
         if self.transform.everything:
             return everything(a["constants"], *a["theta"])
 
         def differentiable(constants: Any, *theta: Any, **keywords: Any) -> tuple[Any, ...]:
-            return tuple(leaf for leaf in everything(constants, *theta, **keywords).values() if floating(leaf))
+            found: list[Any] = []
+            for leaf in everything(constants, *theta, **keywords).values():
+                if floating(leaf):
+                    found += [leaf.real, leaf.imag] if ops.iscomplexobj(leaf) else [leaf]
+            return tuple(found)
 
         # The constants are arguments: compiled alone, the function runs again on others.
         wrapped = wrap(differentiable)
@@ -184,6 +215,18 @@ class Call:
 
         names = {"names": self.numbers.names, "owners": self.numbers.owners}
         return self.transform.program(ops, f, a | names)
+
+
+def parts(name: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return an array with its name; of a complex one the real and the imaginary part.
+
+    Example:
+        >>> parts("x", np.array([1 + 2j]))
+        [('x.real', array([1.])), ('x.imag', array([2.]))]
+    """
+    if array.dtype.kind != "c":
+        return [(name, array)]
+    return [(f"{name}.real", array.real.astype(np.float64)), (f"{name}.imag", array.imag.astype(np.float64))]
 
 
 def _mapped(tree: Any, floating: Callable[[np.ndarray], Any], other: Callable[[np.ndarray], Any]) -> Any:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parity.execution import jax_eager
+from parity.execution import jax_eager, jax_programs
 from parity.execution.calls import Call, Outputs
+from parity.execution.programs import Reading
 from parity.operator import transforms
 
 FRAMEWORK = "jax"
@@ -42,6 +43,8 @@ class Ops:
     jacrev: Any = staticmethod(jax.jacrev)
     jacfwd: Any = staticmethod(jax.jacfwd)
     hessian: Any = staticmethod(jax.hessian)
+    complex = staticmethod(jax.lax.complex)
+    iscomplexobj = staticmethod(jnp.iscomplexobj)
 
     @staticmethod
     def linear(input: Any, weight: Any, bias: Any = None) -> Any:
@@ -146,9 +149,21 @@ def _arrays(asked: Call, device: str) -> dict[str, Any]:
     return asked.arrays(lambda values: array(np.asarray(values, DTYPES[asked.dtype])), array)
 
 
+def read(asked: Call, device: str, *, ranges: bool = False) -> Reading:
+    """Return what a transform's program does inside; with `ranges` also where it leaves the range, on the numbers."""
+
+    def program(a: dict[str, Any]) -> dict[str, Any]:
+        return asked.program(Ops, is_float, a)
+
+    with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arrays = _arrays(asked, device)
+        return jax_programs.run(program, arrays) if ranges else jax_programs.read(program, arrays)
+
+
 def is_float(leaf: Any) -> bool:
     """Return whether an output has derivatives."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def on(name: str) -> Any:
@@ -163,14 +178,13 @@ def forget_now_and_then() -> None:
 
 
 def _outputs(outputs: dict[str, Any]) -> Outputs:
-    return Outputs(
-        {name: _numpy(leaf) for name, leaf in outputs.items()}, {name: _dtype(leaf) for name, leaf in outputs.items()}
-    )
+    return Outputs.of(outputs, _numpy, _dtype)
 
 
 def _numpy(leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
-    return array.astype(np.float64) if isinstance(leaf, jax.Array) and is_float(leaf) else array
+    floating = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return array.astype(np.float64) if floating else array
 
 
 def _dtype(leaf: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Call, Failure, Numbers, Outputs
+from parity.execution.programs import Reading
 from parity.operator import data, transforms, trees
 from parity.operator.faults import Fault, ask
 from parity.operator.pair import Deferred, Pair
@@ -96,8 +97,11 @@ class Runs:
             seen = self._forward_of(framework, device, kind, dtype)
             if isinstance(seen, Failure):
                 return seen
-            floats = ("float", "bfloat")
-            shapes = [value.shape for name, value in seen.values.items() if seen.dtypes[name].startswith(floats)]
+            floats = ("float", "bfloat", "complex")
+            shapes = [
+                value.shape for name, value in seen.values.items()
+                if seen.dtypes[name].startswith(floats) and seen.dtypes[name] not in ("float", "complex")
+            ]  # fmt: skip
         rng = np.random.Generator(np.random.PCG64([zlib.crc32(self.pair.name.encode()), self.seed, 1]))
         directions = plain.directions or tuple(
             tuple(_draw(rng, leaf.shape, dtype) for leaf in plain.theta) for _ in range(2)
@@ -177,6 +181,29 @@ class Runs:
                 if isinstance(numbers, Numbers) and (transform.everything or numbers.cotangents):
                     asked = Call(self._function(framework), transform, numbers, cell.dtype, self._compiler(cell))
                     world_of(framework).prepare(asked, cell.world, cell.device, self._kept[framework], pool)
+
+    def reading(self, cell: Cell, framework: str, dtype: str, *, ranges: bool = False) -> Reading | None:
+        """Return what a framework's program of a cell does inside, computing in a dtype, or None where it raises.
+
+        Args:
+            cell: On its numbers; its world does not matter.
+            framework: Whose.
+            dtype: To compute in.
+            ranges: Whether it is seen where numbers leave the range: then every operator runs by itself.
+        """
+        key = ("reading", framework, dtype, cell.device, cell.data, cell.dtype, cell.transform, str(ranges))
+        return self.once(key, lambda: self._reading(cell, framework, dtype, ranges))
+
+    def _reading(self, cell: Cell, framework: str, dtype: str, ranges: bool) -> Reading | None:
+        transform, numbers = self.pair.transform(cell.transform), self.numbers_of(cell, framework)
+        if isinstance(numbers, Failure):
+            return None
+        asked = Call(self._function(framework), transform, numbers, dtype)
+        try:
+            return world_of(framework).read(asked, cell.device, ranges=ranges)
+        except Exception:
+            # What raises here raised before, and that is the cell's result; or it cannot be read.
+            return None
 
     def compute(self, cell: Cell) -> Outputs:
         """Run a cell's program once, keeping no outputs, and return what it gives; raises what the function raises."""

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from parity.execution import torch_programs
 from parity.execution.calls import Call, Outputs
+from parity.execution.programs import Reading
 from parity.operator import transforms
 
 FRAMEWORK = "torch"
@@ -34,6 +36,8 @@ class Ops:
     jacrev = staticmethod(torch.func.jacrev)
     jacfwd = staticmethod(torch.func.jacfwd)
     hessian = staticmethod(torch.func.hessian)
+    complex = staticmethod(torch.complex)
+    iscomplexobj = staticmethod(torch.is_complex)
     linear = staticmethod(F.linear)
 
     @staticmethod
@@ -105,15 +109,25 @@ def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return torch.compile(program, **options)
 
 
+def rounding(size: float, seed: int, *, lower: bool = False) -> torch_programs.Rounding:
+    """Return a context in which every result is rounded anew, at random (`torch_programs.Rounding`)."""
+    return torch_programs.Rounding(size, seed, lower=lower)
+
+
+def read(asked: Call, device: str, *, ranges: bool = False) -> Reading:
+    """Return what a transform's program does inside, and where it leaves the range: it is run on the numbers."""
+    with torch_programs.Reader() as reader:
+        call(asked, "torch-eager", device, {})
+    return reader.reading
+
+
 def is_float(leaf: Any) -> bool:
     """Return whether an output has derivatives."""
-    return isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point
+    return isinstance(leaf, torch.Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex)
 
 
 def _outputs(outputs: dict[str, Any]) -> Outputs:
-    return Outputs(
-        {name: _numpy(leaf) for name, leaf in outputs.items()}, {name: _dtype(leaf) for name, leaf in outputs.items()}
-    )
+    return Outputs.of(outputs, _numpy, _dtype)
 
 
 def _numpy(leaf: Any) -> np.ndarray:

@@ -28,6 +28,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         verdict: Judges another cell.
         outcome: Judges another cell and explains it.
     """
+    named, cell = cell, replace(cell, data=found.variant or cell.data)
     framework = framework_of(cell)
     own, twin = runs.outputs(cell), runs.outputs(cell, world=EAGER[OTHER[framework]])
     got, want, whose = _compared(runs, cell, found, own, twin)
@@ -37,7 +38,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
     none = np.zeros(0)
     left, right = ((one.values.get(output, none) if isinstance(one, Outputs) else none) for one in (got, want))
     unit = UNIT["float64" if found.judged == "meaning" else cell.dtype]
-    spread = sensitivity.of_cell(runs, cell, unit) if output else {}
+    spread = sensitivity.of_cell(runs, cell, unit).spread if output else {}
     numbers = runs.numbers_of(cell, whose)
     own, twin = _where_dtypes_part(runs, cell, own, twin)
 
@@ -47,7 +48,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
     differs, derivative = found.verdict == "differs", cell.transform != "forward"
     random = replace(cell, data="random")
     return Evidence(
-        cell=cell,
+        cell=named,
         verdict=found.verdict,
         judged=found.judged,
         reason=found.reason,
@@ -59,8 +60,8 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         other=twin,
         numbers=numbers if isinstance(numbers, Numbers) else runs.plain(cell.data, cell.dtype),
         framework=whose,
-        at_random=differs and cell.data != "random" and verdict(random).verdict == "differs",
-        forward=_forward(cell, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
+        at_random=differs and named.data != "random" and verdict(random).verdict == "differs",
+        forward=_forward(named, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
         recompute=recompute,
         against_oracle=found.against_oracle,
         unsteady=_unsteady(runs, cell.device) if differs else (),

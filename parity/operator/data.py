@@ -1,7 +1,8 @@
 """Kinds of data: the user's own numbers, and the points where frameworks part from each other.
 
-Special values go into the first floating argument, and into all of its shape: where two operands meet, both
-must be special. The others keep the user's numbers.
+A kind has variants, which run in the same compiled programs; a cell is judged on all of them. Special values go into
+the first floating argument and into all of its shape, as where two operands meet both must be special; then into each
+argument alone, and into all of them. The user's own numbers are drawn several times: errors in a few numbers hide.
 """
 
 from __future__ import annotations
@@ -25,6 +26,21 @@ SUBNORMAL = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126,
 HUGE = {"float64": 2.0**800, "float32": 2.0**100, "bfloat16": 2.0**100, "float16": 2.0**12}
 """So large that a product of two overflows."""
 
+SWEEP = {"float64": (-900, 800), "float32": (-120, 100), "bfloat16": (-120, 100), "float16": (-14, 12)}
+"""Powers of two between which lies almost all of a dtype's range, without what overflows when it is squared."""
+
+NEAR = (-12, 12)
+"""Powers of two between which thresholds lie that people write: 20 for softplus, 1e-3, 1000."""
+
+ENOUGH = 192
+"""Numbers of a kind of which the mean error says something, even of results in 16 bits."""
+
+MOST = 8
+"""Draws of the user's own numbers, at most."""
+
+ALONE = 6
+"""Floating arguments, up to which each gets special values alone."""
+
 Draw = Callable[[np.random.Generator, np.ndarray, str], np.ndarray]
 
 
@@ -33,6 +49,11 @@ def _some(values: np.ndarray, every: int, special: tuple[float, ...]) -> np.ndar
     places = changed.reshape(-1)[::every].size
     changed.reshape(-1)[::every] = np.resize(special, places)
     return changed
+
+
+def _swept(rng: np.random.Generator, values: np.ndarray, powers: tuple[int, int]) -> np.ndarray:
+    signs = rng.choice((-1.0, 1.0), values.shape) if np.min(values, initial=0.0) < 0 else 1.0
+    return signs * np.exp2(rng.uniform(*powers, values.shape))
 
 
 KINDS: dict[str, Draw] = {
@@ -49,40 +70,136 @@ KINDS: dict[str, Draw] = {
     ),
     "small": lambda rng, values, dtype: rng.uniform(-1, 1, values.shape) / HUGE[dtype],
     "negative": lambda rng, values, dtype: -np.abs(values),
+    "sweep": lambda rng, values, dtype: _swept(rng, values, SWEEP[dtype]),
+    "indices": lambda rng, values, dtype: values,
 }
 """What each makes of an array."""
 
 
 def kinds(pair: Pair) -> tuple[str, ...]:
-    """Return the kinds that say something of a pair: negative numbers only where its own are not."""
-    floats = [np.asarray(leaf, np.float64) for _, leaf in trees.leaves(pair.make(0)) if is_float(leaf)]
+    """Return the kinds that say something of a pair: negative numbers only where its own are not, integers if any."""
+    arguments = [leaf for _, leaf in trees.leaves(pair.make(0))]
+    floats = [leaf for leaf in arguments if is_float(leaf)]
+    left_out = set() if any(_not_negative(leaf) for leaf in floats) else {"negative"}
+    if not any(np.asarray(leaf).dtype.kind in "iu" for leaf in arguments):
+        left_out.add("indices")
     if not floats:
-        return ("random",)  # whatever the pair's own integers are
-    first = floats[0]
-    positive = bool(first.size) and bool(np.min(first) >= 0)
-    return tuple(kind for kind in KINDS if kind != "negative" or positive)
+        left_out |= KINDS.keys() - {"random", "indices"}
+    return tuple(kind for kind in KINDS if kind not in left_out)
+
+
+def variants(pair: Pair, kind: str) -> tuple[str, ...]:
+    """Return the variants of a kind, the kind itself among them: what one cell runs on.
+
+    Example:
+        >>> pair = Pair(torch=divmod, jax=divmod, inputs=(np.ones((2, 3)), np.ones(3)))
+        >>> variants(pair, "nan")
+        ('nan', 'nan#2', 'nan#all')
+    """
+    if kind not in KINDS or (pair.numbers is not None and kind != "random"):
+        return (kind,)
+    leaves = [leaf for _, leaf in trees.leaves(pair.make(0))]
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+    if kind == "random":
+        if pair.numbers is not None or not floats:
+            return (kind,)
+        size = min(leaf.size for leaf in floats if leaf.size) if any(leaf.size for leaf in floats) else ENOUGH
+        return (kind, *(f"random#{number}" for number in range(2, 1 + min(MOST, -(-ENOUGH // size)))))
+    if kind == "indices":
+        return ("indices#within", "indices#negative", "indices#beyond")
+    alone = [f"{kind}#{number}" for number, leaf in enumerate(floats, 1)
+             if len(floats) > 1 and _special(f"{kind}#{number}", floats) != _special(kind, floats)]  # fmt: skip
+    shapes = {leaf.shape for leaf in floats}
+    together = [f"{kind}#all"] if len(shapes) > 1 else []
+    near = ["sweep#near"] if kind == "sweep" else []
+    return (kind, *near, *(alone if len(floats) <= ALONE else []), *together)
 
 
 def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
-    """Return the arguments of a pair: floats as float64 of values that the dtype holds, the others as they are."""
-    if kind not in KINDS:
+    """Return the arguments of a pair: floats as float64 of values that the dtype holds, the others as they are.
+
+    Args:
+        pair: The pair.
+        kind: A kind, or a variant of one.
+        dtype: Whose values they are to be.
+        seed: Of what is drawn.
+    """
+    name, _, variant = kind.partition("#")
+    if name not in KINDS:
         raise Fault(f"numbers: expected Numbers for the pair's own kind of data {kind!r}, got None")
-    arguments = pair.make(seed)
+    again = int(variant) if name == "random" and variant else 1
+    arguments = pair.make(seed + 7919 * (again - 1))
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(f"{pair.name}/{kind}".encode()), seed]))
-    first = next((leaf.shape for _, leaf in trees.leaves(arguments) if is_float(leaf)), None)
-    number = 0
+    if again > 1 and not callable(pair.inputs):
+        arguments = _scaled(arguments, rng)
+    leaves = [leaf for _, leaf in trees.leaves(arguments)]
+    special = _special(kind, [leaf for leaf in leaves if is_float(leaf)])
+    if name == "negative":
+        own = [leaf for _, leaf in trees.leaves(pair.make(0)) if is_float(leaf)]
+        special &= {number for number, leaf in enumerate(own) if _not_negative(leaf)}
+    draw = (lambda rng, values, dtype: _swept(rng, values, NEAR)) if kind == "sweep#near" else KINDS[name]
+    number = -1
 
     def changed(leaf: Any) -> Any:
         nonlocal number
         if not is_float(leaf):
-            return leaf
-        values = np.array(leaf, np.float64)
+            return _integers(leaf, variant, rng) if name == "indices" else leaf
         number += 1
-        if number == 1 or leaf.shape == first:
-            values = KINDS[kind](rng, values, dtype)
-        return rounded(values, dtype)
+        values = np.array(leaf, np.complex128 if leaf.dtype.kind == "c" else np.float64)
+        if number in special:
+            values = _each_part(lambda part: draw(rng, part, dtype), values)
+        return _each_part(lambda part: rounded(part, dtype), values)
 
-    return trees.rebuild(arguments, iter([changed(leaf) for _, leaf in trees.leaves(arguments)]))
+    return trees.rebuild(arguments, iter([changed(leaf) for leaf in leaves]))
+
+
+def _special(kind: str, floats: list[Any]) -> set[int]:
+    """Return the numbers of the floating arguments that get a kind's values."""
+    name, _, variant = kind.partition("#")
+    if name in ("random", "indices"):
+        return set()
+    if variant == "all":
+        return set(range(len(floats)))
+    if variant.isdecimal():
+        return {int(variant) - 1}
+    return {number for number, leaf in enumerate(floats) if leaf.shape == floats[0].shape}
+
+
+def _each_part(change: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Return an array with its numbers, or both parts of complex ones, changed."""
+    if values.dtype.kind != "c":
+        return change(values)
+    made = np.empty(values.shape, np.complex128)  # left + 1j * right would make NaN of infinity
+    made.real, made.imag = change(values.real.copy()), change(values.imag.copy())
+    return made
+
+
+def _not_negative(leaf: Any) -> bool:
+    return leaf.dtype.kind != "c" and bool(leaf.size) and bool(np.min(np.asarray(leaf, np.float64)) >= 0)
+
+
+def _scaled(arguments: tuple[Any, ...], rng: np.random.Generator) -> tuple[Any, ...]:
+    """Return arguments times factors, one for each array: signs, orders, symmetry and definiteness stay."""
+    leaves = [leaf for _, leaf in trees.leaves(arguments)]
+    scaled = [leaf * rng.uniform(0.5, 1.0) if is_float(leaf) else leaf for leaf in leaves]
+    return trees.rebuild(arguments, iter(scaled))
+
+
+def _integers(leaf: np.ndarray, variant: str, rng: np.random.Generator) -> np.ndarray:
+    """Return integers as there might be in the place of the user's: of the same range, below zero, beyond the range."""
+    leaf = np.asarray(leaf)
+    if leaf.dtype.kind not in "iu" or not leaf.size:
+        return leaf
+    low, high = int(leaf.min()), int(leaf.max())
+    if variant == "within":
+        return rng.integers(low, high + 1, leaf.shape).astype(leaf.dtype)
+    reach = max(abs(low), abs(high), 1)
+    if variant == "negative" and leaf.dtype.kind == "i":
+        return np.clip(-rng.integers(1, reach + 1, leaf.shape), np.iinfo(leaf.dtype).min, None).astype(leaf.dtype)
+    most = min(np.iinfo(leaf.dtype).max, high + reach + 1)
+    return np.where(rng.random(leaf.shape) < 0.5, leaf, rng.integers(high, most, leaf.shape, endpoint=True)).astype(
+        leaf.dtype
+    )
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -12,9 +12,11 @@ import numpy as np
 from parity.execution.calls import Numbers
 from parity.names import nearest
 from parity.operator import transforms, trees
+from parity.operator.args import Adapted, Args
 from parity.operator.faults import ask
 from parity.operator.known import PATTERNS, matches
 from parity.operator.oracle import Exact, Oracle
+from parity.operator.tolerance import Tolerance
 from parity.operator.transforms import Transform
 from parity.operator.trees import is_float as is_float
 from parity.records import Cell
@@ -51,8 +53,9 @@ class Pair:
     Attributes:
         torch: A function of torch tensors.
         jax: The same function of JAX arrays.
-        inputs: The arguments: a tuple of NumPy arrays or of nested dicts, lists and tuples of them; or a function
-            of a seed that returns one. What is floating is differentiated, integers and bools are not.
+        inputs: The arguments: a tuple of NumPy arrays or of nested dicts, lists and tuples of them, or `Args` with
+            keywords and what is no array; or a function of a seed that returns one. What is floating is
+            differentiated, integers and bools are not.
         name: To read and to filter by.
         group: What reports sort by.
         transforms: Names from `parity.operator.transforms`, and `Transform`s of the pair's own; None for those
@@ -78,6 +81,7 @@ class Pair:
         cell: Makes the pair's cells: `Cell`, or what says more than it.
         form: All that a compiled program depends on beside the numbers: where it is equal, what was compiled for the
             pair before serves this one. None where it serves the pair alone.
+        tolerance: What results may be off by besides, with a reason, which is printed; None for nothing.
 
     Raises:
         TypeError: A function cannot be called, an input is not of NumPy, or what is promised is of another type.
@@ -108,6 +112,7 @@ class Pair:
     compiler: Callable[[Any], Mapping[str, Any]] | None = None
     cell: Callable[..., Cell] = Cell
     form: Any = None
+    tolerance: Tolerance | None = None
 
     def __post_init__(self) -> None:
         for name in ("torch", "jax"):
@@ -119,6 +124,12 @@ class Pair:
             raise ValueError(
                 f"exact: expected an Oracle whose answers are met on {', '.join(self.exact)}, got "
                 f"{'no oracle' if self.oracle is None else 'a function'}; write oracle=Oracle({{transform: answer}})"
+            )
+        self._adapt()
+        if not (self.tolerance is None or isinstance(self.tolerance, Tolerance)):
+            raise TypeError(
+                f"tolerance: expected a Tolerance with a reason, got {self.tolerance!r:.80}; write "
+                "parity.Tolerance(reason, rtol=...)"
             )
         if not self.name:
             object.__setattr__(self, "name", getattr(self.torch, "__name__", "pair").removeprefix("torch_"))
@@ -132,6 +143,17 @@ class Pair:
                 )
         self._check_promises()
         self.make(0)
+
+    def _adapt(self) -> None:
+        """Make functions of arrays alone of functions that take keywords and what is no array (`Args`)."""
+        inputs = self.inputs
+        first = inputs(0) if callable(inputs) else inputs
+        if not isinstance(first, Args):
+            return
+        made = (lambda seed: inputs(seed).arrays) if callable(inputs) else first.arrays
+        object.__setattr__(self, "inputs", made)
+        for name in ("torch", "jax"):
+            object.__setattr__(self, name, first.adapted(getattr(self, name)))
 
     def _check_promises(self) -> None:
         if not (self.exact is None or _is_dict_of(self.exact, Exact)):
@@ -170,10 +192,10 @@ class Pair:
                 if hasattr(leaf, "__array__"):
                     hint = "convert it with np.asarray"
                 raise TypeError(f"inputs{path}: expected a NumPy array, got {type(leaf).__name__}; {hint}")
-            if leaf.dtype.kind == "c":
-                raise TypeError(f"inputs{path}: expected real numbers, got {leaf.dtype}: pass real and imaginary part")
+            if leaf.dtype.kind == "c" and leaf.dtype.itemsize <= 16:
+                continue
             if leaf.dtype.kind not in "fiub" and str(leaf.dtype) != "bfloat16":
-                raise TypeError(f"inputs{path}: expected floats, integers or bools, got {leaf.dtype}")
+                raise TypeError(f"inputs{path}: expected floats, complex numbers, integers or bools, got {leaf.dtype}")
         if not found:
             raise ValueError("inputs: expected at least one array, got none")
         return tuple(made)
@@ -210,6 +232,8 @@ class Pair:
 
     def names(self) -> tuple[str, ...]:
         """Return what the arguments are called in the torch function, as far as it tells."""
+        if isinstance(self.torch, Adapted):
+            return self.torch.names
         count = len(self.make(0))
         try:
             parameters = [

@@ -1,9 +1,12 @@
-"""Nested dicts, lists and tuples of arrays, of either framework: taken apart into leaves, and put together."""
+"""Nested dicts, lists, tuples and dataclasses of arrays, of either framework: taken apart, and put together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+SCALARS = (bool, int, float, complex)
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -15,14 +18,12 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """
     if tree is None:
         return
-    if isinstance(tree, dict):
-        for key in sorted(tree, key=str):
-            yield from leaves(tree[key], f"{path}[{key!r}]")
-    elif isinstance(tree, list | tuple):
-        for number, part in enumerate(tree):
-            yield from leaves(part, f"{path}[{number}]")
-    else:
+    parts = _parts(tree, path)
+    if parts is None:
         yield path, tree
+    else:
+        for inner, part in parts:
+            yield from leaves(part, inner)
 
 
 def rebuild(tree: Any, values: Iterator[Any]) -> Any:
@@ -34,8 +35,11 @@ def rebuild(tree: Any, values: Iterator[Any]) -> Any:
     """
     if tree is None:
         return None
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: rebuild(tree[key], values) for key in sorted(tree, key=str)}
+    if _is_record(tree):
+        made = {field.name: rebuild(getattr(tree, field.name), values) for field in dataclasses.fields(tree)}
+        return dataclasses.replace(tree, **made)
     if isinstance(tree, list | tuple):
         parts = [rebuild(part, values) for part in tree]
         if hasattr(tree, "_make"):
@@ -44,6 +48,62 @@ def rebuild(tree: Any, values: Iterator[Any]) -> Any:
     return next(values)
 
 
+def outputs(tree: Any, path: str = "output") -> dict[str, Any]:
+    """Return what a function returned as leaves by path, with a mark, of None, for what is no array but counts.
+
+    Lists and tuples are alike, named tuples too; dicts and dataclasses are alike, and a field of a dataclass that is
+    None is not there. None elsewhere, text, and what is empty must be the same on both sides: it is part of the name.
+
+    Raises:
+        TypeError: Something is neither.
+
+    Example:
+        >>> outputs((1.5, None, {}, {"a": "sum", 0: 2}))
+        {'output[0]': 1.5, 'output[1] is None': None, 'output[2] is {}': None, 'output[3][key 0]': 2, "output[3]['a'] is 'sum'": None}
+    """  # noqa: E501 # the example is one line
+    if tree is None:
+        return {f"{path} is None": None}
+    if isinstance(tree, str | bytes):
+        return {f"{path} is {tree!r}": None}
+    parts = _parts(tree, path)
+    if parts is None:
+        if isinstance(tree, SCALARS) or (hasattr(tree, "dtype") and hasattr(tree, "shape")):
+            return {path: tree}
+        raise TypeError(
+            f"{path}: expected arrays, numbers, text, None, or dicts, lists, tuples and dataclasses of them, got "
+            f"{type(tree).__module__}.{type(tree).__name__}: return what of it is to be compared"
+        )
+    if not parts:
+        empty = "{}" if isinstance(tree, Mapping) or _is_record(tree) else "()"
+        return {f"{path} is {empty}": None}
+    made: dict[str, Any] = {}
+    for inner, part in parts:
+        made |= outputs(part, inner)
+    return made
+
+
+def _parts(tree: Any, path: str) -> list[tuple[str, Any]] | None:
+    """Return the parts of a tree with their paths, or None of a leaf."""
+    if isinstance(tree, Mapping):
+        # Not tree.items(): the order of keys is no part of what a function returns.
+        return [(f"{path}[{_key(key)}]", tree[key]) for key in sorted(tree, key=str)]
+    if _is_record(tree):
+        fields = sorted(field.name for field in dataclasses.fields(tree))
+        return [(f"{path}[{name!r}]", getattr(tree, name)) for name in fields if getattr(tree, name) is not None]
+    if isinstance(tree, list | tuple):
+        return [(f"{path}[{number}]", part) for number, part in enumerate(tree)]
+    return None
+
+
+def _key(key: Any) -> str:
+    # {0: x} is no list.
+    return repr(key) if isinstance(key, str) else f"key {key!r}"
+
+
+def _is_record(tree: Any) -> bool:
+    return dataclasses.is_dataclass(tree) and not isinstance(tree, type) and not hasattr(tree, "dtype")
+
+
 def is_float(leaf: Any) -> bool:
-    """Return whether a NumPy array is differentiated."""
-    return leaf.dtype.kind == "f" or str(leaf.dtype) == "bfloat16"
+    """Return whether a NumPy array is differentiated: real or complex numbers."""
+    return leaf.dtype.kind in "fc" or str(leaf.dtype) == "bfloat16"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-ORDER = ("crashed", "timed out", "differs", "no device", "unsupported", "within bound", "identical")
+ORDER = ("crashed", "timed out", "differs", "no device", "unsupported", "edge", "within bound", "identical")
 """Verdicts from worst to best."""
 
 AGREES = ("identical", "within bound")

@@ -11,7 +11,7 @@ from parity.report.content import AGREES, Content
 
 SIGN = {
     "crashed": "† crashed", "timed out": "∞ timed out", "differs": "≠", "no device": "? no device", "unsupported": "∅",
-    "within bound": "≈", "identical": "=",
+    "edge": "⌃", "within bound": "≈", "identical": "=",
 }  # fmt: skip
 MOST = 40
 """Failures told in full; the JSON keeps all."""

@@ -19,12 +19,12 @@ from rich.text import Text
 from parity.records import VERDICTS, WORLDS, Record
 
 STYLE = {
-    "identical": "green", "within bound": "cyan", "unsupported": "yellow", "no device": "red", "timed out": "red",
-    "crashed": "red", "differs": "bold red",
+    "identical": "green", "within bound": "cyan", "edge": "magenta", "unsupported": "yellow", "no device": "red",
+    "timed out": "red", "crashed": "red", "differs": "bold red",
 }  # fmt: skip
 SYMBOL = {
-    "identical": "=", "within bound": "~", "unsupported": "o", "no device": "?", "timed out": "T", "crashed": "!",
-    "differs": "X",
+    "identical": "=", "within bound": "~", "edge": "^", "unsupported": "o", "no device": "?", "timed out": "T",
+    "crashed": "!", "differs": "X",
 }  # fmt: skip
 MOST_FAILURES = 20
 

@@ -31,6 +31,9 @@ ACCUMULATOR = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-24, "
 SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
 """What may be lost to underflow: XLA on CPU flushes float32 subnormals to zero, float16 has its own."""
 
+FLUSHED = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+"""The largest number that may be taken for zero: XLA on CPU flushes subnormals; it computes float16 in float32."""
+
 PROBABLE = 4.0
 """The constant before sqrt(n)."""
 

@@ -2,27 +2,29 @@
 
 *Meaning*: both functions run in float64, on the same numbers, and must agree there to a float64 bound.
 *Precision*: a run in a lower dtype is held against the float64 run of its own framework on the same numbers, whose
-values that dtype holds exactly. *Ratio*: then the RMS errors of the two frameworks are compared, on both sides.
+values that dtype holds exactly. *Ratio*: then the errors of the two are compared over many numbers (draws.py).
 What JAX does is held against torch, so that a difference in meaning is in the cells of JAX; where the user says what
 is right (an oracle), results of both are held against that first.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parity.execution.calls import Failure, Numbers, Outputs
+from parity.execution.calls import Failure, Numbers, Outputs, parts
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import trees
 from parity.operator.faults import ask, ask_tree
 from parity.operator.oracle import Oracle
 from parity.records import Cell, Judged
-from parity.verdict import bits, compare, judge, sensitivity
+from parity.verdict import arithmetic, bits, compare, judge, sensitivity
 from parity.verdict.bounds import UNIT
 from parity.verdict.outcomes import Error, Outcome
+from parity.verdict.refusals import refused
 
 
 class NotTheOracle(compare.Mismatch):
@@ -62,14 +64,11 @@ def held_to_float64(runs: Runs, cell: Cell) -> Outcome:
     ran = Ran.of(runs, cell)
     own, own64, twin = ran.own, ran.own64, ran.twin
     if isinstance(own, Failure):
-        # A transform of the pair's own is meant to run: raised in both worlds, its program is wrong.
-        alike = isinstance(twin, Failure) and not runs.pair.brings(cell.transform)
-        text = f"{own.text} ({OTHER[ran.framework]} raises as well)" if alike else own.text
-        return Outcome("unsupported", text, alike=alike)
+        return refused(runs, cell, own, twin, OTHER[ran.framework])
     if isinstance(own64, Failure):
         return Outcome("unsupported", f"in float64, {own64.text}")
     judged: Judged = "meaning"
-    error, twin_ratio = None, None
+    error, note = None, ""
     try:
         if _promises(runs, cell):
             bits.held_to_promises(own.values, runs.pair, cell.transform, _numbers(runs, cell))
@@ -80,23 +79,21 @@ def held_to_float64(runs: Runs, cell: Cell) -> Outcome:
         if ran.framework == "jax":
             if isinstance(ran.twin64, Failure):
                 return Outcome("differs", f"torch raises {ran.twin64.text}; JAX does not", judged="meaning")
-            error = _same_meaning(runs, cell, own, own64, twin, ran.twin64)
+            error, note = _same_meaning(runs, cell, own64, twin, ran)
         if cell.dtype != "float64":
             judged = "precision"
             error = _same_precision(runs, cell, own, own64, ran)
-            judged = "ratio"
-            twin_ratio = _ratio(runs, cell, error, ran)
     except compare.Mismatch as mismatch:
-        if mismatch.finding.output == "error ratio":
-            judged = "ratio"
         return Outcome(
             "differs", str(mismatch), judged=judged, finding=mismatch.finding, error=error,
             against_oracle=isinstance(mismatch, NotTheOracle),
         )  # fmt: skip
+    if error is not None and error.tolerated and runs.pair.tolerance is not None:
+        note = f"{error.tolerated} elements are within the tolerance given: {runs.pair.tolerance.reason}"
     if isinstance(twin, Outputs) and judge.same_bits(own, twin):
-        return Outcome("identical", judged="bits", error=error, twin_ratio=twin_ratio)
+        return Outcome("identical", note, judged="bits", error=error)
     judged = "meaning" if cell.dtype == "float64" else "precision"
-    return Outcome("within bound", judged=judged, error=error, twin_ratio=twin_ratio)
+    return Outcome("within bound", note, judged=judged, error=error)
 
 
 def _promises(runs: Runs, cell: Cell) -> bool:
@@ -113,50 +110,66 @@ def _order(runs: Runs, cell: Cell) -> int:
     return runs.pair.transform(cell.transform).order
 
 
-def _terms(runs: Runs, cell: Cell) -> int:
-    return runs.plain(cell.data, cell.dtype).terms
-
-
 def _same_meaning(
-    runs: Runs, cell: Cell, own: Outputs, own64: Outputs, twin: Outputs | Failure, twin64: Outputs
-) -> Error:  # fmt: skip
+    runs: Runs, cell: Cell, own64: Outputs, twin: Outputs | Failure, ran: Ran
+) -> tuple[Error, str]:  # fmt: skip
     """Hold JAX's float64 results to torch's."""
-    judge.assert_same_outputs(own64, twin64)
-    if isinstance(twin, Outputs):
-        judge.assert_same_outputs(own, twin)
-    double = sensitivity.of_cell(runs, cell, UNIT["float64"])
+    assert isinstance(ran.twin64, Outputs)
+    judge.assert_same_outputs(own64, ran.twin64)
+    if isinstance(ran.own, Outputs) and isinstance(twin, Outputs):
+        judge.assert_same_outputs(ran.own, twin)
     signs = cell.data == "signed zeros" and cell.transform == "forward"
-    terms, order = _terms(runs, cell), _order(runs, cell)
-    try:
-        return judge.assert_close(own64, twin64, double, "float64", terms=terms, order=order, signs=signs)
-    except compare.Mismatch:
-        double = sensitivity.with_formula(runs, cell, double)
-        return judge.assert_close(own64, twin64, double, "float64", terms=terms, order=order, signs=signs)
+    error, note = _close(runs, cell, own64, ran.twin64, "float64", signs=signs)
+    return error, note
 
 
 def _same_precision(runs: Runs, cell: Cell, own: Outputs, own64: Outputs, ran: Ran) -> Error:
     """Hold a run in a lower dtype to the float64 run of its own framework."""
     judge.assert_same_outputs(Outputs(own.values), Outputs(own64.values), cell.dtype, "float64")
-    spread = sensitivity.of_cell(runs, cell, UNIT[cell.dtype])
-    both = (ran.twin, ran.twin64) if isinstance(ran.twin, Outputs) and isinstance(ran.twin64, Outputs) else None
-    terms, order = _terms(runs, cell), _order(runs, cell)
-    return judge.assert_close(own, own64, spread, cell.dtype, terms=terms, order=order, twin=both)
+    both = isinstance(ran.twin, Outputs) and isinstance(ran.twin64, Outputs)
+    twin = judge.Twin(ran.twin, ran.twin64) if both else None  # type: ignore[arg-type] # both are Outputs
+    return _close(runs, cell, own, own64, cell.dtype, twin=twin)[0]
 
 
-def _ratio(runs: Runs, cell: Cell, error: Error, ran: Ran) -> float | None:
-    """Hold JAX's error to torch's."""
-    # Of the user's own numbers: the others are too few, and chosen.
-    if ran.framework != "jax" or cell.data != "random":
-        return None
-    if isinstance(ran.twin, Failure) or isinstance(ran.twin64, Failure):
-        return None
-    spread = sensitivity.of_cell(runs, cell, UNIT[cell.dtype])
-    terms, order = _terms(runs, cell), _order(runs, cell)
+def _close(
+    runs: Runs, cell: Cell, got: Outputs, want: Outputs, dtype: str, *, signs: bool = False,
+    twin: judge.Twin | None = None,
+) -> tuple[Error, str]:  # fmt: skip
+    """Hold results to others, measuring as much of what rounding does as it takes: all of it on the user's own numbers.
+
+    Returns:
+        The error, and what is to be said of the arithmetic.
+    """
+    order, tolerance = _order(runs, cell), runs.pair.tolerance
+
+    def held(moved: sensitivity.Moved, unit_of: str = dtype) -> Error:
+        return judge.assert_close(
+            got, want, moved, unit_of, order=order, signs=signs, twin=twin, tolerance=tolerance
+        )  # fmt: skip
+
+    if cell.data != "random":
+        with contextlib.suppress(compare.Mismatch):
+            return held(sensitivity.NOTHING), ""
+    moved = sensitivity.of_cell(runs, cell, UNIT[dtype])
     try:
-        torch = judge.assert_close(ran.twin, ran.twin64, spread, cell.dtype, terms=terms, order=order)
-    except compare.Mismatch:
-        return None  # a cell of torch's own
-    return judge.assert_error_ratios(torch, error)
+        return held(moved), ""
+    except compare.Mismatch as mismatch:
+        first = mismatch
+    if dtype == "float64":
+        with contextlib.suppress(compare.Mismatch):
+            return held(sensitivity.with_formula(runs, cell, moved)), ""
+    inside = arithmetic.of_cell(runs, cell, dtype)
+    if inside.alike:
+        with contextlib.suppress(compare.Mismatch):
+            return held(sensitivity.of_cell(runs, cell, UNIT[dtype], lower=True)), ""
+    if inside.library:
+        lowest = sensitivity.of_cell(runs, cell, UNIT[inside.library])
+        with contextlib.suppress(compare.Mismatch):
+            return held(lowest, inside.library), inside.text
+    if inside.text:
+        finding = first.finding
+        raise compare.Mismatch(replace(finding, text=f"{finding.text}; {inside.text}"))
+    raise first
 
 
 def _answers(runs: Runs, cell: Cell) -> bool:
@@ -168,13 +181,13 @@ def _answers(runs: Runs, cell: Cell) -> bool:
 
 def _held_to_answer(runs: Runs, cell: Cell, own64: Outputs) -> Error:
     """Hold float64 results to an oracle that says nothing of rounding."""
-    want = Outputs({name: _as_float64(leaf) for name, leaf in _answer(runs, cell).items()})
-    double = sensitivity.of_cell(runs, cell, UNIT["float64"])
+    answers = _answer(runs, cell).items()
+    want = Outputs(
+        {part: _as_float64(leaf) for name, whole in answers for part, leaf in parts(name, np.asarray(whole))}
+    )
     try:
         judge.assert_same_outputs(Outputs(own64.values), want, framework_of(cell), "the oracle")
-        return judge.assert_close(
-            own64, want, double, "float64", terms=_terms(runs, cell), order=_order(runs, cell)
-        )  # fmt: skip
+        return _close(runs, cell, own64, want, "float64")[0]
     except compare.Mismatch as mismatch:
         finding = mismatch.finding
         raise NotTheOracle(replace(finding, text=f"against the oracle, {finding.text}")) from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from parity.records import Cell, Diagnosis, Finding, Judged, Record, Verdict
+from parity.verdict.bias import Slope
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,15 @@ class Error:
         largest: Of any element.
         rms: Root mean square of the error in inherent units, of what is finite, and of how many elements, by output.
         histogram: Of error over bound, in the bins of records.BINS.
+        slopes: Of errors in one direction, by output (bias.py).
+        tolerated: How many elements are right by the user's own tolerance only.
     """
 
     largest: float
     rms: dict[str, tuple[float, int]]
     histogram: tuple[int, ...]
+    slopes: dict[str, Slope] = field(default_factory=dict)
+    tolerated: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Outcome:
         known: Whether the cell is listed among the known ones.
         clause: Of the SPEC, that the cell holds its subject to.
         inputs_sha256: A hash of the numbers that went in.
+        variant: Of the kind of data, on which the cell was worst (`parity.operator.data.variants`).
     """
 
     verdict: Verdict
@@ -54,9 +61,19 @@ class Outcome:
     known: bool = False
     clause: str = "S11"
     inputs_sha256: str | None = None
+    variant: str = ""
 
 
-def record_of(cell: Cell, outcome: Outcome, *, seed: int, seconds: float) -> Record:
+def together(errors: Sequence[Error]) -> Error | None:
+    """Return the errors of several variants as one, or None of none."""
+    if not errors:
+        return None
+    counts = tuple(sum(bins) for bins in zip(*(error.histogram for error in errors), strict=True))
+    largest = max(error.largest for error in errors)
+    return replace(errors[0], largest=largest, histogram=counts, tolerated=sum(error.tolerated for error in errors))
+
+
+def record_of(cell: Cell, outcome: Outcome, *, seed: int, seconds: float, strict: bool = False) -> Record:
     """Return the record of a cell."""
     error = outcome.error
     return Record(
@@ -75,4 +92,5 @@ def record_of(cell: Cell, outcome: Outcome, *, seed: int, seconds: float) -> Rec
         histogram=None if error is None else error.histogram,
         inputs_sha256=outcome.inputs_sha256,
         alike=outcome.alike,
+        strict=strict,
     )

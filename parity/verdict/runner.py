@@ -21,17 +21,23 @@ from parity.execution.outputs import Runs, framework_of, world_of
 from parity.execution.plan import plan as plan
 from parity.explanation import causes
 from parity.explanation.gathering import gather
+from parity.operator import data
 from parity.operator.faults import Fault
 from parity.operator.known import matches
 from parity.operator.known import settle as settle
 from parity.operator.pair import Pair
-from parity.records import Cell, Record
+from parity.records import VERDICTS, Cell, Record
+from parity.verdict import edge
+from parity.verdict.draws import held_over_draws
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.oracle import OfTorch, held_to_oracle
-from parity.verdict.outcomes import Outcome, record_of
+from parity.verdict.outcomes import Outcome, record_of, together
+from parity.verdict.refusals import takes
 
 
-def run(pair: Pair, cells: Collection[Cell], seed: int = 0, *, jobs: int = 1) -> Generator[Record, None, None]:
+def run(
+    pair: Pair, cells: Collection[Cell], seed: int = 0, *, jobs: int = 1, strict: bool = False
+) -> Generator[Record, None, None]:  # fmt: skip
     """Run cells of a pair one by one, yielding a record of each; what they share runs once.
 
     An entry of `pair.known` that no cell confirms is found by `settle`, when all of them have run.
@@ -41,8 +47,9 @@ def run(pair: Pair, cells: Collection[Cell], seed: int = 0, *, jobs: int = 1) ->
         cells: From `plan`.
         seed: Of the numbers.
         jobs: How many threads compile, beside what runs.
+        strict: Whether a difference at the edge of the range is a failure.
     """
-    return Judge(Runs(pair, seed)).records(cells, jobs)
+    return Judge(Runs(pair, seed), strict=strict).records(cells, jobs)
 
 
 class Judge:
@@ -50,10 +57,12 @@ class Judge:
 
     Args:
         runs: Runs the pair's functions.
+        strict: Whether a difference at the edge of the range is a failure.
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, *, strict: bool = False) -> None:
         self.runs = runs
+        self.strict = strict
         self._of_torch = OfTorch()
 
     def records(self, cells: Collection[Cell], jobs: int = 1) -> Generator[Record, None, None]:
@@ -90,7 +99,8 @@ class Judge:
             # Infinities, NaN and overflow are what is compared; what the user's functions warn of is not.
             warnings.simplefilter("ignore")
             outcome = _as_known(self.runs, cell, self.outcome(cell))
-        return record_of(cell, outcome, seed=self.runs.seed, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return record_of(cell, outcome, seed=self.runs.seed, seconds=seconds, strict=self.strict)
 
     def outcome(self, cell: Cell) -> Outcome:
         """Judge one cell, and say why if it differs."""
@@ -111,11 +121,32 @@ class Judge:
         found = self._held_to_float64(cell)
         if found.verdict == "identical":
             return found
-        evidence = gather(self.runs, cell, found, verdict=self._held_to_float64, outcome=self.outcome)
+        seen = replace(found, verdict="differs") if found.verdict == "edge" else found
+        evidence = gather(self.runs, cell, seen, verdict=self._held_to_float64, outcome=self.outcome)
         return replace(found, diagnosis=causes.diagnose(evidence))
 
     def _held_to_float64(self, cell: Cell) -> Outcome:
-        return self.runs.once(("verdict", cell.id), lambda: held_to_float64(self.runs, cell))
+        return self.runs.once(("verdict", cell.id), lambda: self._on_all_variants(cell))
+
+    def _on_all_variants(self, cell: Cell) -> Outcome:
+        """Judge a cell on every variant of its kind of data; the worst is its verdict."""
+        found: list[Outcome] = []
+        for variant in data.variants(self.runs.pair, cell.data):
+            if cell.data == "random" and variant != cell.data:
+                break  # further draws, of which only means are judged
+            there = replace(cell, data=variant)
+            if cell.data == "indices" and variant != "indices#within" and not takes(self.runs, there):
+                continue
+            outcome = replace(held_to_float64(self.runs, there), variant=variant)
+            if outcome.verdict == "differs":
+                outcome = edge.apart(self.runs, there, outcome, self._held_to_float64)
+            found.append(outcome)
+            if outcome.verdict not in ("identical", "within bound", "edge") and not outcome.alike:
+                break
+        worst = max(found, key=lambda outcome: VERDICTS.index(outcome.verdict))
+        if cell.data == "random" and worst.verdict in ("identical", "within bound"):
+            worst = held_over_draws(self.runs, cell, worst)
+        return replace(worst, error=together([one.error for one in found if one.error is not None]))
 
 
 def _as_listed(runs: Runs, cell: Cell, listed: Mapping[str, Any]) -> Outcome:

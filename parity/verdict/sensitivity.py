@@ -1,86 +1,114 @@
-"""How far a correct computation of an unknown function may be from its float64 run.
+"""How far a correct computation of an unknown function may be from its float64 run, element by element.
 
-Nothing is known of the function but what it does to numbers. Three things make its rounding errors, in units u of
-the dtype:
+Nothing is known of the function but its program. So the program is run again in float64 with every rounding made anew,
+at random: each result of an operator that rounds is moved by up to a unit of the dtype, what goes into a sum of n
+numbers by sqrt(n) units, and fused operators are taken apart first (execution/torch_programs.py). What that does to an
+element, s in the root mean square of some draws, is what rounding does to it: cancellation shows, wherever it is, and
+an element that only moved or was chosen does not move. An element's bound is of that element alone:
 
-*Conditioning.* A rounding anywhere acts on the result at least as one of the inputs does. What a relative change of
-u in every input does to the result is measured: the float64 function is run at inputs perturbed by up to u, in DRAWS
-random directions, and s is the root mean square of what it changes. Cancellation shows here. An algorithm rounds
-inside of its sums as well: n terms meet sqrt(n) as much with overwhelming probability (bounds.py), times the same 4.
-n is not known either: at most the size of the largest input.
+    bound = 8 s + stages u |y| + stages * the smallest normal number
 
-*Storage.* Every operation of 16-bit eager code stores its result: `stages` roundings of u, of the size of the result.
+8 is for few draws and for errors beyond the mean: movements are twice as large as roundings are, so a correct result
+is off by a sixteenth of it, in the mean. The other term is for what a program does not show: functions that a library
+approximates (XLA's are off by a few units), and other formulas for one thing. In float64 both sides err, each with a
+formula of its own: eight times that term (bounds.ORACLE); and what either formula loses in float32 by itself, scaled.
 
-*The size of the whole.* Where results are sums of much larger parts (transforms, linear algebra, normalisations),
-errors are small compared with all of the output only: the same stages, of the root mean square of the output.
+At a kink a run that is moved takes the other branch, and s is as large as the jump: no difference would be seen. At
+points that are chosen (zeros, ties, kinks) jumps do not count: s is measured by movements of 2^-26 and of 2^-34, and
+where the smaller one does not do about 2^8 times less, it is a jump, and no rounding error.
 
-    bound = 4 sqrt(n) s + stages u (|y| + rms(y)) + stages * the smallest normal number
-
-In float64 both sides err, each with a formula of its own: eight times the bound (bounds.ORACLE), and on the user's
-own numbers what either formula loses in float32, scaled to float64 (with_formula).
-
-At a kink a perturbed run takes the other branch, and s is as large as the jump: no difference would be seen. At
-points that are chosen (all kinds of data but "random") jumps do not count: s is measured by perturbations of 2^-26
-and of 2^-34, and where the smaller one does not do about 2^8 times less, it is a jump, and no rounding error.
-
-A relative change does nothing to a zero, and where a result is 0 because large parts cancel there (the gradient of
-log_softmax, at zeros) what is left of them is rounding. So zeros are moved by as much of the largest number of their
-array, or of 1 in an array of zeros; of that jumps never count, as an input that is exactly zero is chosen, too.
+Where torch does not run the function, what goes in is moved instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from parity.execution.calls import Failure, Numbers, Outputs
-from parity.execution.outputs import EAGER, Runs
-from parity.operator.data import SUBNORMAL
+from parity.execution.calls import Numbers, Outputs
+from parity.execution.outputs import EAGER, Runs, world_of
 from parity.records import Cell
-from parity.verdict.bounds import ORACLE, PROBABLE, UNIT
+from parity.verdict.bounds import FLUSHED, ORACLE, UNIT
 
-DRAWS = 3
+DRAWS, FEW = 6, 4
+"""How often it is measured: of the function and its gradient, and of all else."""
+
+FACTOR = 8.0
+"""Times the root mean square of what movements do."""
 
 COARSE, FINE = 2.0**-26, 2.0**-34
 
-STAGES = 8
-"""Operations of a function whose results are stored: the longest of common ones (tanh's GELU) has about ten."""
+IN_FLOAT64 = 2.0**-50
+"""The movement that is measured for float64, whose own unit would be lost in the rounding of the run itself."""
 
-BESIDE_ZERO = ("small", "subnormal")
-"""Kinds of data whose numbers are next to nothing beside 1."""
+STAGES = 8
+"""Units of an element itself."""
+
+CHOSEN = ("zeros", "signed zeros", "ties", "kinks")
+"""Kinds of data that are points where functions have kinks and jumps."""
+
+LUCK = 16.0
+"""Times a formula's error in float32, scaled: a part of it shows by chance."""
 
 Tree = dict[str, np.ndarray]
 
 
-def of_cell(runs: Runs, cell: Cell, unit: float) -> Tree:
-    """Return the sensitivity of a cell's float64 results: of torch, or of JAX where torch fails.
+@dataclass(frozen=True)
+class Moved:
+    """What rounding does to the results of a cell.
+
+    Attributes:
+        spread: The root mean square of what movements do, elementwise, by output.
+        seen: Of outputs that are no floats, all that came of it.
+    """
+
+    spread: Tree = field(default_factory=dict)
+    seen: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def times(self, factor: float) -> Moved:
+        """Return the same for another unit."""
+        return replace(self, spread={name: value * factor for name, value in self.spread.items()})
+
+
+NOTHING = Moved()
+"""Before anything is measured: bounds are of what an element is itself."""
+
+
+def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False) -> Moved:
+    """Return what rounding does to a cell's float64 results: to torch's, or to JAX's where torch fails.
 
     Args:
         runs: Of the pair.
         cell: On its numbers; its world does not matter.
         unit: The unit roundoff to speak of.
+        lower: Whether what the program computes in a type with a larger unit is rounded in that one.
     """
-    # At random numbers one measurement, in units of float32, serves float64 as well.
-    measured = max(unit, UNIT["float32"]) if cell.data == "random" else unit
-    key = ("spread", cell.device, cell.data, cell.dtype, cell.transform, str(measured))
-    found = runs.once(key, lambda: _measured(runs, cell, measured))
-    if measured != unit:
-        found = {name: value * (unit / measured) for name, value in found.items()}
-    return _with_cancelled(runs, cell, found, unit) if cell.data in BESIDE_ZERO else found
+    chosen = cell.data.split("#")[0] in CHOSEN
+    size = unit if unit > IN_FLOAT64 else IN_FLOAT64
+    key = ("moved", cell.device, cell.data, cell.dtype, cell.transform, str(size if not chosen else 0), str(lower))
+    if chosen and not lower:
+        # Measured once, for all units.
+        found: Moved = runs.once(key, lambda: _smooth(runs, cell, COARSE, FINE, lower=False))
+        return found.times(unit / COARSE)
+    if chosen:
+        return runs.once(key, lambda: _smooth(runs, cell, 1.0, 2.0**-8, lower=True))
+    if lower:
+        return runs.once(key, lambda: _measured(runs, cell, 1.0, lower=True))
+    found = runs.once(key, lambda: _measured(runs, cell, size, lower=False))
+    return found.times(unit / size)
 
 
-def with_formula(runs: Runs, cell: Cell, double: Tree) -> Tree:
+def with_formula(runs: Runs, cell: Cell, moved: Moved) -> Moved:
     """Return the sensitivity with what the two formulas lose by themselves, as their float32 runs show.
 
-    A formula that cancels (log(1 + x) for log1p) is off in float64 as well: by its float32 error, times the ratio
-    of the units, times 16 for luck. Beyond that the meaning differs. Of the user's own numbers only.
+    A formula that cancels (log(1 + x) for log1p) is off in float64 as well: by its float32 error in the same element,
+    times the ratio of the units, times 16 for luck. Beyond that the meaning differs.
     """
-    if cell.data != "random":
-        return double
-    wider = dict(double)
+    wider = dict(moved.spread)
     for world in EAGER.values():
         single, exact = (runs.outputs(cell, world=world, dtype=dtype) for dtype in ("float32", "float64"))
         if not isinstance(single, Outputs) or not isinstance(exact, Outputs):
@@ -89,95 +117,43 @@ def with_formula(runs: Runs, cell: Cell, double: Tree) -> Tree:
             if name in wider and value.dtype.kind == "f" and value.shape == single.values[name].shape:
                 with np.errstate(invalid="ignore"):
                     error = np.abs(single.values[name] - value)
-                largest = float(np.max(error[np.isfinite(error)], initial=0.0))
-                wider[name] = wider[name] + 16 * UNIT["float64"] / UNIT["float32"] * largest
-    return wider
+                error = np.where(np.isfinite(error), error, 0.0)
+                wider[name] = wider[name] + LUCK / FACTOR * UNIT["float64"] / UNIT["float32"] * error
+    return replace(moved, spread=wider)
 
 
-def _measured(runs: Runs, cell: Cell, unit: float) -> Tree:
-    for framework, world in EAGER.items():
-        at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_of(cell, framework)
-        if isinstance(at, Outputs) and isinstance(numbers, Numbers):
-            there = replace(cell, world=world)
-            return spread(
-                lambda numbers, there=there: runs.rerun(there, "float64", numbers),  # type: ignore[misc]
-                numbers, at, unit, jumps=cell.data == "random",
-            )  # fmt: skip
-    return {}
+def sizes(values: Tree) -> Tree:
+    """Return the sizes of results: absolute values, of both parts of a complex number that of the whole."""
+    made = {}
+    for name, value in values.items():
+        if value.dtype.kind != "f":
+            continue
+        stem, _, part = name.rpartition(".")
+        other = values.get(f"{stem}.{'imag' if part == 'real' else 'real'}") if part in ("real", "imag") else None
+        size = np.abs(value) if other is None or other.shape != value.shape else np.hypot(value, other)
+        made[name] = np.where(np.isfinite(size), size, 0.0)
+    return made
 
 
-def _with_cancelled(runs: Runs, cell: Cell, spread: Tree, unit: float) -> Tree:
-    """Return the sensitivity beside zero with what cancellation leaves at zero itself, in the float64 runs.
-
-    Numbers far below 1 move nothing where parts of the size of 1 cancel, and moving them by more would hide what
-    such numbers are for. Where two float64 results at zeros differ by rounding, it is the rounding of the parts.
-    """
-    zeros = replace(cell, data="zeros")
-    left, right = (runs.outputs(zeros, world=world, dtype="float64") for world in EAGER.values())
-    if not isinstance(left, Outputs) or not isinstance(right, Outputs):
-        return spread
-    noise = of_cell(runs, zeros, UNIT["float64"])
-    wider = dict(spread)
-    for name in wider.keys() & left.values.keys() & right.values.keys() & noise.keys():
-        one, other = left.values[name], right.values[name]
-        if one.shape == other.shape == wider[name].shape and one.dtype.kind == "f":
-            with np.errstate(invalid="ignore"):
-                rest = np.abs(one - other)
-            rest = np.where(np.isfinite(rest) & (rest <= 64 * noise[name]), rest, 0.0)
-            wider[name] = wider[name] + float(np.max(rest, initial=0.0)) * (unit / UNIT["float64"])
-    return wider
+def inherent(size: np.ndarray, s: np.ndarray, dtype: str) -> np.ndarray:
+    """Return what rounding inside and one rounding of the result make: the unit that errors are counted in."""
+    return UNIT[dtype] * size + s + FLUSHED[dtype]
 
 
-def spread(
-    run: Callable[[Numbers], Outputs | Failure], numbers: Numbers, at: Outputs, unit: float, *, jumps: bool
-) -> Tree:
-    """Return the root mean square of what perturbations by up to `unit` do to the results, elementwise.
+def bound(size: np.ndarray, s: np.ndarray, dtype: str, *, order: int) -> np.ndarray:
+    """Return the largest error of a correct computation, elementwise.
 
     Args:
-        run: Runs the function in float64.
-        numbers: The point.
-        at: What it gives there.
-        unit: The unit roundoff to speak of.
-        jumps: Whether a jump counts (see the head of the file).
+        size: Of the float64 results (`sizes`).
+        s: From `of_cell`, for the dtype's unit.
+        dtype: The dtype computed in.
+        order: Of derivative: each stores as much as the function did.
     """
-    total = {name: np.zeros(value.shape) for name, value in at.values.items()}
-    for draw in range(DRAWS):
-        found = [_moved(run, numbers, at, unit, draw, zeros=False)] if jumps else []
-        if not jumps or any(np.any(leaf == 0) for leaf in numbers.theta):
-            coarse, fine = (_moved(run, numbers, at, size, draw, zeros=True) for size in (COARSE, FINE))
-            smooth = {name: np.where(fine[name] > coarse[name] / 16, 0.0, coarse[name]) for name in coarse}
-            found.append({name: value * (unit / COARSE) for name, value in smooth.items()})
-        for moved in found:
-            for name, value in moved.items():
-                total[name] = np.hypot(total[name], value)  # squares would overflow
-    return {name: value / math.sqrt(DRAWS) for name, value in total.items()}
-
-
-def _moved(
-    run: Callable[[Numbers], Outputs | Failure], numbers: Numbers, at: Outputs, size: float, draw: int, *, zeros: bool
-) -> Tree:
-    rng = np.random.Generator(np.random.PCG64([draw, 7]))
-
-    def change(values: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            step = size * rng.uniform(-1, 1, values.shape)
-            changed = values * (1 + step)
-            if not zeros:
-                return changed
-            largest = float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0)) or 1.0
-            return np.where(values == 0, largest * step, changed)
-
-    moved = run(numbers.changed(change))
-    changes = {}
-    for name, value in at.values.items():
-        other = moved.values.get(name) if isinstance(moved, Outputs) else None
-        if other is None or other.shape != value.shape or value.dtype.kind != "f":
-            changes[name] = np.zeros(value.shape)
-            continue
-        with np.errstate(over="ignore", invalid="ignore"):
-            change_ = np.abs(other - value)
-        changes[name] = np.where(np.isfinite(change_), change_, 0.0)
-    return changes
+    stages = STAGES * (order + 1)
+    own = stages * UNIT[dtype] * size
+    if dtype == "float64":
+        own, s = own * ORACLE, s * 2
+    return FACTOR * s + own + stages * FLUSHED[dtype]
 
 
 def rms(values: np.ndarray) -> float:
@@ -189,25 +165,89 @@ def rms(values: np.ndarray) -> float:
     return largest * float(np.sqrt(np.mean((finite / largest) ** 2))) if largest > 0 else 0.0
 
 
-def inherent(want: np.ndarray, s: np.ndarray, dtype: str) -> np.ndarray:
-    """Return what one rounding of the inputs and one of the result make: the unit that errors are counted in."""
-    size = np.where(np.isfinite(want), np.abs(want), 0.0) + rms(want)
-    return UNIT[dtype] * size + s + SUBNORMAL[dtype]
+def _draws(cell: Cell) -> int:
+    return DRAWS if cell.transform in ("forward", "vjp") else FEW
 
 
-def bound(want: np.ndarray, s: np.ndarray, dtype: str, *, terms: int, order: int) -> np.ndarray:
-    """Return the largest error of a correct computation, elementwise.
+def _measured(runs: Runs, cell: Cell, size: float, *, lower: bool) -> Moved:
+    made = _again(runs, cell)
+    if made is None:
+        return NOTHING
+    at, again = made
+    total = {name: np.zeros(value.shape) for name, value in at.values.items()}
+    seen: dict[str, list[np.ndarray]] = {}
+    for draw in range(_draws(cell)):
+        moved = again(size, draw, lower)
+        for name, change in _changes(at, moved).items():
+            total[name] = np.hypot(total[name], change)  # squares would overflow
+        for name, value in moved.values.items() if moved else ():
+            if value.dtype.kind not in "f":
+                seen.setdefault(name, []).append(value)
+    return Moved({name: value / math.sqrt(_draws(cell)) for name, value in total.items()}, seen)
 
-    Args:
-        want: The float64 results.
-        s: From `spread`, for the dtype's unit.
-        dtype: The dtype computed in.
-        terms: n.
-        order: Of derivative: each stores as much as the function did.
-    """
-    stages = STAGES * (order + 1)
-    size = np.where(np.isfinite(want), np.abs(want), 0.0) + rms(want)
-    allowed = PROBABLE * math.sqrt(max(terms, 1)) * s + stages * UNIT[dtype] * size
-    if dtype == "float64":
-        allowed *= ORACLE
-    return allowed + stages * SUBNORMAL[dtype]
+
+def _smooth(runs: Runs, cell: Cell, coarse: float, fine: float, *, lower: bool) -> Moved:
+    """Return what movements do that do not jump; with `lower` sizes are in units of the types."""
+    made = _again(runs, cell)
+    if made is None:
+        return NOTHING
+    at, again = made
+    total = {name: np.zeros(value.shape) for name, value in at.values.items()}
+    for draw in range(_draws(cell)):
+        large, small = (_changes(at, again(size, draw, lower)) for size in (coarse, fine))
+        for name, change in large.items():
+            smooth = np.where(small[name] > change * (4 * fine / coarse * 4), 0.0, change)
+            total[name] = np.hypot(total[name], smooth)
+    return Moved({name: value / math.sqrt(_draws(cell)) for name, value in total.items()})
+
+
+def _again(runs: Runs, cell: Cell) -> tuple[Outputs, Callable[[float, int, bool], Outputs | None]] | None:
+    """Return a cell's float64 results, and what gives them anew, moved by a size; None where neither runs it."""
+    for framework, world in EAGER.items():
+        at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_of(cell, framework)
+        if not isinstance(at, Outputs) or not isinstance(numbers, Numbers):
+            continue
+        there = replace(cell, world=world)
+        rounding = getattr(world_of(framework), "rounding", None)
+
+        def again(
+            size: float, draw: int, lower: bool, there: Cell = there, rounding: object = rounding,
+            numbers: Numbers = numbers,
+        ) -> Outputs | None:  # fmt: skip
+            if callable(rounding):
+                with rounding(size, draw, lower=lower):
+                    found = runs.rerun(there, "float64")
+            else:
+                with contextlib.nullcontext():
+                    found = runs.rerun(there, "float64", numbers.changed(_change(size, draw)))
+            return found if isinstance(found, Outputs) else None
+
+        # Fused operators taken apart are not quite what they are in one piece: changes are from the parts unmoved.
+        still = again(0.0, 0, False) if callable(rounding) else at
+        return (still or at), again
+    return None
+
+
+def _change(size: float, draw: int) -> Callable[[np.ndarray], np.ndarray]:
+    rng = np.random.Generator(np.random.PCG64([draw, 7]))
+
+    def change(values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = size * rng.uniform(-1, 1, values.shape)
+            largest = float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0)) or 1.0
+            return np.where(values == 0, largest * step, values * (1 + step))
+
+    return change
+
+
+def _changes(at: Outputs, moved: Outputs | None) -> Tree:
+    changes = {}
+    for name, value in at.values.items():
+        other = moved.values.get(name) if moved is not None else None
+        if other is None or other.shape != value.shape or value.dtype.kind != "f":
+            changes[name] = np.zeros(value.shape)
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = np.abs(other - value)
+        changes[name] = np.where(np.isfinite(change), change, 0.0)
+    return changes

@@ -4,7 +4,7 @@
   // From worst to best: a square shows the first that any of its cells has.
   const VERDICTS = [
     ["crashed", "crashed", "†"], ["timed-out", "timed out", "∞"], ["differs", "differs", "≠"], ["no-device", "no device", "?"],
-    ["unsupported", "unsupported", "∅"], ["known", "differs, as listed", "(≠)"], ["within-bound", "within bound", "≈"], ["identical", "same bits", "="],
+    ["unsupported", "unsupported", "∅"], ["known", "differs, as listed", "(≠)"], ["edge", "at the edge of the range", "⌃"], ["within-bound", "within bound", "≈"], ["identical", "same bits", "="],
   ];
   const NAME = Object.fromEntries(VERDICTS.map(([key, name]) => [key, name]));
   const SIGN = Object.fromEntries(VERDICTS.map(([key, , sign]) => [key, sign]));

@@ -1,0 +1,148 @@
+"""What a JAX program does inside: the types of the numbers that it computes with, and where it leaves the range.
+
+Read off the jaxpr, calls in it included. Twin of torch_programs.py, as far as the frameworks allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from parity.execution._compat import file_names
+from parity.execution.programs import Reading
+
+_MOVES = """
+broadcast_in_dim reshape transpose convert_element_type copy squeeze slice concatenate pad select_n gather
+dynamic_slice dynamic_update_slice rev iota stop_gradient device_put expand_dims split real imag
+optimization_barrier sharding_constraint
+"""
+MOVES = frozenset(_MOVES.split())
+"""Primitives that move or choose numbers: what they have is of no account, unless something is computed with it."""
+
+FLUSHING = ("mul", "div", "exp", "integer_pow", "pow", "square")
+"""Primitives whose results can be subnormal where nothing else is."""
+
+INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+"""Where a primitive that calls a function once keeps its jaxpr."""
+
+_ONCE = """
+pjit jit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint
+"""
+ONCE = frozenset(_ONCE.split())
+
+
+def read(function: Callable[..., Any], *arguments: Any) -> Reading:
+    """Return which types a function computes in, without running it.
+
+    Example:
+        >>> read(lambda x: jnp.exp(x.astype("bfloat16")), jnp.ones(2)).types
+        {'bfloat16': ['exp']}
+    """
+    reading = Reading()
+    _read(jax.make_jaxpr(function)(*arguments).jaxpr, reading, "")
+    return reading
+
+
+def run(function: Callable[..., Any], *arguments: Any) -> Reading:
+    """Return the same, with the operators that leave the range on these numbers: all is computed, one by one."""
+    closed = jax.make_jaxpr(function)(*arguments)
+    reading = Reading()
+    _read(closed.jaxpr, reading, "")
+    _run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), reading)
+    return reading
+
+
+def _read(jaxpr: Any, reading: Reading, within: str) -> None:
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        inner = list(_jaxprs(eqn.params.values()))
+        called = str(eqn.params.get("name", "")) if inner else ""
+        for one in inner:
+            _read(one, reading, called.strip("_<>").replace("lambda", "") or within)
+        if name == "convert_element_type":
+            _note_cast(eqn, reading)
+        if inner or name in MOVES:
+            continue
+        for variable in eqn.outvars:
+            dtype = getattr(variable.aval, "dtype", None)
+            if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
+                reading.note(str(dtype), f"{name} in {within}" if within and within != name else name)
+
+
+def _note_cast(eqn: Any, reading: Reading) -> None:
+    source, target = (str(variable.aval.dtype) for variable in (eqn.invars[0], eqn.outvars[0]))
+    if not hasattr(eqn.invars[0], "val"):  # a constant
+        reading.cast(source, target, library_of(file_names(eqn)))
+
+
+def library_of(files: Sequence[str]) -> str:
+    """Return the library whose code made an equation of its own accord, or an empty text: then the user's code did.
+
+    Args:
+        files: Of the code, from where it was made to where it was called.
+
+    Example:
+        >>> library_of(["/env/site-packages/jax/_src/lax/lax.py", "/env/site-packages/jax/_src/nn/functions.py"])
+        'jax.nn'
+        >>> library_of(["/env/site-packages/jax/_src/lax/lax.py", "/home/me/model.py"])
+        ''
+    """
+    for file in files:
+        _, _, inside = file.replace("\\", "/").rpartition("/site-packages/")
+        if not inside:
+            return ""
+        package, *more = inside.split("/")
+        if package != "jax":
+            return package
+        if more[:2] == ["_src", "nn"]:
+            return "jax.nn"
+    return ""
+
+
+def _jaxprs(parameters: Any) -> Any:
+    for value in parameters:
+        if hasattr(value, "jaxpr") and hasattr(value, "consts"):
+            yield value.jaxpr
+        elif hasattr(value, "eqns"):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _jaxprs(value)
+
+
+def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], reading: Reading) -> list[Any]:
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
+    known |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if hasattr(variable, "val") else known[variable]
+
+    for eqn in jaxpr.eqns:
+        inputs = [value(variable) for variable in eqn.invars]
+        inner = next((eqn.params[name] for name in INLINED if name in eqn.params), None)
+        if inner is not None and eqn.primitive.name in ONCE:
+            body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+            found = _run(body, consts, inputs, reading)
+        else:
+            found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            found = list(found) if eqn.primitive.multiple_results else [found]
+            _note_range(eqn.primitive.name, inputs, found, reading)
+        known |= dict(zip(eqn.outvars, found, strict=True))
+    return [value(variable) for variable in jaxpr.outvars]
+
+
+def _note_range(name: str, inputs: Sequence[Any], outputs: Sequence[Any], reading: Reading) -> None:
+    floats = [one for one in inputs if jnp.issubdtype(jnp.result_type(one), jnp.inexact)]
+    for out in outputs:
+        if not (hasattr(out, "dtype") and jnp.issubdtype(out.dtype, jnp.inexact) and out.size):
+            continue
+        if not bool(jnp.isfinite(out).all()):
+            if all(bool(jnp.isfinite(one).all()) for one in floats):
+                reading.large.add(name)
+        elif name in FLUSHING and bool((out == 0).any()):
+            # XLA flushes what is subnormal, so nothing of it is left to see: zero, of factors that are not.
+            factors = [one for one in floats if jnp.shape(one) in ((), out.shape)]
+            if factors and all(bool((one != 0).all()) for one in factors):
+                reading.small.add(name)

@@ -1,0 +1,43 @@
+"""A tolerance of the user's own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What results may be off by beside what rounding explains, and why. The reason is printed with what it lets pass.
+
+    Attributes:
+        reason: Why that is right for these functions.
+        rtol: Of the size of an element.
+        atol: Of any element.
+
+    Raises:
+        TypeError: The reason is no text.
+        ValueError: There is no reason, or nothing is tolerated.
+
+    Example:
+        >>> Tolerance("the port stores its tables in bfloat16", rtol=2**-8)
+        Tolerance(reason='the port stores its tables in bfloat16', rtol=0.00390625, atol=0.0)
+    """
+
+    reason: str
+    rtol: float = 0.0
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str):
+            raise TypeError(
+                f"tolerance: expected a reason, got {type(self.reason).__name__}; write Tolerance(reason, rtol=)"
+            )
+        if not self.reason.strip():
+            raise ValueError("tolerance: expected a reason, got an empty text")
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and value >= 0 and math.isfinite(value)):
+                raise ValueError(f"tolerance: expected {name} of 0 or more, got {value!r}")
+        if not (self.rtol or self.atol):
+            raise ValueError("tolerance: expected rtol or atol above 0, got neither")

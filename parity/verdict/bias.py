@@ -1,0 +1,97 @@
+"""Errors in one direction: a factor of a result that hides within the bound of each element shows in their mean.
+
+Of n elements with errors e, values y and inherent units h (`sensitivity.inherent`), the factor that fits best,
+weighted by 1/h^2, is 1 + b with b = sum(e y / h^2) / sum(y^2 / h^2). Rounding errors have no direction: b goes to zero
+as 1/sqrt(n). What has one is constants that are rounded, and functions that libraries approximate: by a fraction of
+what the results are off by at all. A factor of 1 + 4 units in the last place is a b of 8 u.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.records import Finding
+from parity.verdict.bounds import UNIT
+from parity.verdict.compare import Mismatch
+
+UNITS = 1.5
+"""Units of the result that constants and functions may be off by in one direction."""
+
+SHARE = 0.5
+"""Part of the inherent unit that they may, where the function is sensitive to them."""
+
+LUCK = 5.0
+"""Standard errors."""
+
+ENOUGH = 8
+"""Elements below which a mean says nothing."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Sums over elements, of which those of several draws are added.
+
+    Attributes:
+        cross: Of e y / h^2.
+        square: Of y^2 / h^2.
+        error: Of e^2 / h^2.
+        count: How many elements.
+    """
+
+    cross: float = 0.0
+    square: float = 0.0
+    error: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def of(cls, got: np.ndarray, want: np.ndarray, inherent: np.ndarray) -> Slope:
+        """Return the sums over what is a number, and no zero, on both sides."""
+        use = np.isfinite(got) & np.isfinite(want) & (want != 0) & (inherent > 0)
+        with np.errstate(over="ignore", under="ignore"):
+            error, value = (got[use] - want[use]) / inherent[use], want[use] / inherent[use]
+            return cls(float(error @ value), float(value @ value), float(error @ error), int(use.sum()))
+
+    def __add__(self, other: Slope) -> Slope:
+        return Slope(
+            self.cross + other.cross, self.square + other.square, self.error + other.error, self.count + other.count
+        )
+
+    @property
+    def factor(self) -> float:
+        """By how much results are too large, relative."""
+        return self.cross / self.square if self.square > 0 else 0.0
+
+    def allowed(self, unit: float) -> float:
+        """Return the largest factor, relative, that rounding makes plausible."""
+        if self.count < ENOUGH or not self.square > 0:
+            return math.inf
+        sensitive = math.sqrt(self.count / self.square)
+        luck = math.sqrt(self.error / self.count / self.square)
+        return UNITS * unit + SHARE * sensitive + LUCK * luck
+
+
+def assert_no_factor(
+    mine: Mapping[str, Slope], dtype: str, other: Mapping[str, Slope] | None = None, *, both: bool = False
+) -> None:
+    """Raise if an output is too large or too small by a factor that rounding does not explain.
+
+    Args:
+        mine: Of the results that are judged, by output.
+        dtype: What they were computed in.
+        other: Of the other framework's: a factor that it has as well is no difference.
+        both: Whether two runs that both err are compared.
+    """
+    for name, slope in mine.items():
+        allowed = slope.allowed(UNIT[dtype]) * (2 if both else 1)
+        beside = 0.0 if other is None or name not in other else other[name].factor
+        off = abs(slope.factor) - abs(beside)
+        if off > allowed:
+            text = (
+                f"{name}: {slope.factor / UNIT[dtype]:+.3g} units of {dtype} on average over {slope.count} numbers, "
+                f"all in one direction; {allowed / UNIT[dtype]:.2g} can be rounding"
+            )
+            raise Mismatch(Finding(name, (), 1 + slope.factor, 1.0, off / allowed, text))

@@ -1,0 +1,114 @@
+"""What shows over many numbers only: errors in one direction (bias.py), and a framework that errs more than the other.
+
+The user's own numbers are drawn several times, of the same shapes, so that programs that were compiled run again. How
+rounding moves an element was measured on the first draw; on the others it is taken to be, beside its size, the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from parity.execution.calls import Outputs
+from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
+from parity.operator import data
+from parity.records import Cell, Judged
+from parity.verdict import compare, judge, sensitivity
+from parity.verdict.bias import Slope, assert_no_factor
+from parity.verdict.bounds import UNIT
+from parity.verdict.compare import Mismatch
+from parity.verdict.outcomes import Outcome
+
+TRANSFORMS = ("forward", "vjp")
+
+Slopes = dict[str, Slope]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How far rounding moves the elements of an output: by a part of their size, and by so much in any case."""
+
+    part: float
+    floor: float
+
+
+def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
+    """Return the outcome of a cell after all draws of the user's own numbers.
+
+    Args:
+        runs: Of the pair.
+        cell: On random numbers.
+        found: On the first draw: the two agree there.
+    """
+    if found.error is None or cell.world == "torch-compiled" or runs.pair.numbers is not None:
+        return found
+    draws = data.variants(runs.pair, cell.data) if cell.transform in TRANSFORMS else (cell.data,)
+    own, other = framework_of(cell), OTHER[framework_of(cell)]
+    double, single = cell.dtype == "float64", cell.dtype
+    # In float64 JAX is held to torch, in less each framework to its own float64 run.
+    reference = EAGER[other] if double else EAGER[own]
+    levels = _levels(runs, cell)
+    mine = _slopes(runs, cell, draws, cell.world, reference, single, levels)
+    twin = None if double else _slopes(runs, cell, draws, EAGER[other], EAGER[other], single, levels)
+    twin_ratio = found.twin_ratio
+    try:
+        if twin is not None and own == "jax":
+            torch, jax = ({name: _rms(slope) for name, slope in one.items()} for one in (twin, mine))
+            twin_ratio = compare.assert_error_ratios(torch, jax)
+        if not double or own == "jax":
+            assert_no_factor(mine, cell.dtype, twin, both=double)
+    except Mismatch as mismatch:
+        ratio = mismatch.finding.output == "error ratio"
+        judged: Judged = "ratio" if ratio else "meaning" if double else "precision"
+        return replace(
+            found, verdict="differs", reason=str(mismatch), judged=judged, finding=mismatch.finding,
+            twin_ratio=mismatch.finding.ratio if ratio else twin_ratio,
+        )  # fmt: skip
+    return replace(found, twin_ratio=twin_ratio)
+
+
+def _levels(runs: Runs, cell: Cell) -> dict[str, Level]:
+    moved = sensitivity.of_cell(runs, cell, UNIT[cell.dtype])
+    at = next(
+        (
+            one
+            for world in EAGER.values()
+            if isinstance(one := runs.outputs(cell, world=world, dtype="float64"), Outputs)
+        ),
+        Outputs({}),
+    )
+    sizes, made = sensitivity.sizes(at.values), {}
+    for name, s in moved.spread.items():
+        size = sizes.get(name)
+        if size is None or size.shape != s.shape or not s.size:
+            continue
+        use = size > 0
+        part = float(np.median(s[use] / size[use])) if use.any() else 0.0
+        made[name] = Level(part, float(np.median(s)))
+    return made
+
+
+def _slopes(
+    runs: Runs, cell: Cell, draws: tuple[str, ...], world: str, reference: str, dtype: str, levels: dict[str, Level]
+) -> Slopes:
+    total: Slopes = {}
+    for draw in draws:
+        there = replace(cell, data=draw)
+        got, want = runs.outputs(there, world=world), runs.outputs(there, world=reference, dtype="float64")
+        if not isinstance(got, Outputs) or not isinstance(want, Outputs):
+            continue
+        sizes = sensitivity.sizes(want.values)
+        for name, level in levels.items():
+            value, target = got.values.get(name), want.values.get(name)
+            if value is None or target is None or value.shape != target.shape or value.dtype.kind != "f":
+                continue
+            s = level.part * sizes[name] + level.floor
+            slope = Slope.of(value, target, sensitivity.inherent(sizes[name], s, dtype))
+            total[name] = total.get(name, Slope()) + slope
+    return total
+
+
+def _rms(slope: Slope) -> tuple[float, int]:
+    found = (slope.error / slope.count) ** 0.5 if slope.count else 0.0
+    return max(found, judge.ROUNDED), slope.count

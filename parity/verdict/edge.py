@@ -1,0 +1,64 @@
+"""Differences beyond the edge of the range: an intermediate that overflows, a subnormal that is flushed.
+
+They say how two programs are built, and nothing of the function at ordinary numbers. A difference is one of them only
+where the two agree on the user's own numbers, and a program leaves the range on those at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from parity.execution.calls import Numbers
+from parity.execution.outputs import Runs
+from parity.records import Cell
+from parity.verdict.bounds import FLUSHED
+from parity.verdict.outcomes import Outcome
+
+KINDS = ("large", "small", "subnormal", "sweep")
+"""Kinds of data that reach it."""
+
+NAMES = {"torch": "torch", "jax": "JAX"}
+
+
+def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outcome]) -> Outcome:
+    """Return the outcome of a cell that differs, as one at the edge of the range if it is that.
+
+    Args:
+        runs: Of the pair.
+        cell: On a variant of a kind of data.
+        found: It differs.
+        judged: Judges another cell.
+    """
+    if cell.data.split("#")[0] not in KINDS or found.finding is None or found.finding.output == "structure":
+        return found
+    if judged(replace(cell, data="random")).verdict not in ("identical", "within bound"):
+        return found
+    why = _why(runs, cell, "float64" if found.judged == "meaning" else cell.dtype)
+    if not why:
+        return found
+    return replace(found, verdict="edge", reason=f"at the edge of the range: {why}; there {found.reason}")
+
+
+def _why(runs: Runs, cell: Cell, dtype: str) -> str:
+    large, small = [], []
+    for framework in ("torch", "jax"):
+        reading = runs.reading(cell, framework, dtype, ranges=True)
+        if reading is None:
+            continue
+        if reading.large:
+            large.append(f"{', '.join(sorted(reading.large)[:3])} in {NAMES[framework]}")
+        if reading.small:
+            small.append(f"{', '.join(sorted(reading.small)[:3])} in {NAMES[framework]}")
+    if large:
+        return f"an intermediate result overflows ({'; '.join(large)})"
+    if small:
+        return f"subnormal numbers, which XLA flushes to zero ({'; '.join(small)})"
+    numbers = runs.numbers_of(cell)
+    if isinstance(numbers, Numbers):
+        for leaf in numbers.theta:
+            if bool(np.any((leaf != 0) & (np.abs(leaf) < FLUSHED[dtype]))):
+                return "subnormal numbers go in, which XLA flushes to zero"
+    return ""

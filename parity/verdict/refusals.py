@@ -1,0 +1,64 @@
+"""What a function that raises is worth: a mistake, or something that a framework does not have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from parity.execution.calls import Failure, Outputs
+from parity.execution.outputs import EAGER, Runs
+from parity.records import Cell
+from parity.verdict.outcomes import Outcome
+
+MISTAKES = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "SyntaxError", "RecursionError",
+            "ZeroDivisionError", "NotImplementedError: ")  # fmt: skip
+"""Errors of a program, whoever else makes them as well. The last is a user's own, if nothing says what is missing."""
+
+
+def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other: str) -> Outcome:
+    """Return the outcome of a cell whose function raises.
+
+    Where the other framework raises as well, the two do not differ, if the function itself ran in both: then it is a
+    derivative, a dtype or numbers that both refuse. Else it is a failure: nothing was compared.
+
+    Args:
+        runs: Of the pair.
+        cell: The cell.
+        own: What it raised.
+        twin: What the other framework gave.
+        other: The name of that framework.
+    """
+    if not isinstance(twin, Failure):
+        return Outcome("unsupported", own.text)
+    if runs.pair.brings(cell.transform):
+        # A transform of the pair's own is meant to run: raised in both worlds, its program is wrong.
+        return Outcome("unsupported", own.text)
+    if any(is_mistake(one) for one in (own, twin)):
+        return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): an error of the function's own code")
+    if not _ran(runs, cell):
+        return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): the function ran in neither")
+    return Outcome("unsupported", f"{own.text} ({other} raises as well)", alike=True)
+
+
+def takes(runs: Runs, cell: Cell) -> bool:
+    """Return whether torch's function takes a cell's numbers: integers may be beyond what it indexes."""
+    plain = replace(cell, transform="forward")
+    return isinstance(runs.outputs(plain, world=EAGER["torch"], dtype="float64"), Outputs)
+
+
+def is_mistake(failure: Failure) -> bool:
+    """Return whether an error is one of a program.
+
+    Example:
+        >>> is_mistake(Failure("NameError: name 'y' is not defined", "NameError: name 'y' is not defined"))
+        True
+    """
+    kind = failure.raised.split(":")[0]
+    return kind in MISTAKES or failure.raised.strip() == MISTAKES[-1].strip()
+
+
+def _ran(runs: Runs, cell: Cell) -> bool:
+    """Return whether the function itself ran, in both frameworks, on the user's own numbers."""
+    usual = "random" if runs.pair.numbers is None else cell.data
+    dtype = "float64" if runs.pair.numbers is None else cell.dtype
+    plain = replace(cell, transform="forward", data=usual, dtype=dtype)
+    return all(isinstance(runs.outputs(plain, world=world, dtype="float64"), Outputs) for world in EAGER.values())
