@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
+from parity.execution import _compat as parity_compat
 
 W = torch.ones(2, 3)
 
@@ -244,3 +245,14 @@ def test_shardings_that_are_part_of_types_are_seen():
     assert jax_compat.explicit_sharding(jnp.ones(8)) is None
     hidden = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), ("d",)), jax.sharding.PartitionSpec("d"))
     assert jax_compat.explicit_sharding(jax.device_put(jnp.ones(8), hidden)) is None
+
+
+def test_fused_operators_are_taken_apart():
+    parts = parity_compat.decomposition_of(torch.ops.aten.gelu.default)
+    assert torch.allclose(parts(W), F.gelu(W))
+    assert parity_compat.decomposition_of(torch.ops.aten.mm.default) is None
+
+
+def test_the_code_that_made_an_equation_is_told():
+    (equation,) = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr.eqns
+    assert __file__ in parity_compat.file_names(equation)

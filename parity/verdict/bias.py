@@ -70,13 +70,15 @@ class Slope:
         if self.count < ENOUGH or not self.square > 0:
             return math.inf
         sensitive = math.sqrt(self.count / self.square)
-        luck = math.sqrt(self.error / self.count / self.square)
+        rest = max(self.error - self.cross**2 / self.square, 0.0)  # what the factor leaves
+        luck = math.sqrt(rest / self.count / self.square)
         return UNITS * unit + SHARE * sensitive + LUCK * luck
 
 
 def assert_no_factor(
-    mine: Mapping[str, Slope], dtype: str, other: Mapping[str, Slope] | None = None, *, both: bool = False
-) -> None:
+    mine: Mapping[str, Slope], dtype: str, other: Mapping[str, Slope] | None = None, *, both: bool = False,
+    tolerated: float = 0.0,
+) -> None:  # fmt: skip
     """Raise if an output is too large or too small by a factor that rounding does not explain.
 
     Args:
@@ -84,11 +86,12 @@ def assert_no_factor(
         dtype: What they were computed in.
         other: Of the other framework's: a factor that it has as well is no difference.
         both: Whether two runs that both err are compared.
+        tolerated: A factor, relative, that the user tolerates.
     """
     for name, slope in mine.items():
         allowed = slope.allowed(UNIT[dtype]) * (2 if both else 1)
         beside = 0.0 if other is None or name not in other else other[name].factor
-        off = abs(slope.factor) - abs(beside)
+        off = abs(slope.factor) - abs(beside) - tolerated
         if off > allowed:
             text = (
                 f"{name}: {slope.factor / UNIT[dtype]:+.3g} units of {dtype} on average over {slope.count} numbers, "

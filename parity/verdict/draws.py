@@ -57,7 +57,8 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
             torch, jax = ({name: _rms(slope) for name, slope in one.items()} for one in (twin, mine))
             twin_ratio = compare.assert_error_ratios(torch, jax)
         if not double or own == "jax":
-            assert_no_factor(mine, cell.dtype, twin, both=double)
+            given = runs.pair.tolerance
+            assert_no_factor(mine, cell.dtype, twin, both=double, tolerated=given.rtol if given else 0.0)
     except Mismatch as mismatch:
         ratio = mismatch.finding.output == "error ratio"
         judged: Judged = "ratio" if ratio else "meaning" if double else "precision"

@@ -1,0 +1,154 @@
+"""What was once called equal and is not, and what was called different and is right: each kind with an instance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import parity
+from parity.operator.data import make, variants
+from parity.verdict.bias import Slope, assert_no_factor
+from parity.verdict.compare import Mismatch
+from parity.verdict.judge import same_dtype
+
+X = np.random.default_rng(0).standard_normal((4, 6))
+Z = X + 1j * X[::-1]
+MASK = np.arange(6) % 3 > 0
+
+
+def compared(torch_function, jax_function, *arrays, **chosen):
+    usual = {"transforms": ["forward"], "worlds": ["jax-eager"], "dtypes": ["float64"], "data": ["random"]}
+    return parity.compare(torch_function, jax_function, arrays, name="pair", **usual | chosen)
+
+
+@dataclasses.dataclass
+class Result:
+    value: object
+    cache: object = None
+
+
+LIES = {
+    "the imaginary part": (lambda x: torch.complex(x, x), lambda x: jax.lax.complex(x, -x), X),
+    "a complex input's conjugate": (lambda z: z * 2, lambda z: jnp.conj(z) * 2, Z),
+    "beside a mask's large number": (
+        lambda x: torch.where(torch.from_numpy(MASK), x, -1e30), lambda x: jnp.where(MASK, x + 1000, -1e30), X,
+    ),
+    "a large second output": (lambda x: (x, x * 0 + 1e16), lambda x: (x + 1e-3, x * 0 + 1e16), X),
+    "None and an empty dict": (lambda x: (x, None, {}), lambda x: [x], X),
+    "a dict with the key 0": (lambda x: {0: x}, lambda x: (x,), X),
+    "text": (lambda x: (x, "mean"), lambda x: (x, "sum"), X),
+    "a field": (lambda x: Result(x, x), lambda x: Result(x), X),
+    "the width of integers": (lambda x: (x > 0).long(), lambda x: (x > 0).astype(jnp.int16), X),
+    "the width of unsigned ones": (lambda x: (x > 0).to(torch.uint8), lambda x: (x > 0).astype(jnp.uint32), X),
+    "one unit in four": (lambda x: x * 1, lambda x: x * (1 + 4 * jnp.finfo(x.dtype).eps), X),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("theirs", "mine", "array"), LIES.values(), ids=LIES)
+def test_a_difference_is_seen(theirs, mine, array):
+    assert not compared(theirs, mine, array).ok
+
+
+RIGHT = {
+    "complex numbers": (lambda z: torch.exp(z) * z, lambda z: jnp.exp(z) * z, Z),
+    "a transform": (lambda x: torch.fft.fft(x), lambda x: jnp.fft.fft(x), X),
+    "a record": (lambda x: Result(x * 2), lambda x: Result(x * 2), X),
+    "a record and a dict": (lambda x: Result(x * 2), lambda x: {"value": x * 2}, X),
+    "a list and a tuple": (lambda x: [x, x], lambda x: (x, x), X),
+    "indices": (lambda x: torch.argmax(x, -1), lambda x: jnp.argmax(x, -1), X),
+    "what an offset leaves": (lambda x: (x + 1e6).mean() - 1e6, lambda x: (x + 1e6).mean() - 1e6, X),
+}
+
+
+@pytest.mark.parametrize(("theirs", "mine", "array"), RIGHT.values(), ids=RIGHT)
+def test_what_is_right_is_no_difference(theirs, mine, array):
+    report = compared(
+        theirs, mine, array, transforms=["forward", "vjp", "jacrev"], worlds=["jax-jit"], dtypes=["float64", "float32"]
+    )
+    assert report.ok, str(report)
+
+
+def test_what_is_chosen_at_numerical_ties_is_no_difference():
+    w = np.random.default_rng(1).standard_normal((6, 64))
+    report = compared(
+        lambda x, w: torch.argmax(x @ w, -1), lambda x, w: jnp.argmax(x @ w, -1), np.repeat(X, 16, 0), w,
+        dtypes=["bfloat16"], worlds=["torch-eager", "jax-eager"],
+    )  # fmt: skip
+    assert report.ok, str(report)
+    assert not compared(lambda x: torch.argmax(x, -1), lambda x: jnp.argmin(x, -1), X, dtypes=["bfloat16"]).ok
+
+
+SPECIAL = {
+    "nan in a second argument": (lambda x, w: x + torch.nan_to_num(w), lambda x, w: x + w, "nan"),
+    "zeros in a second argument": (lambda x, w: x + w.abs(), lambda x, w: x + jnp.sqrt(w * w), "zeros"),
+    "a threshold": (
+        lambda x, w: torch.where(x > 20, x * 1.001, x) + w, lambda x, w: x + w, "sweep",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("theirs", "mine", "kind"), SPECIAL.values(), ids=SPECIAL)
+def test_data_reaches_every_argument_and_range(theirs, mine, kind):
+    assert compared(theirs, mine, X, X[0]).ok
+    assert not compared(theirs, mine, X, X[0], data=[kind], transforms=["forward", "vjp"]).ok
+
+
+def test_integers_are_varied():
+    whole = np.arange(1, 9, dtype=np.int32)
+    trunc = lambda n: torch.div(n, 4, rounding_mode="trunc")  # noqa: E731
+    assert compared(trunc, lambda n: n // 4, whole).ok
+    assert not compared(trunc, lambda n: n // 4, whole, data=["indices"]).ok
+    table = lambda x, n: x[:, n]  # noqa: E731
+    assert compared(table, table, X, np.arange(5), data=["indices"]).ok
+
+
+def test_keywords_and_what_is_no_array_are_passed():
+    report = parity.compare(
+        lambda x, *, dim, scale: x.sum(dim) * scale, lambda x, *, dim, scale: x.sum(dim) * scale,
+        parity.Args(X, dim=-1, scale=np.array(2.0)), name="sum", transforms=["forward", "vjp"], worlds=["jax-jit"],
+        dtypes=["float64"], data=["random"],
+    )  # fmt: skip
+    assert report.ok, str(report)
+    with pytest.raises(ValueError, match="expected at least one NumPy array, got none"):
+        parity.Args(2, axis=1)
+
+
+def test_a_tolerance_has_a_reason_which_is_told():
+    given = parity.Tolerance("the table is stored in bfloat16", rtol=0.01)
+    right, wrong = (lambda x: x * 2), (lambda x: x * 2.01)
+    report = compared(right, wrong, X, tolerance=given)
+    assert report.ok
+    assert "the table is stored in bfloat16" in report.cells[0].reason
+    assert not compared(right, lambda x: x * 2.1, X, tolerance=given).ok
+    with pytest.raises(ValueError, match="expected a reason, got an empty text"):
+        parity.Tolerance(" ", rtol=0.1)
+    with pytest.raises(ValueError, match="expected rtol or atol above 0"):
+        parity.Tolerance("none")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [("int64", "int32", True), ("int64", "int16", False), ("uint8", "uint32", False), ("float64", "float32", False)],
+)
+def test_dtypes_are_the_same_but_for_settings(left, right, same):
+    assert same_dtype(left, right) == same_dtype(right, left) == same
+
+
+def test_a_factor_shows_over_many_numbers():
+    rng = np.random.default_rng(0)
+    want = rng.standard_normal(400)
+    unit, error = 2.0**-8, rng.uniform(-1, 1, 400) * 2.0**-8
+    inherent = 2 * unit * np.abs(want)
+    assert assert_no_factor({"y": Slope.of(want * (1 + error), want, inherent)}, "bfloat16") is None
+    with pytest.raises(Mismatch, match="all in one direction"):
+        assert_no_factor({"y": Slope.of(want * (1.02 + error), want, inherent)}, "bfloat16")
+
+
+def test_variants_change_the_arguments_that_they_name():
+    pair = parity.Pair(max, max, (X, X[0]), "pair")
+    assert variants(pair, "nan") == ("nan", "nan#2", "nan#all")
+    found = {kind: [np.isnan(leaf).any() for leaf in make(pair, kind, "float32", 0)] for kind in variants(pair, "nan")}
+    assert found == {"nan": [True, False], "nan#2": [False, True], "nan#all": [True, True]}
