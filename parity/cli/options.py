@@ -35,7 +35,7 @@ def add_pairs(made: argparse.ArgumentParser) -> None:
 def add_run(made: argparse.ArgumentParser) -> None:
     """Add the options of commands that run cells."""
     made.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that run side by side (1)")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that run side by side")
     made.add_argument("--fail-fast", action="store_true", help="stop at the first cell that fails")
     made.add_argument("--list", action="store_true", help="print the cells and stop")
 
@@ -49,7 +49,8 @@ def check(asked: argparse.Namespace, files: Sequence[str] = FILES) -> None:
             setattr(asked, name, [part for value in given for part in value.split(",")])
     if asked.seed < 0:
         made.error(f"--seed: expected 0 or more, got {asked.seed}")
-    if getattr(asked, "jobs", 1) < 1:
+    jobs = getattr(asked, "jobs", None)
+    if jobs is not None and jobs < 1:
         made.error(f"--jobs: expected 1 or more, got {asked.jobs}")
     timeout = getattr(asked, "timeout", 1.0)
     if not (timeout > 0 and math.isfinite(timeout)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ commands = {
     "precision": "what the reproducible precision changes in errors, and what it costs in time",
 }
 
+MANY, MOST_JOBS = 500, 2
+"""Cells beyond which as many processes run them as there are cores, up to so many: each takes up to 4 GB."""
+
 FILES = ("json", "html", "md", "summary", "plot", "write")
 
 
@@ -37,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="append", metavar="NAME", help=f"only this {name}; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a selection, in under a minute")
     options.add_run(parser)
+    parser.set_defaults(jobs=None)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep every record, with versions, machine and commit"
     )
@@ -97,11 +102,10 @@ def _run(asked: argparse.Namespace, cells: Sequence[Cell], out: Console) -> list
     """Run cells up to the first that fails, or all of them."""
     from parity.suites.masked_linear import grid
 
-    ran: Iterator[Record]
-    if asked.jobs > 1:
-        ran = grid.run_beside(cells, seed=asked.seed, jobs=asked.jobs)
-    else:
-        ran = grid.run(cells, seed=asked.seed)
+    jobs = asked.jobs or (min(MOST_JOBS, os.cpu_count() or 1) if len(cells) > MANY else 1)
+    ran: Iterator[Record] = (
+        grid.run_beside(cells, seed=asked.seed, jobs=jobs) if jobs > 1 else grid.run(cells, seed=asked.seed)
+    )
     records = []
     for record in terminal.follow(ran, len(cells), out):
         records.append(record)
