@@ -7,7 +7,7 @@ So every machine and both frameworks choose the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import selection as selection_checks
 from maskedlinear_core.constructors import blocks, columns, elements, rows
 from maskedlinear_core.masks import Mask
+from maskedlinear_core.score_trees import is_model, is_variable, layers_of
 
 Along = Literal["elements", "columns", "rows", "blocks"]
 
@@ -65,6 +66,8 @@ def random(
         >>> random((4, 8), 0.25, along="columns", seed=0).density((4, 8))
         0.25
     """
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        selection_checks.refuse_shape(shape)
     size = mask_checks.weight_shape(tuple(shape))
     totals, build = _candidates("random", np.zeros(size), along, block_shape)
     draws = np.random.Generator(np.random.PCG64(module_checks.seed(seed))).random(totals.size)
@@ -96,8 +99,139 @@ def n_of_m(scores: Any, n: int, m: int) -> Mask:
     return elements(wanted.reshape(values.shape))
 
 
+def model_top_k(
+    scores: Any,
+    density: float | None = None,
+    *,
+    count: int | None = None,
+    along: Along = "elements",
+    per_layer_max: float | int | None = None,
+    block_shape: Any = None,
+) -> dict[str, Mask]:
+    """Train the positions with the highest scores of a whole model.
+
+    Ties go to the layer that comes first, in the order of definition, and in it to the lower position. With
+    along="columns", "rows" or "blocks" a candidate's score is the sum of its entries.
+
+    Args:
+        scores: `Scores`; or the scores of each layer by name, or a pytree of them: nested dicts and lists, or in JAX
+            anything that `jax.tree` knows. Each of the layer's shape (out_features, in_features). In a pytree of
+            NNX, whose kernels are (in_features, out_features), each leaf says by its name which it is.
+        density: Share of all candidates to train, 0 to 1: of n floor(density * n + 1/2). This or `count` is given.
+        count: How many candidates to train.
+        along: As for `top_k`.
+        per_layer_max: At most so many candidates of each layer (an integer), or such a share of them (a float).
+        block_shape: As for `top_k`.
+
+    Returns:
+        The mask of each layer by its dotted name, as `mask_linears` takes them.
+
+    Raises:
+        TypeError: Scores that are no arrays of real numbers, or a wrong kind of argument.
+        ValueError: A NaN score, a density outside of [0, 1], or more candidates wanted than there may be.
+
+    Example:
+        >>> masks = model_top_k({"a": np.array([[1.0, 5.0]]), "b": np.array([[5.0, 5.0]])}, count=2)
+        >>> {name: mask.to_array((1, 2)).tolist() for name, mask in masks.items()}
+        {'a': [[False, True]], 'b': [[True, False]]}
+    """
+    named = scores.by_name if isinstance(scores, Scores) else layers_of(scores)
+    totals, builds, eligible = {}, {}, {}
+    for name, values in named.items():
+        with selection_checks.naming(name):
+            one, builds[name] = _candidates("model_top_k", _scores("model_top_k", values), along, block_shape)
+        limit = selection_checks.layer_limit(per_layer_max, one.size)
+        totals[name], eligible[name] = one, np.sort(_highest(one.ravel(), limit))
+    wanted = selection_checks.budget(density, count, sum(one.size for one in totals.values()))
+    selection_checks.enough(wanted, sum(one.size for one in eligible.values()))
+    line = np.concatenate([totals[name].ravel()[eligible[name]] for name in totals] or [np.zeros(0)])
+    chosen = np.zeros(line.size, np.bool_)
+    chosen[_highest(line, wanted)] = True
+    found, start = {}, 0
+    for name, places in eligible.items():
+        mine = places[chosen[start : start + places.size]]
+        found[name] = builds[name](_marked(mine, totals[name].shape))
+        start += places.size
+    return found
+
+
+class Scores:
+    """Scores of the layers of a model, gathered over batches, for `model_top_k`.
+
+    Args:
+        of: What is summed up in every `add`: "gradient" |g|, "fisher" g^2, "weight" |w|, "weight_gradient" |w g|.
+
+    Raises:
+        ValueError: Another word.
+
+    Attributes:
+        count: How often `add` was called.
+
+    Example:
+        >>> scores = Scores("fisher")
+        >>> scores.add({"a": np.array([[1.0, -2.0]])})
+        >>> scores.add({"a": np.array([[3.0, 0.0]])})
+        >>> scores.by_name["a"]
+        array([[5., 2.]])
+    """
+
+    def __init__(self, of: str = "gradient") -> None:
+        selection_checks.kind_of_score(of, tuple(_SCORES))
+        self.of, self.count = of, 0
+        self._sums: dict[str, np.ndarray] = {}
+
+    @property
+    def by_name(self) -> dict[str, np.ndarray]:
+        """The mean of each layer's scores over the batches, float64, by its dotted name."""
+        return {name: total / self.count for name, total in self._sums.items()}
+
+    def add(self, gradients: Any = None, weights: Any = None) -> None:
+        """Take the gradients of a batch, the weights, or both, as this kind of score asks.
+
+        Args:
+            gradients: A torch module after `backward` (its `.grad` are read: zero them before each batch); or arrays
+                by layer name; or a pytree, e.g. what `jax.grad` gives. For scores of the weight alone it may be
+                left out.
+            weights: The same of the weights. In torch the module given as `gradients` has them too.
+
+        Raises:
+            TypeError: What is needed is missing, or no array.
+            ValueError: Other layers or shapes than in the batches before.
+        """
+        needs = _SCORES[self.of][0]
+        read_weights = weights if weights is not None else gradients
+        selection_checks.given(self.of, needs, gradients is not None, read_weights is not None)
+        selection_checks.two_sources(self.of, weights is not None or is_model(gradients))
+        found = {
+            "gradient": layers_of(gradients, "gradient") if "gradient" in needs else {},
+            "weight": layers_of(read_weights, "weight") if "weight" in needs else {},
+        }
+        names = list(found[needs[0]])
+        selection_checks.same_layers([list(found[need]) for need in needs], list(self._sums))
+        fresh = {}
+        for name in names:
+            arrays = [_scores("Scores.add", found[need][name]) for need in needs]
+            selection_checks.same_shape(
+                name, [one.shape for one in arrays], getattr(self._sums.get(name), "shape", None)
+            )
+            fresh[name] = _SCORES[self.of][1](*arrays)
+        for name, one in fresh.items():
+            self._sums[name] = self._sums.get(name, 0.0) + one
+        self.count += 1
+
+
+_SCORES: dict[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
+    "gradient": (("gradient",), np.abs),
+    "fisher": (("gradient",), np.square),
+    "weight": (("weight",), np.abs),
+    "weight_gradient": (("weight", "gradient"), lambda weight, gradient: np.abs(weight * gradient)),
+}
+
+
 def _scores(name: str, scores: Any) -> np.ndarray:
-    if not is_framework_array(scores):
+    if is_variable(scores):
+        selection_checks.refuse_variable(name, tuple(scores.shape))
+    if not is_framework_array(scores) or isinstance(scores, type):
         selection_checks.refuse_scores(name, type(scores).__name__)
     values = to_numpy(scores)
     if values.dtype.kind not in "fiub":

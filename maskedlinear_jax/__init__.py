@@ -17,9 +17,11 @@ from maskedlinear_core import elements as elements
 from maskedlinear_core import masks as _masks
 from maskedlinear_core import reproducible as reproducible
 from maskedlinear_core import rows as rows
+from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
+from maskedlinear_jax import convert as _convert
 from maskedlinear_jax import lowering as _lowering
 from maskedlinear_jax.convert import mask_linears as mask_linears
 from maskedlinear_jax.convert import train_new_tokens as train_new_tokens
@@ -40,12 +42,14 @@ from maskedlinear_jax.packing import pack as pack
 from maskedlinear_jax.packing import packed_linear as packed_linear
 from maskedlinear_jax.packing import repack as repack
 from maskedlinear_jax.packing import unpack as unpack
+from maskedlinear_jax.parameter import masked_parameter as masked_parameter
 from maskedlinear_jax.storage import load_packed as load_packed
 from maskedlinear_jax.storage import packed_arrays as packed_arrays
 from maskedlinear_jax.storage import packed_bytes as packed_bytes
 from maskedlinear_jax.storage import save_packed as save_packed
 
 _arrays.register_reader(_jax.Array, _lowering.read)
+_score_trees.register_flattener(_convert.leaves_of)
 _masks.on_register(_lowering.register_pytree)
 
 __all__ = [
@@ -66,6 +70,7 @@ __all__ = [
     "load_packed",
     "mask_linears",
     "masked_linear",
+    "masked_parameter",
     "pack",
     "packed_arrays",
     "packed_bytes",

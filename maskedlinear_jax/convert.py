@@ -233,6 +233,17 @@ def plain_layers(model: Any, adapter: Adapter) -> dict[str, Any]:
     return {name: node for name, node in _nodes(model, adapter)[0].items() if _form(node, adapter) is not None}
 
 
+def leaves_of(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the leaves of a pytree with their paths, for `select.Scores` and `select.model_top_k`.
+
+    Example:
+        >>> [path for path, _ in leaves_of([{"weight": 1.0}])]
+        [('0', 'weight')]
+    """
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf) for path, leaf in found]
+
+
 def check_nothing(name: str, layer: Any) -> None:
     """Refuse no layer: for a form whose every layer can be converted."""
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskedlinear_core import constructors, files
+from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.precision import Native
@@ -24,15 +25,24 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
+from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
 from maskedlinear_jax.nnx_convert import places as _places
 from maskedlinear_jax.nnx_convert import replace as _replace
+from maskedlinear_jax.nnx_convert import train_new_tokens as train_new_tokens
 from maskedlinear_jax.nnx_convert import unmask_linears as unmask_linears
+from maskedlinear_jax.nnx_convert import weights_of as _weights_of
+from maskedlinear_jax.nnx_embedding import MaskedEmbed as MaskedEmbed
+from maskedlinear_jax.nnx_embedding import PackedEmbed as PackedEmbed
+from maskedlinear_jax.nnx_general import MaskedLinearGeneral as MaskedLinearGeneral
+from maskedlinear_jax.nnx_general import PackedLinearGeneral as PackedLinearGeneral
 from maskedlinear_jax.nnx_layers import Frozen as Frozen
 from maskedlinear_jax.nnx_layers import Layer as _Layer
 from maskedlinear_jax.nnx_layers import MaskedLinear as MaskedLinear
 from maskedlinear_jax.nnx_layers import PackedLinear as PackedLinear
 from maskedlinear_jax.nnx_layers import Positions as Positions
+
+_score_trees.register_model_reader(nnx.Module, _weights_of)
 
 _as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name before Flax 0.12.8; goes when that is the lowest
 
@@ -50,14 +60,16 @@ def grad_masks(model: nnx.Module) -> nnx.State:
     """
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), nnx.state(model, nnx.Param))
     for path, layer in nnx.iter_graph(model):
-        if isinstance(layer, MaskedLinear):
+        if isinstance(layer, MaskedLinear | MaskedEmbed | MaskedLinearGeneral):
             inside = state
             for part in path:
                 inside = inside[part]
             trains = layer.grad_mask.to_array((layer.out_features, layer.in_features))
-            inside["kernel"].set_value(jnp.asarray(trains.T))
+            own = "embedding" if isinstance(layer, MaskedEmbed) else "kernel"
+            turned = trains if isinstance(layer, MaskedEmbed) else trains.T
+            inside[own].set_value(jnp.asarray(turned).reshape(inside[own].shape))
             if layer.bias_positions is not None:
-                inside["bias"].set_value(layer.bias_positions.get_value())
+                inside["bias"].set_value(layer.bias_positions.get_value().reshape(inside["bias"].shape))
     return _as_pure(state)
 
 
@@ -119,7 +131,7 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
         return model
     data = files.read(path)
     contents = core_storage.renamed(core_storage.from_bytes(data), rename)
-    variables, places = _variables(model), _places(model, (nnx.Linear, _Layer))
+    variables, places = _variables(model), _places(model, _PLAIN)
     linears = {name: _pytree(layer) for name, (layer, *_) in places.items()}
     others = {name: variable.get_value() for name, variable in variables.items()}
     found = storage.load_packed(data, others | linears, rename=rename)
@@ -127,16 +139,14 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
     for name in contents.layers:
         layer, loaded = places[name][0], found[name]
         packed = isinstance(loaded, packed_module.PackedLinear)
-        plain = layer if isinstance(layer, nnx.Linear) else layer.to_linear()
+        plain = layer.to_linear() if isinstance(layer, _Layer) else layer
         linear: Any = nnx.clone(plain)
-        linear.kernel.set_value((loaded.base if packed else loaded.weight).T)
-        if loaded.bias is not None:
-            linear.bias.set_value(loaded.bias)
-        kind: Any = PackedLinear if packed else MaskedLinear
-        made[name] = kind.from_linear(
-            linear, grad_mask=loaded.grad_mask, bias_mask=loaded.bias_mask,
-            precision=getattr(layer, "arithmetic", Native()),
-        )  # fmt: skip
+        _set_plain(linear, loaded.base if packed else loaded.weight, loaded.bias)
+        form = _form_of(layer)
+        given = {"grad_mask": loaded.grad_mask, "precision": getattr(layer, "arithmetic", Native())}
+        if not form.is_embedding:
+            given["bias_mask"] = loaded.bias_mask
+        made[name] = (form.packed if packed else form.masked).from_linear(linear, **given)
         if packed:
             made[name].values.set_value(loaded.values)
     for name in contents.others:
@@ -168,27 +178,45 @@ def _variables(model: nnx.Module) -> dict[str, Any]:
 
 
 def _set(layer: Any, loaded: Any) -> None:
-    if isinstance(layer, PackedLinear):
-        layer.values.set_value(loaded.values)
-        if layer.bias_values is not None:
-            layer.bias_values.set_value(loaded.bias_values)
-    else:
-        layer.kernel.set_value(loaded.weight.T)
-        if layer.bias is not None:
-            layer.bias.set_value(loaded.bias)
+    if not layer.is_packed:
+        _set_plain(layer, loaded.weight, loaded.bias)
+        return
+    layer.values.set_value(loaded.values)
+    if isinstance(layer, PackedLinear) and layer.bias_values is not None:
+        layer.bias_values.set_value(loaded.bias_values)
+    elif isinstance(layer, PackedLinearGeneral) and layer.bias is not None:
+        layer.bias.set_value(loaded.bias.reshape(layer.out_axes))
+
+
+def _set_plain(layer: Any, weight: Any, bias: Any) -> None:
+    # The numbers of a layer whose kernel or embedding is a variable, from a weight (out_features, in_features).
+    if _form_of(layer).is_embedding:
+        layer.embedding.set_value(weight)
+        return
+    layer.kernel.set_value(weight.T.reshape(layer.kernel.shape))
+    if bias is not None:
+        layer.bias.set_value(bias.reshape(layer.bias.shape))
 
 
 def _pytree(layer: Any) -> Any:
     # The layer as one of the package's own.
-    if isinstance(layer, nnx.Linear):
-        bias = None if layer.bias is None else layer.bias.get_value()
+    plain: Any = layer.to_linear() if isinstance(layer, _Layer) else layer
+    embeds = _form_of(layer).is_embedding
+    matrix = _form_of(layer).shape(plain)
+    own = plain.embedding if embeds else plain.kernel
+    weight = own.get_value() if embeds else own.get_value().reshape(matrix[::-1]).T
+    bias = None if embeds or plain.bias is None else plain.bias.get_value().reshape(-1)
+    if not isinstance(layer, _Layer):
         everything = constructors.columns(slice(None))
-        return module.MaskedLinear.tree_unflatten(Native(), (layer.kernel.get_value().T, bias, everything, None))
-    mask, bias_mask = layer.grad_mask, layer.bias_positions
-    bias_mask = None if bias_mask is None else bias_mask.get_value()
-    if isinstance(layer, MaskedLinear):
-        bias = None if layer.bias is None else layer.bias.get_value()
-        return module.MaskedLinear.tree_unflatten(Native(), (layer.kernel.get_value().T, bias, mask, bias_mask))
-    plain = module.MaskedLinear.tree_unflatten(Native(), (layer.base.get_value().T, layer.bias, mask, None))
-    packed = packed_module.PackedLinear.from_linear(plain, grad_mask=mask, bias_mask=bias_mask)
-    return packed.replace(values=layer.values.get_value())
+        return module.MaskedLinear.tree_unflatten(Native(), (weight, bias, everything, None))
+    mask, bias_mask = layer.grad_mask, layer.bias_mask
+    if not layer.is_packed:
+        return module.MaskedLinear.tree_unflatten(Native(), (weight, bias, mask, bias_mask))
+    held = layer.base.get_value()  # type: ignore[attr-defined]
+    base = held if embeds else held.reshape(matrix[::-1]).T
+    whole = module.MaskedLinear.tree_unflatten(Native(), (base, bias, mask, None))
+    packed = packed_module.PackedLinear.from_linear(whole, grad_mask=mask, bias_mask=bias_mask)
+    return packed.replace(values=layer.values.get_value())  # type: ignore[attr-defined]
+
+
+_PLAIN = (_Layer, nnx.Linear, nnx.LinearGeneral, nnx.Embed)

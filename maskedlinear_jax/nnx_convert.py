@@ -13,7 +13,9 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import as_precision
 from maskedlinear_jax import moments
-from maskedlinear_jax.convert import Form, is_from
+from maskedlinear_jax.convert import Form, is_from, new_tokens
+from maskedlinear_jax.nnx_embedding import MaskedEmbed, PackedEmbed, check_embed
+from maskedlinear_jax.nnx_general import MaskedLinearGeneral, PackedLinearGeneral, check_general, shape_of
 from maskedlinear_jax.nnx_layers import (
     Layer,
     MaskedLinear,
@@ -98,7 +100,8 @@ def mask_linears(
         if not form.is_embedding:
             given["bias_mask"] = biases[name]
         if isinstance(node, Layer):
-            given["bias_mask"] = node.bias_mask if biases[name] is None else biases[name]
+            if not form.is_embedding and biases[name] is None:
+                given["bias_mask"] = node.bias_mask
             node = node.to_linear()
         kind = form.packed if packed else form.masked
         made[name] = kind.from_linear(node, **given, **({"values_dtype": values_dtype} if packed else {}))
@@ -111,6 +114,54 @@ def mask_linears(
     if freeze_others:
         _freeze_others(model, {name for name, mask in biases.items() if mask is not None})
     return model
+
+
+def train_new_tokens(
+    model: nnx.Module,
+    *,
+    first: int,
+    embedding: str | None = None,
+    packed: bool = True,
+    freeze_others: bool = True,
+) -> nnx.Module:
+    """Let the new tokens of an NNX model learn, and nothing else, in place: see `maskedlinear_jax.train_new_tokens`.
+
+    Example:
+        >>> model = nnx.Sequential(nnx.Embed(6, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+        >>> model = train_new_tokens(model, first=4)
+        >>> [leaf.shape for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+        [(2, 4)]
+    """
+    if not isinstance(model, nnx.Module):
+        convert_checks.refuse_model("a flax.nnx.Module", model)
+    found = places(model, (nnx.Embed, MaskedEmbed, PackedEmbed))
+    tokens = {name: place.node.num_embeddings for name, place in found.items()}
+    masks = new_tokens(tokens, first, embedding)
+    return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)
+
+
+def weights_of(model: nnx.Module, what: str) -> dict[str, Any]:
+    """Return the weights of a model's layers (out_features, in_features) by name, in the order of definition.
+
+    For `select.Scores`. The gradients of NNX are a State, which names its leaves.
+    """
+    found: dict[str, Any] = {}
+
+    def visit(node: Any, path: tuple[str, ...]) -> None:
+        form = next((form for form in FORMS if isinstance(node, (form.masked.plain, form.masked, form.packed))), None)
+        if form is not None:
+            own: Any = node.to_linear() if isinstance(node, Layer) else node
+            table = own.embedding[...] if form.is_embedding else own.kernel[...]
+            rows, columns = form.shape(own)
+            found[".".join(path)] = table if form.is_embedding else table.reshape(columns, rows).T
+            return
+        children = enumerate(node) if isinstance(node, nnx.List) else vars(node).items()
+        for name, child in children:
+            if isinstance(child, nnx.Module):
+                visit(child, (*path, str(name)))
+
+    visit(model, ())
+    return found
 
 
 def unmask_linears(model: nnx.Module) -> nnx.Module:
@@ -217,7 +268,26 @@ def _shape(linear: Any) -> tuple[int, int]:
     return linear.out_features, linear.in_features
 
 
+def _embed_shape(embed: Any) -> tuple[int, int]:
+    return embed.num_embeddings, embed.features
+
+
 FORMS: tuple[Form, ...] = (
     Form(lambda node: isinstance(node, nnx.Linear), _check_plain, _shape, MaskedLinear, PackedLinear),
+    Form(
+        lambda node: isinstance(node, nnx.LinearGeneral),
+        check_general,
+        shape_of,
+        MaskedLinearGeneral,
+        PackedLinearGeneral,
+    ),
+    Form(
+        lambda node: isinstance(node, nnx.Embed),
+        check_embed,
+        _embed_shape,
+        MaskedEmbed,
+        PackedEmbed,
+        is_embedding=True,
+    ),
 )
 """The layers of NNX that can be masked."""

@@ -16,9 +16,11 @@ from maskedlinear_core import columns as columns
 from maskedlinear_core import elements as elements
 from maskedlinear_core import reproducible as reproducible
 from maskedlinear_core import rows as rows
+from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
+from maskedlinear_torch import convert as _convert
 from maskedlinear_torch import lowering as _lowering
 from maskedlinear_torch.convert import mask_linears as mask_linears
 from maskedlinear_torch.convert import train_new_tokens as train_new_tokens
@@ -35,6 +37,8 @@ from maskedlinear_torch.packing import pack as pack
 from maskedlinear_torch.packing import packed_linear as packed_linear
 from maskedlinear_torch.packing import repack as repack
 from maskedlinear_torch.packing import unpack as unpack
+from maskedlinear_torch.parameter import mask_parameter as mask_parameter
+from maskedlinear_torch.parameter import masked_parameter as masked_parameter
 from maskedlinear_torch.storage import load_packed as load_packed
 from maskedlinear_torch.storage import packed_arrays as packed_arrays
 from maskedlinear_torch.storage import packed_bytes as packed_bytes
@@ -42,6 +46,7 @@ from maskedlinear_torch.storage import save_packed as save_packed
 
 _arrays.register_reader(_torch.Tensor, _lowering.read)
 _arrays.register_viewer("torch", _torch.from_numpy)
+_score_trees.register_model_reader(_torch.nn.Module, _convert.weights_of)
 _arrays.register_compiler(_torch.compiler.is_dynamo_compiling, _lowering.as_tensor)
 
 __all__ = [
@@ -59,7 +64,9 @@ __all__ = [
     "hold_frozen",
     "load_packed",
     "mask_linears",
+    "mask_parameter",
     "masked_linear",
+    "masked_parameter",
     "pack",
     "packed_arrays",
     "packed_bytes",

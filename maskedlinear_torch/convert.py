@@ -221,6 +221,30 @@ def train_new_tokens(
     return mask_linears(model, chosen, packed=packed, bias_masks=biases or None, freeze_others=freeze_others)
 
 
+def weights_of(model: nn.Module, what: str) -> dict[str, Any]:
+    """Return the weights of a model's layers, or their gradients, each (out_features, in_features), by name.
+
+    For `select.Scores`: of linear layers, Conv1D and embeddings, masked or not.
+
+    Args:
+        model: Any module.
+        what: "weight" or "gradient"; a layer without a gradient is left out.
+
+    Example:
+        >>> {name: tuple(one.shape) for name, one in weights_of(nn.Sequential(nn.Linear(3, 2)), "weight").items()}
+        {'0': (2, 3)}
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        weight: Any = module._parameters.get("weight")
+        if weight is None or not (isinstance(module, nn.Linear | nn.Embedding) or conv1d.is_conv1d(module)):
+            continue
+        array = weight if what == "weight" else weight.grad
+        if array is not None:
+            found[name] = array.detach().t() if conv1d.is_conv1d(module) else array.detach()
+    return found
+
+
 def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], packed: bool) -> list[tuple[str, Part]]:
     # What of one module can get a mask, by name.
     if isinstance(module, Layer):

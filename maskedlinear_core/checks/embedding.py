@@ -97,3 +97,12 @@ def refuse_no_embedding(found: list[str]) -> NoReturn:
         f"train_new_tokens: expected one embedding of tokens, or get_input_embeddings() that tells it, got {got}; pass "
         "embedding=, its dotted name"
     )
+
+
+def refuse_tokens(dtype: str) -> NoReturn:
+    """Refuse tokens that are no integers.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"embedding: expected tokens as integers, got dtype {dtype}; cast them first")

@@ -1,0 +1,41 @@
+"""Masks over parameters of any shape (SPEC S13)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import parameter as parameter_checks
+from maskedlinear_core.masks import Mask, Rows
+
+
+def to_array(grad_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a mask as a bool array of a parameter's shape.
+
+    Args:
+        grad_mask: A bool array of that shape, or a mask over the first two axes (out, in); of one axis `rows`.
+        shape: Any.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It has another shape, or more axes than the parameter.
+        IndexError: A position lies outside of it.
+
+    Example:
+        >>> to_array(Rows([0]), (2,))
+        array([ True, False])
+        >>> to_array(Rows([0]), (2, 1, 2)).tolist()
+        [[[True, True]], [[False, False]]]
+    """
+    if isinstance(grad_mask, Mask):
+        parameter_checks.enough_axes(repr(grad_mask), isinstance(grad_mask, Rows), shape)
+        two = (shape[0], shape[1] if len(shape) > 1 else 1)
+        found = grad_mask.to_array(two).reshape(two + (1,) * (len(shape) - 2))
+        return np.ascontiguousarray(np.broadcast_to(found, shape) if len(shape) > 1 else found[:, 0])
+    if not is_framework_array(grad_mask):
+        call_checks.refuse_mask(grad_mask)
+    parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(shape))
+    return to_numpy(grad_mask).copy()

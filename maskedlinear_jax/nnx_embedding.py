@@ -1,0 +1,223 @@
+"""Masked embeddings for Flax NNX: drop-ins for `flax.nnx.Embed`, with `attend` as the head tied to them (SPEC S13)."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from maskedlinear_core import constructors, masks
+from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import embedding as embedding_checks
+from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.precision import Precision, as_precision
+from maskedlinear_jax import moments, packing
+from maskedlinear_jax.embedding import masked_lookup, packed_lookup
+from maskedlinear_jax.functional import masked_linear
+from maskedlinear_jax.module import _name_of_dtype
+from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions
+
+
+class _Embedding(Layer):
+    """What both embeddings have in common."""
+
+    plain = nnx.Embed
+
+    def _take_embed(self, embed: nnx.Embed, grad_mask: Any, arithmetic: Precision) -> None:
+        self.num_embeddings, self.features = embed.num_embeddings, embed.features
+        self.in_features, self.out_features = embed.features, embed.num_embeddings
+        self.dtype, self.param_dtype, self.promote_dtype = embed.dtype, embed.param_dtype, embed.promote_dtype
+        self.arithmetic = arithmetic
+        mask = constructors.as_mask(grad_mask).packed((self.num_embeddings, self.features))
+        self.positions = (ValuesPositions if self.is_packed else Positions)(mask)
+        self.bias_positions = nnx.data(None)
+
+    def to_linear(self) -> Any:
+        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        return self.to_embedding()
+
+    def to_embedding(self) -> nnx.Embed:
+        """Return a plain embedding with the trained matrix."""
+        embed = nnx.eval_shape(
+            lambda: nnx.Embed(
+                self.num_embeddings, self.features, dtype=self.dtype, param_dtype=self.param_dtype,
+                promote_dtype=self.promote_dtype, rngs=nnx.Rngs(0),
+            )
+        )  # fmt: skip
+        embed.embedding = nnx.Param(self.table)
+        return embed
+
+    @property
+    def table(self) -> Array:
+        """The whole matrix (num_embeddings, features)."""
+        raise NotImplementedError
+
+    def _tokens(self, inputs: Array) -> Array:
+        if not jnp.issubdtype(inputs.dtype, jnp.integer):
+            embedding_checks.refuse_tokens(dtype_name(inputs))
+        # As nnx.Embed, which takes every token for the only one that there is.
+        return jnp.zeros_like(inputs) if self.num_embeddings == 1 else inputs
+
+
+class MaskedEmbed(_Embedding):
+    """A drop-in for `flax.nnx.Embed` of which only the masked positions learn: rows are tokens.
+
+    `embedding` is an `nnx.Param`, as there; the positions are not. `attend` is the tied head.
+
+    Args:
+        num_embeddings: As for `nnx.Embed`.
+        features: As for `nnx.Embed`.
+        grad_mask: Over the embedding (num_embeddings, features). True = the gradient flows.
+        rngs: As for `nnx.Embed`.
+        keywords: As for `nnx.Embed`.
+
+    Example:
+        >>> from maskedlinear_jax import rows
+        >>> layer = MaskedEmbed(4, 2, grad_mask=rows([3]), rngs=nnx.Rngs(0))
+        >>> nnx.grad(lambda layer: layer(jnp.array([1, 3, 3])).sum())(layer).embedding[...].tolist()
+        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        grad_mask: Any,
+        rngs: Any = None,
+        _embed: nnx.Embed | None = None,
+        _arithmetic: Any = "native",
+        **keywords: Any,
+    ) -> None:
+        embed = nnx.Embed(num_embeddings, features, rngs=rngs, **keywords) if _embed is None else _embed
+        self._take_embed(embed, grad_mask, as_precision(_arithmetic))
+        self.embedding = embed.embedding
+
+    @classmethod
+    def from_linear(cls, embed: nnx.Embed, *, grad_mask: Any, precision: Any = "native") -> Self:
+        """Return a masked embedding around the very parameter of `embed`.
+
+        Raises:
+            TypeError: `embed` is no plain `flax.nnx.Embed`.
+        """
+        check_embed("from_embedding", embed)
+        return cls(embed.num_embeddings, embed.features, grad_mask=grad_mask, _embed=embed, _arithmetic=precision)
+
+    from_embedding = from_linear
+
+    @property
+    def table(self) -> Array:
+        """The whole matrix (num_embeddings, features)."""
+        return self.embedding.get_value()
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return the rows of the tokens: (*batch, features) of integers (*batch)."""
+        (table,) = self.promote_dtype((self.table,), dtype=self.dtype, inexact=False)
+        return masked_lookup(table, self._tokens(inputs), self.grad_mask, _take)
+
+    def attend(self, query: Array) -> Array:
+        """Return x W^T, the head tied to the embedding: (*batch, num_embeddings) of (*batch, features)."""
+        query, table = self.promote_dtype((query, self.table), dtype=self.dtype)
+        return masked_linear(query, table, grad_mask=self.grad_mask, precision=self.arithmetic)
+
+
+class PackedEmbed(_Embedding):
+    """A drop-in for `flax.nnx.Embed` whose trainable tokens are a parameter of their own.
+
+    `values` is an `nnx.Param`, the matrix is `Frozen`: see `maskedlinear_jax.PackedEmbedding`.
+
+    Args:
+        num_embeddings: As for `nnx.Embed`.
+        features: As for `nnx.Embed`.
+        grad_mask: Over the embedding (num_embeddings, features). True = it learns.
+        values_dtype: Of the values: the embedding's (None), or float32 over a 16-bit embedding.
+        rngs: As for `nnx.Embed`.
+        keywords: As for `nnx.Embed`.
+
+    Example:
+        >>> from maskedlinear_jax import rows
+        >>> layer = PackedEmbed(4, 2, grad_mask=rows([3]), rngs=nnx.Rngs(0))
+        >>> nnx.grad(lambda layer: layer(jnp.array([1, 3, 3])).sum())(layer)["values"][...].tolist()
+        [[2.0, 2.0]]
+    """
+
+    is_packed = True
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        grad_mask: Any,
+        values_dtype: Any = None,
+        rngs: Any = None,
+        _embed: nnx.Embed | None = None,
+        _arithmetic: Any = "native",
+        **keywords: Any,
+    ) -> None:
+        embed = nnx.Embed(num_embeddings, features, rngs=rngs, **keywords) if _embed is None else _embed
+        self._take_embed(embed, grad_mask, as_precision(_arithmetic))
+        table = embed.embedding.get_value()
+        dtype = dtype_name(table) if values_dtype is None else _name_of_dtype(values_dtype)
+        module_checks.values_dtype(dtype, dtype_name(table))
+        self.base = Frozen(table)
+        self.values = nnx.Param(packing.pack(table, grad_mask=self.grad_mask).astype(dtype))
+
+    @classmethod
+    def from_linear(
+        cls, embed: nnx.Embed, *, grad_mask: Any, values_dtype: Any = None, precision: Any = "native"
+    ) -> Self:
+        """Return a packed embedding with the numbers of `embed`.
+
+        Raises:
+            TypeError: `embed` is no plain `flax.nnx.Embed`.
+        """
+        check_embed("from_embedding", embed)
+        return cls(
+            embed.num_embeddings, embed.features,
+            grad_mask=grad_mask, values_dtype=values_dtype, _embed=embed, _arithmetic=precision,
+        )  # fmt: skip
+
+    from_embedding = from_linear
+
+    @property
+    def table(self) -> Array:
+        """The whole matrix (num_embeddings, features), with the values in their places."""
+        return packing.unpack(self.base.get_value(), self.values.get_value(), grad_mask=self.grad_mask)
+
+    @property
+    def embedding(self) -> Array:
+        """The whole matrix, by the name that `nnx.Embed` has it under."""
+        return self.table
+
+    def __call__(self, inputs: Array) -> Array:
+        """Return the rows of the tokens: (*batch, features) of integers (*batch)."""
+        (base,) = self.promote_dtype((self.base.get_value(),), dtype=self.dtype, inexact=False)
+        return packed_lookup(base, self.values.get_value(), self._tokens(inputs), self.grad_mask, _take)
+
+    def attend(self, query: Array) -> Array:
+        """Return x W^T, the head tied to the embedding: (*batch, num_embeddings) of (*batch, features)."""
+        query, base = self.promote_dtype((query, self.base.get_value()), dtype=self.dtype)
+        values = self.values.get_value()
+        values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
+        return packing.packed_linear(query, base, values, grad_mask=self.grad_mask, precision=self.arithmetic)
+
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+        old, values, whole = self.grad_mask, self.values.get_value(), self.table
+        changed = packing.repack(values, old, mask, weight=whole)
+        self.base.set_value(whole)
+        self.values.set_value(changed)
+        self.positions = ValuesPositions(mask)
+        return {(*path, "values"): moments.Moved(old, mask, (self.out_features, self.in_features), values.shape)}
+
+
+def check_embed(name: str, embed: Any) -> None:
+    """Refuse what is no plain `flax.nnx.Embed`."""
+    if type(embed) is not nnx.Embed:
+        embedding_checks.refuse_class(name, "a flax.nnx.Embed", embed)
+
+
+def _take(table: Array, inputs: Array, **fill: Any) -> Array:
+    return jnp.take(table, inputs, axis=0, **fill)
