@@ -127,6 +127,7 @@ def train_new_tokens(
     """Let the new tokens of an NNX model learn, and nothing else, in place: see `maskedlinear_jax.train_new_tokens`.
 
     Example:
+        >>> import jax
         >>> model = nnx.Sequential(nnx.Embed(6, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
         >>> model = train_new_tokens(model, first=4)
         >>> [leaf.shape for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]

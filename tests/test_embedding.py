@@ -521,3 +521,32 @@ def test_a_parametrization_for_recurrent_weights():
     torch.nn.utils.parametrize.remove_parametrizations(copy.deepcopy(cell), "weight_hh")
     with pytest.raises(ValueError, match=r"expected the name of a parameter, one of \[.*\], got 'kernel'"):
         mt.mask_parameter(cell, "kernel", grad_mask=rows([1]))
+
+
+def test_a_file_of_new_tokens_loads_in_the_other_framework(tmp_path):
+    """Trained in one, loaded in the other over its own plain model: the same bits, the head still tied."""
+    weight = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+
+    def in_torch():
+        model = Tied()
+        with torch.no_grad():
+            model.tokens.weight.copy_(torch.from_numpy(weight))
+        return model
+
+    def in_flax():
+        model = NnxModel()
+        model.tokens.embedding.set_value(jnp.asarray(weight))
+        return model
+
+    trained = nn.ModuleDict({"tokens": mt.train_new_tokens(in_torch(), first=10).tokens})
+    with torch.no_grad():
+        trained["tokens"].values.add_(1.0)
+    mt.save_packed(tmp_path / "torch", trained)
+    loaded = in_nnx.load_packed(tmp_path / "torch", in_flax())
+    np.testing.assert_array_equal(loaded.tokens.table, trained["tokens"].weight.detach().numpy())
+    again = in_nnx.train_new_tokens(in_flax(), first=10)
+    again.tokens.values.set_value(again.tokens.values.get_value() * 2)
+    in_nnx.save_packed(tmp_path / "nnx", again)
+    model = mt.load_packed(tmp_path / "nnx", in_torch())
+    np.testing.assert_array_equal(model.tokens.weight.detach().numpy(), again.tokens.table)
+    np.testing.assert_array_equal(model.head.weight.detach().numpy(), again.tokens.table)
