@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import re
 import struct
+import time
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ import maskedlinear_jax as mj
 import maskedlinear_torch as mt
 from maskedlinear_core import blocks, columns, elements, rows, storage, submatrix
 from maskedlinear_core.storage import StorageError
+from tests import damaged_files
 
 O, I = 16, 24
 DRAW = np.random.default_rng(0).random
@@ -295,3 +299,59 @@ def test_pytree_of_layers(tmp_path):
     for left, right in zip(loaded["net"], moved["net"], strict=True):
         np.testing.assert_array_equal(bits(left.weight), bits(right.weight))
     assert float(loaded["scale"]) == 2.0, "what else learned is stored too"
+
+
+# Trial M4: what a header says is checked before anything is made of it.
+
+HOSTILE = {
+    "many rows": lambda layers, tensors: layers["b"].update(shape=[1_000_000_000, 6]),
+    "all rows, no columns": lambda layers, tensors: (
+        layers["b"].update(shape=[2**31 - 1, I]),
+        tensors.pop("b.rows"),
+        tensors.update({"b.values": np.zeros((0, 3), np.float32)}),
+    ),
+    "many elements": lambda layers, tensors: layers["a"].update(shape=[2**31 - 1, 2**31 - 1]),
+    "a fine grid": lambda layers, tensors: layers["c"].update(
+        shape=[2**30, 2**30], grid_shape=[2**30, 2**30], block_shape=[1, 1]
+    ),
+    "no size": lambda layers, tensors: layers["c"].update(shape=[2**64, -1]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_m4_a_hostile_header_costs_little(file, name):
+    data = signed(file[1], lambda about, layers, tensors: HOSTILE[name](layers, tensors))
+    assert len(data) < 10_000
+    tracemalloc.start()
+    start = time.perf_counter()
+    with pytest.raises(StorageError, match="expected a file that save_packed wrote"):
+        storage.from_bytes(data)
+    assert time.perf_counter() - start < 1
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_m4_a_header_that_is_longer_than_its_file(file):
+    whole = bytearray(file[1])
+    whole[:8] = struct.pack("<Q", 2**40)
+    blank = re.sub(rb'(checksum\\":\\")[0-9a-f]{64}', rb"\g<1>" + b"0" * 64, bytes(whole))
+    data = blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode(), 1)
+    with pytest.raises(StorageError, match="it says that its header has 1099511627776 bytes"):
+        storage.from_bytes(data)
+
+
+def test_m4_a_slice_of_the_damaged_files():
+    """All 10,000: `python tests/damaged_files.py`."""
+    outcomes = damaged_files.run(200, seed=1)
+    assert outcomes["refused"] > 100
+    assert outcomes["refused"] + outcomes["agrees"] == 200
+
+
+def test_a_file_of_the_first_version_is_read(file):
+    _, whole = file
+
+    def first(about, layers, tensors):
+        about["version"] = 1
+        del about["others"]
+
+    assert storage.from_bytes(signed(whole, first)).layers.keys() == {"a", "b", "c"}

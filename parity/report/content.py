@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -124,10 +123,10 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text to a file, whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, "utf-8")
-    os.replace(unfinished, path)
+    """Write text to a file, whole or not at all. Links are written through, pipes and devices written to."""
+    from maskedlinear_core import files  # not on import: parity knows no layer
+
+    files.write(path, text.encode())
 
 
 def finite(value: Any) -> Any:
