@@ -47,6 +47,7 @@ from maskedlinear_jax.storage import load_packed as load_packed
 from maskedlinear_jax.storage import packed_arrays as packed_arrays
 from maskedlinear_jax.storage import packed_bytes as packed_bytes
 from maskedlinear_jax.storage import save_packed as save_packed
+from maskedlinear_jax.summary import summary as summary
 
 _arrays.register_reader(_jax.Array, _lowering.read)
 _score_trees.register_flattener(_convert.leaves_of)
@@ -84,6 +85,7 @@ __all__ = [
     "select",
     "simplify",
     "submatrix",
+    "summary",
     "train_new_tokens",
     "unmask_linears",
     "unpack",

@@ -43,6 +43,7 @@ from maskedlinear_torch.storage import load_packed as load_packed
 from maskedlinear_torch.storage import packed_arrays as packed_arrays
 from maskedlinear_torch.storage import packed_bytes as packed_bytes
 from maskedlinear_torch.storage import save_packed as save_packed
+from maskedlinear_torch.summary import summary as summary
 
 _arrays.register_reader(_torch.Tensor, _lowering.read)
 _arrays.register_viewer("torch", _torch.from_numpy)
@@ -78,6 +79,7 @@ __all__ = [
     "select",
     "simplify",
     "submatrix",
+    "summary",
     "train_new_tokens",
     "unmask_linears",
     "unpack",

@@ -100,6 +100,7 @@ ONLY_DEFINED_IN_ONE = {
         "apply_updates", "_has_layers", "_is_layer", "_is_mask", "_as_bools", "_nothing", "_hold_state", "_named",
         "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },
+    "summary.py": set(),
     "storage.py": {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
         # Modules have buffers, are converted in place, and some keep their weight the other way.

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.records import VERDICTS, WORLDS, Record
+from parity.report.content import write_text
 
 STYLE = {
     "identical": "green", "within bound": "cyan", "edge": "magenta", "unsupported": "yellow", "no device": "red",
@@ -100,9 +101,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def replace(path: Path, text: str) -> None:
     """Write a text to a file, whole or not at all. Links are written through, pipes and devices written to."""
-    from maskedlinear_core import files  # not on import: parity knows no layer
-
-    files.write(path, text.encode())
+    write_text(path, text)
 
 
 def _finite(value: Any) -> Any:

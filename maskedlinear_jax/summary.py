@@ -1,0 +1,57 @@
+"""What learns in a model and what is frozen, counted (SPEC S8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskedlinear_core.arrays import to_numpy
+from maskedlinear_core.summary import Part, Summary
+from maskedlinear_jax.constant import Constant
+from maskedlinear_jax.convert import _is_layer
+from maskedlinear_jax.module import _is_float
+from maskedlinear_jax.packed_module import PackedLinear
+
+
+def summary(model: Any) -> Summary:
+    """Count what learns in a model and what is frozen.
+
+    Args:
+        model: Any pytree: of this package, or of Equinox.
+
+    Returns:
+        The count of each masked layer and of each other array of floats: `.learns`, `.frozen`, `.total`, `.parts`,
+        `.words` and `.table`. Printed, it is words and a table.
+
+    Example:
+        >>> from maskedlinear_jax import PackedLinear, columns
+        >>> print(summary({"in": PackedLinear(4, 3, grad_mask=columns([1]), seed=0), "scale": jax.numpy.ones(6)}))
+        12 of 21 numbers learn (57.1%), 9 are frozen; 2 of 2 parts learn.
+        part   kind          learns  of  mask
+        in     PackedLinear       6  15  columns([1])
+        scale  parameter          6   6
+    """
+    parts: list[Part] = []
+    stops = lambda node: _is_layer(node) or isinstance(node, Constant)  # noqa: E731
+    for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=stops):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if _is_layer(node):
+            parts.append(_layer(name, node))
+        elif isinstance(node, Constant):
+            parts.append(Part(name, "Constant", 0, sum(leaf.size for leaf in jax.tree.leaves(node))))
+        elif _is_float(node):
+            parts.append(Part(name, "parameter", node.size, node.size))
+    return Summary(tuple(parts))
+
+
+def _layer(name: str, layer: Any) -> Part:
+    packed = isinstance(layer, PackedLinear)
+    size = layer.out_features, layer.in_features
+    weight, bias = (layer.values, layer.bias_values) if packed else (layer.weight, layer.bias)
+    learns = weight.size if packed else int(np.count_nonzero(layer.grad_mask.to_array(size)))
+    if _is_float(bias):
+        learns += bias.size if packed or layer.bias_mask is None else int(to_numpy(layer.bias_mask).sum())
+    total = size[0] * size[1] + (0 if bias is None else size[0])
+    return Part(name, type(layer).__name__, learns, total, repr(layer.grad_mask))
