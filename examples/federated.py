@@ -11,7 +11,6 @@ stay where they are.
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
@@ -44,17 +43,14 @@ class TorchClient:
         numbered = enumerate(MASKS.items())
         layers = {name: mt.PackedLinear(*SIZES[name], grad_mask=mask, seed=seed) for seed, (name, mask) in numbered}
         self.model = nn.ModuleDict(layers)
-        self.learning = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
 
     def send(self):
         """Return all that learns, by name."""
-        return {name: parameter.detach().numpy().copy() for name, parameter in self.learning.items()}
+        return mt.packed_arrays(self.model)
 
-    @torch.no_grad()
-    def receive(self, values):
+    def receive(self, arrays):
         """Go on from these values."""
-        for name, parameter in self.learning.items():
-            parameter.copy_(torch.tensor(values[name]))
+        mt.load_packed(arrays, self.model)
 
     def logits(self, x):
         """Return the logits of a batch of NumPy images."""
@@ -62,7 +58,8 @@ class TorchClient:
 
     def train(self, x, y, steps):
         """Train some steps of SGD on all images of the client."""
-        optimizer = torch.optim.SGD(self.learning.values(), lr=RATE)
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(learning, lr=RATE)
         for _ in range(steps):
             optimizer.zero_grad()
             nn.functional.cross_entropy(self.logits(x), torch.from_numpy(y)).backward()
@@ -74,36 +71,33 @@ class JaxClient:
 
     def __init__(self):
         numbered = enumerate(MASKS.items())
-        layers = {name: mj.PackedLinear(*SIZES[name], grad_mask=mask, seed=seed) for seed, (name, mask) in numbered}
-        self.params, self.rest = mj.partition(layers)
+        self.model = {name: mj.PackedLinear(*SIZES[name], grad_mask=mask, seed=seed) for seed, (name, mask) in numbered}
 
-        def loss(params, x, y):
-            found = _logits(mj.combine(params, self.rest), x)
+        def loss(params, rest, x, y):
+            found = _logits(mj.combine(params, rest), x)
             return optax.softmax_cross_entropy_with_integer_labels(found, y).mean()
 
         self.gradient = jax.jit(jax.grad(loss))
 
     def send(self):
         """Return all that learns, by name."""
-        return {_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(self.params)}
+        return mj.packed_arrays(self.model)
 
-    def receive(self, values):
+    def receive(self, arrays):
         """Go on from these values."""
-        self.params = jax.tree.map_with_path(lambda path, leaf: jnp.asarray(values[_name(path)]), self.params)
+        self.model = mj.load_packed(arrays, self.model)
 
     def logits(self, x):
         """Return the logits of a batch of NumPy images."""
-        return _logits(mj.combine(self.params, self.rest), x)
+        return _logits(self.model, x)
 
     def train(self, x, y, steps):
         """Train some steps of SGD on all images of the client."""
+        params, rest = mj.partition(self.model)
         for _ in range(steps):
-            gradients = self.gradient(self.params, x, y)
-            self.params = jax.tree.map(lambda one, gradient: one - RATE * gradient, self.params, gradients)
-
-
-def _name(path):
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+            gradients = self.gradient(params, rest, x, y)
+            params = jax.tree.map(lambda one, gradient: one - RATE * gradient, params, gradients)
+        self.model = mj.combine(params, rest)
 
 
 def _logits(model, x):
