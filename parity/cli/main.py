@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for name, command in commands.items()
     }
-    if given[:1] in (["-h"], ["--help"]):
-        top.parse_args(given)
+    if given[:1] in (["-h"], ["--help"]) or (not given and DEFAULT not in commands):
+        top.parse_args(["--help"])  # installed without suites, there is nothing to run by default
     if not given or given[0].startswith("-"):
         given = [DEFAULT, *given]
     name = given[0]
