@@ -1,0 +1,24 @@
+"""Names of the frameworks that are private, or may move: what programs are read with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def torch_dispatch_mode() -> type:
+    """Return the class whose `__torch_dispatch__` sees every ATen operator that runs."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+def torch_schema(operator: Any) -> Any:
+    """Return the schema of an ATen operator: names, types and defaults of its arguments."""
+    return operator._schema
+
+
+def jax_bind(primitive: Any, operands: Any, params: Any) -> Any:
+    """Run a primitive of a jaxpr on arrays. What get_bind_params returns has changed: once functions and parameters."""
+    bound = primitive.get_bind_params(params)
+    functions, bound = bound if isinstance(bound, tuple) else ((), bound)
+    return primitive.bind(*functions, *operands, **bound)

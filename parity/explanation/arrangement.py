@@ -1,0 +1,251 @@
+"""Arrangement: axes and channels in another order, in an input, an intermediate result or an output."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parity.explanation.claims import Claim, place
+from parity.explanation.programs.program import Edit, Operation, Step, set_result
+from parity.explanation.substitution import Bench, Change, where_they_part
+
+ORDERS = {2: "halves", 3: "thirds", 4: "quarters"}
+
+
+@dataclass(frozen=True)
+class Rearrangement:
+    """Another order of the entries of an array, of the same shape.
+
+    Attributes:
+        cause: A slug.
+        words: What it is.
+        of: The array in the other order.
+        fix: What to do.
+        axis: The axis whose order it changes; None for several.
+        along: The same along any axis of any array.
+    """
+
+    cause: str
+    words: str
+    of: Callable[[np.ndarray], np.ndarray]
+    fix: str
+    axis: int | None = None
+    along: Callable[[np.ndarray, int], np.ndarray] | None = None
+
+
+TRANSPOSE = "Transpose one of them: check dim, axis and the order of einsum's letters."
+INTERLEAVE = "Pair channels alike: neighbours (0, 1), (2, 3) or halves (0, n/2), (1, n/2 + 1); permute the weights once."
+GATES = "Reorder the parts (gates, or q, k and v) once, where weights are converted."
+FLIP = "Flip the kernel where weights are converted: lax.conv_transpose without transpose_kernel does not flip it."
+SHIFT = "Check where counting begins, and which side is padded."
+HEADS = "Split heads alike: (parts, heads, width) against (heads, parts, width); reorder the weights once."
+
+
+def rearrangements(shape: tuple[int, ...], weights: bool) -> Iterator[Rearrangement]:
+    """Yield the finite list of orders that people get wrong.
+
+    Args:
+        shape: Of the array.
+        weights: Whether orders of parts (gates, kernels) are tried as well.
+    """
+    n = len(shape)
+    for i, j in itertools.combinations(range(n), 2):
+        if shape[i] == shape[j] > 1:
+            yield Rearrangement("transposed", f"axes {i} and {j} exchanged", lambda a, i=i, j=j: np.swapaxes(a, i, j), TRANSPOSE)
+        elif shape[i] > 1 and shape[j] > 1:
+            yield Rearrangement("reshaped", f"axes {i} and {j} exchanged, and reshaped back",
+                                lambda a, i=i, j=j: np.swapaxes(a, i, j).reshape(a.shape),
+                                "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.")  # fmt: skip
+            other = [*shape]
+            other[i], other[j] = shape[j], shape[i]
+            yield Rearrangement("reshaped", f"read with axes {i} and {j} exchanged",
+                                lambda a, i=i, j=j, other=tuple(other): np.swapaxes(a.reshape(other), i, j),
+                                "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.")  # fmt: skip
+    for axis in range(n):
+        for cause, words, along, fix in _along(shape[axis], weights):
+            yield Rearrangement(cause, f"{words} along axis {axis}", lambda x, f=along, i=axis: f(x, i), fix, axis, along)
+    for count in (2, 3):
+        if n > count:
+            axes = tuple(range(n - count, n))
+            yield Rearrangement("kernel flip", f"flipped along the last {count} axes", lambda a, axes=axes: np.flip(a, axes), FLIP)
+            axes = tuple(range(count))
+            yield Rearrangement("kernel flip", f"flipped along the first {count} axes", lambda a, axes=axes: np.flip(a, axes), FLIP)
+
+
+Along = Callable[[np.ndarray, int], np.ndarray]
+
+
+def _along(size: int, weights: bool) -> Iterator[tuple[str, str, Along, str]]:
+    """Yield a cause, words, the order and a fix for each order along one axis of a size."""
+    if size < 2:
+        return
+    for a in range(2, size):
+        if size % a == 0:
+            b = size // a
+            pairs = a == 2 or b == 2
+            words = "interleaved" if pairs else f"read as ({b}, {a}) in the place of ({a}, {b})"
+            yield ("interleaved" if pairs else "channel order", words,
+                   lambda x, i, s=(a, b): _split(x, i, s, (1, 0)), INTERLEAVE)  # fmt: skip
+    yield "flip", "reversed", np.flip, FLIP
+    for by in (1, -1):
+        yield "shift", f"shifted by {by}", lambda x, i, by=by: np.roll(x, by, i), SHIFT
+    for parts, word in ORDERS.items():
+        if size % parts == 0 and (weights or parts == 2):
+            for order in itertools.permutations(range(parts)):
+                if order != tuple(range(parts)):
+                    yield ("part order", f"its {word} in the order {order}",
+                           lambda x, i, p=parts, o=order: _chunks(x, i, p, o), GATES)  # fmt: skip
+    for parts in (2, 3) if weights else ():
+        rest = size // parts
+        for a in (a for a in range(2, rest) if size % parts == 0 and rest % a == 0):
+            for shape, order in (((parts, a, rest // a), (1, 0, 2)), ((a, parts, rest // a), (1, 0, 2)),
+                                 ((a, rest // a, parts), (2, 0, 1)), ((parts, a, rest // a), (1, 2, 0))):  # fmt: skip
+                yield ("part order", f"read as {shape} with these axes in the order {order}",
+                       lambda x, i, s=shape, o=order: _split(x, i, s, o), HEADS)  # fmt: skip
+
+
+def _split(x: np.ndarray, axis: int, shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
+    moved = np.moveaxis(x, axis, -1)
+    parts = moved.reshape(*moved.shape[:-1], *shape)
+    first = moved.ndim - 1
+    parts = np.transpose(parts, (*range(first), *(first + i for i in order)))
+    return np.moveaxis(parts.reshape(moved.shape), -1, axis)
+
+
+def _chunks(x: np.ndarray, axis: int, parts: int, order: tuple[int, ...]) -> np.ndarray:
+    chunks = np.split(x, parts, axis)
+    return np.concatenate([chunks[i] for i in order], axis)
+
+
+def claims(bench: Bench) -> Iterator[Claim]:
+    """Yield other orders: pairs of channels, outputs, inputs, and results of steps, those first where programs part."""
+    yield from pairings(bench)
+    yield from _outputs(bench)
+    yield from _inputs(bench)
+    yield from _steps(bench)
+
+
+def _steps(bench: Bench) -> Iterator[Claim]:
+    groups = [
+        (framework, group) for framework in ("torch", "jax") for group in grouped(bench.programs[framework].steps)
+    ]
+    parting = {name: where_they_part(bench, name) for name in bench.programs}
+    groups.sort(key=lambda pair: not any(step.key in parting[pair[0]] for step in pair[1]))
+    for framework, group in groups:
+        step = group[0]
+        assert step.result is not None
+        for one in rearrangements(step.result.shape, step.result.ndim <= 3 and framework == "torch"):
+            edits = dict.fromkeys([s.key for s in group], set_result(one.of))
+            where = f"the result of {step.name} (step {place(step)})" if len(group) == 1 else f"{len(group)} results of {step.name}"
+            yield Claim(Change(framework, edits), one.cause, where,
+                        f"{'it' if len(group) == 1 else 'them'} {one.words}", one.fix)  # fmt: skip
+
+
+def grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Yield steps of one name and shape together, then each alone."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Step]] = {}
+    for step in steps:
+        if step.result is not None and step.result.size > 1 and step.result.dtype.kind in "fbi":
+            groups.setdefault((step.name, step.result.shape), []).append(step)
+    for group in groups.values():
+        yield group
+        if len(group) > 1:
+            yield from ([step] for step in group)
+
+
+def pairings(bench: Bench) -> Iterator[Claim]:
+    """Yield the other pairing of channels: neighbours where a program takes halves apart and puts them together."""
+    for framework in ("torch", "jax"):
+        steps = bench.programs[framework].steps
+        sizes = {s.result.shape[-1] for s in steps if s.name in ("cat", "concatenate") and s.result is not None and s.result.ndim}
+        sizes |= {half.size for half in map(_half, steps) if half is not None}
+        for size in sorted(sizes):
+            apart = {s.key: set_result_from(half) for s, half in ((s, _half(s)) for s in steps)
+                     if half is not None and half.size == size}  # fmt: skip
+            joined = {s.key: set_result(lambda a: _split(a, a.ndim - 1, (2, a.shape[-1] // 2), (1, 0))) for s in steps
+                      if s.name in ("cat", "concatenate") and s.result is not None and s.result.ndim
+                      and s.result.shape[-1] == size and size % 2 == 0}  # fmt: skip
+            for edits in (apart | joined, apart, joined):
+                if edits:
+                    yield Claim(Change(framework, edits), "interleaved", f"channels paired as halves (0, {size // 2})",
+                                "pairs of neighbours (0, 1)", INTERLEAVE)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Half:
+    """A step that takes the first or second half of the last axis of its operand."""
+
+    size: int
+    second: bool
+    operand: str | int
+
+
+def _half(step: Step) -> _Half | None:
+    operand = "self" if "self" in step.operands else 0
+    values = step.operands.get(operand)
+    if step.name not in ("slice", "split", "split_with_sizes") or not isinstance(values, np.ndarray) or not values.ndim:
+        return None
+    size, result = values.shape[-1], step.result
+    if result is None or size % 2 or result.shape[-1] != size // 2 or result.shape[:-1] != values.shape[:-1]:
+        return None
+    if step.name != "slice":
+        return _Half(size, False, operand)
+    for second in (False, True):
+        if np.array_equal(result, np.split(values, 2, -1)[second], equal_nan=True):
+            return _Half(size, second, operand)
+    return None
+
+
+def set_result_from(half: _Half) -> Edit:
+    """Return the edit that takes every other channel in the place of a half."""
+
+    def edit(operation: Operation) -> Any:
+        values = operation.numpy(operation.operands[half.operand])
+        if operation.name == "slice":
+            return operation.like(values[..., int(half.second) :: 2], operation.operands[half.operand])
+        result = operation.compute(operation.operands)
+        parts = [operation.like(values[..., i::2], one) for i, one in enumerate(result)]
+        return type(result)(parts)
+
+    return edit
+
+
+def _outputs(bench: Bench) -> Iterator[Claim]:
+    for name, values in bench.outputs["jax"][0].items():
+        for one in rearrangements(values.shape, weights=True):
+
+            def changed(outputs: dict[str, np.ndarray], name: str = name, one: Rearrangement = one) -> dict[str, np.ndarray]:
+                return {**outputs, name: one.of(outputs[name])}
+
+            yield Claim(Change("jax", outputs=changed), one.cause, name, f"it {one.words}", one.fix)
+
+
+def _inputs(bench: Bench) -> Iterator[Claim]:
+    """Yield other orders of inputs: of those that share an axis together, as gates' weights and biases do, and of each."""
+    numbers = bench.numbers[0]
+    leaves, names = numbers.theta, numbers.names
+    seen: set[tuple[str, tuple[int, ...], bool]] = set()
+    for place, leaf in enumerate(leaves):
+        for one in rearrangements(leaf.shape, weights=True):
+            if one.axis is not None and one.along is not None:
+                for last in [one.axis > 0] if leaf.ndim > 1 else [False, True]:
+                    if one.axis in (0, leaf.ndim - 1):
+                        group = tuple(i for i, x in enumerate(leaves) if x.ndim and x.shape[-1 if last else 0] == leaf.shape[one.axis])
+                        if len(group) > 1 and (one.words, group, last) not in seen:
+                            seen.add((one.words, group, last))
+                            yield _claim_of_inputs(one, names, group, lambda x, f=one.along, i=-1 if last else 0: f(x, i % x.ndim))
+            yield _claim_of_inputs(one, names, (place,), one.of)
+
+
+def _claim_of_inputs(
+    one: Rearrangement, names: tuple[str, ...], group: tuple[int, ...], of: Callable[[np.ndarray], np.ndarray]
+) -> Claim:
+    def changed(theta: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(of(x) if i in group else x for i, x in enumerate(theta))
+
+    return Claim(Change("torch", inputs=changed), one.cause, ", ".join(names[i] for i in group),
+                 f"{'them' if len(group) > 1 else 'it'} {one.words}", one.fix)  # fmt: skip

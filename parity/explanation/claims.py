@@ -1,0 +1,49 @@
+"""What may be wrong, with the change that would prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parity.explanation.programs.program import Step
+from parity.explanation.substitution import Change, other
+from parity.records import Diagnosis
+
+WHO = {"torch": "torch", "jax": "JAX"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that may be different between two programs.
+
+    Attributes:
+        change: What makes the two agree, if the claim is true.
+        cause: A slug.
+        has: What the changed side has.
+        needs: What it would need: what the other has.
+        fix: What to do.
+    """
+
+    change: Change
+    cause: str
+    has: str
+    needs: str
+    fix: str
+
+    def diagnosis(self) -> Diagnosis:
+        """Return the claim as a proved cause."""
+        mine, theirs = WHO[self.change.framework], WHO[other(self.change.framework)]
+        return Diagnosis(
+            self.cause,
+            f"{self.has} in {mine} where {theirs} has {self.needs}; with it replaced the two agree.",
+            self.fix,
+        )
+
+
+def place(step: Step) -> str:
+    """Return the place of a step, to read.
+
+    Example:
+        >>> place(Step((3, 1), "add", {}, None))
+        '3.1'
+    """
+    return ".".join(str(part) for part in (step.key if isinstance(step.key, tuple) else (step.key,)))

@@ -1,0 +1,264 @@
+"""Constants: a number on one side where the other has another, or none."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.explanation.programs.program import Constant, set_operand
+from parity.explanation.substitution import Bench, Change, distance, other
+
+NEUTRAL = (0.0, 1.0)
+"""What a missing constant is: nothing added, or a factor of one."""
+
+STEP = 1e-3
+"""How far a constant is moved to see what it does, relative to it."""
+
+TURNS = 8
+"""Of Newton's iteration for the value at which the two agree."""
+
+HELD = 1e-4
+"""How near a solved value must be to a number that people write; that number is then proved itself."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Constants of one side, the values at which the two agree, and where those come from.
+
+    Attributes:
+        framework: Whose constants they are.
+        constants: They.
+        values: What they are replaced by.
+        from_other: Whether the value stands in the other's program, and has no counterpart there.
+    """
+
+    framework: str
+    constants: tuple[Constant, ...]
+    values: tuple[float, ...]
+    from_other: bool
+
+    @property
+    def change(self) -> Change:
+        """The change of the program."""
+        edits: dict = {}
+        for constant, value in zip(self.constants, self.values, strict=True):
+            edits.setdefault(constant.step, []).append((constant.operand, _typed(constant, value)))
+        return Change(self.framework, {step: set_operand(*changes) for step, changes in edits.items()})
+
+
+def replacements(bench: Bench) -> Iterator[Replacement]:
+    """Yield what is proved: values of the other program first, then values solved for."""
+    sides = [_without_counterpart(bench, name) for name in ("jax", "torch")]
+    for mine, theirs in (sides, sides[::-1]):
+        for group in _groups(mine.constants):
+            if _idle(bench, mine.framework, group):
+                continue
+            for value in (*theirs.values, *NEUTRAL):
+                if value != group[0].value and not bench.late:
+                    found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)
+                    if bench.proves(found.change):
+                        yield found
+
+
+@dataclass(frozen=True)
+class _Side:
+    framework: str
+    constants: list[Constant]
+    values: list[float]
+
+
+def _without_counterpart(bench: Bench, framework: str) -> _Side:
+    """Return the constants that the other program does not have as well; those with the same value in it come last."""
+    mine, theirs = (bench.programs[name].constants for name in (framework, other(framework)))
+    there = Counter(round_key(c.value) for c in theirs)
+    alone = [c for c in mine if not there[round_key(c.value)]]
+    values = list(dict.fromkeys(c.value for c in alone if not math.isnan(c.value)))
+    beside = [c for c in mine if c not in alone]
+    return _Side(framework, [*alone, *beside], values)
+
+
+def _groups(constants: list[Constant]) -> Iterator[tuple[Constant, ...]]:
+    """Yield each constant alone, and all of one value and operator together."""
+    together: dict[tuple[float, str], list[Constant]] = {}
+    for constant in constants:
+        together.setdefault((constant.value, constant.name), []).append(constant)
+    yield from ((constant,) for constant in constants)
+    yield from (tuple(group) for group in together.values() if len(group) > 1)
+
+
+def solved(bench: Bench) -> Iterator[Replacement]:
+    """Yield constants for which a value is found by Newton's method, and is one that people write."""
+    want = {name: bench.outputs[other(name)][0] for name in bench.programs}
+    sizes = _sizes(bench)
+    for framework in ("jax", "torch"):
+        ranked = []
+        for group in _groups(list(bench.programs[framework].constants)):
+            if bench.late:
+                return
+            slope = _slope(bench, framework, group, group[0].value)
+            if slope is None:
+                continue
+            rest = _vector(want[framework]) - _vector(bench.outputs[framework][0])
+            norm = float(slope @ slope)
+            explained = float(slope @ rest) ** 2 / (norm * float(rest @ rest)) if norm > 0 else 0.0
+            if explained > 0.5:
+                ranked.append((explained, group))
+        for _, group in sorted(ranked, key=lambda pair: -pair[0])[:12]:
+            value = _newton(bench, framework, group, _vector(want[framework]))
+            if value is None:
+                continue
+            for written in _written(value, group[0].value, sizes):
+                found = Replacement(framework, group, (written,) * len(group), False)
+                if bench.proves(found.change):
+                    yield found
+                    break
+
+
+def linked(bench: Bench) -> Iterator[Replacement]:
+    """Yield pairs of constants that change together: label smoothing's 0.9 and 0.1/K, a momentum and what it leaves."""
+    for framework in ("jax", "torch"):
+        constants = list(bench.programs[framework].constants)[:24]
+        rest = _vector(bench.outputs[other(framework)][0]) - _vector(bench.outputs[framework][0])
+        slopes = [(c, _slope(bench, framework, (c,), c.value)) for c in constants]
+        slopes = [(c, slope) for c, slope in slopes if slope is not None and np.any(slope)]
+        ranked = []
+        for i, (a, left) in enumerate(slopes):
+            for b, right in slopes[i + 1 :]:
+                matrix = np.stack([left, right], 1)
+                step, *_ = np.linalg.lstsq(matrix, rest, rcond=None)
+                after = float(np.linalg.norm(rest - matrix @ step)) / (float(np.linalg.norm(rest)) or 1.0)
+                if after < 0.3 and np.all(np.abs(step) > 1e-12):
+                    ranked.append((after, (a, b), step))
+        for _, pair, step in sorted(ranked, key=lambda one: one[0])[:6]:
+            if bench.late:
+                return
+            values = _newton_pair(bench, framework, pair, step)
+            if values is None:
+                continue
+            sizes = _sizes(bench)
+            written = tuple(
+                next(iter(_written(value, c.value, sizes)), value) for value, c in zip(values, pair, strict=True)
+            )
+            found = Replacement(framework, pair, written, False)
+            if bench.proves(found.change):
+                yield found
+
+
+def round_key(value: float) -> float:
+    """Return a number to six digits: float32 and float64 of one constant are the same."""
+    return float(f"{value:.6g}")
+
+
+def written(value: float) -> str:
+    """Return a constant as people write it.
+
+    Example:
+        >>> written(1e-5), written(0.9), written(12.0)
+        ('1e-05', '0.9', '12')
+    """
+    return f"{value:.12g}"
+
+
+def _typed(constant: Constant, value: float) -> float | int:
+    whole = constant.role in ("ddof", "correction", "diagonal", "exponent") and math.isfinite(value) and value == int(value)
+    return int(value) if whole else value
+
+
+def _vector(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    parts = []
+    for values in outputs.values():
+        if values.dtype.kind == "f":
+            flat = np.where(np.isfinite(values), values, 0.0).ravel()
+            size = np.sqrt(np.mean(flat**2)) if flat.size else 1.0
+            parts.append((flat, size or 1.0))
+    return np.concatenate([flat for flat, _ in parts]) if parts else np.zeros(0)
+
+
+def _at(bench: Bench, framework: str, group: tuple[Constant, ...], values: tuple[float, ...]) -> np.ndarray | None:
+    found = bench.changed(Replacement(framework, group, values, False).change)
+    if found is None or not np.isfinite(distance(found, bench.outputs[framework][0])):
+        return None
+    return _vector(found)
+
+
+def _idle(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:
+    """Return whether a constant moves no output: replacing it explains nothing."""
+    slope = _slope(bench, framework, group, group[0].value)
+    return slope is not None and not np.any(slope)
+
+
+def _slope(bench: Bench, framework: str, group: tuple[Constant, ...], value: float) -> np.ndarray | None:
+    """Return the derivative of the outputs by a constant, by a difference; None for one that must stay an integer."""
+    if group[0].role in ("correction", "diagonal") or not math.isfinite(value):
+        return None
+    step = STEP * abs(value) or 1e-6
+    far = _at(bench, framework, group, (value + step,) * len(group))
+    near = _at(bench, framework, group, (value - step,) * len(group))
+    return None if far is None or near is None else (far - near) / (2 * step)
+
+
+def _newton(bench: Bench, framework: str, group: tuple[Constant, ...], want: np.ndarray) -> float | None:
+    """Return the value of a constant at which the outputs are those wanted, or None."""
+    value = group[0].value
+    for _ in range(TURNS):
+        now = _at(bench, framework, group, (value,) * len(group))
+        slope = _slope(bench, framework, group, value)
+        if now is None or slope is None or not slope @ slope > 0:
+            return None
+        step = float(slope @ (want - now) / (slope @ slope))
+        if not math.isfinite(step):
+            return None
+        value += step
+        if abs(step) <= 1e-10 * max(abs(value), 1e-12):
+            break
+    return value
+
+
+def _newton_pair(
+    bench: Bench, framework: str, pair: tuple[Constant, Constant], step: np.ndarray
+) -> tuple[float, float] | None:
+    want = _vector(bench.outputs[other(framework)][0])
+    values = np.array([c.value for c in pair]) + step
+    for _ in range(TURNS):
+        now = _at(bench, framework, pair, tuple(values.tolist()))
+        if now is None:
+            return None
+        columns = []
+        for i in range(2):
+            moved = values.copy()
+            moved[i] += STEP * (abs(values[i]) or 1.0)
+            far = _at(bench, framework, pair, tuple(moved.tolist()))
+            if far is None:
+                return None
+            columns.append((far - now) / (moved[i] - values[i]))
+        delta, *_ = np.linalg.lstsq(np.stack(columns, 1), want - now, rcond=None)
+        values = values + delta
+        if np.all(np.abs(delta) <= 1e-10 * np.maximum(np.abs(values), 1e-12)):
+            break
+    return (float(values[0]), float(values[1])) if np.all(np.isfinite(values)) else None
+
+
+def _sizes(bench: Bench) -> list[int]:
+    """Return lengths of axes and sizes, of inputs and of what steps returned."""
+    found = {n for leaf in bench.numbers[0].theta for n in (*leaf.shape, leaf.size)}
+    for program in bench.programs.values():
+        for step in program.steps:
+            if step.result is not None:
+                found.update((*step.result.shape, step.result.size))
+    return sorted(found - {0, 1})
+
+
+def _written(value: float, before: float, sizes: list[int]) -> Iterator[float]:
+    """Yield numbers that people write, near a solved one."""
+    near = {float(f"{value:.{digits}g}") for digits in (1, 2, 3, 4)}
+    near |= {1 / k for k in range(2, 65)} | {math.sqrt(k) for k in sizes} | {1 / math.sqrt(k) for k in sizes}
+    near |= {float(k) for k in sizes} | {1.0 / k for k in sizes} | {float(k - 1) for k in sizes}
+    near |= {before * k / (k - 1) for k in sizes} | {before * (k - 1) / k for k in sizes}
+    near |= {math.pi, math.e, math.log(2), math.log(10), math.sqrt(2 / math.pi), math.sqrt(0.5), 2 * math.pi, 0.0}
+    near |= {1 - one for one in list(near)}
+    close = [one for one in near if abs(one - value) <= HELD * max(abs(value), 1e-12) or (abs(value) < 1e-9 and not one)]
+    yield from sorted(close, key=lambda one: (len(repr(one)), abs(one - value)))

@@ -1,0 +1,355 @@
+"""Operators: another function, axis, mode or comparison in the place of one, anywhere in a program."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import Any
+
+import numpy as np
+
+from parity.explanation.claims import Claim, place
+from parity.explanation.programs.program import Edit, Key, Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.substitution import Bench, Change, where_they_part
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
+EXACT, TANH, QUICK = "the exact GELU (erf)", "its approximation by tanh", "the quick GELU, x * sigmoid(1.702 x)"
+
+
+def claims(bench: Bench) -> Iterator[Claim]:
+    """Yield what may be wrong in operators, the commonest first."""
+    for framework in ("torch", "jax"):
+        yield from _gelus(framework, bench.programs[framework].steps)
+    steps = bench.programs["torch"].steps
+    yield from _switches(steps)
+    yield from _reductions(steps)
+    yield from _resizes(steps)
+    for framework in ("torch", "jax"):
+        yield from _comparisons(framework, bench.programs[framework].steps)
+    for framework in ("torch", "jax"):
+        yield from _activations(framework, bench.programs[framework].steps)
+    yield from _paddings(steps)
+    for framework in ("torch", "jax"):
+        yield from _left_out(framework, bench.programs[framework].steps, where_they_part(bench, framework))
+
+
+def _grouped(steps: Sequence[Step], wanted: Callable[[Step], bool]) -> Iterator[list[Step]]:
+    """Yield all steps that are wanted and of one name together, then each alone."""
+    groups: dict[str, list[Step]] = {}
+    for step in steps:
+        if wanted(step):
+            groups.setdefault(step.name, []).append(step)
+    for group in groups.values():
+        yield group
+        if len(group) > 1:
+            yield from ([step] for step in group)
+
+
+def _change(framework: str, group: Sequence[Step], edit: Edit) -> Change:
+    return Change(framework, {step.key: edit for step in group})
+
+
+# GELU: by the function that it is made of, whatever stands around it.
+
+erf = np.vectorize(math.erf, otypes=[float])
+ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """Return the exact GELU.
+
+    Example:
+        >>> gelu(np.array([0.0, 100.0]))
+        array([  0., 100.])
+    """
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """Return its approximation by tanh."""
+    return 0.5 * x * (1 + np.tanh(ROOT * (x + CUBIC * x**3)))
+
+
+def _cubic_root(z: np.ndarray) -> np.ndarray:
+    """Return x with sqrt(2/pi) (x + 0.044715 x^3) = z, by Newton's method."""
+    x = z / ROOT
+    x = np.sign(x) * np.minimum(np.abs(x), np.cbrt(np.abs(x) / CUBIC) + 1)
+    for _ in range(60):
+        x = x - (x + CUBIC * x**3 - z / ROOT) / (1 + 3 * CUBIC * x**2)
+    return x
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+HALVES: dict[str, tuple[str, Function]] = {
+    "tanh": (TANH, lambda z: _cubic_root(z)),
+    "erf": (EXACT, lambda z: z * math.sqrt(2)),
+    "erfc": (EXACT, lambda z: -z * math.sqrt(2)),
+    "logistic": (QUICK, lambda z: z / 1.702),
+    "sigmoid": (QUICK, lambda z: z / 1.702),
+}
+"""What the step at the heart of a GELU is the sign of, and x of its argument."""
+
+AS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    EXACT: lambda x: erf(x / math.sqrt(2)),
+    TANH: lambda x: np.tanh(ROOT * (x + CUBIC * x**3)),
+    QUICK: lambda x: 2 * _logistic(1.702 * x) - 1,
+}
+"""2 P - 1 for GELU's x P(x)."""
+
+
+def _gelus(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
+    cause = "default argument: approximate"
+    for group in _grouped(steps, lambda step: step.name == "gelu" and framework == "torch"):
+        exact = group[0].operands.get("approximate", "none") == "none"
+        for name, function in ((TANH if exact else EXACT, gelu_tanh if exact else gelu),
+                               (QUICK, lambda x: x * _logistic(1.702 * x))):  # fmt: skip
+            yield Claim(_change(framework, group, set_unary(function, "self")), cause, EXACT if exact else TANH, name, GELU_FIX)
+    for group in _grouped(steps, lambda step: step.name in HALVES):
+        has, argument = HALVES[group[0].name]
+        for needs, function in AS.items():
+            if needs == has:
+                continue
+
+            def half(z: np.ndarray, name: str = group[0].name, f: Function = function, x_of: Function = argument) -> np.ndarray:
+                value = f(x_of(z))
+                return 1 - value if name == "erfc" else (1 + value) / 2 if name in ("logistic", "sigmoid") else value
+
+            operand = 0 if framework == "jax" else "self"
+            yield Claim(_change(framework, group, set_unary(half, operand)), cause, has, needs, GELU_FIX)
+
+
+# What an ATen operator is told: its switches, axes, modes.
+
+SWITCHES = {
+    "align_corners": "Pass align_corners= alike: False is the centre of pixels, as jax.image.resize has it.",
+    "count_include_pad": "Pass count_include_pad= alike: Flax's avg_pool has True.",
+    "ceil_mode": "Pass ceil_mode= alike.",
+    "training": "Say alike whether it is training: eval() and train(), use_running_average=.",
+    "unbiased": "Pass correction= to torch, ddof= to JAX.",
+    "descending": "Sort in the same direction.",
+    "right": "Pass right= in torch, side= in JAX alike.",
+    "transposed": "Use the same kind of convolution.",
+}
+
+
+def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
+    for group in _grouped(steps, lambda step: any(isinstance(v, bool) for v in step.operands.values())):
+        for name, value in group[0].operands.items():
+            if isinstance(value, bool) and name in SWITCHES:
+                yield Claim(_change("torch", group, set_operand((name, not value))), f"default argument: {name}",
+                            f"{name}={value} ({group[0].name})", f"{name}={not value}", SWITCHES[str(name)])  # fmt: skip
+    for group in _grouped(steps, lambda step: "dim" in step.operands and step.result is not None):
+        dim, values = group[0].operands["dim"], group[0].operands.get("self")
+        if not isinstance(values, np.ndarray):
+            continue
+        single = isinstance(dim, int) and not isinstance(dim, bool)
+        if not single and not (isinstance(dim, list) and len(dim) == 1):
+            continue
+        now = (dim if single else dim[0]) % max(values.ndim, 1)
+        for axis in range(values.ndim):
+            if axis != now:
+                yield Claim(_change("torch", group, set_operand(("dim", axis if single else [axis]))), "default argument: dim",
+                            f"{group[0].name} along axis {now}", f"axis {axis}", "Pass dim= and axis= alike.")  # fmt: skip
+
+
+def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
+    fix = "Say on both sides whether it is the sum or the mean (reduction=, or sum and mean)."
+    cause = "default argument: reduction"
+    for group in _grouped(steps, lambda step: step.name in ("mean", "sum")):
+        step = group[0]
+        values = step.operands.get("self")
+        if not isinstance(values, np.ndarray) or step.result is None or not step.result.size or not values.size:
+            continue
+        def scaled(operation: Operation, mean: bool = step.name == "mean") -> Any:
+            result = operation.compute(operation.operands)
+            count = operation.numpy(operation.operands["self"]).size / operation.numpy(result).size
+            return result * count if mean else result / count
+
+        other = "sum" if step.name == "mean" else "mean"
+        yield Claim(_change("torch", group, scaled), cause, f"a {step.name}", f"a {other}", fix)
+    for group in _grouped(steps, lambda step: "reduction" in step.operands):
+        for value, name in ((0, "none"), (1, "mean"), (2, "sum")):
+            if value != group[0].operands["reduction"]:
+                now = ("none", "mean", "sum")[group[0].operands["reduction"]]
+                yield Claim(_change("torch", group, set_operand(("reduction", value))), cause,
+                            f"reduction={now!r} ({group[0].name})", f"{name!r}", fix)  # fmt: skip
+
+
+def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
+    import torch
+
+    kinds = {
+        "bilinear": ("upsample_bilinear2d", "_upsample_bilinear2d_aa"),
+        "bicubic": ("upsample_bicubic2d", "_upsample_bicubic2d_aa"),
+    }
+    names = {"upsample_bilinear2d": "bilinear", "_upsample_bilinear2d_aa": "bilinear with antialiasing",
+             "upsample_bicubic2d": "bicubic", "_upsample_bicubic2d_aa": "bicubic with antialiasing",
+             "upsample_nearest2d": "nearest", "_upsample_nearest_exact2d": "nearest-exact"}  # fmt: skip
+    pairs = [pair for plain in kinds.values() for pair in (plain, plain[::-1])]
+    nearest = ("upsample_nearest2d", "_upsample_nearest_exact2d")
+    for mine, theirs in (*pairs, nearest, nearest[::-1], ("upsample_bilinear2d", "upsample_bicubic2d"),
+                         ("upsample_bicubic2d", "upsample_bilinear2d"), ("upsample_bilinear2d", "_upsample_bicubic2d_aa")):  # fmt: skip
+        for group in _grouped(steps, lambda step, mine=mine: step.name == mine):
+
+            def resized(operation: Operation, theirs: str = theirs) -> Any:
+                o = operation.operands
+                size = o.get("output_size")
+                if size is None:
+                    size = [int(n * s) for n, s in zip(o["input"].shape[2:], o["scale_factors"], strict=True)]
+                call = getattr(torch.ops.aten, theirs).default
+                x = o.get("self", o.get("input"))
+                return call(x, size) if "nearest" in theirs else call(x, size, bool(o.get("align_corners")))
+
+            aa = ("_aa" in mine) != ("_aa" in theirs)
+            cause = "default argument: antialias" if aa else "default argument: mode"
+            fix = ("Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True." if aa else
+                   "Use the same method: torch's nearest is no method of jax.image.resize, its nearest-exact is.")  # fmt: skip
+            yield Claim(_change("torch", group, resized), cause, names[mine], names[theirs], fix)
+
+
+COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+
+def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
+    fix = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
+    functions: dict[str, Callable[[Any, Any], Any]] = {
+        "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}  # fmt: skip
+    left, right = (0, 1) if framework == "jax" else ("self", "other")
+    for group in _grouped(steps, lambda step: step.name in COMPARISONS):
+        for name, function in functions.items():
+            if name == group[0].name:
+                continue
+
+            def compared(operation: Operation, f: Callable[[Any, Any], Any] = function) -> Any:
+                result = operation.compute(operation.operands)
+                a, b = (operation.numpy(operation.operands[place]) for place in (left, right))
+                return operation.like(f(a, b), result)
+
+            yield Claim(_change(framework, group, compared), "mask", f"a comparison by {COMPARISONS[group[0].name]}",
+                        COMPARISONS[name], fix)  # fmt: skip
+    for group in _grouped(steps, lambda step: step.result is not None and step.result.dtype == bool and step.result.size > 1):
+        yield Claim(_change(framework, group, set_result(np.logical_not)), "mask", f"a mask ({group[0].name})",
+                    "the opposite one", fix)  # fmt: skip
+    for group in _grouped(steps, lambda step: step.name in ("tril", "triu")):
+        for other in ("tril", "triu"):
+            for diagonal in (-1, 0, 1):
+
+                def cut(operation: Operation, name: str = other, k: int = diagonal) -> Any:
+                    result = operation.compute(operation.operands)
+                    values = operation.numpy(operation.operands["self"])
+                    return operation.like(getattr(np, name)(values, k), result)
+
+                now = group[0].operands.get("diagonal", 0)
+                if framework == "torch" and (other, diagonal) != (group[0].name, now):
+                    yield Claim(_change(framework, group, cut), "mask", f"{group[0].name} with diagonal {now}",
+                                f"{other} with diagonal {diagonal}", fix)  # fmt: skip
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(x, 0.0)
+
+
+ACTIVATIONS: dict[str, Function] = {
+    "relu": lambda x: np.maximum(x, 0), "gelu": gelu, "gelu (tanh)": gelu_tanh, "silu": lambda x: x * _logistic(x),
+    "sigmoid": _logistic, "tanh": np.tanh, "relu6": lambda x: np.clip(x, 0, 6), "softplus": _softplus,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "hardtanh": lambda x: np.clip(x, -1, 1), "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1), "mish": lambda x: x * np.tanh(_softplus(x)),
+    "softsign": lambda x: x / (1 + np.abs(x)), "relu squared": lambda x: np.maximum(x, 0) ** 2, "exp": np.exp,
+    "log_sigmoid": lambda x: -_softplus(-x), "selu": lambda x: 1.0507009873554805 * np.where(
+        x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))), "abs": np.abs, "hard sigmoid of Keras": lambda x: np.clip(
+        0.2 * x + 0.5, 0, 1), "identity": lambda x: x,
+}  # fmt: skip
+SPELT = {"logistic": "sigmoid", "log_sigmoid_forward": "log_sigmoid", "hard_tanh": "hardtanh", "swish": "silu",
+         "hard_sigmoid": "hardsigmoid", "hard_swish": "hardswish", "hard_silu": "hardswish", "soft_sign": "softsign",
+         "relu_": "relu", "silu_": "silu"}  # fmt: skip
+
+
+def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
+    operand = 0 if framework == "jax" else "self"
+
+    def is_activation(step: Step) -> bool:
+        name = SPELT.get(step.name, step.name)
+        values = step.operands.get(operand)
+        return (name in ACTIVATIONS and isinstance(values, np.ndarray) and values.dtype.kind == "f"
+                and step.result is not None and step.result.shape == values.shape)  # fmt: skip
+
+    for group in _grouped(steps, is_activation):
+        for name, function in ACTIVATIONS.items():
+            if name != SPELT.get(group[0].name, group[0].name):
+                yield Claim(_change(framework, group, set_unary(function, operand)), "activation",
+                            f"{SPELT.get(group[0].name, group[0].name)} as the activation", name,
+                            "Use the same activation on both sides.")  # fmt: skip
+
+
+def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield other paddings of convolutions and pools with a result of the same shape: SAME pads the end more."""
+    import torch
+    import torch.nn.functional as F
+
+    fix = ("SAME pads by what the stride leaves over, the end more than the beginning: pass the padding of torch as pairs, "
+           "or F.pad first.")  # fmt: skip
+    for group in _grouped(steps, lambda step: "padding" in step.operands and "stride" in step.operands):
+        o = group[0].operands
+        source = "input" if "input" in o else "self"
+        if o.get("transposed") or not isinstance(o["padding"], list):
+            continue
+        spatial = np.ndim(o[source]) - 2
+        padding = list(o["padding"]) * (spatial // max(len(o["padding"]), 1))
+        pool = "weight" not in o
+        sides = [[(low, high) for low in range(2 * p + 1) for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
+                  if high >= 0 and (low, high) != (p, p)] if p else [(0, 1), (1, 0), (1, 1)] for p in padding]  # fmt: skip
+        alike = [pairs for pairs in zip(*sides, strict=False)] if len({tuple(s) for s in sides}) == 1 else []
+        for pairs in alike or itertools.islice(itertools.product(*sides), 40):
+
+            def padded(operation: Operation, pairs: Any = pairs, source: str = source, pool: bool = pool) -> Any:
+                o = operation.operands
+                flat = [n for low, high in reversed(pairs) for n in (low, high)]
+                fill = -math.inf if pool and "max" in operation.name else 0.0
+                wider = torch.nn.functional.pad(o[source], flat, value=fill)
+                return operation.compute({**o, source: wider, "padding": [0] * len(o["padding"])})
+
+            yield Claim(_change("torch", group, padded), "padding", f"padding {tuple(padding)} on either side ({group[0].name})",
+                        f"{tuple(pairs)} before and after", fix)  # fmt: skip
+        for mode in ("reflect", "replicate", "circular"):
+            if not any(padding):
+                continue
+
+            def wrapped(operation: Operation, mode: str = mode, source: str = source, padding: Any = padding) -> Any:
+                o = operation.operands
+                flat = [n for p in reversed(padding) for n in (p, p)]
+                return operation.compute({**o, source: F.pad(o[source], flat, mode=mode), "padding": [0] * len(o["padding"])})
+
+            yield Claim(_change("torch", group, wrapped), "padding", "padding with zeros", f"{mode} padding", "Pad alike.")
+
+
+NEVER_LEFT_OUT = ("clone", "copy", "view", "_to_copy", "detach", "convert_element_type", "broadcast_in_dim", "expand",
+                  "reshape", "lift_fresh", "alias")  # fmt: skip
+
+
+def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Iterator[Claim]:
+    """Yield steps that the other side may lack: their operand stands in for them; and a sign."""
+    for step in sorted(steps, key=lambda step: step.key not in parting):
+        result = step.result
+        if result is None or result.dtype.kind != "f" or step.name in NEVER_LEFT_OUT:
+            continue
+        for operand, values in step.operands.items():
+            if isinstance(values, np.ndarray) and values.shape == result.shape and values.dtype.kind == "f" and values.ndim:
+                yield Claim(_change(framework, [step], _only(operand)), "missing operator",
+                            f"{step.name} (step {place(step)})", "none", "Add the step on the side that lacks it, or leave "
+                            "it out on both.")  # fmt: skip
+        if result.ndim:
+            yield Claim(_change(framework, [step], set_result(np.negative)), "sign", f"{step.name} (step {place(step)})",
+                        "its negative", "Compare signs.")  # fmt: skip
+
+
+def _only(operand: Any) -> Edit:
+    return lambda operation: operation.operands[operand]
+

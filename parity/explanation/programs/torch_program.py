@@ -1,0 +1,169 @@
+"""A torch function, run under a mode that sees and can change every ATen operator."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity.execution.calls import Call, Numbers
+from parity.execution.torch_backend import Ops, is_float
+from parity.explanation._compat import torch_dispatch_mode, torch_schema
+from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
+from parity.operator import transforms
+
+LOW = (torch.float32, torch.float16, torch.bfloat16)
+
+INTEGERS = ("correction", "diagonal")
+"""Integer arguments that are constants; others are sizes and axes."""
+
+UNTOLD = ("alpha", "scale_factors", "scales_h", "scales_w", "value")
+"""Arguments that are constants only where they are given."""
+
+
+class TorchProgram:
+    """The steps of a torch function (see `program.Program`)."""
+
+    framework = "torch"
+
+    def __init__(self, function: Callable[..., Any], numbers: Numbers) -> None:
+        self._function = function
+        mode = _mode({}, record=True)
+        self.outputs = self._run(numbers, mode)
+        self.steps = mode.steps
+        self.constants = roles(self.steps, mode.constants)
+
+    def run(self, numbers: Numbers, edits: Edits) -> dict[str, np.ndarray] | None:
+        """Return the outputs with steps changed, or None where that does not run."""
+        try:
+            return self._run(numbers, _mode(edits, record=False))
+        except Exception:  # an operator that refuses the change: it explains nothing
+            return None
+
+    def _run(self, numbers: Numbers, mode: Any) -> dict[str, np.ndarray]:
+        call = Call(self._function, transforms.get("forward"), numbers, "float64")
+        arrays = call.arrays(lambda v: torch.from_numpy(np.array(v, np.float64)), lambda v: torch.from_numpy(np.array(v)))
+        with warnings.catch_warnings(), _decomposed_attention(), mode:
+            warnings.simplefilter("ignore")
+            outputs = call.program(Ops, is_float, arrays)
+        return {name: _numpy(leaf) for name, leaf in outputs.items()}
+
+
+@contextlib.contextmanager
+def _decomposed_attention() -> Iterator[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _mode(edits: Edits, record: bool) -> Any:
+    class Mode(torch_dispatch_mode()):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: list[Step] = []
+            self.constants: list[Constant] = []
+            self.count = 0
+            self.made: dict[int, Key] = {}
+            self.kept: list[Any] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            key = self.count
+            self.count += 1
+            schema = torch_schema(func)
+            operands, types_seen = _operands(schema, args, kwargs or {})
+
+            def compute(changed: dict[Operand, Any]) -> Any:
+                given = [changed[a.name] for a in schema.arguments if not a.kwarg_only and a.name in changed]
+                named = {a.name: changed[a.name] for a in schema.arguments if a.kwarg_only and a.name in changed}
+                return func(*given, **named)
+
+            name = schema.name.split("::")[-1]
+            edit = edits.get(key)
+            if edit is None:
+                result = compute(operands)
+            else:
+                result = edit(Operation(name, operands, compute, _numpy, _like))
+            if record:
+                self._record(key, name, schema, operands, result, types_seen)
+            return result
+
+        def _record(
+            self, key: int, name: str, schema: Any, operands: dict[Operand, Any], result: Any, types_seen: tuple[str, ...]
+        ) -> None:
+            first = result[0] if isinstance(result, tuple | list) and result else result
+            self.kept.append((operands, result))  # alive, so that no other tensor gets the same id
+            sources = {o: self.made[id(v)] for o, v in operands.items() if id(v) in self.made}
+            plain = {o: _numpy(v) if isinstance(v, torch.Tensor) else v for o, v in operands.items()}
+            value = _numpy(first) if isinstance(first, torch.Tensor) else None
+            self.steps.append(Step(key, name, plain, value, sources, types_seen))
+            for one in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(one, torch.Tensor):
+                    self.made[id(one)] = key
+            self.constants.extend(_constants(key, name, schema, operands, sources))
+
+    return Mode()
+
+
+def _operands(schema: Any, args: Any, kwargs: dict[str, Any]) -> tuple[dict[Operand, Any], tuple[str, ...]]:
+    """Return what an operator was given by name, defaults with it, every float widened to float64; and its types."""
+    given: dict[Operand, Any] = {}
+    types: list[str] = []
+    for place, argument in enumerate(schema.arguments):
+        if place < len(args):
+            value = args[place]
+        elif argument.name in kwargs:
+            value = kwargs[argument.name]
+        elif argument.has_default_value():
+            value = argument.default_value
+        else:
+            continue
+        if isinstance(value, torch.Tensor) and value.dtype in LOW:
+            types.append(_type(value.dtype))
+            value = value.to(torch.float64)
+        elif isinstance(value, torch.dtype) and value in LOW:
+            types.append(_type(value))
+            value = torch.float64
+        elif isinstance(value, list) and any(isinstance(v, torch.Tensor) and v.dtype in LOW for v in value):
+            value = [v.to(torch.float64) if isinstance(v, torch.Tensor) and v.dtype in LOW else v for v in value]
+        given[argument.name] = value
+    return given, tuple(types)
+
+
+def _constants(
+    key: int, name: str, schema: Any, operands: dict[Operand, Any], sources: dict[Operand, Key]
+) -> Iterator[Constant]:
+    for argument in schema.arguments:
+        value = operands.get(argument.name)
+        if isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point():
+            if argument.name not in sources:
+                yield Constant(key, argument.name, as_written(float(value), _type(value.dtype)), name)
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if str(argument.type) in ("int", "Optional[int]") and argument.name not in INTEGERS:
+            continue
+        if argument.name in UNTOLD and argument.has_default_value() and value == argument.default_value:
+            continue
+        plain = argument.name in ("self", "other", "exponent", "value", "min", "max")
+        yield Constant(key, argument.name, float(value), name if plain else argument.name, "" if plain else argument.name)
+
+
+def _numpy(leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, torch.Tensor):
+        return np.asarray(leaf)
+    leaf = leaf.detach().resolve_conj().resolve_neg()
+    return np.array((leaf.to(torch.float64) if leaf.dtype in LOW else leaf).cpu().numpy())
+
+
+def _like(values: np.ndarray, leaf: Any) -> Any:
+    values = np.array(values)
+    return torch.from_numpy(values).to(leaf.dtype if isinstance(leaf, torch.Tensor) else torch.float64)
+
+
+def _type(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,196 @@
+"""Proof by substitution: a change of one program after which the two functions agree, on these numbers and on others.
+
+A claim "X on one side where the other has Y" is made where the program with Y in the place of X gives the other's
+results to nine digits, on the numbers of the cell and on fresh ones of the same shapes. Programs run in float64
+throughout for it, whatever types they pass through.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from parity.execution.calls import Numbers
+from parity.explanation.programs.program import Edits, Key, Program
+from parity.operator import trees
+from parity.operator.trees import is_float
+
+AGREE = 1e-9
+"""Two float64 results agree: relative to an output's size. Rounding of stable composites stays below it, and what
+people port wrongly lies above."""
+
+SHRINK = 30.0
+"""A proof also makes the difference so many times smaller: no small difference is explained by being small."""
+
+SECONDS = 12.0
+"""How long causes of one difference are looked for."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of one side: steps of its program, its inputs, or its outputs.
+
+    Attributes:
+        framework: Whose program is changed.
+        edits: Of its steps.
+        inputs: Makes other arguments of the arguments' floating leaves, or None.
+        outputs: Makes other outputs, or None.
+    """
+
+    framework: str
+    edits: Edits = field(default_factory=dict)
+    inputs: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] | None = None
+    outputs: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+
+    def __or__(self, other: Change) -> Change:
+        """Return both changes of one side's steps."""
+        return replace(self, edits={**self.edits, **other.edits})
+
+
+@dataclass
+class Bench:
+    """Both programs on some numbers, and what the difference between them is.
+
+    Attributes:
+        programs: By framework.
+        numbers: Those of the cell first, then fresh ones.
+        outputs: What each framework returned on each of them.
+        started: When the search began.
+    """
+
+    programs: dict[str, Program]
+    numbers: tuple[Numbers, ...]
+    outputs: dict[str, tuple[dict[str, np.ndarray], ...]]
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time to look for causes is over."""
+        return time.monotonic() - self.started > SECONDS
+
+    def difference(self) -> float:
+        """Return how far apart the two are."""
+        return distance(self.outputs["torch"][0], self.outputs["jax"][0])
+
+    def residual(self, change: Change, at: int = 0) -> float:
+        """Return how far apart the two are after a change: infinite where it does not run."""
+        found = self.changed(change, at)
+        return np.inf if found is None else distance(found, self.outputs[other(change.framework)][at])
+
+    def changed(self, change: Change, at: int = 0) -> dict[str, np.ndarray] | None:
+        """Return the outputs of one side after a change."""
+        numbers = self.numbers[at]
+        if change.inputs is not None:
+            try:
+                numbers = with_theta(numbers, change.inputs(numbers.theta))
+            except ValueError:
+                return None
+        if change.edits or change.inputs is not None:
+            found = self.programs[change.framework].run(numbers, change.edits)
+        else:
+            found = self.outputs[change.framework][at]
+        return found if found is None or change.outputs is None else change.outputs(found)
+
+    def proves(self, change: Change) -> bool:
+        """Return whether the two agree after a change, on all the numbers."""
+        for at in range(len(self.numbers)):
+            before = distance(self.outputs["torch"][at], self.outputs["jax"][at])
+            after = self.residual(change, at)
+            if not after <= AGREE or (at == 0 and not after <= before / SHRINK):
+                return False
+        return True
+
+
+def other(framework: str) -> str:
+    """Return the other framework."""
+    return {"torch": "jax", "jax": "torch"}[framework]
+
+
+def distance(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> float:
+    """Return the largest difference between two sets of outputs, relative to the size of each output."""
+    worst = 0.0
+    if list(got) != list(want):
+        return np.inf
+    for name in want:
+        a, b = got[name], want[name]
+        if a.shape != b.shape:
+            return np.inf
+        if a.dtype.kind in "fc" and b.dtype.kind in "fc":
+            worst = max(worst, _apart(a, b))
+        elif not np.array_equal(a, b):
+            worst = max(worst, 1.0)
+    return worst
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not np.all(finite | (a == b) | (np.isnan(a) & np.isnan(b))):
+            return np.inf
+        size = np.sqrt(np.mean(np.abs(b[finite]) ** 2)) if finite.any() else 0.0
+        worst = np.max(np.abs(a[finite] - b[finite]), initial=0.0)
+    return float(worst / (size or 1.0))
+
+
+def where_they_part(bench: Bench, framework: str) -> set[Key]:
+    """Return the steps where a program leaves the other: what goes in is known there too, what comes out is not.
+
+    A result is known where the other program has one of the same mean size, mean square and largest number, in any
+    order and of any sign. The steps that made what goes in belong to them.
+    """
+    theta = [_fingerprint(leaf) for leaf in bench.numbers[0].theta]
+    known = {*theta, *(_fingerprint(step.result) for step in bench.programs[other(framework)].steps)}
+    steps = bench.programs[framework].steps
+    results = {step.key: _fingerprint(step.result) in known for step in steps}
+    parting = [step for step in steps if not results[step.key] and all(results.get(s, True) for s in step.sources.values())]
+    return {step.key for step in parting} | {source for step in parting for source in step.sources.values()}
+
+
+def _fingerprint(values: np.ndarray | None) -> tuple[float, ...]:
+    if values is None or values.dtype.kind != "f" or not values.size:
+        return ()
+    with np.errstate(all="ignore"):
+        sizes = np.abs(values[np.isfinite(values)])
+        if not sizes.size:
+            return ()
+        return tuple(float(f"{x:.7g}") for x in (sizes.mean(), (sizes**2).mean(), sizes.max()))
+
+
+def with_theta(numbers: Numbers, theta: tuple[np.ndarray, ...]) -> Numbers:
+    """Return numbers with other floating leaves, of the same shapes."""
+    if [leaf.shape for leaf in theta] != [leaf.shape for leaf in numbers.theta]:
+        raise ValueError("shapes differ")
+    left = iter(theta)
+    leaves = [next(left) if is_float(leaf) else leaf for _, leaf in trees.leaves(numbers.arguments)]
+    return replace(numbers, arguments=trees.rebuild(numbers.arguments, iter(leaves)), theta=tuple(theta))
+
+
+def fresh(numbers: Numbers, seed: int) -> Numbers:
+    """Return other numbers of the same shapes and signs: each is multiplied by a number between a half and 3/2."""
+    rng = np.random.default_rng(seed)
+    return with_theta(numbers, tuple(leaf * rng.uniform(0.5, 1.5, leaf.shape) for leaf in numbers.theta))
+
+
+def bench(torch_function: Any, jax_function: Any, numbers: Numbers) -> Bench | None:
+    """Return both programs, or None where one cannot be read: it raises, or its outputs are not those of the other."""
+    from parity.explanation.programs.jax_program import JaxProgram
+    from parity.explanation.programs.torch_program import TorchProgram
+
+    numbers = with_theta(numbers, tuple(np.asarray(leaf, np.float64) for leaf in numbers.theta))
+    several = (numbers, fresh(numbers, 1), fresh(numbers, 2))
+    try:
+        programs: dict[str, Program] = {
+            "torch": TorchProgram(torch_function, numbers),
+            "jax": JaxProgram(jax_function, numbers),
+        }
+        # A step that is not read as it runs (a callback, random numbers) shows here: the same again must be the same.
+        outputs = {name: tuple(program.run(one, {}) for one in several) for name, program in programs.items()}
+    except Exception:
+        return None
+    if any(one is None for found in outputs.values() for one in found):
+        return None
+    return Bench(programs, several, outputs)  # type: ignore[arg-type]
