@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
 from parity.execution import _compat as parity_compat
+from parity.explanation import _compat as explanation_compat
 
 W = torch.ones(2, 3)
 
@@ -256,3 +257,22 @@ def test_fused_operators_are_taken_apart():
 def test_the_code_that_made_an_equation_is_told():
     (equation,) = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr.eqns
     assert __file__ in parity_compat.file_names(equation)
+
+
+def test_programs_of_torch_are_seen_operator_by_operator():
+    seen = []
+
+    class Mode(explanation_compat.torch_dispatch_mode()):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(explanation_compat.torch_schema(func).name)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        F.layer_norm(W, (3,))
+    assert seen == ["aten::native_layer_norm"]
+
+
+def test_primitives_run_with_the_parameters_of_a_jaxpr():
+    (equation,) = jax.make_jaxpr(lambda x: x.sum(1))(jnp.ones((2, 3))).eqns
+    found = explanation_compat.jax_bind(equation.primitive, [jnp.ones((2, 3))], equation.params)
+    assert found.tolist() == [3, 3]

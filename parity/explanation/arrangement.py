@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ class Rearrangement:
 
 
 TRANSPOSE = "Transpose one of them: check dim, axis and the order of einsum's letters."
-INTERLEAVE = "Pair channels alike: neighbours (0, 1), (2, 3) or halves (0, n/2), (1, n/2 + 1); permute the weights once."
+INTERLEAVE = (
+    "Pair channels alike: neighbours (0, 1), (2, 3) or halves (0, n/2), (1, n/2 + 1); permute the weights once."
+)
 GATES = "Reorder the parts (gates, or q, k and v) once, where weights are converted."
 FLIP = "Flip the kernel where weights are converted: lax.conv_transpose without transpose_kernel does not flip it."
 SHIFT = "Check where counting begins, and which side is padded."
@@ -55,25 +58,45 @@ def rearrangements(shape: tuple[int, ...], weights: bool) -> Iterator[Rearrangem
     n = len(shape)
     for i, j in itertools.combinations(range(n), 2):
         if shape[i] == shape[j] > 1:
-            yield Rearrangement("transposed", f"axes {i} and {j} exchanged", lambda a, i=i, j=j: np.swapaxes(a, i, j), TRANSPOSE)
+            yield Rearrangement(
+                "transposed", f"axes {i} and {j} exchanged", partial(np.swapaxes, axis1=i, axis2=j), TRANSPOSE
+            )
         elif shape[i] > 1 and shape[j] > 1:
-            yield Rearrangement("reshaped", f"axes {i} and {j} exchanged, and reshaped back",
-                                lambda a, i=i, j=j: np.swapaxes(a, i, j).reshape(a.shape),
-                                "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.")  # fmt: skip
+            yield Rearrangement(
+                "arrangement: reshaped",
+                f"axes {i} and {j} exchanged, and reshaped back",
+                partial(_swapped_flat, i=i, j=j),
+                "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.",
+            )
             other = [*shape]
             other[i], other[j] = shape[j], shape[i]
-            yield Rearrangement("reshaped", f"read with axes {i} and {j} exchanged",
-                                lambda a, i=i, j=j, other=tuple(other): np.swapaxes(a.reshape(other), i, j),
-                                "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.")  # fmt: skip
+            yield Rearrangement(
+                "arrangement: reshaped",
+                f"read with axes {i} and {j} exchanged",
+                partial(_read_swapped, shape=tuple(other), i=i, j=j),
+                "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.",
+            )
     for axis in range(n):
         for cause, words, along, fix in _along(shape[axis], weights):
-            yield Rearrangement(cause, f"{words} along axis {axis}", lambda x, f=along, i=axis: f(x, i), fix, axis, along)
+            yield Rearrangement(
+                cause, f"{words} along axis {axis}", partial(_at_axis, along=along, axis=axis), fix, axis, along
+            )
     for count in (2, 3):
         if n > count:
             axes = tuple(range(n - count, n))
-            yield Rearrangement("kernel flip", f"flipped along the last {count} axes", lambda a, axes=axes: np.flip(a, axes), FLIP)
+            yield Rearrangement(
+                "arrangement: kernel flip",
+                f"flipped along the last {count} axes",
+                partial(np.flip, axis=axes),
+                FLIP,
+            )
             axes = tuple(range(count))
-            yield Rearrangement("kernel flip", f"flipped along the first {count} axes", lambda a, axes=axes: np.flip(a, axes), FLIP)
+            yield Rearrangement(
+                "arrangement: kernel flip",
+                f"flipped along the first {count} axes",
+                partial(np.flip, axis=axes),
+                FLIP,
+            )
 
 
 Along = Callable[[np.ndarray, int], np.ndarray]
@@ -88,24 +111,56 @@ def _along(size: int, weights: bool) -> Iterator[tuple[str, str, Along, str]]:
             b = size // a
             pairs = a == 2 or b == 2
             words = "interleaved" if pairs else f"read as ({b}, {a}) in the place of ({a}, {b})"
-            yield ("interleaved" if pairs else "channel order", words,
-                   lambda x, i, s=(a, b): _split(x, i, s, (1, 0)), INTERLEAVE)  # fmt: skip
-    yield "flip", "reversed", np.flip, FLIP
+            yield (
+                "arrangement: interleaved" if pairs else "arrangement: channel order",
+                words,
+                partial(_split, shape=(a, b), order=(1, 0)),
+                INTERLEAVE,
+            )
+    yield "arrangement: reversed", "reversed", np.flip, FLIP
     for by in (1, -1):
-        yield "shift", f"shifted by {by}", lambda x, i, by=by: np.roll(x, by, i), SHIFT
+        yield "arrangement: shifted", f"shifted by {by}", partial(_rolled, by=by), SHIFT
     for parts, word in ORDERS.items():
         if size % parts == 0 and (weights or parts == 2):
             for order in itertools.permutations(range(parts)):
                 if order != tuple(range(parts)):
-                    yield ("part order", f"its {word} in the order {order}",
-                           lambda x, i, p=parts, o=order: _chunks(x, i, p, o), GATES)  # fmt: skip
+                    yield (
+                        "arrangement: part order",
+                        f"its {word} in the order {order}",
+                        partial(_chunks, parts=parts, order=order),
+                        GATES,
+                    )
     for parts in (2, 3) if weights else ():
         rest = size // parts
         for a in (a for a in range(2, rest) if size % parts == 0 and rest % a == 0):
-            for shape, order in (((parts, a, rest // a), (1, 0, 2)), ((a, parts, rest // a), (1, 0, 2)),
-                                 ((a, rest // a, parts), (2, 0, 1)), ((parts, a, rest // a), (1, 2, 0))):  # fmt: skip
-                yield ("part order", f"read as {shape} with these axes in the order {order}",
-                       lambda x, i, s=shape, o=order: _split(x, i, s, o), HEADS)  # fmt: skip
+            for shape, order in (
+                ((parts, a, rest // a), (1, 0, 2)),
+                ((a, parts, rest // a), (1, 0, 2)),
+                ((a, rest // a, parts), (2, 0, 1)),
+                ((parts, a, rest // a), (1, 2, 0)),
+            ):
+                yield (
+                    "arrangement: part order",
+                    f"read as {shape} with these axes in the order {order}",
+                    partial(_split, shape=shape, order=order),
+                    HEADS,
+                )
+
+
+def _at_axis(x: np.ndarray, along: Along, axis: int) -> np.ndarray:
+    return along(x, axis % x.ndim)
+
+
+def _swapped_flat(x: np.ndarray, i: int, j: int) -> np.ndarray:
+    return np.swapaxes(x, i, j).reshape(x.shape)
+
+
+def _read_swapped(x: np.ndarray, shape: tuple[int, ...], i: int, j: int) -> np.ndarray:
+    return np.swapaxes(x.reshape(shape), i, j)
+
+
+def _rolled(x: np.ndarray, axis: int, by: int) -> np.ndarray:
+    return np.roll(x, by, axis)
 
 
 def _split(x: np.ndarray, axis: int, shape: tuple[int, ...], order: tuple[int, ...]) -> np.ndarray:
@@ -122,14 +177,14 @@ def _chunks(x: np.ndarray, axis: int, parts: int, order: tuple[int, ...]) -> np.
 
 
 def claims(bench: Bench) -> Iterator[Claim]:
-    """Yield other orders: pairs of channels, outputs, inputs, and results of steps, those first where programs part."""
+    """Yield other orders: pairs of channels, outputs, inputs."""
     yield from pairings(bench)
     yield from _outputs(bench)
     yield from _inputs(bench)
-    yield from _steps(bench)
 
 
-def _steps(bench: Bench) -> Iterator[Claim]:
+def steps(bench: Bench) -> Iterator[Claim]:
+    """Yield other orders of results of steps, those first where the programs part."""
     groups = [
         (framework, group) for framework in ("torch", "jax") for group in grouped(bench.programs[framework].steps)
     ]
@@ -140,9 +195,18 @@ def _steps(bench: Bench) -> Iterator[Claim]:
         assert step.result is not None
         for one in rearrangements(step.result.shape, step.result.ndim <= 3 and framework == "torch"):
             edits = dict.fromkeys([s.key for s in group], set_result(one.of))
-            where = f"the result of {step.name} (step {place(step)})" if len(group) == 1 else f"{len(group)} results of {step.name}"
-            yield Claim(Change(framework, edits), one.cause, where,
-                        f"{'it' if len(group) == 1 else 'them'} {one.words}", one.fix)  # fmt: skip
+            where = (
+                f"the result of {step.name} (step {place(step)})"
+                if len(group) == 1
+                else f"{len(group)} results of {step.name}"
+            )
+            yield Claim(
+                Change(framework, edits),
+                one.cause,
+                where,
+                f"{'it' if len(group) == 1 else 'them'} {one.words}",
+                one.fix,
+            )
 
 
 def grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:
@@ -160,19 +224,37 @@ def grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:
 def pairings(bench: Bench) -> Iterator[Claim]:
     """Yield the other pairing of channels: neighbours where a program takes halves apart and puts them together."""
     for framework in ("torch", "jax"):
-        steps = bench.programs[framework].steps
-        sizes = {s.result.shape[-1] for s in steps if s.name in ("cat", "concatenate") and s.result is not None and s.result.ndim}
-        sizes |= {half.size for half in map(_half, steps) if half is not None}
+        ran = bench.programs[framework].steps
+        sizes = {
+            s.result.shape[-1]
+            for s in ran
+            if s.name in ("cat", "concatenate") and s.result is not None and s.result.ndim
+        }
+        sizes |= {half.size for half in map(_half, ran) if half is not None}
         for size in sorted(sizes):
-            apart = {s.key: set_result_from(half) for s, half in ((s, _half(s)) for s in steps)
-                     if half is not None and half.size == size}  # fmt: skip
-            joined = {s.key: set_result(lambda a: _split(a, a.ndim - 1, (2, a.shape[-1] // 2), (1, 0))) for s in steps
-                      if s.name in ("cat", "concatenate") and s.result is not None and s.result.ndim
-                      and s.result.shape[-1] == size and size % 2 == 0}  # fmt: skip
+            apart = {
+                s.key: set_result_from(half)
+                for s, half in ((s, _half(s)) for s in ran)
+                if half is not None and half.size == size
+            }
+            joined = {
+                s.key: set_result(lambda a: _split(a, a.ndim - 1, (2, a.shape[-1] // 2), (1, 0)))
+                for s in ran
+                if s.name in ("cat", "concatenate")
+                and s.result is not None
+                and s.result.ndim
+                and s.result.shape[-1] == size
+                and size % 2 == 0
+            }
             for edits in (apart | joined, apart, joined):
                 if edits:
-                    yield Claim(Change(framework, edits), "interleaved", f"channels paired as halves (0, {size // 2})",
-                                "pairs of neighbours (0, 1)", INTERLEAVE)  # fmt: skip
+                    yield Claim(
+                        Change(framework, edits),
+                        "arrangement: interleaved",
+                        f"channels paired as halves (0, {size // 2})",
+                        "pairs of neighbours (0, 1)",
+                        INTERLEAVE,
+                    )
 
 
 @dataclass(frozen=True)
@@ -218,27 +300,35 @@ def _outputs(bench: Bench) -> Iterator[Claim]:
     for name, values in bench.outputs["jax"][0].items():
         for one in rearrangements(values.shape, weights=True):
 
-            def changed(outputs: dict[str, np.ndarray], name: str = name, one: Rearrangement = one) -> dict[str, np.ndarray]:
+            def changed(
+                outputs: dict[str, np.ndarray], name: str = name, one: Rearrangement = one
+            ) -> dict[str, np.ndarray]:
                 return {**outputs, name: one.of(outputs[name])}
 
             yield Claim(Change("jax", outputs=changed), one.cause, name, f"it {one.words}", one.fix)
 
 
 def _inputs(bench: Bench) -> Iterator[Claim]:
-    """Yield other orders of inputs: of those that share an axis together, as gates' weights and biases do, and of each."""
+    """Yield other orders of inputs: of those that share an axis (gates' weights and biases), and of each."""
     numbers = bench.numbers[0]
     leaves, names = numbers.theta, numbers.names
     seen: set[tuple[str, tuple[int, ...], bool]] = set()
-    for place, leaf in enumerate(leaves):
+    for number, leaf in enumerate(leaves):
         for one in rearrangements(leaf.shape, weights=True):
             if one.axis is not None and one.along is not None:
                 for last in [one.axis > 0] if leaf.ndim > 1 else [False, True]:
                     if one.axis in (0, leaf.ndim - 1):
-                        group = tuple(i for i, x in enumerate(leaves) if x.ndim and x.shape[-1 if last else 0] == leaf.shape[one.axis])
+                        group = tuple(
+                            i
+                            for i, x in enumerate(leaves)
+                            if x.ndim and x.shape[-1 if last else 0] == leaf.shape[one.axis]
+                        )
                         if len(group) > 1 and (one.words, group, last) not in seen:
                             seen.add((one.words, group, last))
-                            yield _claim_of_inputs(one, names, group, lambda x, f=one.along, i=-1 if last else 0: f(x, i % x.ndim))
-            yield _claim_of_inputs(one, names, (place,), one.of)
+                            yield _claim_of_inputs(
+                                one, names, group, partial(_at_axis, along=one.along, axis=-1 if last else 0)
+                            )
+            yield _claim_of_inputs(one, names, (number,), one.of)
 
 
 def _claim_of_inputs(
@@ -247,5 +337,10 @@ def _claim_of_inputs(
     def changed(theta: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return tuple(of(x) if i in group else x for i, x in enumerate(theta))
 
-    return Claim(Change("torch", inputs=changed), one.cause, ", ".join(names[i] for i in group),
-                 f"{'them' if len(group) > 1 else 'it'} {one.words}", one.fix)  # fmt: skip
+    return Claim(
+        Change("torch", inputs=changed),
+        one.cause,
+        ", ".join(names[i] for i in group),
+        f"{'them' if len(group) > 1 else 'it'} {one.words}",
+        one.fix,
+    )

@@ -180,21 +180,12 @@ def follows(e: Evidence) -> Diagnosis | None:
     )
 
 
-def x64_off(e: Evidence) -> Diagnosis | None:
-    """Float64 asked for, float32 computed."""
-    if not e.same_shape or e.judged != "meaning" or e.cell.data not in ("random", "ties", "kinks", "negative"):
+def proved(e: Evidence) -> Diagnosis | None:
+    """A constant, an operator, an order or a type that is proved by substitution (proof.py)."""
+    if e.judged != "meaning" or e.verdict != "differs" or e.derivative:
         return None
-    error = _distance(e.got, e.want)
-    largest = float(np.nanmax(error, initial=0.0))
-    if not 2.0**-40 < largest < 2.0**-14:
-        return None
-    who = "One of the two"
-    for name, values in ((e.who, e.got), ("the other framework", e.want)):
-        if np.all(values == values.astype(np.float32)):
-            who = name
-    return Diagnosis("x64 off", f"{who} computes float32 where float64 was asked for: the error is {largest:.2g} of the result.",
-                     "Set jax_enable_x64 before arrays are made; look for casts to float32 and for constants of that "
-                     "dtype.")  # fmt: skip
+    special = ("zeros", "signed zeros", "nan", "infinite", "subnormal")
+    return None if e.cell.data in special and not e.at_random else e.proved()
 
 
 def default_argument(e: Evidence) -> Diagnosis | None:
@@ -350,7 +341,7 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 CAUSES: tuple[Cause, ...] = (
     raises, structure, unsteady, oracle, shape, promotion, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
-    follows, x64_off, integers, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
+    follows, integers, proved, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
     low_accumulator, lost_precision, other_formula,
 )  # fmt: skip
 """What is tried, in this order."""

@@ -12,9 +12,6 @@ import numpy as np
 from parity.explanation.programs.program import Constant, set_operand
 from parity.explanation.substitution import Bench, Change, distance, other
 
-NEUTRAL = (0.0, 1.0)
-"""What a missing constant is: nothing added, or a factor of one."""
-
 STEP = 1e-3
 """How far a constant is moved to see what it does, relative to it."""
 
@@ -57,9 +54,9 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
         for group in _groups(mine.constants):
             if _idle(bench, mine.framework, group):
                 continue
-            for value in (*theirs.values, *NEUTRAL):
+            for value in theirs.values:
                 if value != group[0].value and not bench.late:
-                    found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)
+                    found = Replacement(mine.framework, group, (value,) * len(group), True)
                     if bench.proves(found.change):
                         yield found
 
@@ -93,7 +90,7 @@ def _groups(constants: list[Constant]) -> Iterator[tuple[Constant, ...]]:
 def solved(bench: Bench) -> Iterator[Replacement]:
     """Yield constants for which a value is found by Newton's method, and is one that people write."""
     want = {name: bench.outputs[other(name)][0] for name in bench.programs}
-    sizes = _sizes(bench)
+    lengths = sizes(bench)
     for framework in ("jax", "torch"):
         ranked = []
         for group in _groups(list(bench.programs[framework].constants)):
@@ -111,7 +108,7 @@ def solved(bench: Bench) -> Iterator[Replacement]:
             value = _newton(bench, framework, group, _vector(want[framework]))
             if value is None:
                 continue
-            for written in _written(value, group[0].value, sizes):
+            for written in _written(value, group[0].value, lengths):
                 found = Replacement(framework, group, (written,) * len(group), False)
                 if bench.proves(found.change):
                     yield found
@@ -123,8 +120,8 @@ def linked(bench: Bench) -> Iterator[Replacement]:
     for framework in ("jax", "torch"):
         constants = list(bench.programs[framework].constants)[:24]
         rest = _vector(bench.outputs[other(framework)][0]) - _vector(bench.outputs[framework][0])
-        slopes = [(c, _slope(bench, framework, (c,), c.value)) for c in constants]
-        slopes = [(c, slope) for c, slope in slopes if slope is not None and np.any(slope)]
+        found = [(c, _slope(bench, framework, (c,), c.value)) for c in constants]
+        slopes = [(c, slope) for c, slope in found if slope is not None and np.any(slope)]
         ranked = []
         for i, (a, left) in enumerate(slopes):
             for b, right in slopes[i + 1 :]:
@@ -139,13 +136,13 @@ def linked(bench: Bench) -> Iterator[Replacement]:
             values = _newton_pair(bench, framework, pair, step)
             if values is None:
                 continue
-            sizes = _sizes(bench)
+            lengths = sizes(bench)
             written = tuple(
-                next(iter(_written(value, c.value, sizes)), value) for value, c in zip(values, pair, strict=True)
+                next(iter(_written(value, c.value, lengths)), value) for value, c in zip(values, pair, strict=True)
             )
-            found = Replacement(framework, pair, written, False)
-            if bench.proves(found.change):
-                yield found
+            together = Replacement(framework, pair, written, False)
+            if bench.proves(together.change):
+                yield together
 
 
 def round_key(value: float) -> float:
@@ -164,7 +161,9 @@ def written(value: float) -> str:
 
 
 def _typed(constant: Constant, value: float) -> float | int:
-    whole = constant.role in ("ddof", "correction", "diagonal", "exponent") and math.isfinite(value) and value == int(value)
+    whole = (
+        constant.role in ("ddof", "correction", "diagonal", "exponent") and math.isfinite(value) and value == int(value)
+    )
     return int(value) if whole else value
 
 
@@ -242,7 +241,7 @@ def _newton_pair(
     return (float(values[0]), float(values[1])) if np.all(np.isfinite(values)) else None
 
 
-def _sizes(bench: Bench) -> list[int]:
+def sizes(bench: Bench) -> list[int]:
     """Return lengths of axes and sizes, of inputs and of what steps returned."""
     found = {n for leaf in bench.numbers[0].theta for n in (*leaf.shape, leaf.size)}
     for program in bench.programs.values():
@@ -260,5 +259,7 @@ def _written(value: float, before: float, sizes: list[int]) -> Iterator[float]:
     near |= {before * k / (k - 1) for k in sizes} | {before * (k - 1) / k for k in sizes}
     near |= {math.pi, math.e, math.log(2), math.log(10), math.sqrt(2 / math.pi), math.sqrt(0.5), 2 * math.pi, 0.0}
     near |= {1 - one for one in list(near)}
-    close = [one for one in near if abs(one - value) <= HELD * max(abs(value), 1e-12) or (abs(value) < 1e-9 and not one)]
+    close = [
+        one for one in near if abs(one - value) <= HELD * max(abs(value), 1e-12) or (abs(value) < 1e-9 and not one)
+    ]
     yield from sorted(close, key=lambda one: (len(repr(one)), abs(one - value)))

@@ -40,7 +40,7 @@ def default_argument(e: Evidence) -> Diagnosis | None:
             for got, want, names in ((left, right, "lr"), (right, left, "rl")):
                 if explains(got, e.got) and explains(want, e.want) and not explains(left, right):
                     return _named(hypothesis, e, names)
-    return _factor(e) or _eps(e)
+    return None
 
 
 def explains(values: np.ndarray, target: np.ndarray) -> bool:
@@ -151,12 +151,20 @@ def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
     return float(ratio[0])
 
 
-def _factor(e: Evidence) -> Diagnosis | None:
-    """A constant factor."""
-    factor = factor_of(e.got, e.want)
-    if factor is None:
+def factor(got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], output: str, who: str) -> Diagnosis | None:
+    """Return what a constant factor between two results tells, or None.
+
+    Args:
+        got: Results on several sets of numbers: one number alone always has a ratio to another.
+        want: The other framework's.
+        shapes: Of the inputs: lengths that a factor may come from.
+        output: What the results are called.
+        who: Whose `got` is.
+    """
+    found = factor_of(got, want) if got.size > 1 else None
+    if found is None:
         return None
-    sizes = {n for leaf in e.numbers.theta for n in (*leaf.shape, leaf.size)} - {0, 1}
+    sizes = {n for shape in shapes for n in (*shape, math.prod(shape))} - {0, 1}
     named = {
         **{n / (n - 1): ("ddof", f"n/(n-1) with n = {n}") for n in sizes},
         **{math.sqrt(n / (n - 1)): ("ddof", f"the root of n/(n-1) with n = {n}") for n in sizes},
@@ -164,51 +172,12 @@ def _factor(e: Evidence) -> Diagnosis | None:
         math.log(2): ("base", "ln 2: another base of a logarithm"), math.log(10): ("base", "ln 10: another base"),
     }  # fmt: skip
     for value, (argument, words) in named.items():
-        if any(abs(factor / candidate - 1) < 1e-7 for candidate in (value, 1 / value)):
+        if any(abs(found / candidate - 1) < 1e-7 for candidate in (value, 1 / value)):
             fix = f"Say {argument} on both sides." if argument != "ddof" else HYPOTHESES[1].fix
             return Diagnosis(
                 f"default argument: {argument}",
-                f"{e.output} is {factor:.6g} times the other's everywhere: {words}.",
+                f"{output} in {who} is {found:.6g} times torch's everywhere: {words}.",
                 fix,
             )
-    return Diagnosis("constant factor", f"{e.output} is {factor:.6g} times the other's everywhere.",
+    return Diagnosis("constant factor", f"{output} in {who} is {found:.6g} times torch's everywhere, on other numbers as well.",
                      "Compare the scale, the reduction and the units of both.")  # fmt: skip
-
-
-EPS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3)
-
-
-def _eps(e: Evidence) -> Diagnosis | None:
-    """A number added under the root of a normalisation."""
-    x = e.numbers.theta[0]
-    if x.shape != e.got.shape or not x.ndim:
-        return None
-    with np.errstate(all="ignore"):
-        ratio = np.where(e.want != 0, e.got / e.want, np.nan)
-    for axis in range(x.ndim):
-        for size, name in ((np.var(x, axis=axis, keepdims=True), "variance"),
-                           (np.mean(x**2, axis=axis, keepdims=True), "mean square")):  # fmt: skip
-            for mine in EPS:
-                for theirs in EPS:
-                    if mine == theirs:
-                        continue
-                    with np.errstate(all="ignore"):  # equal numbers have no variance, and show no eps
-                        expected = np.where(size > 0, np.sqrt((size + theirs) / (size + mine)), np.nan)
-                    expected = np.broadcast_to(expected, ratio.shape)
-                    if _all_near(ratio - 1, expected - 1):
-                        return Diagnosis("default argument: eps", f"{e.output} is explained by eps = {mine:g} in {e.who} and "
-                                         f"{theirs:g} in the other, added to the {name} along axis {axis}.",
-                                         "Pass the same eps to both: layer norm has 1e-5 in torch, 1e-6 in Flax.")  # fmt: skip
-    return None
-
-
-def _all_near(values: np.ndarray, expected: np.ndarray) -> bool:
-    there = np.isfinite(values) & np.isfinite(expected)
-    if not there.any() or not np.max(np.abs(expected[there])) > 1e-12:
-        return False
-    return bool(
-        np.all(
-            np.abs(values[there] - expected[there])
-            <= 1e-2 * np.max(np.abs(expected[there])) * 0.1 + 1e-3 * np.abs(expected[there])
-        )
-    )

@@ -33,6 +33,7 @@ class Evidence:
         forward: The diagnosis of the forward on the same numbers, where a derivative is looked at.
         recompute: Runs this framework's function in float64 on other numbers.
         against_oracle: Whether it is the user's oracle that the function does not agree with.
+        proved: Looks for a cause that is proved by substitution (proof.py); once for a pair and a kind of data.
         unsteady: The frameworks whose function gives other results when it is run again on the same numbers.
     """
 
@@ -51,6 +52,7 @@ class Evidence:
     at_random: bool = False
     forward: Any = None
     recompute: Any = field(default=lambda numbers: Failure("not run"))
+    proved: Any = field(default=lambda: None)
     against_oracle: bool = False
     unsteady: tuple[str, ...] = ()
 

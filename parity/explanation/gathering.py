@@ -10,6 +10,7 @@ import numpy as np
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation.evidence import Evidence
+from parity.explanation.proof import prove
 from parity.records import Cell, Diagnosis
 from parity.verdict import judge, sensitivity
 from parity.verdict.bounds import UNIT
@@ -47,6 +48,13 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
 
     differs, derivative = found.verdict == "differs", cell.transform != "forward"
     random = replace(cell, data="random")
+    at_random = differs and named.data != "random" and verdict(random).verdict == "differs"
+
+    def proved() -> Diagnosis | None:
+        kind = "random" if at_random else cell.data
+        pair = runs.pair
+        return runs.once(("proof", kind), lambda: prove(pair.torch, pair.jax, runs.plain(kind, "float64")))
+
     return Evidence(
         cell=named,
         verdict=found.verdict,
@@ -60,9 +68,10 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         other=twin,
         numbers=numbers if isinstance(numbers, Numbers) else runs.plain(cell.data, cell.dtype),
         framework=whose,
-        at_random=differs and named.data != "random" and verdict(random).verdict == "differs",
+        at_random=at_random,
         forward=_forward(named, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
         recompute=recompute,
+        proved=proved,
         against_oracle=found.against_oracle,
         unsteady=_unsteady(runs, cell.device) if differs else (),
     )

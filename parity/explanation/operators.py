@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ def claims(bench: Bench) -> Iterator[Claim]:
     for framework in ("torch", "jax"):
         yield from _activations(framework, bench.programs[framework].steps)
     yield from _paddings(steps)
+
+
+def left_out(bench: Bench) -> Iterator[Claim]:
+    """Yield steps that only one side may have: these fit much, and come last."""
     for framework in ("torch", "jax"):
         yield from _left_out(framework, bench.programs[framework].steps, where_they_part(bench, framework))
 
@@ -108,16 +113,22 @@ def _gelus(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     cause = "default argument: approximate"
     for group in _grouped(steps, lambda step: step.name == "gelu" and framework == "torch"):
         exact = group[0].operands.get("approximate", "none") == "none"
-        for name, function in ((TANH if exact else EXACT, gelu_tanh if exact else gelu),
-                               (QUICK, lambda x: x * _logistic(1.702 * x))):  # fmt: skip
-            yield Claim(_change(framework, group, set_unary(function, "self")), cause, EXACT if exact else TANH, name, GELU_FIX)
+        for name, function in (
+            (TANH if exact else EXACT, gelu_tanh if exact else gelu),
+            (QUICK, lambda x: x * _logistic(1.702 * x)),
+        ):
+            yield Claim(
+                _change(framework, group, set_unary(function, "self")), cause, EXACT if exact else TANH, name, GELU_FIX
+            )
     for group in _grouped(steps, lambda step: step.name in HALVES):
         has, argument = HALVES[group[0].name]
         for needs, function in AS.items():
             if needs == has:
                 continue
 
-            def half(z: np.ndarray, name: str = group[0].name, f: Function = function, x_of: Function = argument) -> np.ndarray:
+            def half(
+                z: np.ndarray, name: str = group[0].name, f: Function = function, x_of: Function = argument
+            ) -> np.ndarray:
                 value = f(x_of(z))
                 return 1 - value if name == "erfc" else (1 + value) / 2 if name in ("logistic", "sigmoid") else value
 
@@ -143,8 +154,13 @@ def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
     for group in _grouped(steps, lambda step: any(isinstance(v, bool) for v in step.operands.values())):
         for name, value in group[0].operands.items():
             if isinstance(value, bool) and name in SWITCHES:
-                yield Claim(_change("torch", group, set_operand((name, not value))), f"default argument: {name}",
-                            f"{name}={value} ({group[0].name})", f"{name}={not value}", SWITCHES[str(name)])  # fmt: skip
+                yield Claim(
+                    _change("torch", group, set_operand((name, not value))),
+                    f"default argument: {name}",
+                    f"{name}={value} ({group[0].name})",
+                    f"{name}={not value}",
+                    SWITCHES[str(name)],
+                )
     for group in _grouped(steps, lambda step: "dim" in step.operands and step.result is not None):
         dim, values = group[0].operands["dim"], group[0].operands.get("self")
         if not isinstance(values, np.ndarray):
@@ -155,8 +171,13 @@ def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
         now = (dim if single else dim[0]) % max(values.ndim, 1)
         for axis in range(values.ndim):
             if axis != now:
-                yield Claim(_change("torch", group, set_operand(("dim", axis if single else [axis]))), "default argument: dim",
-                            f"{group[0].name} along axis {now}", f"axis {axis}", "Pass dim= and axis= alike.")  # fmt: skip
+                yield Claim(
+                    _change("torch", group, set_operand(("dim", axis if single else [axis]))),
+                    "default argument: dim",
+                    f"{group[0].name} along axis {now}",
+                    f"axis {axis}",
+                    "Pass dim= and axis= alike.",
+                )
 
 
 def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
@@ -167,6 +188,7 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
         values = step.operands.get("self")
         if not isinstance(values, np.ndarray) or step.result is None or not step.result.size or not values.size:
             continue
+
         def scaled(operation: Operation, mean: bool = step.name == "mean") -> Any:
             result = operation.compute(operation.operands)
             count = operation.numpy(operation.operands["self"]).size / operation.numpy(result).size
@@ -178,8 +200,13 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
         for value, name in ((0, "none"), (1, "mean"), (2, "sum")):
             if value != group[0].operands["reduction"]:
                 now = ("none", "mean", "sum")[group[0].operands["reduction"]]
-                yield Claim(_change("torch", group, set_operand(("reduction", value))), cause,
-                            f"reduction={now!r} ({group[0].name})", f"{name!r}", fix)  # fmt: skip
+                yield Claim(
+                    _change("torch", group, set_operand(("reduction", value))),
+                    cause,
+                    f"reduction={now!r} ({group[0].name})",
+                    f"{name!r}",
+                    fix,
+                )
 
 
 def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
@@ -189,14 +216,25 @@ def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
         "bilinear": ("upsample_bilinear2d", "_upsample_bilinear2d_aa"),
         "bicubic": ("upsample_bicubic2d", "_upsample_bicubic2d_aa"),
     }
-    names = {"upsample_bilinear2d": "bilinear", "_upsample_bilinear2d_aa": "bilinear with antialiasing",
-             "upsample_bicubic2d": "bicubic", "_upsample_bicubic2d_aa": "bicubic with antialiasing",
-             "upsample_nearest2d": "nearest", "_upsample_nearest_exact2d": "nearest-exact"}  # fmt: skip
+    names = {
+        "upsample_bilinear2d": "bilinear",
+        "_upsample_bilinear2d_aa": "bilinear with antialiasing",
+        "upsample_bicubic2d": "bicubic",
+        "_upsample_bicubic2d_aa": "bicubic with antialiasing",
+        "upsample_nearest2d": "nearest",
+        "_upsample_nearest_exact2d": "nearest-exact",
+    }
     pairs = [pair for plain in kinds.values() for pair in (plain, plain[::-1])]
     nearest = ("upsample_nearest2d", "_upsample_nearest_exact2d")
-    for mine, theirs in (*pairs, nearest, nearest[::-1], ("upsample_bilinear2d", "upsample_bicubic2d"),
-                         ("upsample_bicubic2d", "upsample_bilinear2d"), ("upsample_bilinear2d", "_upsample_bicubic2d_aa")):  # fmt: skip
-        for group in _grouped(steps, lambda step, mine=mine: step.name == mine):
+    for mine, theirs in (
+        *pairs,
+        nearest,
+        nearest[::-1],
+        ("upsample_bilinear2d", "upsample_bicubic2d"),
+        ("upsample_bicubic2d", "upsample_bilinear2d"),
+        ("upsample_bilinear2d", "_upsample_bicubic2d_aa"),
+    ):
+        for group in _grouped(steps, partial(_is, name=mine)):
 
             def resized(operation: Operation, theirs: str = theirs) -> Any:
                 o = operation.operands
@@ -209,18 +247,29 @@ def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
 
             aa = ("_aa" in mine) != ("_aa" in theirs)
             cause = "default argument: antialias" if aa else "default argument: mode"
-            fix = ("Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True." if aa else
-                   "Use the same method: torch's nearest is no method of jax.image.resize, its nearest-exact is.")  # fmt: skip
+            fix = (
+                "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True."
+                if aa
+                else "Use the same method: torch's nearest is no method of jax.image.resize, its nearest-exact is."
+            )
             yield Claim(_change("torch", group, resized), cause, names[mine], names[theirs], fix)
 
 
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
+def _is(step: Step, name: str) -> bool:
+    return step.name == name
+
+
 def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     fix = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
     functions: dict[str, Callable[[Any, Any], Any]] = {
-        "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}  # fmt: skip
+        "lt": np.less,
+        "le": np.less_equal,
+        "gt": np.greater,
+        "ge": np.greater_equal,
+    }
     left, right = (0, 1) if framework == "jax" else ("self", "other")
     for group in _grouped(steps, lambda step: step.name in COMPARISONS):
         for name, function in functions.items():
@@ -232,11 +281,23 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                 a, b = (operation.numpy(operation.operands[place]) for place in (left, right))
                 return operation.like(f(a, b), result)
 
-            yield Claim(_change(framework, group, compared), "mask", f"a comparison by {COMPARISONS[group[0].name]}",
-                        COMPARISONS[name], fix)  # fmt: skip
-    for group in _grouped(steps, lambda step: step.result is not None and step.result.dtype == bool and step.result.size > 1):
-        yield Claim(_change(framework, group, set_result(np.logical_not)), "mask", f"a mask ({group[0].name})",
-                    "the opposite one", fix)  # fmt: skip
+            yield Claim(
+                _change(framework, group, compared),
+                "another formula: mask",
+                f"a comparison by {COMPARISONS[group[0].name]}",
+                COMPARISONS[name],
+                fix,
+            )
+    for group in _grouped(
+        steps, lambda step: step.result is not None and step.result.dtype == bool and step.result.size > 1
+    ):
+        yield Claim(
+            _change(framework, group, set_result(np.logical_not)),
+            "another formula: mask",
+            f"a mask ({group[0].name})",
+            "the opposite one",
+            fix,
+        )
     for group in _grouped(steps, lambda step: step.name in ("tril", "triu")):
         for other in ("tril", "triu"):
             for diagonal in (-1, 0, 1):
@@ -248,8 +309,13 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
 
                 now = group[0].operands.get("diagonal", 0)
                 if framework == "torch" and (other, diagonal) != (group[0].name, now):
-                    yield Claim(_change(framework, group, cut), "mask", f"{group[0].name} with diagonal {now}",
-                                f"{other} with diagonal {diagonal}", fix)  # fmt: skip
+                    yield Claim(
+                        _change(framework, group, cut),
+                        "another formula: mask",
+                        f"{group[0].name} with diagonal {now}",
+                        f"{other} with diagonal {diagonal}",
+                        fix,
+                    )
 
 
 def _softplus(x: np.ndarray) -> np.ndarray:
@@ -257,19 +323,41 @@ def _softplus(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS: dict[str, Function] = {
-    "relu": lambda x: np.maximum(x, 0), "gelu": gelu, "gelu (tanh)": gelu_tanh, "silu": lambda x: x * _logistic(x),
-    "sigmoid": _logistic, "tanh": np.tanh, "relu6": lambda x: np.clip(x, 0, 6), "softplus": _softplus,
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))), "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
-    "hardtanh": lambda x: np.clip(x, -1, 1), "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1), "mish": lambda x: x * np.tanh(_softplus(x)),
-    "softsign": lambda x: x / (1 + np.abs(x)), "relu squared": lambda x: np.maximum(x, 0) ** 2, "exp": np.exp,
-    "log_sigmoid": lambda x: -_softplus(-x), "selu": lambda x: 1.0507009873554805 * np.where(
-        x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))), "abs": np.abs, "hard sigmoid of Keras": lambda x: np.clip(
-        0.2 * x + 0.5, 0, 1), "identity": lambda x: x,
-}  # fmt: skip
-SPELT = {"logistic": "sigmoid", "log_sigmoid_forward": "log_sigmoid", "hard_tanh": "hardtanh", "swish": "silu",
-         "hard_sigmoid": "hardsigmoid", "hard_swish": "hardswish", "hard_silu": "hardswish", "soft_sign": "softsign",
-         "relu_": "relu", "silu_": "silu"}  # fmt: skip
+    "relu": lambda x: np.maximum(x, 0),
+    "gelu": gelu,
+    "gelu (tanh)": gelu_tanh,
+    "silu": lambda x: x * _logistic(x),
+    "sigmoid": _logistic,
+    "tanh": np.tanh,
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "softplus": _softplus,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "hardtanh": lambda x: np.clip(x, -1, 1),
+    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "relu squared": lambda x: np.maximum(x, 0) ** 2,
+    "exp": np.exp,
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+    "abs": np.abs,
+    "hard sigmoid of Keras": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
+    "identity": lambda x: x,
+}
+SPELT = {
+    "logistic": "sigmoid",
+    "log_sigmoid_forward": "log_sigmoid",
+    "hard_tanh": "hardtanh",
+    "swish": "silu",
+    "hard_sigmoid": "hardsigmoid",
+    "hard_swish": "hardswish",
+    "hard_silu": "hardswish",
+    "soft_sign": "softsign",
+    "relu_": "relu",
+    "silu_": "silu",
+}
 
 
 def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
@@ -278,15 +366,24 @@ def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     def is_activation(step: Step) -> bool:
         name = SPELT.get(step.name, step.name)
         values = step.operands.get(operand)
-        return (name in ACTIVATIONS and isinstance(values, np.ndarray) and values.dtype.kind == "f"
-                and step.result is not None and step.result.shape == values.shape)  # fmt: skip
+        return (
+            name in ACTIVATIONS
+            and isinstance(values, np.ndarray)
+            and values.dtype.kind == "f"
+            and step.result is not None
+            and step.result.shape == values.shape
+        )
 
     for group in _grouped(steps, is_activation):
         for name, function in ACTIVATIONS.items():
             if name != SPELT.get(group[0].name, group[0].name):
-                yield Claim(_change(framework, group, set_unary(function, operand)), "activation",
-                            f"{SPELT.get(group[0].name, group[0].name)} as the activation", name,
-                            "Use the same activation on both sides.")  # fmt: skip
+                yield Claim(
+                    _change(framework, group, set_unary(function, operand)),
+                    "another formula: activation",
+                    f"{SPELT.get(group[0].name, group[0].name)} as the activation",
+                    name,
+                    "Use the same activation on both sides.",
+                )
 
 
 def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
@@ -294,8 +391,10 @@ def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
     import torch
     import torch.nn.functional as F
 
-    fix = ("SAME pads by what the stride leaves over, the end more than the beginning: pass the padding of torch as pairs, "
-           "or F.pad first.")  # fmt: skip
+    fix = (
+        "SAME pads by what the stride leaves over, the end more than the beginning: pass the padding of torch as "
+        "pairs to JAX, or F.pad first in torch."
+    )
     for group in _grouped(steps, lambda step: "padding" in step.operands and "stride" in step.operands):
         o = group[0].operands
         source = "input" if "input" in o else "self"
@@ -304,8 +403,17 @@ def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
         spatial = np.ndim(o[source]) - 2
         padding = list(o["padding"]) * (spatial // max(len(o["padding"]), 1))
         pool = "weight" not in o
-        sides = [[(low, high) for low in range(2 * p + 1) for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
-                  if high >= 0 and (low, high) != (p, p)] if p else [(0, 1), (1, 0), (1, 1)] for p in padding]  # fmt: skip
+        sides = [
+            [
+                (low, high)
+                for low in range(2 * p + 1)
+                for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
+                if high >= 0 and (low, high) != (p, p)
+            ]
+            if p
+            else [(0, 1), (1, 0), (1, 1)]
+            for p in padding
+        ]
         alike = [pairs for pairs in zip(*sides, strict=False)] if len({tuple(s) for s in sides}) == 1 else []
         for pairs in alike or itertools.islice(itertools.product(*sides), 40):
 
@@ -316,8 +424,13 @@ def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
                 wider = torch.nn.functional.pad(o[source], flat, value=fill)
                 return operation.compute({**o, source: wider, "padding": [0] * len(o["padding"])})
 
-            yield Claim(_change("torch", group, padded), "padding", f"padding {tuple(padding)} on either side ({group[0].name})",
-                        f"{tuple(pairs)} before and after", fix)  # fmt: skip
+            yield Claim(
+                _change("torch", group, padded),
+                "padding",
+                f"padding {tuple(padding)} on either side ({group[0].name})",
+                f"{tuple(pairs)} before and after",
+                fix,
+            )
         for mode in ("reflect", "replicate", "circular"):
             if not any(padding):
                 continue
@@ -325,13 +438,28 @@ def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
             def wrapped(operation: Operation, mode: str = mode, source: str = source, padding: Any = padding) -> Any:
                 o = operation.operands
                 flat = [n for p in reversed(padding) for n in (p, p)]
-                return operation.compute({**o, source: F.pad(o[source], flat, mode=mode), "padding": [0] * len(o["padding"])})
+                return operation.compute(
+                    {**o, source: F.pad(o[source], flat, mode=mode), "padding": [0] * len(o["padding"])}
+                )
 
-            yield Claim(_change("torch", group, wrapped), "padding", "padding with zeros", f"{mode} padding", "Pad alike.")
+            yield Claim(
+                _change("torch", group, wrapped), "padding", "padding with zeros", f"{mode} padding", "Pad alike."
+            )
 
 
-NEVER_LEFT_OUT = ("clone", "copy", "view", "_to_copy", "detach", "convert_element_type", "broadcast_in_dim", "expand",
-                  "reshape", "lift_fresh", "alias")  # fmt: skip
+NEVER_LEFT_OUT = (
+    "clone",
+    "copy",
+    "view",
+    "_to_copy",
+    "detach",
+    "convert_element_type",
+    "broadcast_in_dim",
+    "expand",
+    "reshape",
+    "lift_fresh",
+    "alias",
+)
 
 
 def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Iterator[Claim]:
@@ -341,15 +469,28 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
         if result is None or result.dtype.kind != "f" or step.name in NEVER_LEFT_OUT:
             continue
         for operand, values in step.operands.items():
-            if isinstance(values, np.ndarray) and values.shape == result.shape and values.dtype.kind == "f" and values.ndim:
-                yield Claim(_change(framework, [step], _only(operand)), "missing operator",
-                            f"{step.name} (step {place(step)})", "none", "Add the step on the side that lacks it, or leave "
-                            "it out on both.")  # fmt: skip
+            if (
+                isinstance(values, np.ndarray)
+                and values.shape == result.shape
+                and values.dtype.kind == "f"
+                and values.ndim
+            ):
+                yield Claim(
+                    _change(framework, [step], _only(operand)),
+                    "another formula",
+                    f"{step.name} (step {place(step)})",
+                    "none",
+                    "Add the step on the side that lacks it, or leave it out on both.",
+                )
         if result.ndim:
-            yield Claim(_change(framework, [step], set_result(np.negative)), "sign", f"{step.name} (step {place(step)})",
-                        "its negative", "Compare signs.")  # fmt: skip
+            yield Claim(
+                _change(framework, [step], set_result(np.negative)),
+                "another formula: sign",
+                f"{step.name} (step {place(step)})",
+                "its negative",
+                "Compare signs.",
+            )
 
 
 def _only(operand: Any) -> Edit:
     return lambda operation: operation.operands[operand]
-

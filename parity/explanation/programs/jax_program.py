@@ -93,7 +93,9 @@ class _Reader:
             if not isinstance(atom, core.Literal):
                 return values[atom]
             dtype = str(getattr(atom.val, "dtype", "float64"))
-            return _wide(atom.val if np.ndim(atom.val) or not _floating(atom.val) else as_written(float(atom.val), dtype))
+            return _wide(
+                atom.val if np.ndim(atom.val) or not _floating(atom.val) else as_written(float(atom.val), dtype)
+            )
 
         touched = {key[0] for key in self.edits} if not path else set()  # type: ignore[index]
         changed_values: set[Any] = set()
@@ -127,7 +129,9 @@ class _Reader:
                 self.ran.append(results)
         return [value(atom) for atom in jaxpr.outvars]
 
-    def _compute(self, equation: Any, operands: list[Any], key: tuple[int, ...], changed: dict[Operand, Any]) -> list[Any]:
+    def _compute(
+        self, equation: Any, operands: list[Any], key: tuple[int, ...], changed: dict[Operand, Any]
+    ) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         if name == "integer_pow":
             y = changed["y"]
@@ -177,7 +181,7 @@ class _Reader:
         sources = {o: self._made[id(v)] for o, v in operands.items() if id(v) in self._made}
         plain = {o: v if isinstance(o, str) else _numpy(v) for o, v in operands.items()}
         atoms = [*equation.invars, *equation.outvars]
-        dtypes = tuple(str(a.aval.dtype) for a in atoms if jnp.issubdtype(getattr(a.aval, "dtype", None), jnp.floating))
+        dtypes = tuple(str(a.aval.dtype) for a in atoms if _is_floating(a.aval))
         self.steps.append(Step(key, _name(equation), plain, _numpy(results[0]) if results else None, sources, dtypes))
         for one in results:
             self._made.setdefault(id(one), key)
@@ -197,6 +201,10 @@ def _constants(equation: Any, key: Key) -> Iterator[Constant]:
 def _name(equation: Any) -> str:
     name = equation.primitive.name
     return equation.params.get("name", name) if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call") else name
+
+
+def _is_floating(aval: Any) -> bool:
+    return hasattr(aval, "dtype") and bool(jnp.issubdtype(aval.dtype, jnp.floating))
 
 
 def _floating(value: Any) -> bool:

@@ -89,9 +89,14 @@ class Constant:
 class Program(Protocol):
     """What both frameworks' programs have."""
 
-    framework: str
-    steps: Sequence[Step]
-    constants: Sequence[Constant]
+    @property
+    def framework(self) -> str: ...
+
+    @property
+    def steps(self) -> Sequence[Step]: ...
+
+    @property
+    def constants(self) -> Sequence[Constant]: ...
 
     def run(self, numbers: Numbers, edits: Edits) -> dict[str, np.ndarray] | None:
         """Return the outputs by name, or None where the changed program does not run."""
@@ -139,21 +144,31 @@ def as_written(value: float, dtype: str) -> float:
 
 
 def roles(steps: Sequence[Step], constants: Sequence[Constant]) -> list[Constant]:
-    """Return constants with what they are there for: an eps is a small number on the way into a root, log or quotient."""
+    """Return constants with what they are for: an eps is a small number on the way into a root, log or quotient."""
     users: dict[Key, list[tuple[Step, Operand]]] = {}
     for step in steps:
         for operand, source in step.sources.items():
             users.setdefault(source, []).append((step, operand))
     by_key = {step.key: step for step in steps}
-    return [
-        Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users)) for c in constants
-    ]
+    return [Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users)) for c in constants]
 
 
 ADDS = ("add", "sub", "rsub", "max", "maximum", "clamp", "clamp_min", "clip", "add_any")
 ROOTS = ("sqrt", "rsqrt", "log", "log1p", "log2", "pow", "integer_pow", "reciprocal")
-PASSES = ("broadcast_in_dim", "reshape", "convert_element_type", "_to_copy", "squeeze", "unsqueeze", "expand", "view",
-          "mul", "copy", "transpose", *ADDS)  # fmt: skip
+PASSES = (
+    "broadcast_in_dim",
+    "reshape",
+    "convert_element_type",
+    "_to_copy",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "view",
+    "mul",
+    "copy",
+    "transpose",
+    *ADDS,
+)
 SMALL = 1e-2
 """An eps is smaller."""
 

@@ -46,7 +46,9 @@ class TorchProgram:
 
     def _run(self, numbers: Numbers, mode: Any) -> dict[str, np.ndarray]:
         call = Call(self._function, transforms.get("forward"), numbers, "float64")
-        arrays = call.arrays(lambda v: torch.from_numpy(np.array(v, np.float64)), lambda v: torch.from_numpy(np.array(v)))
+        arrays = call.arrays(
+            lambda v: torch.from_numpy(np.array(v, np.float64)), lambda v: torch.from_numpy(np.array(v))
+        )
         with warnings.catch_warnings(), _decomposed_attention(), mode:
             warnings.simplefilter("ignore")
             outputs = call.program(Ops, is_float, arrays)
@@ -72,28 +74,41 @@ def _mode(edits: Edits, record: bool) -> Any:
             self.kept: list[Any] = []
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            key = self.count
-            self.count += 1
             schema = torch_schema(func)
             operands, types_seen = _operands(schema, args, kwargs or {})
+            if schema.name == "aten::detach":
+                return self._detached(func(operands["self"]), operands["self"])
+            key = self.count
+            self.count += 1
 
             def compute(changed: dict[Operand, Any]) -> Any:
                 given = [changed[a.name] for a in schema.arguments if not a.kwarg_only and a.name in changed]
                 named = {a.name: changed[a.name] for a in schema.arguments if a.kwarg_only and a.name in changed}
-                return func(*given, **named)
+                return _widened(func, given, named)
 
             name = schema.name.split("::")[-1]
             edit = edits.get(key)
-            if edit is None:
-                result = compute(operands)
-            else:
-                result = edit(Operation(name, operands, compute, _numpy, _like))
+            operation = Operation(name, operands, compute, _numpy, _like)
+            result = compute(operands) if edit is None else edit(operation)
             if record:
                 self._record(key, name, schema, operands, result, types_seen)
             return result
 
+        def _detached(self, result: Any, source: Any) -> Any:
+            # Torch runs it where a tensor is held by others as well, as it is by what records: no step of the program.
+            if record and id(source) in self.made:
+                self.made[id(result)] = self.made[id(source)]
+                self.kept.append(result)
+            return result
+
         def _record(
-            self, key: int, name: str, schema: Any, operands: dict[Operand, Any], result: Any, types_seen: tuple[str, ...]
+            self,
+            key: int,
+            name: str,
+            schema: Any,
+            operands: dict[Operand, Any],
+            result: Any,
+            types_seen: tuple[str, ...],
         ) -> None:
             first = result[0] if isinstance(result, tuple | list) and result else result
             self.kept.append((operands, result))  # alive, so that no other tensor gets the same id
@@ -107,6 +122,19 @@ def _mode(edits: Edits, record: bool) -> Any:
             self.constants.extend(_constants(key, name, schema, operands, sources))
 
     return Mode()
+
+
+def _widened(func: Any, given: list[Any], named: dict[str, Any]) -> Any:
+    """Run an operator; where it makes float32 of integers, run it on float64 instead."""
+    result = func(*given, **named)
+    if not isinstance(result, torch.Tensor) or result.dtype not in LOW:
+        return result
+    wide = [v.to(torch.float64) if isinstance(v, torch.Tensor) and not v.is_floating_point() else v for v in given]
+    try:
+        again = func(*wide, **named)
+    except RuntimeError:  # integers are what it takes
+        return result.to(torch.float64)
+    return again if again.dtype == torch.float64 else result.to(torch.float64)
 
 
 def _operands(schema: Any, args: Any, kwargs: dict[str, Any]) -> tuple[dict[Operand, Any], tuple[str, ...]]:
@@ -150,7 +178,9 @@ def _constants(
         if argument.name in UNTOLD and argument.has_default_value() and value == argument.default_value:
             continue
         plain = argument.name in ("self", "other", "exponent", "value", "min", "max")
-        yield Constant(key, argument.name, float(value), name if plain else argument.name, "" if plain else argument.name)
+        yield Constant(
+            key, argument.name, float(value), name if plain else argument.name, "" if plain else argument.name
+        )
 
 
 def _numpy(leaf: Any) -> np.ndarray:

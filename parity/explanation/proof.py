@@ -1,0 +1,210 @@
+"""The search for a proved cause: what the two programs have differently, and that it is all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from parity.execution.calls import Numbers
+from parity.explanation import arrangement, constants, operators
+from parity.explanation.claims import WHO, Claim
+from parity.explanation.constants import Replacement, written
+from parity.explanation.default_arguments import factor
+from parity.explanation.substitution import Bench, bench, other
+from parity.records import Diagnosis
+
+NOTHING = 1e-12
+"""Two float64 programs that differ by less have nothing to explain here."""
+
+
+def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], numbers: Numbers) -> Diagnosis | None:
+    """Return a cause that explains the whole difference of two functions on some numbers, or None.
+
+    Args:
+        torch_function: Of torch tensors.
+        jax_function: Of JAX arrays.
+        numbers: What both are called with.
+    """
+    with np.errstate(all="ignore"):
+        at = bench(torch_function, jax_function, numbers)
+        if at is None:
+            return None
+        if at.difference() <= at.agreement:
+            return _lower_type(at)
+        for stage in STAGES:
+            found = stage(at)
+            if found is not None:
+                return found
+            if at.late:
+                return None
+    return None
+
+
+def _lower_type(at: Bench) -> Diagnosis | None:
+    """The two agree once both compute in float64 throughout: one of them passes through a lower type."""
+    low = {
+        name: sorted({t for step in program.steps for t in step.dtypes} - {"float64"})
+        for name, program in at.programs.items()
+    }
+    who = [name for name, types in low.items() if types]
+    if len(who) != 1:
+        return None
+    (name,), types = who, low[who[0]]
+    steps = [step for step in at.programs[name].steps if set(step.dtypes) - {"float64"}]
+    where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
+    return Diagnosis(
+        "x64 off",
+        f"{WHO[name]} computes in {' and '.join(types)} where float64 was asked for ({where}); {WHO[other(name)]} does "
+        "not. Computed in float64 throughout, the two agree.",
+        "Look for casts, and for constants of that type; set jax_enable_x64 before arrays are made.",
+    )
+
+
+def _replaced(at: Bench) -> Diagnosis | None:
+    return _best(constants.replacements(at), at)
+
+
+def _solved(at: Bench) -> Diagnosis | None:
+    return _best(constants.solved(at), at)
+
+
+def _linked(at: Bench) -> Diagnosis | None:
+    return _best(constants.linked(at), at)
+
+
+def _factor(at: Bench) -> Diagnosis | None:
+    """One output is a number times the other's, on all the numbers that were tried: a fact, whatever its reason."""
+    pairs = [(a[name], b[name]) for a, b in zip(at.outputs["jax"], at.outputs["torch"], strict=True) for name in a]
+    if not all(a.shape == b.shape and a.dtype.kind == b.dtype.kind == "f" for a, b in pairs):
+        return None
+    differing = [
+        name
+        for name in at.outputs["jax"][0]
+        if any(
+            not np.allclose(a[name], b[name], rtol=1e-9, atol=1e-12)
+            for a, b in zip(at.outputs["jax"], at.outputs["torch"], strict=True)
+        )
+    ]
+    if len(differing) != 1:
+        return None
+    got, want = (np.concatenate([one[differing[0]].ravel() for one in at.outputs[name]]) for name in ("jax", "torch"))
+    found = factor(got, want, [leaf.shape for leaf in at.numbers[0].theta], differing[0], "JAX")
+    constant = _replaced(at) if found is not None else None
+    if found is None or constant is None:
+        return found
+    return replace(found, text=f"{found.text} {constant.text}", fix=constant.fix)
+
+
+def _operators(at: Bench) -> Diagnosis | None:
+    return _first(operators.claims(at), at)
+
+
+def _arrangements(at: Bench) -> Diagnosis | None:
+    return _first(arrangement.claims(at), at)
+
+
+def _arranged_steps(at: Bench) -> Diagnosis | None:
+    return _first(arrangement.steps(at), at)
+
+
+def _left_out(at: Bench) -> Diagnosis | None:
+    return _first(operators.left_out(at), at)
+
+
+STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
+    _factor,
+    _replaced,
+    _operators,
+    _arrangements,
+    _solved,
+    _linked,
+    _arranged_steps,
+    _left_out,
+)
+"""Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
+
+
+def _first(claims: Iterable[Claim], at: Bench) -> Diagnosis | None:
+    for claim in claims:
+        if at.late:
+            return None
+        if at.proves(claim.change):
+            return claim.diagnosis()
+    return None
+
+
+def _best(found: Iterator[Replacement], at: Bench) -> Diagnosis | None:
+    """Return the replacement that says most: one that has a role, of JAX before torch."""
+    several = list(islice(found, 4))
+    if not several:
+        return None
+    best = max(several, key=lambda r: (bool(_role(r, at)), r.from_other, r.framework == "jax", -len(r.constants)))
+    return _diagnosis(best, at)
+
+
+def _role(replacement: Replacement, at: Bench) -> str:
+    """Return what replaced constants are for, by the program that tells."""
+    roles = [c.role for c in replacement.constants if c.role]
+    values = {constants.round_key(value) for value in replacement.values}
+    theirs = [
+        c.role for c in at.programs[other(replacement.framework)].constants if constants.round_key(c.value) in values
+    ]
+    found = next((role for role in (*roles, *theirs) if role), "")
+    small = all(abs(v) < 1e-2 for v in (*replacement.values, *(c.value for c in replacement.constants)))
+    return "" if found == "eps" and not small else found
+
+
+MASKED = 1e4
+"""Numbers as large, infinity with them, stand for what is masked."""
+
+ARGUMENTS = {"correction": "ddof", "input_scale": "scale", "lambd": "threshold"}
+
+FIXES = {
+    "eps": "Pass the same eps to both ({mine} in {who} now, {theirs} in {whose}); layer norm's default is 1e-05 in torch, "
+    "1e-06 in Flax.",
+    "ddof": "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var.",
+    "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
+    "mask": "Mask with the same number ({mine} in {who} now, {theirs} in {whose}), and say what a row gives that is all "
+    "masked.",
+    "reduction": "Say on both sides whether it is the sum or the mean (reduction=, or sum and mean).",
+}
+
+
+def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
+    role = _role(replacement, at)
+    name = ARGUMENTS.get(role, role)
+    pairs = list(dict.fromkeys(zip((c.value for c in replacement.constants), replacement.values, strict=True)))
+    if any(abs(value) >= MASKED for pair in pairs for value in pair):
+        name = "mask"
+    elif not name:
+        name = _named_by_size(pairs, at)
+    pairs = [(a, b) for a, b in pairs if a != b] or pairs
+    who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
+    mine, theirs = (" and ".join(written(pair[side]) for pair in pairs) for side in (0, 1))
+    where = " and ".join(dict.fromkeys(c.name for c in replacement.constants))
+    has = "none" if theirs == "0" and name == "eps" else theirs
+    count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"
+    what = f"{name} of {where}" if name and name != where else where
+    text = f"{mine} in {who} where {whose} has {has} ({what}{count}); with it replaced the two agree."
+    fix = FIXES.get(name, "Use one value on both sides: {mine} in {who} now, {theirs} in {whose}.")
+    cause = "constant" if not name or name == "exponent" else "mask" if name == "mask" else f"default argument: {name}"
+    return Diagnosis(cause, text, fix.format(mine=mine, theirs=theirs, who=who, whose=whose))
+
+
+def _named_by_size(pairs: list[tuple[float, float]], at: Bench) -> str:
+    """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
+    sizes = set(constants.sizes(at))
+    for mine, theirs in pairs:
+        if mine in sizes and theirs in (mine - 1, mine + 1) and mine > 2:
+            return "ddof"
+        if {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
+            return "reduction"
+        odd = len(written(theirs)) > 6 or len(written(mine)) > 6
+        ratios = [n / (n - 1) for n in sizes if n > 1]
+        if theirs and odd and any(abs(mine / theirs - r) < 1e-9 or abs(theirs / mine - r) < 1e-9 for r in ratios):
+            return "ddof"
+    return ""
