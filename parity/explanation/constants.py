@@ -194,7 +194,7 @@ def _slope(bench: Bench, framework: str, group: tuple[Constant, ...], value: flo
     """Return the derivative of the outputs by a constant, by a difference; None for one that must stay an integer."""
     if group[0].role in ("correction", "diagonal") or not math.isfinite(value):
         return None
-    step = STEP * abs(value) or 1e-6
+    step = STEP * max(abs(value), STEP * abs(group[0].value)) or 1e-6
     far = _at(bench, framework, group, (value + step,) * len(group))
     near = _at(bench, framework, group, (value - step,) * len(group))
     return None if far is None or near is None else (far - near) / (2 * step)

@@ -33,8 +33,9 @@ def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], 
         at = bench(torch_function, jax_function, numbers)
         if at is None:
             return None
-        if at.difference() <= at.agreement:
-            return _lower_type(at)
+        low = _lower_type(at)
+        if low is not None or at.difference() <= NOTHING:
+            return low
         for stage in STAGES:
             found = stage(at)
             if found is not None:
@@ -46,6 +47,8 @@ def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], 
 
 def _lower_type(at: Bench) -> Diagnosis | None:
     """The two agree once both compute in float64 throughout: one of them passes through a lower type."""
+    if at.difference() > at.agreement:
+        return None
     low = {
         name: sorted({t for step in program.steps for t in step.dtypes} - {"float64"})
         for name, program in at.programs.items()
@@ -119,8 +122,8 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _factor,
     _replaced,
     _operators,
-    _arrangements,
     _solved,
+    _arrangements,
     _linked,
     _arranged_steps,
     _left_out,
@@ -148,7 +151,7 @@ def _best(found: Iterator[Replacement], at: Bench) -> Diagnosis | None:
 
 def _role(replacement: Replacement, at: Bench) -> str:
     """Return what replaced constants are for, by the program that tells."""
-    roles = [c.role for c in replacement.constants if c.role]
+    roles = [c.role for c in replacement.constants if c.role in ROLES]
     values = {constants.round_key(value) for value in replacement.values}
     theirs = [
         c.role for c in at.programs[other(replacement.framework)].constants if constants.round_key(c.value) in values
@@ -158,13 +161,29 @@ def _role(replacement: Replacement, at: Bench) -> str:
     return "" if found == "eps" and not small else found
 
 
-MASKED = 1e4
-"""Numbers as large, infinity with them, stand for what is masked."""
+MASKED = 1e15
+"""Numbers as large, infinity with them, stand for what is masked; any that is selected does."""
+
+SELECTS = ("where", "_where", "select_n", "masked_fill", "masked_fill_")
+
+ROLES = (
+    "eps",
+    "momentum",
+    "negative_slope",
+    "alpha",
+    "correction",
+    "beta",
+    "threshold",
+    "lambd",
+    "diagonal",
+    "exponent",
+)
+"""Arguments that constants are called by; others are plain constants."""
 
 ARGUMENTS = {"correction": "ddof", "input_scale": "scale", "lambd": "threshold"}
 
 FIXES = {
-    "eps": "Pass the same eps to both ({mine} in {who} now, {theirs} in {whose}); layer norm's default is 1e-05 in torch, "
+    "eps": "Pass the same eps to both ({mine} in {who} now, {theirs} in {whose}); layer norm has 1e-05 in torch, "
     "1e-06 in Flax.",
     "ddof": "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var.",
     "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
@@ -178,7 +197,8 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     role = _role(replacement, at)
     name = ARGUMENTS.get(role, role)
     pairs = list(dict.fromkeys(zip((c.value for c in replacement.constants), replacement.values, strict=True)))
-    if any(abs(value) >= MASKED for pair in pairs for value in pair):
+    masked = any(abs(value) >= MASKED for pair in pairs for value in pair)
+    if masked or any(c.name in SELECTS for c in replacement.constants):
         name = "mask"
     elif not name:
         name = _named_by_size(pairs, at)

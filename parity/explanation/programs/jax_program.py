@@ -113,7 +113,12 @@ class _Reader:
                 operands["y"] = equation.params["y"]
 
             def compute(changed: dict[Operand, Any], equation: Any = equation, key: Any = key, n: int = places) -> Any:
-                found = self._compute(equation, [changed[i] for i in range(n)], key, changed)
+                found = self._compute(
+                    equation,
+                    [_of_type(changed[i], atom) for i, atom in zip(range(n), equation.invars, strict=True)],
+                    key,
+                    changed,
+                )
                 return found if equation.primitive.multiple_results else found[0]
 
             edit = self.edits.get(key)
@@ -201,6 +206,13 @@ def _constants(equation: Any, key: Key) -> Iterator[Constant]:
 def _name(equation: Any) -> str:
     name = equation.primitive.name
     return equation.params.get("name", name) if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call") else name
+
+
+def _of_type(value: Any, atom: Any) -> Any:
+    """Return an operand as an array: a number put in the place of a literal is of the literal's kind."""
+    if hasattr(value, "astype"):
+        return value
+    return jnp.asarray(value, jnp.float64 if _is_floating(atom.aval) else atom.aval.dtype)
 
 
 def _is_floating(aval: Any) -> bool:
