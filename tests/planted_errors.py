@@ -364,7 +364,9 @@ PLANTED = (
         "0.0001 .*1e-08",
     ),
     Planted("Adam's eps", torch_adam, lambda eps: adam(eps=eps), 1e-8, 1e-6, STEP, EPS, "1e-06 .*1e-08"),
-    Planted("Adam's first momentum", torch_adam, lambda b: adam(b1=b), 0.9, 0.95, STEP, "constant|momentum", "0.9"),
+    Planted(
+        "Adam's first momentum", torch_adam, lambda b: adam(b1=b), 0.9, 0.95, STEP, "constant|momentum", "0.05|0.95"
+    ),
     Planted("Adam's rate", torch_adam, lambda lr: adam(lr=lr), 1e-2, 3e-2, STEP, "constant", "0.03 .*0.01"),
     Planted(
         "BatchNorm's eps",

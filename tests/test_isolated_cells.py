@@ -108,7 +108,7 @@ def test_every_failed_cell_keeps_its_inputs(run):
 def test_a_cell_that_died_is_replayed_too(run):
     """A process that is gone has hashed nothing."""
     dead = cell(run, "dies", "jax-jit")
-    code, printed, errors = parity("check", "--replay", f"{run[2] / 'r.json'}#{dead['id']}")
+    code, printed, errors = parity("check", "--run-source", "--replay", f"{run[2] / 'r.json'}#{dead['id']}")
     assert (code, "then: crashed; now: crashed" in printed) == (1, True), errors
     assert "kept in the report" in printed
 
@@ -141,6 +141,41 @@ WRONG = {
 }
 
 
+def _first(report):
+    return report["cells"][0]
+
+
+DAMAGED = {
+    "a cell without its dtype": lambda report: _first(report).pop("dtype"),
+    "a seed that is text": lambda report: _first(report).update(seed="0"),
+    "a cell that is no cell": lambda report: report["cells"].append(3),
+    "inputs that are no list": lambda report: report.update(inputs=7),
+    "a source that is a number": lambda report: report.update(source=3),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_report_is_refused_in_a_sentence(name, run, tmp_path):
+    report = json.loads(json.dumps(run[3]))
+    DAMAGED[name](report)
+    (tmp_path / "r.json").write_text(json.dumps(report), "utf-8")
+    with pytest.raises(sources.NotUnderstood, match="is no report of `python -m parity check --json`"):
+        check.saved(f"{tmp_path / 'r.json'}#{cell(run, 'gelu', 'jax-eager')['id']}")
+
+
+def test_inputs_that_cannot_be_read_are_refused_in_a_sentence():
+    with pytest.raises(sources.NotUnderstood, match="inputs cannot be read"):
+        check._shapes("no base64")
+
+
+def test_a_replay_runs_no_file_that_only_the_report_names(run):
+    failed = cell(run, "gelu", "jax-eager")
+    code, printed, errors = parity("check", "--replay", f"{run[2] / 'r.json'}#{failed['id']}")
+    assert (code, printed) == (2, "")
+    assert "four.py, and a replay runs that file" in " ".join(errors.split())
+    assert "--run-source" in errors
+
+
 def _other(count=1):
     return inputs.pack([np.full((3, 4), 2.5)] * count)
 
@@ -151,7 +186,7 @@ def test_a_replay_that_cannot_be_says_why(name, run, tmp_path):
     report = json.loads(json.dumps(run[3]))
     chosen = change(report, cell(run, "gelu", "jax-eager")["id"])
     (tmp_path / "r.json").write_text(json.dumps(report), "utf-8")
-    code, _, errors = parity("check", "--replay", f"{tmp_path / 'r.json'}#{chosen}")
+    code, _, errors = parity("check", "--run-source", "--replay", f"{tmp_path / 'r.json'}#{chosen}")
     assert code == 2
     assert says in " ".join(errors.split())
 

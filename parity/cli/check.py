@@ -17,6 +17,7 @@ from parity.isolation.sources import HOW, NotUnderstood
 from parity.isolation.supervisor import Supervisor
 from parity.records import Cell
 from parity.report import content, table
+from parity.report.content import visible
 from parity.report.environment import environment
 from parity.report.report import Report
 
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="FILE.py", help="defines the pairs")
     parser.add_argument(
         "--replay", metavar="REPORT.json#CELL", help="run one cell of a report again, on the inputs that it kept"
+    )
+    parser.add_argument(
+        "--run-source", action="store_true", help="with --replay: run the file that the report names, which is printed"
     )
     options.add_pairs(parser)
 
@@ -73,7 +77,7 @@ def _show(seen: session.Seen, file: str, out: Console) -> None:
 
 def _replay(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Console) -> int:
     report, cell = saved(asked.replay)
-    file = asked.file or report["source"]
+    file = asked.file or _source(asked, report)
     digest = cell["inputs_sha256"]
     packed = report["inputs"].get(digest)
     if packed is None:
@@ -82,12 +86,14 @@ def _replay(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Conso
             f"--replay: the report keeps no inputs of {cell['id']}: it keeps those of cells that failed ({kept} here). "
             f"Run it by its seed: {cell['rerun']}"
         )
+    shapes = _shapes(packed)
     chosen = Cell(**{name: cell[name] for name in Cell.__dataclass_fields__})
     with Supervisor(file, asked.timeout) as here:
         names = [about.name for about in here.pairs()]
         if chosen.pair not in names:
             raise NotUnderstood(f"--replay: {file} has no pair {chosen.pair!r}; it has {', '.join(names)}")
         ((record, _),) = here.run(chosen.pair, [chosen], cell["seed"], packed)
+    out.print(f"pairs: {visible(file)}", markup=False, soft_wrap=True)
     told = record.inputs_sha256 is not None  # by a process that is still there
     if told and record.inputs_sha256 != digest:
         raise NotUnderstood(
@@ -95,12 +101,23 @@ def _replay(asked: argparse.Namespace, made: argparse.ArgumentParser, out: Conso
             f"the report says {digest}: it was changed, or the pair takes other arguments now"
         )
     seen = f", SHA-256 {digest[:16]} as in the report" if told else ", kept in the report"
-    out.print(f"inputs: {_shapes(packed)}{seen}", soft_wrap=True)
+    out.print(f"inputs: {shapes}{seen}", soft_wrap=True)
     for part in table.parts(Report(chosen.pair, [record], environment()), shlex.quote(file)):
         out.print(part)
     was = cell["verdict"]
     out.print(f"then: {was}; now: {record.verdict}" + ("" if was == record.verdict else " (it has changed)"))
     return verdict(record.failed, out)
+
+
+def _source(asked: argparse.Namespace, report: dict[str, Any]) -> str:
+    """Return the file that a report names, which runs only where that is asked for."""
+    source: str = report["source"]
+    if not asked.run_source:
+        raise NotUnderstood(
+            f"--replay: the report names {visible(source)}, and a replay runs that file: pass the file yourself "
+            "(parity check FILE.py --replay ...), or add --run-source to run what the report names"
+        )
+    return source
 
 
 def saved(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,7 +132,11 @@ def saved(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         report = json.loads(Path(path).read_text("utf-8"))
         cells = {cell["id"]: cell for cell in report["cells"]}
-        report["inputs"], report["source"]
+        for cell in cells.values():
+            _assert_cell(cell)
+        dict[str, str](report["inputs"])
+        if not isinstance(report["source"], str):
+            raise TypeError(f"source: expected text, got {report['source']!r}")
     except OSError as error:
         raise NotUnderstood(f"--replay: cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -127,6 +148,20 @@ def saved(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return report, cells[name]
 
 
+def _assert_cell(cell: dict[str, Any]) -> None:
+    """Raise TypeError or KeyError unless a cell has what a replay reads, of its kind."""
+    for name in (*Cell.__dataclass_fields__, "id", "verdict", "rerun"):
+        if not isinstance(cell[name], str):
+            raise TypeError(f"{name}: expected text, got {cell[name]!r}")
+    if not isinstance(cell["seed"], int) or not isinstance(cell["failed"], bool):
+        raise TypeError(f"seed and failed: expected an integer and a bool, got {cell['seed']!r} and {cell['failed']!r}")
+    if not isinstance(cell["inputs_sha256"], str | None):
+        raise TypeError(f"inputs_sha256: expected text, got {cell['inputs_sha256']!r}")
+
+
 def _shapes(packed: str) -> str:
-    arrays = inputs.unpack(packed)
+    try:
+        arrays = inputs.unpack(packed)
+    except Exception as error:  # base64, zip and NumPy each have errors of their own
+        raise NotUnderstood(f"--replay: the report's inputs cannot be read: {type(error).__name__}: {error}") from error
     return ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)

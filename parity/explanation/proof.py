@@ -187,8 +187,7 @@ FIXES = {
     "1e-06 in Flax.",
     "ddof": "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var.",
     "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
-    "mask": "Mask with the same number ({mine} in {who} now, {theirs} in {whose}), and say what a row gives that is all "
-    "masked.",
+    "mask": "Mask with one number ({mine} in {who} now, {theirs} in {whose}), and say what an all-masked row gives.",
     "reduction": "Say on both sides whether it is the sum or the mean (reduction=, or sum and mean).",
 }
 

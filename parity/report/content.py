@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -82,6 +83,19 @@ def headline(report: Content) -> str:
     if wrong:
         text += f" Failed: {'; '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}."
     return text
+
+
+def visible(text: str) -> str:
+    """Return text with control characters written out: none moves a terminal's cursor, or turns text around.
+
+    Example:
+        >>> visible("a" + chr(27) + "[31mb") == "a" + chr(92) + "x1b[31mb"
+        True
+    """
+    return "".join(
+        part if part in "\n\t" or unicodedata.category(part) not in ("Cc", "Cf", "Cs") else ascii(part)[1:-1]
+        for part in str(text)
+    )
 
 
 def plural(number: int, noun: str) -> str:

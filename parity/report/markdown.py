@@ -117,7 +117,7 @@ def escape(text: str) -> str:
         >>> print(escape("a <i>"))
         a &lt;i>
     """
-    return str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return content.visible(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _about(report: Content, pair: str) -> Mapping[str, Any]:
@@ -132,7 +132,7 @@ def code(text: str) -> str:
         `x[0]` ``a`b``
     """
     marks = "``" if "`" in text else "`"
-    return f"{marks}{' '.join(text.split())}{marks}"
+    return f"{marks}{content.visible(' '.join(text.split()))}{marks}"
 
 
 def _sign(cells: Sequence[Mapping[str, Any]]) -> str:

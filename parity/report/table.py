@@ -14,6 +14,7 @@ from rich.text import Text
 
 from parity.records import VERDICTS, WORLDS, Record
 from parity.report import terminal
+from parity.report.content import visible
 from parity.report.report import Report
 
 WIDTH = 120
@@ -38,18 +39,47 @@ def parts(report: Report, file: str | None = None) -> list[Any]:
     """
     reasons = sorted({record.reason.split("known: ")[-1] for record in report.cells if record.known})
     counts: Counter[str] = Counter(record.verdict for record in report.cells)
+    groups = _alike(report)
     return [
+        Text(visible(summary(report))),
+        *(
+            Panel(Text(visible(_failure(alike, file))), title=Text(_title(alike)), title_align="left")
+            for alike in groups
+        ),
         _matrix(report),
-        *(Text(f"known: {reason}") for reason in reasons),
-        *(Panel(Text(_failure(alike, file)), title=_title(alike), title_align="left") for alike in _alike(report)),
-        Text(f"{report.name}: {terminal.cells(len(report.cells))}: {terminal.tally(counts)}"),
+        *(Text(visible(f"known: {reason}")) for reason in reasons),
+        Text(visible(f"{report.name}: {terminal.cells(len(report.cells))}: {terminal.tally(counts)}")),
     ]
 
 
+ORDINARY = ("random", "negative", "ties", "")
+"""Kinds of numbers that people compute with; other kinds are edges."""
+
+
+def summary(report: Report) -> str:
+    """Return in a line each whether the functions are the same at ordinary numbers, and what differs, by cause."""
+    failed = report.failed
+    at_ordinary = any(record.data in ORDINARY for record in failed)
+    first = "not the same function at ordinary numbers" if at_ordinary else "the same function at ordinary numbers"
+    if failed and not at_ordinary:
+        first += f"; not at {', '.join(dict.fromkeys(record.data for record in failed))}"
+    return "\n".join([f"{report.name}: {first}", *(f"  {_line(alike)}" for alike in _alike(report))])
+
+
+def _line(alike: Sequence[Record]) -> str:
+    first = alike[0]
+    if first.diagnosis is None:
+        return f"{first.verdict}, {terminal.cells(len(alike))}: {first.reason}"
+    return f"{first.diagnosis.cause}, {terminal.cells(len(alike))}: {first.diagnosis.text}"
+
+
 def _alike(report: Report) -> list[list[Record]]:
-    """Return the failures in groups: those of one cause and one remedy together, else those of one reason."""
+    """Return the failures in groups: those of one cause and one remedy together, else those of one reason.
+
+    A group begins with its forward, where that fails: its derivatives follow from it.
+    """
     groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in report.failed:
+    for record in sorted(report.failed, key=lambda record: (record.transform != "forward", record.data != "random")):
         why = record.diagnosis
         cause = (why.cause, why.fix) if why else (record.transform, record.data, record.reason)
         groups.setdefault((record.verdict, *cause), []).append(record)
@@ -60,7 +90,7 @@ def _matrix(report: Report) -> Table:
     worlds = [world for world in WORLDS if any(record.world == world for record in report.cells)]
     there = {record.verdict for record in report.cells}
     legend = ", ".join(f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there)
-    table = Table(title=f"{report.name}: {legend}", title_justify="left", show_lines=True)
+    table = Table(title=visible(f"{report.name}: {legend}"), title_justify="left", show_lines=True)
     for name in ("transform", "data", "dtype", *worlds):
         table.add_column(name.replace("-", "\n"), no_wrap=True)
     for transforms, rows in _folded(report, worlds):

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.records import VERDICTS, WORLDS, Record
-from parity.report.content import write_text
+from parity.report.content import visible, write_text
 
 STYLE = {
     "identical": "green", "within bound": "cyan", "edge": "magenta", "unsupported": "yellow", "no device": "red",
@@ -78,7 +78,13 @@ def show_grid(records: Sequence[Record], console: Console) -> None:
         console.print(f"[yellow]known gap[/] {transform} in {world}: {reason}", highlight=False)
     failures = [record for record in records if record.failed]
     for record in failures[:MOST_FAILURES]:
-        console.print(Panel(Text(failure(record)), title=f"{record.verdict}: {record.cell.id}", border_style="red"))
+        console.print(
+            Panel(
+                Text(visible(failure(record))),
+                title=Text(visible(f"{record.verdict}: {record.cell.id}")),
+                border_style="red",
+            )
+        )
     if len(failures) > MOST_FAILURES:
         console.print(f"... and {len(failures) - MOST_FAILURES} failures more (--json FILE keeps them all)")
     console.print(f"[bold]{cells(len(records))}:[/] {tally(Counter(r.verdict for r in records))}", highlight=False)

@@ -250,20 +250,24 @@
     const bins = page.histogram_log2, total = new Array(bins.length).fill(0);
     for (const cell of list) if (cell.histogram) for (let at = 0; at < cell.histogram.length; at += 2) total[cell.histogram[at]] += cell.histogram[at + 1];
     const sum = total.reduce((a, b) => a + b, 0);
+    // A cell without errors in units of the bound (bits, dtypes, structure) is not in the picture: the caption says so.
+    const absent = list.filter((cell) => cell.verdict === "differs" && !cell.histogram).length;
+    const beyond = (low) => low !== null && low >= 0;  // null >= 0 is true
     if (!sum) return null;
     const wide = 720, high = 170, step = wide / bins.length, most = Math.log10(1 + Math.max(...total));
     const bars = total.map((number, at) => {
       const tall = (high * Math.log10(1 + number)) / most;
-      const bar = drawing("rect", { x: at * step + 1, y: high - tall, width: Math.max(1, step - 2), height: tall, rx: 2, fill: bins[at] >= 0 ? "var(--differs)" : "var(--within-ink)", opacity: bins[at] >= 0 ? 1 : 0.7 });
+      const bar = drawing("rect", { x: at * step + 1, y: high - tall, width: Math.max(1, step - 2), height: tall, rx: 2, fill: beyond(bins[at]) ? "var(--differs)" : "var(--within-ink)", opacity: beyond(bins[at]) ? 1 : 0.7 });
       bar.append(drawing("title", {}, name(bins[at]) + ": " + count(number, "element")));
       return bar;
     });
-    const one = bins.findIndex((low) => low >= 0);
+    const one = bins.findIndex(beyond);
     const line = one < 0 ? [] : [drawing("line", { x1: one * step, x2: one * step, y1: -8, y2: high, stroke: "currentColor", "stroke-dasharray": "4 3" })];
     const ticks = bins.map((low, at) => (low !== null && at > 0 ? drawing("text", { x: at * step, y: high + 16, "text-anchor": "middle", fill: "currentColor" }, low === 0 ? "1" : "2^" + low) : null)).filter(Boolean);
     const zero = drawing("text", { x: 0, y: high + 16, fill: "currentColor" }, "0");
-    const above = total.reduce((seen, number, at) => seen + (bins[at] !== null && bins[at] >= 0 ? number : 0), 0);
-    const says = caption + ": " + count(sum, "element") + ", " + (above ? above.toLocaleString("en") + " above the bound" : "none above the bound");
+    const above = total.reduce((seen, number, at) => seen + (beyond(bins[at]) ? number : 0), 0);
+    const says = caption + ": " + count(sum, "element") + ", " + (above ? above.toLocaleString("en") + " above the bound" : absent ? "none of them above the bound" : "none above the bound")
+      + (absent ? "; " + count(absent, "cell") + (absent === 1 ? " differs" : " differ") + " without such errors" : "");
     return make("figure", {}, drawing("svg", { viewBox: "0 -10 " + wide + " " + (high + 32), role: "img", "aria-label": says }, ...bars, ...line, zero, ...ticks), make("figcaption", {}, says + ". Heights are logarithmic."));
   };
   const name = (low) => (low === null ? "less than 2^-12 of the bound" : low >= 0 ? "2^" + low + " times the bound or more" : "2^" + low + " of the bound");

@@ -1,0 +1,49 @@
+"""What a report says first: whether it is one function at ordinary numbers, then a line for each cause."""
+
+import jax
+import jax.numpy as jnp
+import torch
+import torch.nn.functional as F
+
+from parity import Pair, compare
+from parity.report import content, table
+from parity.report.report import Report
+from parity.verdict.runner import plan, run
+from tests.pairs_at_hand import ROWS
+
+
+def report(torch_function, jax_function, data, transforms=("forward", "vjp"), name="pair"):
+    pair = Pair(torch_function, jax_function, ROWS, name)
+    chosen = plan(pair, transforms=transforms, dtypes=["float64"], worlds=["jax-eager", "jax-jit"], data=data)
+    return Report(name, list(run(pair, chosen)))
+
+
+def test_one_fault_is_one_line_and_one_fix():
+    text = str(report(lambda x: F.gelu(x).tanh(), lambda x: jnp.tanh(jax.nn.gelu(x)), ["random"]))
+    first, second, *rest = text.splitlines()
+    assert first == "pair: not the same function at ordinary numbers"
+    assert second.startswith("  default argument: approximate, 4 cells: the exact GELU (erf) in torch where JAX has")
+    assert text.count("fix:") == 1
+    assert text.index("fix:") < text.index("transform")
+    assert "S11" not in text
+
+
+def test_edges_alone_leave_the_function_the_same():
+    differs = report(lambda x: torch.where(x > 0, x, 0), lambda x: jnp.where(x >= 0, x, 0), ["random", "kinks"])
+    assert str(differs).startswith("pair: the same function at ordinary numbers; not at kinks\n  tie or kink")
+    same = report(torch.tanh, jnp.tanh, ["random"])
+    assert table.summary(same) == "pair: the same function at ordinary numbers"
+
+
+def test_control_characters_are_written_out():
+    name = "a\x1b[31m\u202eb"
+    text = str(report(torch.tanh, jnp.sin, ["random"], ["forward"], name))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "a\\x1b[31m\\u202eb" in text
+    assert content.visible("plain\n\ttext ü") == "plain\n\ttext ü"
+
+
+def test_the_call_gives_the_same_report():
+    found = compare(torch.tanh, jnp.sin, ROWS, transforms=["forward"], worlds=["jax-eager"], data=["random"])
+    assert str(found).startswith("tanh: not the same function at ordinary numbers\n")
