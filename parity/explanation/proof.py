@@ -211,6 +211,8 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     text = f"{mine} in {who} where {whose} has {has} ({what}{count}); with it replaced the two agree."
     fix = FIXES.get(name, "Use one value on both sides: {mine} in {who} now, {theirs} in {whose}.")
     cause = "constant" if not name or name == "exponent" else "mask" if name == "mask" else f"default argument: {name}"
+    if cause == "constant" and not replacement.from_other and all(value in (0.0, 1.0) for value in replacement.values):
+        cause = "another formula"  # the other has no such term, rather than another number in it
     return Diagnosis(cause, text, fix.format(mine=mine, theirs=theirs, who=who, whose=whose))
 
 
