@@ -20,7 +20,7 @@ def report(torch_function, jax_function, data, transforms=("forward", "vjp"), na
 
 def test_one_fault_is_one_line_and_one_fix():
     text = str(report(lambda x: F.gelu(x).tanh(), lambda x: jnp.tanh(jax.nn.gelu(x)), ["random"]))
-    first, second, *rest = text.splitlines()
+    first, second = text.splitlines()[:2]
     assert first == "pair: not the same function at ordinary numbers"
     assert second.startswith("  default argument: approximate, 4 cells: the exact GELU (erf) in torch where JAX has")
     assert text.count("fix:") == 1
