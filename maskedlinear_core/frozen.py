@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from maskedlinear_core.arrays import is_framework_array, to_numpy
+from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 
@@ -33,13 +33,14 @@ def assert_same_bits(before: Mapping[str, Any], after: Mapping[str, Any], masks:
         How many frozen entries were compared.
 
     Raises:
-        FrozenMoved: Some entry changed; the text names each array, how many entries and the first one.
+        FrozenMoved: Some entry changed, or the dtype of an array with frozen entries did; the text names each array,
+            how many entries and the first one.
         ValueError: The names or shapes differ, or nothing at all is frozen.
 
     Example:
         >>> from maskedlinear_core import columns
         >>> w = np.ones((2, 2), np.float32)
-        >>> assert_same_bits({"w": w}, {"w": w + [0, 1]}, {"w": columns([1])})
+        >>> assert_same_bits({"w": w}, {"w": w + np.float32([0, 1])}, {"w": columns([1])})
         2
     """
     frozen_checks.same_names(set(before), set(after), set(masks))
@@ -49,13 +50,19 @@ def assert_same_bits(before: Mapping[str, Any], after: Mapping[str, Any], masks:
         frozen_checks.same_shape(name, old.shape, new.shape)
         still = _frozen(name, masks.get(name, False), old.shape)
         compared += int(np.count_nonzero(still))
-        changed = still & (_bits(old) != _bits(new.astype(old.dtype)))
+        dtypes = dtype_name(before[name]), dtype_name(after[name])
+        if dtypes[0] != dtypes[1]:
+            if still.any():
+                moved[name] = int(np.count_nonzero(still))
+                texts.append(f"{name}: {moved[name]} frozen entries of dtype {dtypes[0]} are {dtypes[1]} now")
+            continue
+        changed = still & _differ(old, new)
         if changed.any():
             first = tuple(int(i) for i in np.argwhere(changed)[0])
             moved[name] = int(np.count_nonzero(changed))
             texts.append(
                 f"{name}: {moved[name]} of {np.count_nonzero(still)} frozen entries moved, "
-                f"first {list(first)} from {float(old[first])!r} to {float(new[first])!r}"
+                f"first {list(first)} from {old[first].item()!r} to {new[first].item()!r}"
             )
     if moved:
         raise FrozenMoved("; ".join(texts), moved)
@@ -74,6 +81,12 @@ def _frozen(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     trains = to_numpy(mask) if is_framework_array(mask) else np.asarray(mask)
     frozen_checks.bool_of_shape(name, trains.dtype.name, trains.shape, shape)
     return ~np.broadcast_to(trains, shape)
+
+
+def _differ(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    if old.dtype.kind == "c":
+        return _differ(old.real, new.real) | _differ(old.imag, new.imag)
+    return _bits(old) != _bits(new)
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from maskedlinear_jax.freeze import apply_updates as apply_updates
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import grad_masks as grad_masks
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
+from maskedlinear_jax.freeze import keep_frozen as keep_frozen
 from maskedlinear_jax.functional import masked_linear as masked_linear
 from maskedlinear_jax.module import MaskedLinear as MaskedLinear
 from maskedlinear_jax.module import combine as combine
@@ -68,6 +69,7 @@ __all__ = [
     "elements",
     "grad_masks",
     "hold_frozen",
+    "keep_frozen",
     "load_packed",
     "mask_linears",
     "masked_linear",

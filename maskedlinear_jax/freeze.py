@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from maskedlinear_core import frozen
-from maskedlinear_core.arrays import to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
-from maskedlinear_jax import lowering
+from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
+from maskedlinear_jax.frozen_state import keep_state
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
 
 
 def hold_frozen(optimizer: Any, model: Any) -> Any:
-    """Keep the frozen entries of masked layers, and their moments, bit for bit as they are in every step.
+    """Keep the frozen entries of masked layers bit for bit as they are in every step.
 
     A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix
-    entries (Muon) still move it. Wrap the whole chain, decay included. A frozen update becomes -0.0, which
-    `optax.apply_updates` adds without changing a bit (+0.0 would turn a weight of -0.0 into +0.0), but for
-    subnormal weights, which XLA on CPU flushes to zero in any addition: `apply_updates` leaves these alone too.
+    entries (Muon) still move it. A frozen update becomes -0.0, which `optax.apply_updates` adds without changing a
+    bit (+0.0 would turn a weight of -0.0 into +0.0), but for subnormal weights, which XLA on CPU flushes to zero in
+    any addition: `apply_updates` of this package leaves these alone too. What the optimizer keeps of a frozen entry
+    stays as it was, whatever its value: a moment at zero, a copy of the weight (`schedule_free`, `lookahead`) at it.
+
+    Wrap the whole chain: what another transformation adds outside of this one, such as a decay after it in
+    `optax.chain`, is not held. It works within `optax.partition` and `optax.masked`, around them, around or within
+    `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed
+    from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew:
+    `keep_frozen` puts the frozen entries back.
+
+    A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
+    it; what it would move is held as everything is.
 
     Args:
-        optimizer: An optax gradient transformation.
-        model: A pytree that contains `MaskedLinear` layers; or what `grad_masks` gives; or a pytree like the
-            parameters, of masks and bool arrays.
+        optimizer: An optax gradient transformation, or an `optax.MultiSteps`.
+        model: A pytree that contains `MaskedLinear` layers; a Flax NNX module; what `grad_masks` gives; or a pytree
+            like the parameters or a part of them, of masks, bool arrays, False for what is frozen as a whole, and
+            None or True for what trains as a whole. What has no mask trains.
 
     Returns:
         A gradient transformation. When a mask changes during training, hand the new ones to
-        `update(gradients, state, params, masks=grad_masks(model))`.
+        `update(gradients, state, params, masks=grad_masks(model))`: it cannot see them otherwise, and would go on
+        moving by momentum and decay what the old mask let learn.
 
     Raises:
         TypeError: `optimizer` is no optax transformation.
-        ValueError: The model has nothing to hold.
+        ValueError: The model has nothing to hold, or no mask is of a parameter (at `init`), or does not fit it.
         ImportError: optax is missing.
 
     Example:
@@ -55,20 +67,63 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
         import optax  # not on import: the rest of the package does without, and starts faster
     except ImportError as error:
         raise ImportError("hold_frozen needs optax: pip install 'maskedlinear[optax]'") from error
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         frozen_checks.refuse_optimizer("an optax.GradientTransformation", optimizer)
-    held = grad_masks(model) if _has_layers(model) else model
-    if all(leaf is True for leaf in jax.tree.leaves(held, is_leaf=_is_mask)):
+    held = masks_by_path(_masks_of(model))
+    if not held:
         frozen_checks.refuse_nothing_held()
     inner = optax.with_extra_args_support(optimizer)
 
-    def update(updates: Any, state: Any, params: Any = None, *, masks: Any = held, **extra: Any) -> tuple[Any, Any]:
-        trains = jax.tree.map(_as_bools, masks, updates, is_leaf=_is_mask)
-        moved, now = inner.update(updates, state, params, **extra)
-        moved = jax.tree.map(lambda m, u: jnp.where(m, u, jnp.asarray(-0.0, u.dtype)), trains, moved)
-        return moved, _hold_state(trains, now, state)
+    def branches(tree: Any) -> tuple[Any, ...]:
+        return tuple(tree) if isinstance(tree, optax.LookaheadParams) else (tree,)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    def init(params: Any) -> Any:
+        known = by_path(branches(params)[0], is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+        if not any(path[: len(mask)] == mask for path in known for mask in held):
+            frozen_checks.refuse_unknown_masks([".".join(p) for p in held], [".".join(p) for p in known])
+        return inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, *, masks: Any = None, **extra: Any) -> tuple[Any, Any]:
+        now = held if masks is None else masks_by_path(masks)
+        moved, after = inner.update(updates, state, params, **extra)
+        parts = [keep(part, now, lambda path, leaf: jnp.asarray(-0.0, leaf.dtype)) for part in branches(moved)]
+        where = {path: trains(now, path, leaf) for path, leaf in by_path(branches(moved)[0]).items()}
+        kept = keep_state({path: mask for path, mask in where.items() if mask is not None}, after, state)
+        return type(moved)(*parts) if isinstance(moved, optax.LookaheadParams) else parts[0], kept
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def keep_frozen(params: Any, before: Any, masks: Any) -> Any:
+    """Return parameters with the frozen entries of others: for what no optimizer's update made.
+
+    `optax.contrib.schedule_free_eval_params`, an average of parameters and the like compute each entry anew, and
+    round it: an entry that never moved then differs in its last bits.
+
+    Args:
+        params: The parameters as computed.
+        before: Parameters of the same structure that have the frozen entries as they should be.
+        masks: As for `hold_frozen`: a model with masked layers, what `grad_masks` gives, or a pytree of masks.
+
+    Raises:
+        TypeError, ValueError: A mask does not fit its parameter, or `before` has no such parameter.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> keep_frozen({"w": jnp.ones((1, 2))}, {"w": jnp.zeros((1, 2))}, {"w": columns([1])})["w"]
+        Array([[0., 1.]], dtype=float32)
+    """
+    old = by_path(before)
+
+    def frozen(path: Path, leaf: Any) -> Any:
+        if path not in old:
+            frozen_checks.refuse_unknown_masks([".".join(path)], [".".join(p) for p in old])
+        frozen_checks.same_shape(".".join(path), tuple(old[path].shape), tuple(leaf.shape))
+        return old[path]
+
+    return keep(params, masks_by_path(_masks_of(masks)), frozen)
 
 
 def grad_masks(model: Any) -> Any:
@@ -91,7 +146,7 @@ def grad_masks(model: Any) -> Any:
         if not isinstance(node, MaskedLinear):
             return jax.tree.map(lambda leaf: True if _is_float(leaf) else None, node)
         bias = True if node.bias_mask is None else jnp.asarray(node.bias_mask)
-        weight = _as_bools(node.grad_mask, node.weight)
+        weight = trains({(): node.grad_mask}, (), node.weight)
         return node.replace(weight=weight, bias=None if node.bias is None else bias, grad_mask=_nothing(node.grad_mask),
                             bias_mask=None)  # fmt: skip
 
@@ -102,10 +157,11 @@ def assert_frozen(before: Any, after: Any, masks: Any = None) -> int:
     """Prove that every frozen entry has the bits it had.
 
     Args:
-        before: A pytree from before.
-        after: A pytree from now, of the same structure.
-        masks: What trains: a pytree of the same structure, of masks and bool arrays. Left out, it is asked of
-            the masked and packed layers in `after`; every other float leaf is taken to train as a whole.
+        before: A pytree or Flax NNX module from before (a copy: a module's own variables move along).
+        after: A pytree or module from now, of the same structure.
+        masks: What trains: a pytree of the same structure, of masks and bool arrays, None or True for all of an
+            array, False for none of it; what is not there is wholly frozen. Left out, it is asked of the masked and
+            packed layers in `after`; every other float leaf is taken to train as a whole.
 
     Returns:
         How many frozen entries were compared.
@@ -119,7 +175,7 @@ def assert_frozen(before: Any, after: Any, masks: Any = None) -> int:
         >>> assert_frozen({"w": jnp.ones((1, 2))}, {"w": jnp.array([[1.0, 2.0]])}, {"w": columns([1])})
         1
     """
-    named = _named_masks(after) if masks is None else _named(masks, _is_mask)
+    named = _named_masks(after) if masks is None else _named(masks, _is_mask_or_none)
     return frozen.assert_same_bits(_named_arrays(before), _named_arrays(after), named)
 
 
@@ -139,24 +195,40 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def _has_layers(tree: Any) -> bool:
-    return any(_is_layer(node) and node.grad_mask is not None for node in jax.tree.leaves(tree, is_leaf=_is_layer))
+    # What `grad_masks` and `partition` make of a model has layers too, of masks and of nothing.
+    leaves = jax.tree.leaves(tree, is_leaf=_is_layer)
+    return any(
+        _is_float(node.values if isinstance(node, PackedLinear) else node.weight) for node in leaves if _is_layer(node)
+    )
 
 
 def _is_layer(node: Any) -> bool:
     return isinstance(node, MaskedLinear | PackedLinear)
 
 
-def _is_mask(node: Any) -> bool:
-    return isinstance(node, Mask)
+def _is_mask_or_none(node: Any) -> bool:
+    return node is None or isinstance(node, Mask)
 
 
-def _as_bools(mask: Any, like: Any) -> Any:
-    if isinstance(like, Mask):  # a layer's own mask, which `partition` left without leaves
-        return like
-    if isinstance(mask, Mask):
-        kind = lowering.resolve(mask, (like.shape[0], like.shape[1]))
-        return jnp.broadcast_to(kind.mask(like), like.shape)
-    return jnp.asarray(mask)
+def register_models(kind: type, masks: Callable[[Any], Any], parts: Callable[[Any], tuple[Any, Any]]) -> None:
+    """Let models that are no pytrees of layers be held and compared (an adapter calls this on import).
+
+    Args:
+        kind: The class of such models.
+        masks: Of a model, what `grad_masks` gives.
+        parts: Of a model, its arrays and masks by name.
+    """
+    _MODELS.append((kind, masks, parts))
+
+
+_MODELS: list[tuple[type, Callable[[Any], Any], Callable[[Any], tuple[Any, Any]]]] = []
+
+
+def _masks_of(model: Any) -> Any:
+    for kind, masks, _ in _MODELS:
+        if isinstance(model, kind):
+            return masks(model)
+    return grad_masks(model) if _has_layers(model) else model
 
 
 def _nothing(tree: Any) -> Any:
@@ -164,39 +236,29 @@ def _nothing(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: None, tree)
 
 
-def _hold_state(trains: Any, now: Any, before: Any) -> Any:
-    # A leaf of the state belongs to the parameter whose path its own ends with. If it also has the parameter's
-    # shape, it is kept entry by entry, and stays as it was where nothing trains.
-    masks = dict(jax.tree_util.tree_flatten_with_path(trains)[0])
-
-    def hold(path: tuple[Any, ...], new: Any, old: Any) -> Any:
-        mask = next((masks[path[i:]] for i in range(len(path) + 1) if path[i:] in masks), None)
-        if mask is None or mask.ndim == 0 or getattr(new, "shape", None) != mask.shape:
-            return new
-        return jnp.where(mask, new, old)
-
-    return jax.tree_util.tree_map_with_path(hold, now, before)
-
-
 def _named(tree: Any, is_leaf: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return convert_checks.by_name(
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves
-    )
+    return convert_checks.by_name((".".join(path_of(path)), leaf) for path, leaf in leaves)
 
 
-def _named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+def _named_arrays(tree: Any) -> dict[str, Any]:
+    for kind, _, named in _MODELS:
+        if isinstance(tree, kind):
+            return named(tree)[0]
+    found: dict[str, Any] = {}
     for name, node in _named(tree, _is_layer).items():
         if _is_layer(node):
             parts = {"weight": node.weight, "bias": node.bias}
-            found |= {_join(name, part): to_numpy(array) for part, array in parts.items() if array is not None}
+            found |= {_join(name, part): array for part, array in parts.items() if array is not None}
         elif _is_float(node):
-            found[name] = to_numpy(node)
+            found[name] = node
     return found
 
 
 def _named_masks(tree: Any) -> dict[str, Any]:
+    for kind, _, named in _MODELS:
+        if isinstance(tree, kind):
+            return named(tree)[1]
     found: dict[str, Any] = {}
     for name, node in _named(tree, _is_layer).items():
         if _is_layer(node):

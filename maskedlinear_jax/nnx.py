@@ -18,7 +18,7 @@ from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.precision import Native
-from maskedlinear_jax import module, packed_module, storage
+from maskedlinear_jax import freeze, module, packed_module, storage
 
 try:
     from flax import nnx
@@ -220,3 +220,30 @@ def _pytree(layer: Any) -> Any:
 
 
 _PLAIN = (_Layer, nnx.Linear, nnx.LinearGeneral, nnx.Embed)
+
+
+def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    # Arrays and masks by name: the kernel and bias of each masked layer, and all other parameters, which train.
+    arrays: dict[str, Any] = {}
+    trains: dict[str, Any] = {}
+    layers: dict[Any, Any] = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, _Layer)}
+    for path, layer in layers.items():
+        plain = layer.to_linear()
+        own = "embedding" if _form_of(layer).is_embedding else "kernel"
+        name = ".".join(map(str, (*path, own)))
+        arrays[name] = getattr(plain, own).get_value()
+        mask = layer.grad_mask.to_array(_form_of(layer).shape(plain))
+        trains[name] = (mask if own == "embedding" else mask.T).reshape(arrays[name].shape)
+        if getattr(layer, "bias", None) is not None:
+            name = ".".join(map(str, (*path, "bias")))
+            arrays[name] = layer.bias.get_value() if isinstance(layer.bias, nnx.Variable) else layer.bias
+            positions = layer.bias_positions
+            trains[name] = None if positions is None else positions.get_value()
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if path[:-1] not in layers and module._is_float(variable.get_value()):
+            arrays[".".join(map(str, path))] = variable.get_value()
+            trains[".".join(map(str, path))] = None
+    return arrays, trains
+
+
+freeze.register_models(nnx.Module, grad_masks, _frozen_parts)

@@ -103,6 +103,18 @@ def placed_like(tensor: Any, other: Any) -> Any:
     return tensor.redistribute(placements=other.placements)
 
 
+def cut_like(tensor: torch.Tensor, other: Any) -> Any:
+    """Return a tensor, the same on every device, as a DTensor cut as another is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, other.device_mesh, other.placements)
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to in place, but for writes to its `.data`."""
+    return tensor._version
+
+
 def replicate_like(weight: Any) -> Callable[[torch.Tensor | None], Any]:
     """Return what puts positions, the same on every device, on the devices that hold the parts of a DTensor."""
     from torch.distributed.tensor import DTensor, Replicate

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskedlinear_core import constructors, masks
-from maskedlinear_torch import _compat, rule
+from maskedlinear_torch import _compat, rule, steps
+from maskedlinear_torch.frozen_entries import Held, Places, local_places
 from maskedlinear_torch.module import MaskedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -45,6 +46,7 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
     grad_masks: dict[str, masks.Mask]
     bias_masks: dict[str, np.ndarray]
     _trains: dict[str, Tensor]
+    _held: Held | None = None
 
     @classmethod
     def around(cls, plain: nn.MultiheadAttention) -> Self:
@@ -100,6 +102,10 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
         """Compute attention as `torch.nn.MultiheadAttention` does."""
         if not (_compat.in_transform() or torch.is_grad_enabled()):
             # Nothing learns here: the plain module is right, and may take its fast path.
+            layers: tuple[Any, ...] = (self, self.out_proj)
+            for layer in layers:
+                if getattr(layer, "_held", None) is not None:
+                    layer._held.restore(layer)
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
@@ -125,13 +131,44 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
         """Describe the masks."""
         return ", ".join(f"{name}={mask!r}" for name, mask in self.grad_masks.items())
 
+    def _held_names(self) -> tuple[str, ...]:
+        return tuple(self._trains)
+
+    def _places(self) -> dict[str, Places]:
+        """Return where the parameters train of which a part is frozen (for `hold_frozen`)."""
+        return {name: local_places(self._parameters[name], trains) for name, trains in self._trains.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._held is not None:
+            steps.join(self)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._held is not None:
+            self._held.restore(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*args, **keywords)
+        if self._held is not None:
+            self._held.renew(self)
+
     def _view(self, name: str) -> Any:
         parameter, trains = self._parameters[name], self._trains.get(name)
+        if self._held is not None:
+            parameter = self._held.read(self, name)
         if parameter is None or trains is None:
             return parameter
         return torch.where(trains, parameter, parameter.detach())
 
     def _place_masks(self) -> None:
+        if self._held is not None:
+            self._held.restore(self)
+        self._find_positions()
+        if self._held is not None:
+            self._held.renew(self)
+
+    def _find_positions(self) -> None:
         # As tensors beside the parameters; no buffers, as what averages or casts buffers must not reach them.
         shapes = projection_shapes(self)
         found = {name: mask.to_array(shapes[name]) for name, mask in self.grad_masks.items()}
@@ -171,8 +208,8 @@ def _read(layer: Any) -> tuple[Tensor, Any]:
     # The output layer's weight and bias, as something that is read and not called must see them.
     if not isinstance(layer, MaskedLinear):
         return layer.weight, layer.bias  # a plain layer, or a packed one, whose weight guards itself
-    weight = rule.weight_view(layer._positions(), layer.weight)
-    return weight, rule._bias_view(layer.bias, layer._bias_positions)
+    weight = rule.weight_view(layer._positions(), layer._read("weight"))
+    return weight, rule._bias_view(layer._read("bias"), layer._bias_positions)
 
 
 def _once(turn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -81,6 +81,8 @@ def to_conv1d(weight: Tensor, bias: Any) -> nn.Module:
 class PackedConv1D(PackedLinear):
     """A packed layer in the place of a Conv1D: its state_dict holds the weight as (in_features, out_features)."""
 
+    _is_turned = True
+
     def to_linear(self) -> Any:
         """Return a plain Conv1D with the trained weight and bias."""
         plain = super().to_linear()
@@ -105,6 +107,7 @@ def _masked_class() -> Any:
         """A Conv1D of which only the masked positions learn: what `MaskedLinear` is to `torch.nn.Linear`."""
 
         weight: nn.Parameter
+        _is_turned = True
 
         @property
         def grad_mask(self) -> masks.Mask:
@@ -123,7 +126,7 @@ def _masked_class() -> Any:
             """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
             if not isinstance(x, Tensor):
                 call_checks.refuse_array("input", x)
-            x, weight, bias = _autocast(x, self.weight.t(), self.bias)
+            x, weight, bias = _autocast(x, self._read("weight").t(), self._read("bias"))
             _check("masked_linear", x, weight, bias)
             products = choose(self._precision, "masked_linear", x, weight)
             return rule.masked(self._positions(), x, weight, bias, self._bias_positions, products=products)

@@ -19,7 +19,7 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Precision, as_precision
-from maskedlinear_torch import _compat, conv1d
+from maskedlinear_torch import _compat, conv1d, steps
 from maskedlinear_torch import attention as attentions
 from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import MaskedMultiheadAttention
@@ -346,6 +346,9 @@ def _make(
         if isinstance(module, nn.Embedding):
             of_weight[id(module.weight)] = made[id(module)]
         _compat.take_hooks(made[id(module)], module)
+        if options.packed and isinstance(made[id(module)], Layer):
+            how = f"mask_linears(packed=True) of {name!r}"
+            steps.replaced(module.weight, made[id(module)], "values", how)  # type: ignore[arg-type]
         if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
             inside.setdefault(prefix, {})
     for prefix, grad_masks in inside.items():

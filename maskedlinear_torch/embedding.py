@@ -93,10 +93,11 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
-        looked_up = F.embedding(input, self.weight, scale_grad_by_freq=self.scale_grad_by_freq)
-        if not _compat.in_transform() and not (self.weight.requires_grad and torch.is_grad_enabled()):
+        weight = self._read("weight")
+        looked_up = F.embedding(input, weight, scale_grad_by_freq=self.scale_grad_by_freq)
+        if not _compat.in_transform() and not (weight.requires_grad and torch.is_grad_enabled()):
             return looked_up
-        trains = self._positions().mask(self.weight)
+        trains = self._positions().mask(weight)
         trains = trains[0] if trains.shape[0] == 1 else trains[input]
         return torch.where(trains, looked_up, looked_up.detach())
 

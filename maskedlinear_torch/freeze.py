@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,61 +11,101 @@ from torch import Tensor, nn
 
 from maskedlinear_core import frozen
 from maskedlinear_core.checks import frozen as frozen_checks
-from maskedlinear_torch.module import MaskedLinear
+from maskedlinear_torch import steps
+from maskedlinear_torch.attention import MaskedMultiheadAttention
+from maskedlinear_torch.embedding import TiedHead
+from maskedlinear_torch.frozen_entries import INHERITED, Held
+from maskedlinear_torch.module import Layer
 from maskedlinear_torch.packed_module import PackedLinear
 
 
 class Hold:
-    """What `hold_frozen` returns: `remove()` lets go."""
+    """What `hold_frozen` returns: `remove()` lets go, `renew()` takes the weights as they are now."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, layers: list[MaskedLinear]) -> None:
-        self._layers = layers
-        self._before: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
-        self._handles = [
-            optimizer.register_step_pre_hook(self._remember),
-            optimizer.register_step_post_hook(self._restore),
-        ]
+    def __init__(self, models: list[nn.Module]) -> None:
+        self._models, self._look = models, _Look(id(self))
+        self._handles = [model.register_forward_pre_hook(self._look, prepend=True) for model in models]
+        for model in models:
+            _released.discard(model)
+            steps.watch(model, self._look)
+            self._look(model)
+
+    def renew(self) -> None:
+        """Hold the frozen entries as they are now: after frozen weights were written on purpose, in place."""
+        for layer in _held_layers(self._models):
+            layer._held.renew(layer)
 
     def remove(self) -> None:
-        """Let the optimizer move everything again."""
+        """Let optimizers move everything again, unless another hold has the same layers."""
         for handle in self._handles:
             handle.remove()
-
-    def _remember(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # Where the masks are now: another one may have been set since the last step.
-        # A layer may have come to the optimizer since then, too.
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        held = [pair for layer in self._layers for pair in _held(layer) if id(pair[0]) in known]
-        self._before = [(parameter, trains, _like(optimizer, parameter, copy=True)) for parameter, trains in held]
-
-    @torch.no_grad()
-    def _restore(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter, trains, before in self._before:
-            for name, now in _like(optimizer, parameter, copy=False).items():
-                # A moment made in this step starts from zero where nothing trains.
-                now.copy_(torch.where(trains, now, before[name] if name in before else torch.zeros_like(now)))
-        self._before = []
+        for model in self._models:
+            _released.add(model)
+            steps.unwatch(model, self._look)
+        for layer in _held_layers(self._models):
+            layer._held.holders -= {id(self), INHERITED}
+            if not layer._held.holders:
+                layer._held.restore(layer)
+                layer._held = None
 
 
-def hold_frozen(optimizer: torch.optim.Optimizer, *models: nn.Module) -> Hold:
-    """Keep the frozen entries of masked layers, and their moments, bit for bit as they are in every step.
+class _Look:
+    """Hold the masked layers of a model that are not held yet: before each forward and each step."""
 
-    A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix
-    entries (Muon) still move it. This puts back what a step moved. It works with any `torch.optim.Optimizer`,
-    with GradScaler and with FSDP2, and follows masks that are set and parameter groups that are added during training.
+    def __init__(self, holder: int) -> None:
+        self.holder = holder
 
-    While a step runs it holds a copy of each masked weight and its moments; `PackedLinear` needs neither.
+    def __call__(self, model: nn.Module, args: Any = None) -> None:
+        if torch.compiler.is_compiling() or (self.holder == INHERITED and model in _released):
+            return
+        for name, layer in model.named_modules():
+            if _can_be_held(layer):
+                _hold(layer, name, self.holder)
+                assert layer._held is not None
+                layer._held.restore_parts(layer)
+
+    def __reduce__(self) -> Any:
+        return _Look, (INHERITED,)
+
+
+_released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
+    """Keep the frozen entries of masked layers bit for bit as they are, whoever steps and however.
+
+    A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix entries
+    (Muon) still move it. The layers of `models` themselves keep the values of their frozen entries from here on:
+
+    - A forward reads these, whatever was written to the parameter: by an optimizer's step or by calls of another name
+      (SAM's `first_step`), in place or through `.data`, by an average or a swap of weights.
+    - The parameter itself is put back after every `step` of any torch optimizer that has it, before a forward that
+      sees it changed, and by `state_dict()`.
+    - Copies of a held model, by deepcopy or pickle, are held; so are layers that come to it later, masks that are
+      set and parameter groups that are added.
+
+    State is what the optimizer makes of it, whatever its values and types. Two things are kept: a copy of the weight
+    in it (an average, the iterate of a schedule-free method) stays equal to the weight where that is frozen, and
+    moments of torch's own optimizers stay what they were there. A column that begins to learn then starts fresh.
+
+    What is written on purpose: `load_state_dict`, another `Parameter` in the layer's `weight`, another mask, and
+    `.to()` are taken over as what is held. Writes in place of frozen entries are undone; after such ones call
+    `renew()` of the hold. A penalty on `layer.weight` in a loss has a gradient at frozen entries, for only the
+    layer's own product masks it; what it would move is held as everything is.
+
+    It costs a copy of each masked weight. `PackedLinear` needs none of this.
 
     Args:
-        optimizer: Its `step` is hooked.
-        models: Modules that are or contain `MaskedLinear` layers.
+        optimizer: What steps: a torch optimizer, or what wraps one (Accelerate's, Lookahead).
+        models: Modules that are or contain masked layers.
 
     Returns:
         A handle; `remove()` lets go.
 
     Raises:
-        TypeError: `optimizer` is no torch optimizer, or a model is no module.
-        ValueError: No masked layer has a parameter in the optimizer.
+        TypeError: `optimizer` is no optimizer and wraps none, or a model is no module.
+        ValueError: No masked layer has a parameter in the optimizer, or a layer's weight is computed from other
+            parameters (weight norm, a parametrization), which cannot be held.
 
     Example:
         >>> from maskedlinear_torch import columns
@@ -77,16 +118,19 @@ def hold_frozen(optimizer: torch.optim.Optimizer, *models: nn.Module) -> Hold:
         >>> assert_frozen({"weight": before}, {"weight": layer.weight}, {"weight": columns([0])})
         4
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    known = steps.parameters_of(optimizer)
+    if isinstance(optimizer, nn.Module) or not (known and callable(getattr(optimizer, "step", None))):
         frozen_checks.refuse_optimizer("a torch.optim.Optimizer", optimizer)
     for model in models:
         if not isinstance(model, nn.Module):
             frozen_checks.refuse_optimizer("modules after the optimizer", model)
-    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    layers = {id(layer): layer for model in models for layer in model.modules() if isinstance(layer, MaskedLinear)}
-    if not any(id(layer.weight) in known or id(layer.bias) in known for layer in layers.values()):
+    layers = {layer: name for model in models for name, layer in model.named_modules() if _can_be_held(layer)}
+    for layer, name in layers.items():
+        _check(layer, name)
+    wraps = not isinstance(optimizer, torch.optim.Optimizer)  # its inner optimizer may have copies (master weights)
+    if not layers or not (wraps or any(id(one) in known for layer in layers for one in layer.parameters())):
         frozen_checks.refuse_nothing_held()
-    return Hold(optimizer, list(layers.values()))
+    return Hold(list(models))
 
 
 def grad_masks(model: nn.Module) -> dict[str, Any]:
@@ -107,14 +151,20 @@ def grad_masks(model: nn.Module) -> dict[str, Any]:
     masks: dict[str, Any] = {}
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
-        if isinstance(module, MaskedLinear | PackedLinear):
-            learns = module.weight.requires_grad
-            masks[f"{dot}weight"] = module.grad_mask if learns else False
+        if isinstance(module, Layer):
+            learned: Any = module.values if isinstance(module, PackedLinear) else module.weight
+            mask: Any = module._mask
+            if module._is_turned:
+                mask = mask.to_array((module.out_features, module.in_features)).T
+            masks[f"{dot}weight"] = mask if learned.requires_grad else False
             if module.bias is not None:
                 masks[f"{dot}bias"] = module.bias_mask if module.bias.requires_grad else False
-        else:
-            for name, parameter in module.named_parameters(recurse=False):
-                masks[f"{dot}{name}"] = None if parameter.requires_grad else False
+            continue
+        trains = module.trained_positions() if isinstance(module, MaskedMultiheadAttention) else {}
+        for name, parameter in module.named_parameters(recurse=False):
+            masks[f"{dot}{name}"] = trains.get(name) if parameter.requires_grad else False
+        if isinstance(module, TiedHead):
+            masks[f"{dot}weight"] = module.embedding.grad_mask if module.embedding.values.requires_grad else False
     return masks
 
 
@@ -154,30 +204,24 @@ def assert_frozen(
     return frozen.assert_same_bits(sides["before"], sides["after"], masks)
 
 
-def _held(layer: MaskedLinear) -> list[tuple[Tensor, Tensor]]:
-    weight = layer.weight
-    trains = layer._positions().mask(weight).expand(weight.shape)
-    pairs = [(weight, _placed_like(trains, weight))]
-    if layer.bias is not None and layer._bias_positions is not None:
-        pairs.append((layer.bias, _placed_like(layer._bias_positions, layer.bias)))
-    return pairs
+def _can_be_held(module: Any) -> bool:
+    return isinstance(module, Layer | MaskedMultiheadAttention) and not getattr(module, "_is_packed", False)
 
 
-def _placed_like(trains: Tensor, parameter: Any) -> Tensor:
-    if not hasattr(parameter, "device_mesh"):
-        return trains
-    from torch.distributed.tensor import distribute_tensor  # not on import: it takes a second
-
-    return distribute_tensor(trains.contiguous(), parameter.device_mesh, parameter.placements)
+def _check(layer: Any, name: str) -> None:
+    for own in layer._held_names():
+        if own not in layer._parameters:
+            frozen_checks.refuse_computed(name, own)
 
 
-def _like(optimizer: torch.optim.Optimizer, parameter: Tensor, *, copy: bool) -> dict[str, Tensor]:
-    # The parameter and what the optimizer keeps entry by entry of it.
-    state = optimizer.state.get(parameter, {})
-    found = {
-        name: value
-        for name, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim()
-    }
-    found["parameter"] = parameter
-    return {name: value.detach().clone() if copy else value for name, value in found.items()}
+def _hold(layer: Any, name: str, holder: int) -> None:
+    if layer._held is None:
+        _check(layer, name)
+        layer._held = Held(layer)
+        steps.join(layer)
+    layer._held.holders.add(holder)
+
+
+def _held_layers(models: list[nn.Module]) -> list[Any]:
+    found = {layer: None for model in models for layer in model.modules() if _can_be_held(layer)}
+    return [layer for layer in found if layer._held is not None]

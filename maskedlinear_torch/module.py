@@ -14,10 +14,11 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
-from maskedlinear_torch import lowering, rule
+from maskedlinear_torch import lowering, rule, steps
 from maskedlinear_torch.engine_choice import choose
+from maskedlinear_torch.frozen_entries import Held, Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
-from maskedlinear_torch.kinds import Kind
+from maskedlinear_torch.kinds import Kind, Submatrix
 from maskedlinear_torch.tensors import PositionsBuffer
 
 
@@ -30,8 +31,10 @@ class Layer(nn.Module):
 
     in_features: int
     out_features: int
+    weight: Any
     bias: Any
     _is_packed = False
+    _is_turned = False  # whether the weight is (in_features, out_features)
     _kind: Kind
     _arrays: tuple[Tensor | None, ...]
     _bias_array: Tensor | None
@@ -39,6 +42,7 @@ class Layer(nn.Module):
     _mask: masks.Mask
     _bias_values: np.ndarray | None
     _precision: Precision = Native()
+    _held: Held | None = None
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -76,6 +80,8 @@ class Layer(nn.Module):
         return None if self._bias_array is None else _given(self._buffers[_BIAS_NAME], self._bias_array)
 
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
+        if self._held is not None:
+            self._held.restore(self)  # by the masks that it was held with
         device = self._home().device
         shape = (self.out_features, self.in_features)
         kind = lowering.resolve(mask, shape, device, packed=self._is_packed)
@@ -95,6 +101,8 @@ class Layer(nn.Module):
             self.register_buffer(name, stand_in, persistent=False)
         stand_in = None if self._bias_array is None else PositionsBuffer.of(self._bias_array)
         self.register_buffer(_BIAS_NAME, stand_in, persistent=False)
+        if self._held is not None:
+            self._held.renew(self)
 
     def to_linear(self) -> nn.Module:
         """Return a plain layer with the trained weight."""
@@ -106,9 +114,60 @@ class Layer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Positions are moved by saying them anew: on the meta device they would have no values.
+        was_meta = self._home().is_meta
+        if self._held is not None:
+            self._held.restore(self)
         super()._apply(fn, recurse)
         self._set_masks(self._mask, self._bias_values)
+        if self._held is not None and was_meta:
+            self._held.wait()
         return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter. A held layer then holds the new one's values: it was set on purpose."""
+        super().register_parameter(name, param)
+        if self._held is not None and name in self._held.entries:
+            self._held.renew(self)
+
+    def _held_names(self) -> tuple[str, ...]:
+        return "weight", "bias"
+
+    def _read(self, name: str) -> Any:
+        # The parameter as a forward sees it.
+        return getattr(self, name) if self._held is None else self._held.read(self, name)
+
+    def _places(self) -> dict[str, Places]:
+        """Return where the parameters train of which a part is frozen (for `hold_frozen`)."""
+        found: dict[str, Any] = {}
+        kind = self._positions()
+        weight = self.weight.t() if self._is_turned else self.weight
+        if isinstance(kind, Submatrix):
+            rows, columns = kind.arrays
+            dim, index = (1, columns) if rows is None else (0, rows) if columns is None else (None, None)
+            if index is not None or rows is not None:
+                found["weight"] = kind.mask(weight), dim, index
+        else:
+            found["weight"] = kind.mask(weight), None, None
+        if self._is_turned and found:
+            trains, dim, index = found["weight"]
+            found["weight"] = trains.t(), None if dim is None else 1 - dim, index
+        if self.bias is not None and self._bias_positions is not None:
+            found["bias"] = self._bias_positions, None, None
+        return {
+            name: local_places(self._parameters[name], trains, dim=dim, index=index)
+            for name, (trains, dim, index) in found.items()
+        }
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._held is not None:
+            self._held.restore(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        # What is loaded is what is held from now on.
+        super()._load_from_state_dict(*args, **keywords)
+        if self._held is not None:
+            self._held.renew(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of: positions follow from the masks."""
@@ -117,9 +176,11 @@ class Layer(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the positions of a copy."""
+        """Make the positions of a copy; that of a held layer is held."""
         super().__setstate__(state)
         self._set_masks(self._mask, self._bias_values)
+        if self._held is not None:
+            steps.join(self)
 
 
 _NAMES = ("_position_0", "_position_1", "_position_2")
@@ -303,7 +364,7 @@ class MaskedLinear(Layer, nn.Linear):
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
             call_checks.refuse_array("input", input)
-        input, weight, bias = _autocast(input, self.weight, self.bias)
+        input, weight, bias = _autocast(input, self._read("weight"), self._read("bias"))
         _check("masked_linear", input, weight, bias)
         products = choose(self._precision, "masked_linear", input, weight)
         return rule.masked(

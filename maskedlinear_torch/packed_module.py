@@ -15,7 +15,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import described
-from maskedlinear_torch import _compat, packing, rule
+from maskedlinear_torch import _compat, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.kinds import Kind
@@ -240,6 +240,7 @@ class PackedLinear(Layer):
             parameter, gradient = self.values, self.values.grad
             if values.shape != parameter.shape:
                 self.values = nn.Parameter(values, requires_grad=parameter.requires_grad)
+                steps.replaced(parameter, self, "values", f"repack of {self}")
             else:
                 parameter.copy_(values)
             if gradient is not None:

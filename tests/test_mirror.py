@@ -26,6 +26,7 @@ ONLY_PUBLIC_IN_JAX = {
     "combine": "the way back from partition",
     "repack_state": "an optimizer's state is a value of its own; in torch `repack` moves it along in place",
     "apply_updates": "XLA flushes subnormal numbers to zero where optax adds an update of zero",
+    "keep_frozen": "parameters computed from a state have no layer that puts them back before it reads them",
 }
 ONLY_PUBLIC_IN_TORCH = {"mask_parameter": "JAX has no parametrizations: `masked_parameter` is called on the array"}
 ONLY_DEFINED_IN_ONE = {
@@ -96,9 +97,17 @@ ONLY_DEFINED_IN_ONE = {
     },
     "parameter.py": {"GradMask", "mask_parameter"},  # JAX has no parametrizations
     "freeze.py": {
-        "Hold", "_held", "_placed_like", "_like",  # hooks around a step that writes in place
-        "apply_updates", "_has_layers", "_is_layer", "_is_mask", "_as_bools", "_nothing", "_hold_state", "_named",
-        "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
+        "Hold", "_Look", "_can_be_held", "_check", "_hold", "_held_layers",  # layers keep frozen entries themselves
+        "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
+        "_nothing", "_named", "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
+    },
+    "frozen_entries.py": {
+        "Places", "FrozenEntries", "Held", "_Read", "local", "local_places",  # a matrix beside the parameter
+        "by_path", "path_of", "masks_by_path", "trains", "keep",  # masks and parameters by path
+    },
+    "frozen_state.py": {
+        "FrozenState", "_Kept", "_constant", "_same_bits",  # a state that a step creates and writes in place
+        "keep_state",  # the old one and the new one
     },
     "summary.py": set(),
     "storage.py": {
@@ -133,6 +142,7 @@ ONLY_IN_JAX = {
     "moments.py",  # an optimizer's state is a value of its own
 }  # fmt: skip
 ONLY_IN_TORCH = {
+    "steps.py",  # hooks around the steps of optimizers, which write in place
     "conv1d.py",  # of transformers, which is for torch
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
     "attention.py",  # torch's own attention reads its weights instead of calling layers

@@ -59,6 +59,17 @@ def test_autocast_is_seen():
     assert not torch_compat.in_autocast()
 
 
+def test_writes_in_place_are_counted_but_for_those_to_data():
+    w = W.clone()
+    first = torch_compat.version(w)
+    w.mul_(2)
+    w.detach().mul_(2)
+    assert torch_compat.version(w) == first + 2
+    w.data.mul_(2)
+    w.data = W.clone()
+    assert torch_compat.version(w) == first + 2, "if these count, FrozenEntries.read may leave unseen writes out"
+
+
 def test_batched_cotangents_are_seen():
     seen = []
     w = W.clone().requires_grad_()

@@ -95,3 +95,52 @@ def refuse_nothing_held() -> NoReturn:
         "hold_frozen: expected a model with masked layers whose parameters the optimizer has, got none; "
         "convert the model first (a packed layer needs no holding)"
     )
+
+
+def refuse_computed(layer: str, name: str) -> NoReturn:
+    """Refuse to hold what is computed anew from other parameters in each forward.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"hold_frozen: expected {layer or 'the layer'} to have its {name} as a parameter of its own, got one that is "
+        "computed from others (weight norm, a parametrization, pruning), which move it; remove that first "
+        "(e.g. torch.nn.utils.parametrize.remove_parametrizations)"
+    )
+
+
+def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
+    """Refuse a step that would train nothing of a layer any more.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"{optimizer}.step: expected an optimizer of the parameters that learn now, got one with a parameter from "
+        f"before {how}; make the optimizer after that, or hand it the layer's {now}"
+    )
+
+
+def refuse_unknown_masks(masks: list[str], parameters: list[str]) -> NoReturn:
+    """Refuse masks none of which belongs to a parameter.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"hold_frozen: expected masks of the parameters {sorted(parameters)}, got masks of {sorted(masks)} only; hand "
+        "it the model whose parameters the optimizer has, or masks under the same keys"
+    )
+
+
+def matrix(name: str, shape: Shape) -> NoReturn:
+    """Refuse a mask of a weight for what is none.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"mask of {name}: expected a weight of shape (out_features, in_features), got shape {shape}; write a bool "
+        "array for other parameters"
+    )

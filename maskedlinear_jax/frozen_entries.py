@@ -1,0 +1,85 @@
+"""Which entries of a pytree are frozen: masks by path, and what belongs to them in trees of other structures (SPEC S8).
+
+Masks, parameters, updates and an optimizer's state are pytrees that agree in parts only: optax puts `MaskedNode` in
+the place of what another transformation has, Equinox puts None, and a state holds trees like the parameters within
+structures of its own. So what belongs together is found by its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskedlinear_core.arrays import is_framework_array
+from maskedlinear_core.checks import frozen as frozen_checks
+from maskedlinear_core.masks import Mask
+from maskedlinear_jax import lowering
+
+Path = tuple[str, ...]
+
+
+def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[Path, Any]:
+    """Return the leaves of a pytree by their paths, as text: a dict's key 0 and a list's first are one name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {path_of(keys): leaf for keys, leaf in leaves}
+
+
+def path_of(keys: Any) -> Path:
+    """Return a path as text. A variable's value (Flax NNX) goes by the variable's name."""
+    if keys and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys = keys[:-1]
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+
+
+def masks_by_path(masks: Any) -> dict[Path, Any]:
+    """Return masks by path, without those that say nothing: None and True, for what trains as a whole."""
+    found = by_path(masks, is_leaf=lambda node: node is None or isinstance(node, Mask))
+    return {path: mask for path, mask in found.items() if mask is not None and mask is not True}
+
+
+def trains(masks: Mapping[Path, Any], path: Path, like: Any) -> Any:
+    """Return the bool array that tells where a parameter trains, or None if all of it does.
+
+    Args:
+        masks: What `masks_by_path` returns. False for a whole subtree is of all that is in it.
+        path: The parameter's.
+        like: An array of the parameter's shape.
+
+    Raises:
+        TypeError, ValueError: The mask does not fit the parameter.
+    """
+    mask = masks.get(path)
+    if mask is None:
+        frozen = any(masks.get(path[:i]) is False for i in range(len(path)))
+        return jnp.zeros(like.shape, bool) if frozen else None
+    name = ".".join(path) or "the parameter"
+    if mask is False:
+        return jnp.zeros(like.shape, bool)
+    if isinstance(mask, Mask):
+        if len(like.shape) != 2:
+            frozen_checks.matrix(name, tuple(like.shape))
+        kind = lowering.resolve(mask, (like.shape[0], like.shape[1]))
+        return jnp.broadcast_to(kind.mask(like), like.shape)
+    mask = mask if is_framework_array(mask) else jnp.asarray(mask)
+    frozen_checks.bool_of_shape(name, str(mask.dtype), tuple(mask.shape), tuple(like.shape))
+    return jnp.broadcast_to(jnp.asarray(mask), like.shape)
+
+
+def keep(tree: Any, masks: Mapping[Path, Any], frozen: Callable[[Path, Any], Any]) -> Any:
+    """Return a pytree like the parameters, with something else where a parameter is frozen.
+
+    Args:
+        tree: Parameters, or updates of them.
+        masks: What `masks_by_path` returns.
+        frozen: Called with a path and its leaf: what to put there.
+    """
+
+    def choose(keys: Any, leaf: Any) -> Any:
+        path = path_of(keys)
+        where = trains(masks, path, leaf) if is_framework_array(leaf) else None
+        return leaf if where is None else jnp.where(where, leaf, frozen(path, leaf))
+
+    return jax.tree_util.tree_map_with_path(choose, tree)

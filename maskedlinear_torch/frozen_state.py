@@ -1,0 +1,126 @@
+"""What optimizers keep of frozen entries: left to them, but for copies of the weight, which stay the weight.
+
+A state is what its optimizer makes of it: its values and types are the optimizer's own (8-bit codes, step sizes,
+sums over rows). Two things are kept. A tensor that equals the weight where that is frozen is a copy of it (an
+average, the iterate of a schedule-free method) and stays equal. And the moments of torch's own optimizers, which
+decay alone would build up, stay at frozen entries what they were, or what they are made as.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskedlinear_torch.frozen_entries import FrozenEntries, local
+
+_SAMPLE = 256
+"""So many frozen entries tell whether a tensor drifts: decay and averages reach all of them alike."""
+
+
+class FrozenState:
+    """The state of one optimizer, looked at before and after its steps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = weakref.ref(optimizer)
+        self.is_torchs_own = type(optimizer).__module__.startswith("torch.optim.")
+        self.kept: dict[FrozenEntries, dict[str, _Kept]] = {}
+        self.now: list[FrozenEntries] = []
+
+    @torch.no_grad()
+    def before(self, entries: list[FrozenEntries]) -> None:
+        """See what is new in the state: loaded, or another mask's."""
+        self.now = entries
+        self.kept = {one: self.kept.get(one, {}) for one in entries}
+        for one in entries:
+            kept = self.kept[one]
+            for name, tensor in self._elementwise(one):
+                if name not in kept or kept[name].tensor is not tensor:
+                    kept[name] = _Kept(tensor, one, self._value(tensor, one))
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Put back what drifted, before the weights themselves are."""
+        for one in self.now:
+            kept = self.kept[one]
+            for name, tensor in self._elementwise(one):
+                if name not in kept or kept[name].tensor is not tensor:
+                    kept[name] = _Kept(tensor, one, self._made(tensor, one))
+                kept[name].keep(one)
+        self.now = []
+
+    def _value(self, tensor: Tensor, one: FrozenEntries) -> Any:
+        # What the frozen entries are to stay: a number, the weight (True), a copy of the tensor, or anything (None).
+        found = local(tensor)[one.frozen()]
+        if _same_bits(found, one.matrix[one.frozen()]):
+            return True
+        if found.dtype != one.matrix.dtype and _same_bits(found.to(one.matrix.dtype), one.matrix[one.frozen()]):
+            return local(tensor).clone()
+        if not self.is_torchs_own:
+            return None
+        return _constant(found, local(tensor).clone())
+
+    def _made(self, tensor: Tensor, one: FrozenEntries) -> Any:
+        # Made in this step: a copy of the weight as it was or as this step moved it, or a moment.
+        found = local(tensor)[one.frozen()]
+        for weight in (one.matrix, local(one.parameter)):
+            if _same_bits(found, weight[one.frozen()]):
+                return True
+            if found.dtype != weight.dtype and _same_bits(found.to(weight.dtype), weight[one.frozen()]):
+                return one.matrix.to(found.dtype)
+        return _constant(found, 0.0) if self.is_torchs_own else None
+
+    def _elementwise(self, one: FrozenEntries) -> list[tuple[str, Tensor]]:
+        optimizer = self.optimizer()
+        state = {} if optimizer is None else optimizer.state.get(one.parameter, {})
+        return [
+            (name, tensor)
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+            and type(tensor) in (Tensor, type(one.parameter), type(one.parameter.data))
+            and tensor.shape == one.parameter.shape
+            and tensor.is_floating_point()
+            and tensor.dim()
+        ]
+
+
+class _Kept:
+    """What a tensor of the state is to stay where its parameter is frozen."""
+
+    def __init__(self, tensor: Tensor, one: FrozenEntries, value: Any) -> None:
+        self.tensor, self.value, self.steps = tensor, value, 0
+        self.drifts = False
+        if value is not None:
+            places = one.frozen().reshape(-1).nonzero().reshape(-1)
+            self.sample = places[:: max(1, -(-places.numel() // _SAMPLE))]
+
+    def keep(self, one: FrozenEntries) -> None:
+        """Put back what drifted. Whether anything does is asked ever more rarely: on a GPU it has to be waited for."""
+        if self.value is None:
+            return
+        self.steps += 1
+        here = local(self.tensor)
+        if not self.drifts and not self.steps & (self.steps - 1):
+            self.drifts = not _same_bits(here.reshape(-1)[self.sample], self._whole(one, here).reshape(-1)[self.sample])
+        if self.drifts:
+            whole = self._whole(one, here).clone()
+            one.places.carry(here, whole)
+            here.copy_(whole)
+
+    def _whole(self, one: FrozenEntries, here: Tensor) -> Tensor:
+        if isinstance(self.value, Tensor):
+            return self.value
+        return one.matrix if self.value is True else torch.full_like(here, self.value)
+
+
+def _constant(found: Tensor, otherwise: Any) -> Any:
+    if not found.numel():
+        return None
+    first = found.reshape(-1)[0]
+    return first.item() if bool((found == first).all()) else otherwise
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -1,0 +1,129 @@
+"""What happens around every optimizer step in a process: held layers are put back, lost parameters are noticed.
+
+One pair of hooks that all torch optimizers share (`register_optimizer_step_pre_hook`), from the first held layer or
+replaced parameter on: whoever steps, and however the optimizer came to be, its step is seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from maskedlinear_core.checks import frozen as frozen_checks
+from maskedlinear_torch.frozen_state import FrozenState
+
+_layers: weakref.WeakSet[Any] = weakref.WeakSet()
+_models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]] = weakref.WeakKeyDictionary()
+_states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
+_hooks: list[Any] = []
+
+
+def join(layer: Any) -> None:
+    """Put a held layer back after every step that has its parameters."""
+    _install()
+    _layers.add(layer)
+
+
+def watch(model: nn.Module, look: Callable[[nn.Module], None]) -> None:
+    """Look at a model before every step."""
+    _install()
+    _models.setdefault(model, []).append(look)
+
+
+def unwatch(model: nn.Module, look: Callable[[nn.Module], None]) -> None:
+    """Do not look at a model any more."""
+    _models[model].remove(look)
+
+
+def replaced(old: Tensor, layer: nn.Module, now: str, how: str) -> None:
+    """Say that a parameter does nothing any more: an optimizer that steps with it must have the new one, too.
+
+    Args:
+        old: The parameter that was.
+        layer: Where the new one is.
+        now: Its name there.
+        how: What replaced it, in words that name the layer.
+    """
+    _install()
+    old._maskedlinear_replaced = (weakref.ref(layer), now, how)  # type: ignore[attr-defined]
+
+
+def groups_of(optimizer: Any, depth: int = 4) -> Iterator[Any]:
+    """Yield the parameter groups of an optimizer, and of those that it wraps."""
+    groups = getattr(optimizer, "param_groups", None)
+    if isinstance(groups, list):
+        yield from groups
+    inside = getattr(optimizer, "__dict__", {}).values() if depth else ()
+    for one in inside:
+        if hasattr(one, "step") and (isinstance(one, torch.optim.Optimizer) or hasattr(one, "optimizer")):
+            yield from groups_of(one, depth - 1)
+
+
+def parameters_of(optimizer: Any) -> dict[int, Tensor]:
+    """Return the parameters of an optimizer, and of those that it wraps, by identity."""
+    return {id(one): one for group in groups_of(optimizer) for one in group["params"]}
+
+
+def _install() -> None:
+    if not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_before))
+        _hooks.append(register_optimizer_step_post_hook(_after))
+
+
+def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
+    if torch.compiler.is_compiling():
+        return  # the forward and `state_dict` put back what a compiled step moved
+    known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
+    _refuse_replaced(optimizer, known)
+    for model, looks in list(_models.items()):
+        for look in looks:
+            look(model)
+    held = _held_by(known)
+    if held:
+        state = _states.get(optimizer)
+        if state is None:
+            state = _states[optimizer] = FrozenState(optimizer)
+        for layer in held:
+            layer._held.follow(layer)
+        entries = [one for layer in held for one in layer._held.entries.values()]
+        state.before([one for one in entries if id(one.parameter) in known])
+
+
+def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
+    held = _held_by(known)
+    if held and optimizer in _states:
+        _states[optimizer].after()
+    for layer in held:
+        layer._held.restore(layer)
+
+
+def _held_by(known: dict[int, Tensor]) -> list[Any]:
+    # A layer's parameter may be another one than it was.
+    return [
+        layer
+        for layer in list(_layers)
+        if layer._held is not None and any(id(one) in known for one in layer._parameters.values())
+    ]
+
+
+def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor]) -> None:
+    cached = getattr(optimizer, "_params", None)  # LBFGS steps with a list of its own
+    for one in [*known.values(), *(cached if isinstance(cached, list) else ())]:
+        mark = getattr(one, "_maskedlinear_replaced", None)
+        if mark is None:
+            continue
+        layer, now, how = mark[0](), mark[1], mark[2]
+        new = None if layer is None else getattr(layer, now, None)
+        if new is None or not new.requires_grad:
+            continue
+        steps_with_new = any(new is p for p in cached) if isinstance(cached, list) else id(new) in known
+        if not steps_with_new:
+            frozen_checks.refuse_replaced(type(optimizer).__name__, how, now)
