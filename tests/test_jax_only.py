@@ -64,6 +64,19 @@ def test_outermost_forward_mode_needs_the_switch(transform):
         run(lambda w: f(w, False))
 
 
+def test_linear_transpose_needs_the_switch():
+    """The layer without a bias is linear in x; JAX transposes a custom_jvp, and no custom_vjp."""
+
+    def layer(x, forward_mode):
+        return masked_linear(x, W, grad_mask=columns([0, 3]), forward_mode=forward_mode)
+
+    g = jnp.arange(8.0 * O).reshape(8, O)
+    (got,) = jax.linear_transpose(lambda x: layer(x, True), X)(g)
+    np.testing.assert_array_equal(got, g @ W)
+    with pytest.raises(NotImplementedError, match="custom_vjp"):
+        jax.linear_transpose(lambda x: layer(x, False), X)(g)
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_numpy_arguments(name):
     got = masked_linear(np.asarray(X), np.asarray(W), np.ones(O, np.float32), grad_mask=MASKS[name])

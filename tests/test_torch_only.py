@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
-from maskedlinear_torch import MaskedLinear, masked_linear, packed_linear
+from maskedlinear_torch import MaskedLinear, masked_linear, pack, packed_linear
 
 O, I = 4, 6
 MASKS = {
@@ -131,6 +131,21 @@ def test_tensors_that_are_not_contiguous(name):
     )
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 0)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_jacobian_of_an_empty_batch_is_empty(batch, packed):
+    """Of few blocks too, where a batch of no cotangents leaves no size to infer."""
+    few = blocks(np.eye(8, dtype=bool), (4, 4))
+    x, weight = torch.ones(*batch, 32), torch.ones(32, 32)
+    if packed:
+        learned = pack(weight, grad_mask=few)
+        jacobian = torch.func.jacrev(lambda values: packed_linear(x, weight, values, grad_mask=few))(learned)
+    else:
+        learned = weight
+        jacobian = torch.func.jacrev(lambda weight: masked_linear(x, weight, grad_mask=few))(learned)
+    assert jacobian.shape == (*batch, 32, *learned.shape)
 
 
 def test_export():

@@ -134,7 +134,9 @@ class Blocks(Kind, name="blocks"):
         return values
 
     def _rows(self, g: Tensor) -> Tensor:
-        return take(g.reshape(-1, self.grid_shape[0], self.block_shape[0]), self.ys, 1, is_canonical=self.is_canonical)
+        return take(
+            g.reshape(g.shape[0], self.grid_shape[0], self.block_shape[0]), self.ys, 1, is_canonical=self.is_canonical
+        )
 
     def _columns(self, kept: Tensor) -> Tensor:
-        return take(kept.reshape(-1, self.grid_shape[1], self.block_shape[1]), self.xs, 1, is_canonical=True)
+        return take(kept.reshape(kept.shape[0], self.grid_shape[1], self.block_shape[1]), self.xs, 1, is_canonical=True)

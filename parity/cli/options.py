@@ -25,6 +25,7 @@ def add_pairs(made: argparse.ArgumentParser) -> None:
     for name in CHOICES:
         made.add_argument(f"--{name}", action="append", metavar="NAME", help=f"only this {name}; may be repeated")
     made.add_argument("--quick", action="store_true", help=f"only the transforms {' and '.join(QUICK)}")
+    made.add_argument("--strict", action="store_true", help="a difference at the edge of the range fails too")
     made.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="what a cell may take (60)")
     add_run(made)
     made.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at, with everything in it")

@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from rich.console import Console
@@ -98,6 +98,7 @@ def execute(
         bar = progress.add_task("", total=total, pair="")
 
         def note(record: Record, kept: str | None) -> None:
+            record = replace(record, strict=asked.strict)
             with lock:
                 seen.records[record.cell.pair].append(record)
                 counts[record.verdict] += 1
