@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from maskedlinear_torch import assert_frozen, elements, hold_frozen, mask_linears, select
+from maskedlinear_torch import assert_frozen, hold_frozen, mask_linears, select
 
 FORGET = 3
 DENSITY = 0.05
@@ -55,14 +55,6 @@ def saliency(model):
     return {name: layer.weight.grad.abs() for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
 
 
-def highest(scores, density):
-    """Return masks of the weights with the highest scores of the whole model."""
-    together = torch.cat([score.ravel() for score in scores.values()])[None]
-    chosen = torch.from_numpy(select.top_k(together, density).to_array(together.shape)[0])
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: elements(part.view(score.shape)) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
 def random_labels(labels, generator):
     """Return the labels, with random ones among the other digits for what is to be forgotten."""
     others = torch.randint(1, 10, labels.shape, generator=generator)
@@ -80,7 +72,7 @@ def run(steps=200):
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     train(model, torch.optim.Adam(model.parameters(), lr=0.005), x, y, 2 * steps)
     result = {"before": accuracy(model)}
-    masks = highest(saliency(model), DENSITY)
+    masks = select.model_top_k(saliency(model), DENSITY)
     result["shares"] = {name: masks[name].density(model.get_submodule(name).weight.shape) for name in masks}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     mask_linears(model, masks, freeze_others=True)
