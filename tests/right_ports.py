@@ -153,8 +153,18 @@ def additive_jax(q, k, v, mask):
     return jax.nn.softmax(scores, -1) @ v
 
 
-port("RoPE, halves", rope_halves(torch, lambda p: torch.cat(p, -1)), rope_halves(jnp, lambda p: jnp.concatenate(p, -1)), normal((2, 6, 8)))  # fmt: skip
-port("RoPE, pairs", rope_pairs(torch, lambda p: torch.stack(p, -1)), rope_pairs(jnp, lambda p: jnp.stack(p, -1)), normal((2, 6, 8)))  # fmt: skip
+port(
+    "RoPE, halves",
+    rope_halves(torch, lambda p: torch.cat(p, -1)),
+    rope_halves(jnp, lambda p: jnp.concatenate(p, -1)),
+    normal((2, 6, 8)),
+)
+port(
+    "RoPE, pairs",
+    rope_pairs(torch, lambda p: torch.stack(p, -1)),
+    rope_pairs(jnp, lambda p: jnp.stack(p, -1)),
+    normal((2, 6, 8)),
+)
 port(
     "attention, causal", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     lambda q, k, v: attention_jax(q, k, v, is_causal=True), normal(*[(2, 3, 5, 4)] * 3),
@@ -220,7 +230,12 @@ port(
     lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", feature_group_count=2),
     normal((2, 4, 6, 6), (6, 2, 3, 3)),
 )  # fmt: skip
-port("convolution, transposed", lambda x, k: F.conv_transpose2d(x, k, stride=2), transposed_jax, normal((2, 3, 4, 4), (3, 5, 3, 3)))  # fmt: skip
+port(
+    "convolution, transposed",
+    lambda x, k: F.conv_transpose2d(x, k, stride=2),
+    transposed_jax,
+    normal((2, 3, 4, 4), (3, 5, 3, 3)),
+)
 port(
     "resize, bicubic", lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True),
     lambda x: jax.image.resize(x, (1, 2, 4, 4), "bicubic"), normal((1, 2, 8, 8)),
@@ -279,7 +294,12 @@ port(
 # Transforms, sums, choices.
 
 port("FFT", torch.fft.fft, jnp.fft.fft, normal((4, 16)))
-port("inverse FFT", lambda x: torch.fft.irfft(torch.fft.rfft(x) * 2, n=16), lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * 2, n=16), normal((4, 16)))  # fmt: skip
+port(
+    "inverse FFT",
+    lambda x: torch.fft.irfft(torch.fft.rfft(x) * 2, n=16),
+    lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * 2, n=16),
+    normal((4, 16)),
+)
 port("polar", lambda x: torch.polar(x.abs(), x), lambda x: jnp.abs(x) * jnp.exp(1j * x), normal((6,)))
 port(
     "log of summed exponentials",
