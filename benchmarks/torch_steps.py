@@ -108,7 +108,10 @@ class Step:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def _buffers(self) -> list[Tensor]:
-        return list(self.program.layer.buffers())
+        # With a masked layer's positions: its buffers only stand for them.
+        layer = self.program.layer
+        positions = [one for one in getattr(layer, "_arrays", ()) if one is not None]
+        return [*(one for one in layer.buffers() if one.numel()), *positions]
 
 
 def steps(row: Row, operands: Operands, device: str) -> dict[str, Step]:

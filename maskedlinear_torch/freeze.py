@@ -108,7 +108,7 @@ def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
             parameters (weight norm, a parametrization), which cannot be held.
 
     Example:
-        >>> from maskedlinear_torch import columns
+        >>> from maskedlinear_torch import MaskedLinear, columns
         >>> layer = MaskedLinear(3, 2, grad_mask=columns([0]), seed=0)
         >>> optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.5)
         >>> hold = hold_frozen(optimizer, layer)
@@ -144,7 +144,7 @@ def grad_masks(model: nn.Module) -> dict[str, Any]:
         other parameter that requires a gradient, which trains as a whole; False for one that does not.
 
     Example:
-        >>> from maskedlinear_torch import columns
+        >>> from maskedlinear_torch import MaskedLinear, columns
         >>> grad_masks(nn.Sequential(MaskedLinear(3, 2, grad_mask=columns([0])), nn.Linear(2, 1, bias=False)))
         {'0.weight': columns([0]), '0.bias': None, '1.weight': None}
     """

@@ -149,7 +149,7 @@ def test_what_is_kept_is_the_share_of_the_input(framework):
     found = steps(row(framework))
     x, w = 8 * 48 * 4, 32 * 48 * 4
     assert found["dense"].kept() == x
-    # JAX keeps positions that it works out under jit; torch keeps them as buffers.
+    # JAX keeps positions that it works out under jit; torch keeps them with the layer.
     positions = 12 * 4
     for form in worker.FORMS:
         assert x / 4 <= found[form].kept() <= x / 4 + positions

@@ -320,7 +320,8 @@ def test_h5_a_gradient_moves_with_its_positions(mask):
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")  # PEFT's word on layers that it does not know
 def test_peft_over_and_under_a_packed_layer():
-    peft = pytest.importorskip("peft")
+    import peft
+
     torch.manual_seed(0)
     model = mask_linears(
         nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), {"0": columns([0, 1])}, packed=True

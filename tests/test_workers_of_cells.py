@@ -113,7 +113,7 @@ def test_half_a_message_is_waited_for_and_no_longer():
     here, there = os.pipe()
     token = os.urandom(pipe.TOKEN)
     os.write(there, token + (1000).to_bytes(8, "little") + b"half")
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="bytes of a message are missing"):
         pipe.receive(here, token, 0.1)
 
 
@@ -128,5 +128,5 @@ def test_what_is_no_message_is_garbled(written):
 def test_a_closed_end_is_an_end():
     here, there = os.pipe()
     os.close(there)
-    with pytest.raises(EOFError):
+    with pytest.raises(EOFError, match="closed"):
         pipe.receive(here, os.urandom(pipe.TOKEN), 1.0)

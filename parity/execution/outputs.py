@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
@@ -245,7 +246,13 @@ class Runs:
     ) -> Outputs:  # fmt: skip
         framework = world.split("-")[0]
         asked = Call(self._function(framework), transform, numbers, dtype, compiler)
-        outputs = world_of(framework).call(asked, world, device, kept)
+        here = os.getpid()
+        try:
+            outputs = world_of(framework).call(asked, world, device, kept)
+        finally:
+            # A child that the function forked and that came back: it would run what is left, and fork again.
+            if os.getpid() != here:
+                os._exit(0)
         if transform.finish is None:
             return outputs
         return Outputs(transform.finish(numbers, outputs.values))

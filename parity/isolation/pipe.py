@@ -68,10 +68,10 @@ def _read(descriptor: int, count: int, deadline: float | None, beginning: bytes 
     while (missing := count - sum(len(part) for part in parts)) > 0:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and (left <= 0 or not select.select([descriptor], [], [], left)[0]):
-            raise TimeoutError
+            raise TimeoutError(f"{missing} bytes of a message are missing")
         part = os.read(descriptor, min(missing, 1 << 20))
         if not part:
-            raise EOFError
+            raise EOFError("the other end is closed")
         parts.append(part)
         if len(found) < len(beginning):
             # Seen at once: what begins otherwise may be shorter than a head, and nothing follows.
