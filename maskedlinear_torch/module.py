@@ -364,7 +364,10 @@ class MaskedLinear(Layer, nn.Linear):
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
             call_checks.refuse_array("input", input)
-        input, weight, bias = _autocast(input, self._read("weight"), self._read("bias"))
+        weight, bias = self.weight, self.bias
+        if self._held is not None:
+            weight, bias = self._read("weight"), self._read("bias")
+        input, weight, bias = _autocast(input, weight, bias)
         _check("masked_linear", input, weight, bias)
         products = choose(self._precision, "masked_linear", input, weight)
         return rule.masked(
