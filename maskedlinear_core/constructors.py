@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from maskedlinear_core.annotations import Index, SupportsArray
 from maskedlinear_core.arrays import is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.masks import Blocks, Columns, Elements, Mask, Rows, Submatrix
 
 
-def columns(index: Any) -> Columns:
+def columns(index: Index) -> Columns:
     """Train whole columns of the weight, i.e. what is learned from some input features.
 
     Args:
@@ -33,7 +35,7 @@ def columns(index: Any) -> Columns:
     return Columns(index)
 
 
-def rows(index: Any) -> Rows:
+def rows(index: Index) -> Rows:
     """Train whole rows of the weight, i.e. what some output features learn.
 
     Args:
@@ -53,7 +55,7 @@ def rows(index: Any) -> Rows:
     return Rows(index)
 
 
-def submatrix(rows: Any, columns: Any) -> Submatrix:
+def submatrix(rows: Index, columns: Index) -> Submatrix:
     """Train the crossings of some rows with some columns.
 
     Args:
@@ -75,7 +77,7 @@ def submatrix(rows: Any, columns: Any) -> Submatrix:
     return Submatrix(rows, columns)
 
 
-def blocks(grid: Any, block_shape: Any) -> Blocks:
+def blocks(grid: SupportsArray | Sequence[Sequence[bool]], block_shape: Sequence[int]) -> Blocks:
     """Train whole blocks of a regular grid.
 
     Args:
@@ -99,7 +101,7 @@ def blocks(grid: Any, block_shape: Any) -> Blocks:
     return Blocks(grid, block_shape)
 
 
-def elements(array: Any) -> Elements:
+def elements(array: SupportsArray | Sequence[Sequence[bool]]) -> Elements:
     """Train single elements.
 
     Args:

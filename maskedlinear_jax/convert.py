@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks, patterns
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.patterns import Part
@@ -62,14 +64,14 @@ class _Options:
 
 def mask_linears(
     model: Any,
-    masks: Mapping[str, Any],
+    masks: Mapping[str, MaskLike],
     *,
     packed: bool = False,
-    bias_masks: Mapping[str, Any] | None = None,
+    bias_masks: Mapping[str, BiasMaskLike] | None = None,
     freeze_others: bool = False,
     strict: bool = False,
-    values_dtype: Any = None,
-    precision: Any = "native",
+    values_dtype: DTypeLike | None = None,
+    precision: PrecisionLike = "native",
 ) -> Any:
     """Return a pytree model whose linear layers are masked ones. The outputs stay the same, bit for bit.
 
@@ -185,11 +187,11 @@ def new_tokens(found: Mapping[str, int], first: int, name: str | None) -> dict[s
 
 def convert(
     model: Any,
-    masks: Mapping[str, Any],
+    masks: Mapping[str, MaskLike],
     adapter: Adapter,
     *,
     packed: bool,
-    bias_masks: Mapping[str, Any] | None,
+    bias_masks: Mapping[str, BiasMaskLike] | None,
     freeze_others: bool,
     strict: bool,
     values_dtype: Any,

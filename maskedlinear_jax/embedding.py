@@ -12,8 +12,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
+from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_jax import lowering, rule
 from maskedlinear_jax.kinds import Submatrix
@@ -52,17 +54,17 @@ class MaskedEmbedding(MaskedLinear):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        grad_mask: Any,
+        grad_mask: MaskLike,
         seed: int | None = None,
         key: Array | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> None:
         plain = _drawn(num_embeddings, embedding_dim, seed, key, dtype)
         mask = _without_padding(grad_mask, plain.weight.shape, padding_idx)
         self.__dict__.update(MaskedLinear.from_linear(plain, grad_mask=mask).__dict__)
 
     @classmethod
-    def from_embedding(cls, embedding: Any, *, grad_mask: Any, precision: Any = "native") -> Self:
+    def from_embedding(cls, embedding: Any, *, grad_mask: MaskLike, precision: PrecisionLike = "native") -> Self:
         """Return a masked embedding around the very array of a plain one.
 
         Args:
@@ -134,11 +136,11 @@ class PackedEmbedding(PackedLinear):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        grad_mask: Any,
+        grad_mask: MaskLike,
         seed: int | None = None,
         key: Array | None = None,
-        dtype: Any = None,
-        values_dtype: Any = None,
+        dtype: DTypeLike | None = None,
+        values_dtype: DTypeLike | None = None,
     ) -> None:
         plain = _drawn(num_embeddings, embedding_dim, seed, key, dtype)
         mask = _without_padding(grad_mask, plain.weight.shape, padding_idx)
@@ -147,7 +149,12 @@ class PackedEmbedding(PackedLinear):
 
     @classmethod
     def from_embedding(
-        cls, embedding: Any, *, grad_mask: Any, values_dtype: Any = None, precision: Any = "native"
+        cls,
+        embedding: Any,
+        *,
+        grad_mask: MaskLike,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed embedding with the numbers of a plain one.
 
@@ -246,7 +253,7 @@ def _drawn(num_embeddings: int, embedding_dim: int, seed: int | None, key: Any, 
     )  # fmt: skip
 
 
-def _without_padding(grad_mask: Any, shape: Any, padding_idx: int | None) -> masks.Mask:
+def _without_padding(grad_mask: MaskLike, shape: Any, padding_idx: int | None) -> masks.Mask:
     mask = constructors.as_mask(grad_mask)
     mask.canonical(shape)
     return mask if padding_idx is None else (mask & ~constructors.rows([padding_idx])).packed(shape)

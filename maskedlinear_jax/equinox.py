@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_jax import convert, embedding, module, packed_module, storage
@@ -123,14 +125,14 @@ class PackedEmbedding(embedding.PackedEmbedding):
 
 def mask_linears(
     model: Any,
-    masks: Mapping[str, Any],
+    masks: Mapping[str, MaskLike],
     *,
     packed: bool = False,
-    bias_masks: Mapping[str, Any] | None = None,
+    bias_masks: Mapping[str, BiasMaskLike] | None = None,
     freeze_others: bool = False,
     strict: bool = False,
-    values_dtype: Any = None,
-    precision: Any = "native",
+    values_dtype: DTypeLike | None = None,
+    precision: PrecisionLike = "native",
 ) -> Any:
     """Return an Equinox model whose `equinox.nn.Linear` layers are masked ones.
 

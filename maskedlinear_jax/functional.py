@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from maskedlinear_core import arrays, constructors
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_jax import _compat, lowering, rule
 from maskedlinear_jax.engine_choice import choose
@@ -19,10 +20,10 @@ def masked_linear(
     weight: Array,
     bias: Array | None = None,
     *,
-    grad_mask: Any,
-    bias_mask: Any = None,
+    grad_mask: MaskLike,
+    bias_mask: BiasMaskLike | None = None,
     forward_mode: bool = False,
-    precision: Any = "native",
+    precision: PrecisionLike = "native",
 ) -> Array:
     """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
 

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, initial
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
@@ -66,12 +68,12 @@ class MaskedLinear:
         out_features: int,
         bias: bool = True,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
         seed: int | None = None,
         key: Array | None = None,
-        dtype: Any = None,
-        precision: Any = "native",
+        dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> None:
         self.precision = as_precision(precision)
         in_features = module_checks.features("in_features", in_features)
@@ -90,7 +92,14 @@ class MaskedLinear:
         self._draw(out_features, in_features, bias, initial.linear_bound(in_features), seed, key, dtype)
 
     @classmethod
-    def from_linear(cls, linear: Any, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native") -> Self:
+    def from_linear(
+        cls,
+        linear: Any,
+        *,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        precision: PrecisionLike = "native",
+    ) -> Self:
         """Return a masked layer around the very arrays of `linear` (shared, not copied).
 
         Args:

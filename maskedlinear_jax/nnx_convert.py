@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from maskedlinear_core import patterns
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import as_precision
@@ -38,15 +40,15 @@ class Place(NamedTuple):
 
 def mask_linears(
     model: nnx.Module,
-    masks: Mapping[str, Any],
+    masks: Mapping[str, MaskLike],
     *,
     packed: bool = False,
-    bias_masks: Mapping[str, Any] | None = None,
+    bias_masks: Mapping[str, BiasMaskLike] | None = None,
     freeze_others: bool = False,
     strict: bool = False,
     optimizer: nnx.Optimizer | None = None,
-    values_dtype: Any = None,
-    precision: Any = "native",
+    values_dtype: DTypeLike | None = None,
+    precision: PrecisionLike = "native",
 ) -> nnx.Module:
     """Replace the `nnx.Linear` layers of a model by masked ones, in place.
 

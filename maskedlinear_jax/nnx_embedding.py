@@ -7,8 +7,10 @@ from typing import Any, Self
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
+from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
@@ -25,7 +27,7 @@ class _Embedding(Layer):
 
     plain = nnx.Embed
 
-    def _take_embed(self, embed: nnx.Embed, grad_mask: Any, arithmetic: Precision) -> None:
+    def _take_embed(self, embed: nnx.Embed, grad_mask: MaskLike, arithmetic: Precision) -> None:
         self.num_embeddings, self.features = embed.num_embeddings, embed.features
         self.in_features, self.out_features = embed.features, embed.num_embeddings
         self.dtype, self.param_dtype, self.promote_dtype = embed.dtype, embed.param_dtype, embed.promote_dtype
@@ -85,7 +87,7 @@ class MaskedEmbed(_Embedding):
         num_embeddings: int,
         features: int,
         *,
-        grad_mask: Any,
+        grad_mask: MaskLike,
         rngs: Any = None,
         _embed: nnx.Embed | None = None,
         _arithmetic: Any = "native",
@@ -96,7 +98,7 @@ class MaskedEmbed(_Embedding):
         self.embedding = embed.embedding
 
     @classmethod
-    def from_linear(cls, embed: nnx.Embed, *, grad_mask: Any, precision: Any = "native") -> Self:
+    def from_linear(cls, embed: nnx.Embed, *, grad_mask: MaskLike, precision: PrecisionLike = "native") -> Self:
         """Return a masked embedding around the very parameter of `embed`.
 
         Raises:
@@ -150,8 +152,8 @@ class PackedEmbed(_Embedding):
         num_embeddings: int,
         features: int,
         *,
-        grad_mask: Any,
-        values_dtype: Any = None,
+        grad_mask: MaskLike,
+        values_dtype: DTypeLike | None = None,
         rngs: Any = None,
         _embed: nnx.Embed | None = None,
         _arithmetic: Any = "native",
@@ -167,7 +169,12 @@ class PackedEmbed(_Embedding):
 
     @classmethod
     def from_linear(
-        cls, embed: nnx.Embed, *, grad_mask: Any, values_dtype: Any = None, precision: Any = "native"
+        cls,
+        embed: nnx.Embed,
+        *,
+        grad_mask: MaskLike,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed embedding with the numbers of `embed`.
 

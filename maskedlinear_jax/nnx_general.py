@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
@@ -31,7 +33,9 @@ class _General(Layer):
 
     plain = nnx.LinearGeneral
 
-    def _take_general(self, linear: nnx.LinearGeneral, grad_mask: Any, bias_mask: Any, precision: Any) -> None:
+    def _take_general(
+        self, linear: nnx.LinearGeneral, grad_mask: MaskLike, bias_mask: Any, precision: PrecisionLike
+    ) -> None:
         self.in_axes, self.out_axes = tuple(linear.in_features), tuple(linear.out_features)
         self.in_features, self.out_features = math.prod(self.in_axes), math.prod(self.out_axes)
         self.axis, self.use_bias = linear.axis, linear.bias is not None
@@ -95,14 +99,24 @@ class MaskedLinearGeneral(_General):
     """
 
     def __init__(
-        self, linear: nnx.LinearGeneral, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+        self,
+        linear: nnx.LinearGeneral,
+        *,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> None:
         self._take_general(linear, grad_mask, bias_mask, precision)
         self.kernel = linear.kernel
 
     @classmethod
     def from_linear(
-        cls, linear: nnx.LinearGeneral, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+        cls,
+        linear: nnx.LinearGeneral,
+        *,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a masked layer around the very parameters of `linear`.
 
@@ -141,10 +155,10 @@ class PackedLinearGeneral(_General):
         self,
         linear: nnx.LinearGeneral,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
-        values_dtype: Any = None,
-        precision: Any = "native",
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> None:
         self._take_general(linear, grad_mask, bias_mask, precision)
         kernel = linear.kernel.get_value()
@@ -158,10 +172,10 @@ class PackedLinearGeneral(_General):
         cls,
         linear: nnx.LinearGeneral,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
-        values_dtype: Any = None,
-        precision: Any = "native",
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed layer with the numbers of `linear`, its bias shared.
 

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
@@ -100,7 +102,7 @@ class Layer(nnx.Module):
         """The bias mask as a bool vector, or None if all of the bias trains."""
         return None if self.bias_positions is None else np.asarray(self.bias_positions.get_value())
 
-    def repack(self, grad_mask: Any, optimizer: nnx.Optimizer | None = None, *, model: Any = None) -> None:
+    def repack(self, grad_mask: MaskLike, optimizer: nnx.Optimizer | None = None, *, model: Any = None) -> None:
         """Let other positions learn from now on. What they were trained to stays.
 
         Args:
@@ -190,8 +192,8 @@ class MaskedLinear(Layer):
         in_features: int,
         out_features: int,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
         rngs: Any = None,
         _linear: nnx.Linear | None = None,
         **keywords: Any,
@@ -204,7 +206,12 @@ class MaskedLinear(Layer):
 
     @classmethod
     def from_linear(
-        cls, linear: nnx.Linear, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+        cls,
+        linear: nnx.Linear,
+        *,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a masked layer around the very parameters of `linear`.
 
@@ -261,9 +268,9 @@ class PackedLinear(Layer):
         in_features: int,
         out_features: int,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
-        values_dtype: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        values_dtype: DTypeLike | None = None,
         rngs: Any = None,
         _linear: nnx.Linear | None = None,
         **keywords: Any,
@@ -282,10 +289,10 @@ class PackedLinear(Layer):
         cls,
         linear: nnx.Linear,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
-        values_dtype: Any = None,
-        precision: Any = "native",
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed layer with the numbers of `linear`, its bias shared.
 

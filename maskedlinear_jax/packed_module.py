@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, described
@@ -75,13 +77,13 @@ class PackedLinear:
         out_features: int,
         bias: bool = True,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
         seed: int | None = None,
         key: Array | None = None,
-        dtype: Any = None,
-        values_dtype: Any = None,
-        precision: Any = "native",
+        dtype: DTypeLike | None = None,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> None:
         masked = MaskedLinear(
             in_features, out_features, bias,
@@ -94,10 +96,10 @@ class PackedLinear:
         cls,
         linear: Any,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
-        values_dtype: Any = None,
-        precision: Any = "native",
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        values_dtype: DTypeLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed layer with the numbers of `linear`.
 
@@ -189,7 +191,7 @@ class PackedLinear:
         (index,) = jnp.nonzero(self.bias_mask, size=self.bias_values.shape[0])
         return base.at[index].set(self.bias_values)
 
-    def repack(self, grad_mask: Any) -> Self:
+    def repack(self, grad_mask: MaskLike) -> Self:
         """Return a layer of which other positions learn. What the others were trained to stays.
 
         For another mask of the same kind and count nothing recompiles. An optimizer's moments move along by

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from maskedlinear_core import arrays, constructors
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
@@ -19,7 +20,7 @@ from maskedlinear_jax.functional import _maybe_spec, _spec
 from maskedlinear_jax.kinds import Kind
 
 
-def pack(weight: Array, *, grad_mask: Any) -> Array:
+def pack(weight: Array, *, grad_mask: MaskLike) -> Array:
     """Return the trainable entries of a weight, packed.
 
     The order is that of the positions, sorted. Differentiable: its transpose puts a gradient of the
@@ -48,7 +49,7 @@ def pack(weight: Array, *, grad_mask: Any) -> Array:
     return _taken(kind, jnp.asarray(weight))
 
 
-def unpack(weight: Array, values: Array, *, grad_mask: Any) -> Array:
+def unpack(weight: Array, values: Array, *, grad_mask: MaskLike) -> Array:
     """Return a copy of a weight with packed values in their places.
 
     Args:
@@ -79,10 +80,10 @@ def packed_linear(
     values: Array,
     bias: Array | None = None,
     *,
-    grad_mask: Any,
-    bias_mask: Any = None,
+    grad_mask: MaskLike,
+    bias_mask: BiasMaskLike | None = None,
     forward_mode: bool = False,
-    precision: Any = "native",
+    precision: PrecisionLike = "native",
 ) -> Array:
     """Compute y = x V^T + b with V = unpack(W, v): the values v learn, the matrix W is a constant (SPEC S7).
 
@@ -136,7 +137,12 @@ def packed_linear(
 
 
 def repack(
-    values: Array, old_mask: Any, new_mask: Any, *, weight: Array | None = None, shape: tuple[int, int] | None = None
+    values: Array,
+    old_mask: MaskLike,
+    new_mask: MaskLike,
+    *,
+    weight: Array | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Array:
     """Return packed values for another mask: what stays trainable keeps its value.
 
@@ -184,7 +190,7 @@ def _taken(kind: Kind, weight: Array) -> Array:
     return _compat.auto_axes(type(kind).pack, everywhere)(kind, weight)
 
 
-def _resolve(function: str, weight: Any, grad_mask: Any) -> Kind:
+def _resolve(function: str, weight: Any, grad_mask: MaskLike) -> Kind:
     if not isinstance(weight, Array | np.ndarray):
         call_checks.refuse_array("weight", weight, function=function)
     packed_checks.weight(function, _spec(weight))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from maskedlinear_core import masks, parameters
+from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
 
 
-def masked_parameter(weight: Array, grad_mask: Any) -> Array:
+def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
     """Return where(M, W, stop_gradient(W)): the same values, of which only the masked ones learn.
 
     For what has no layer here: convolutions, scales of norms, recurrent weights. All derivatives, of any order and
@@ -46,7 +45,7 @@ def masked_parameter(weight: Array, grad_mask: Any) -> Array:
     return jnp.where(_trains(weight, grad_mask), weight, jax.lax.stop_gradient(weight))
 
 
-def _trains(weight: Array, grad_mask: Any) -> Array:
+def _trains(weight: Array, grad_mask: MaskLike) -> Array:
     if isinstance(grad_mask, Array):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from maskedlinear_core import masks
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.precision import as_precision, described
 from maskedlinear_torch import rule
@@ -33,7 +34,9 @@ def is_conv1d(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-def masked_conv1d(conv: Any, *, grad_mask: masks.Mask, bias_mask: Any = None, precision: Any = "native") -> Any:
+def masked_conv1d(
+    conv: Any, *, grad_mask: masks.Mask, bias_mask: BiasMaskLike | None = None, precision: PrecisionLike = "native"
+) -> Any:
     """Return a masked layer around the very parameters of a Conv1D.
 
     Args:
@@ -51,7 +54,12 @@ def masked_conv1d(conv: Any, *, grad_mask: masks.Mask, bias_mask: Any = None, pr
 
 
 def packed_conv1d(
-    conv: Any, *, grad_mask: masks.Mask, bias_mask: Any = None, values_dtype: Any = None, precision: Any = "native"
+    conv: Any,
+    *,
+    grad_mask: masks.Mask,
+    bias_mask: BiasMaskLike | None = None,
+    values_dtype: Any = None,
+    precision: PrecisionLike = "native",
 ) -> PackedLinear:
     """Return a packed layer over the memory of a Conv1D: see `masked_conv1d` and `PackedLinear.from_linear`."""
     return PackedConv1D.from_linear(
@@ -115,7 +123,7 @@ def _masked_class() -> Any:
             return self._mask
 
         @grad_mask.setter
-        def grad_mask(self, grad_mask: Any) -> None:
+        def grad_mask(self, grad_mask: MaskLike) -> None:
             from maskedlinear_core.constructors import as_mask
 
             mask = as_mask(grad_mask)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from maskedlinear_core import constructors, masks, patterns
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
@@ -38,15 +39,15 @@ class _Options:
 
 def mask_linears(
     model: nn.Module,
-    masks: Mapping[str, Any],
+    masks: Mapping[str, MaskLike],
     *,
     packed: bool = False,
-    bias_masks: Mapping[str, Any] | None = None,
+    bias_masks: Mapping[str, BiasMaskLike] | None = None,
     freeze_others: bool = False,
     strict: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
     values_dtype: torch.dtype | None = None,
-    precision: Any = "native",
+    precision: PrecisionLike = "native",
 ) -> nn.Module:
     """Replace the linear layers of a model by masked ones, in place. The outputs stay the same, bit for bit.
 

@@ -12,8 +12,10 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device as DeviceLike
 
 from maskedlinear_core import constructors, initial, masks
+from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
@@ -56,16 +58,18 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        grad_mask: Any,
+        grad_mask: MaskLike,
         seed: int | None = None,
-        device: Any = None,
+        device: DeviceLike | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         plain = _drawn(num_embeddings, embedding_dim, padding_idx, seed, device, dtype)
         self._take_embedding(plain, _without_padding(grad_mask, plain))
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, *, grad_mask: Any, precision: Any = "native") -> Self:
+    def from_embedding(
+        cls, embedding: nn.Embedding, *, grad_mask: MaskLike, precision: PrecisionLike = "native"
+    ) -> Self:
         """Return a masked embedding around the very parameter of a plain one.
 
         Args:
@@ -154,9 +158,9 @@ class PackedEmbedding(PackedLinear):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        grad_mask: Any,
+        grad_mask: MaskLike,
         seed: int | None = None,
-        device: Any = None,
+        device: DeviceLike | None = None,
         dtype: torch.dtype | None = None,
         values_dtype: torch.dtype | None = None,
     ) -> None:
@@ -169,9 +173,9 @@ class PackedEmbedding(PackedLinear):
         cls,
         embedding: nn.Embedding,
         *,
-        grad_mask: Any,
+        grad_mask: MaskLike,
         values_dtype: torch.dtype | None = None,
-        precision: Any = "native",
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed embedding over the memory of a plain one, which is not to be trained any more.
 
@@ -235,7 +239,7 @@ class PackedEmbedding(PackedLinear):
         """Describe sizes and mask."""
         return _described(self)
 
-    def _take_embedding(self, plain: nn.Embedding, grad_mask: Any, values_dtype: torch.dtype | None) -> None:
+    def _take_embedding(self, plain: nn.Embedding, grad_mask: MaskLike, values_dtype: torch.dtype | None) -> None:
         linear = nn.Linear(plain.embedding_dim, plain.num_embeddings, bias=False, device="meta")
         linear.weight = plain.weight
         self.padding_idx = plain.padding_idx
@@ -320,7 +324,7 @@ def _drawn(
     return plain
 
 
-def _without_padding(grad_mask: Any, plain: nn.Embedding) -> masks.Mask:
+def _without_padding(grad_mask: MaskLike, plain: nn.Embedding) -> masks.Mask:
     mask = constructors.as_mask(grad_mask)
     shape = plain.num_embeddings, plain.embedding_dim
     mask.canonical(shape)

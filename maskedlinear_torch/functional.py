@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskedlinear_core import arrays, constructors
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks.words import FLOAT_DTYPES
 from maskedlinear_torch import _compat, lowering, rule
@@ -19,10 +20,10 @@ def masked_linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    grad_mask: Any,
-    bias_mask: Any = None,
+    grad_mask: MaskLike,
+    bias_mask: BiasMaskLike | None = None,
     forward_mode: bool = False,
-    precision: Any = "native",
+    precision: PrecisionLike = "native",
 ) -> Tensor:
     """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
 
@@ -79,7 +80,9 @@ def _refuse_array(function: str, **arguments: Any) -> None:
             call_checks.refuse_array(name, value, function=function)
 
 
-def _check(function: str, input: Tensor, weight: Tensor, bias: Tensor | None, bias_mask: Any = None) -> None:
+def _check(
+    function: str, input: Tensor, weight: Tensor, bias: Tensor | None, bias_mask: BiasMaskLike | None = None
+) -> None:
     # In words only where something is wrong: at batch 1 they would cost as much as the layer.
     if bias_mask is None and _fits(input, weight, bias):
         return

@@ -8,8 +8,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.types import Device as DeviceLike
 
 from maskedlinear_core import constructors, initial, masks
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
@@ -50,7 +52,7 @@ class Layer(nn.Module):
         return None if self._bias_values is None else self._bias_values.copy()
 
     @bias_mask.setter
-    def bias_mask(self, bias_mask: Any) -> None:
+    def bias_mask(self, bias_mask: BiasMaskLike | None) -> None:
         self._set_masks(self._mask, _bias_mask(bias_mask, self.bias is not None, self.out_features))
 
     @property
@@ -59,7 +61,7 @@ class Layer(nn.Module):
         return self._precision
 
     @precision.setter
-    def precision(self, precision: Any) -> None:
+    def precision(self, precision: PrecisionLike) -> None:
         self._precision = as_precision(precision)
 
     def _positions(self) -> Kind:
@@ -244,12 +246,12 @@ class MaskedLinear(Layer, nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
         seed: int | None = None,
-        device: Any = None,
+        device: DeviceLike | None = None,
         dtype: torch.dtype | None = None,
-        precision: Any = "native",
+        precision: PrecisionLike = "native",
     ) -> None:
         chosen = as_precision(precision)
         in_features = module_checks.features("in_features", in_features)
@@ -270,7 +272,12 @@ class MaskedLinear(Layer, nn.Linear):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, *, grad_mask: Any, bias_mask: Any = None, precision: Any = "native"
+        cls,
+        linear: nn.Linear,
+        *,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a masked layer around the very parameters of `linear` (shared, not copied).
 
@@ -355,7 +362,7 @@ class MaskedLinear(Layer, nn.Linear):
         return self._mask
 
     @grad_mask.setter
-    def grad_mask(self, grad_mask: Any) -> None:
+    def grad_mask(self, grad_mask: MaskLike) -> None:
         mask = constructors.as_mask(grad_mask)
         mask.canonical((self.out_features, self.in_features))
         self._set_masks(mask, self._bias_values)

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.types import Device as DeviceLike
 
 from maskedlinear_core import constructors, masks
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
@@ -75,13 +77,13 @@ class PackedLinear(Layer):
         out_features: int,
         bias: bool = True,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
         seed: int | None = None,
-        device: Any = None,
+        device: DeviceLike | None = None,
         dtype: torch.dtype | None = None,
         values_dtype: torch.dtype | None = None,
-        precision: Any = "native",
+        precision: PrecisionLike = "native",
     ) -> None:
         masked = MaskedLinear(
             in_features, out_features, bias,
@@ -96,10 +98,10 @@ class PackedLinear(Layer):
         cls,
         linear: nn.Linear,
         *,
-        grad_mask: Any,
-        bias_mask: Any = None,
+        grad_mask: MaskLike,
+        bias_mask: BiasMaskLike | None = None,
         values_dtype: torch.dtype | None = None,
-        precision: Any = "native",
+        precision: PrecisionLike = "native",
     ) -> Self:
         """Return a packed layer over the memory of `linear`: its bias shared, its weight the constant matrix.
 
@@ -193,7 +195,7 @@ class PackedLinear(Layer):
         return None if self._bias_values is None else self._bias_values.copy()
 
     @bias_mask.setter
-    def bias_mask(self, bias_mask: Any) -> None:
+    def bias_mask(self, bias_mask: BiasMaskLike | None) -> None:
         values = _bias_mask(bias_mask, self.bias is not None, self.out_features)
         with torch.no_grad():
             whole = None if self.bias_values is None else self._whole_bias().detach().clone()
@@ -206,10 +208,10 @@ class PackedLinear(Layer):
         return self._mask
 
     @grad_mask.setter
-    def grad_mask(self, grad_mask: Any) -> None:
+    def grad_mask(self, grad_mask: MaskLike) -> None:
         self.repack(grad_mask)
 
-    def repack(self, grad_mask: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def repack(self, grad_mask: MaskLike, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Let other positions learn from now on. What they were trained to stays; what learns anew starts from there.
 
         For another mask of the same kind and count everything changes in place, and nothing recompiles.

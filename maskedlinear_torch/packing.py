@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from maskedlinear_core import arrays, constructors
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
@@ -16,7 +17,7 @@ from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _refuse_ar
 from maskedlinear_torch.kinds import Kind
 
 
-def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
+def pack(weight: Tensor, *, grad_mask: MaskLike) -> Tensor:
     """Return the trainable entries of a weight, packed.
 
     The order is that of the positions, sorted. Differentiable: its transpose puts a gradient of the
@@ -46,7 +47,7 @@ def pack(weight: Tensor, *, grad_mask: Any) -> Tensor:
     return kind.pack(weight)
 
 
-def unpack(weight: Tensor, values: Tensor, *, grad_mask: Any) -> Tensor:
+def unpack(weight: Tensor, values: Tensor, *, grad_mask: MaskLike) -> Tensor:
     """Return a copy of a weight with packed values in their places.
 
     Args:
@@ -78,10 +79,10 @@ def packed_linear(
     values: Tensor,
     bias: Tensor | None = None,
     *,
-    grad_mask: Any,
-    bias_mask: Any = None,
+    grad_mask: MaskLike,
+    bias_mask: BiasMaskLike | None = None,
     forward_mode: bool = False,
-    precision: Any = "native",
+    precision: PrecisionLike = "native",
 ) -> Tensor:
     """Compute y = x V^T + b with V = unpack(W, v): the values v learn, the matrix W is a constant (SPEC S7).
 
@@ -132,7 +133,12 @@ def packed_linear(
 
 
 def repack(
-    values: Tensor, old_mask: Any, new_mask: Any, *, weight: Tensor | None = None, shape: tuple[int, int] | None = None
+    values: Tensor,
+    old_mask: MaskLike,
+    new_mask: MaskLike,
+    *,
+    weight: Tensor | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return packed values for another mask: what stays trainable keeps its value.
 
@@ -174,7 +180,7 @@ def repack(
     return new_kind.pack(kind.merge_into(base, values))
 
 
-def _resolve(function: str, weight: Any, grad_mask: Any) -> Kind:
+def _resolve(function: str, weight: Any, grad_mask: MaskLike) -> Kind:
     if not isinstance(weight, Tensor):
         call_checks.refuse_array("weight", weight, function=function)
     if not (weight.dtype in _FLOATS and weight.dim() == 2):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from maskedlinear_core import masks, parameters
+from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
 
 
-def masked_parameter(weight: Tensor, grad_mask: Any) -> Tensor:
+def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
     """Return where(M, W, W.detach()): the same values, of which only the masked ones learn.
 
     For what has no layer here: convolutions, scales of norms, recurrent weights. All derivatives, of any order and
@@ -55,7 +54,7 @@ class GradMask(nn.Module):
         shape: Of the parameter.
     """
 
-    def __init__(self, grad_mask: Any, shape: tuple[int, ...]) -> None:
+    def __init__(self, grad_mask: MaskLike, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.grad_mask = grad_mask
         self.trains = parameters.to_array(grad_mask, tuple(shape))
@@ -82,7 +81,7 @@ class GradMask(nn.Module):
         return known
 
 
-def mask_parameter(module: nn.Module, name: str, *, grad_mask: Any) -> nn.Module:
+def mask_parameter(module: nn.Module, name: str, *, grad_mask: MaskLike) -> nn.Module:
     """Let only the masked entries of a module's parameter learn, by a parametrization; in place.
 
     The parameter itself is `module.parametrizations.<name>.original`, which optimizers hold as before. A masked
@@ -114,7 +113,7 @@ def mask_parameter(module: nn.Module, name: str, *, grad_mask: Any) -> nn.Module
     return module
 
 
-def _trains(weight: Tensor, grad_mask: Any) -> Tensor:
+def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:
     if isinstance(grad_mask, Tensor):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask.to(weight.device)

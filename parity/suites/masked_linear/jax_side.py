@@ -12,6 +12,7 @@ import numpy as np
 
 import maskedlinear_jax
 from maskedlinear_core import constructors
+from maskedlinear_core.annotations import PrecisionLike
 from maskedlinear_jax import lowering
 from parity.execution.jax_backend import DTYPES, Ops
 from parity.execution.jax_backend import FRAMEWORK as FRAMEWORK
@@ -92,7 +93,7 @@ def product(x: np.ndarray, w: np.ndarray, precision: str, bits: int | None = Non
     return _values(maskedlinear_jax.masked_linear(left, right, grad_mask=constructors.columns([]), precision=how))
 
 
-def step(shape: tuple[int, int, int], mask: Any, precision: str, how: str) -> Callable[[], None]:
+def step(shape: tuple[int, int, int], mask: Any, precision: PrecisionLike, how: str) -> Callable[[], None]:
     """Return forward and backward of a layer on random numbers, to be timed; mask None is the plain layer."""
     x, w, b, g = _operands(shape)
     if mask is None:

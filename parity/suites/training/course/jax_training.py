@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskedlinear_core.annotations import PrecisionLike
 from maskedlinear_jax import MaskedLinear, combine, partition
 from parity.suites.training.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
 from parity.suites.training.digits.network import Task
 
 
 def train(
-    task: Task, *, precision: str, compiled: bool, device: str = "cpu", progress: Progress = lambda: None
+    task: Task, *, precision: PrecisionLike, compiled: bool, device: str = "cpu", progress: Progress = lambda: None
 ) -> Course:
     """Train by gradient descent with momentum, eager or with the step compiled."""
     layers = [

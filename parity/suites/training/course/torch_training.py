@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskedlinear_core.annotations import PrecisionLike
 from maskedlinear_torch import MaskedLinear
 from parity.suites.training.course.recipe import BATCH, MOMENTUM, RATE, Course, Progress, loss, targets
 from parity.suites.training.digits.network import Task
 
 
 def train(
-    task: Task, *, precision: str, compiled: bool, device: str = "cpu", progress: Progress = lambda: None
+    task: Task, *, precision: PrecisionLike, compiled: bool, device: str = "cpu", progress: Progress = lambda: None
 ) -> Course:
     """Train by gradient descent with momentum, eager or with the model compiled."""
     layers = [
