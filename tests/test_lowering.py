@@ -1,0 +1,87 @@
+"""Every program of the layer is lowered for platforms that are not here: no decision is taken from the host's devices.
+
+A program that is exported for four platforms at once runs on this one with the bits of the program that was never
+exported. What a GPU answers is not shown here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskedlinear_jax import (
+    blocks,
+    columns,
+    elements,
+    masked_linear,
+    pack,
+    packed_linear,
+    reproducible,
+    rows,
+    submatrix,
+)
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+O, I = 8, 12
+
+rng = np.random.default_rng(0)
+MASKS = {
+    "columns": columns([1, 4, 5]),
+    "rows": rows([0, 3]),
+    "submatrix": submatrix([1, 2], [0, 7, 9]),
+    "blocks": blocks(np.array([[1, 0, 0], [0, 0, 1]], bool), (4, 4)),
+    "many blocks": blocks(np.array([[1, 0, 1], [1, 0, 1]], bool), (4, 4)),
+    "elements": elements(rng.random((O, I)) < 0.4),
+    "few elements": elements(np.eye(O, I, dtype=bool)),
+    "all": columns(slice(None)),
+    "nothing": rows([]),
+}
+PRECISIONS = {
+    "native": "native",
+    "reproducible float64": reproducible(engine="float64"),
+    "reproducible float32": reproducible(engine="float32"),
+    "reproducible int8": reproducible(engine="int8"),
+}
+X, W, B = (jnp.asarray(rng.integers(-4, 5, shape), jnp.float32) for shape in ((5, I), (O, I), (O,)))
+
+
+def program(mask, precision, *, packed):
+    """Return forward, gradients, gradients by example, and a tangent as one function of (x, learned, b)."""
+
+    def layer(x, learned, b, **keywords):
+        if packed:
+            return packed_linear(x, W, learned, b, grad_mask=mask, precision=precision, **keywords)
+        return masked_linear(x, learned, b, grad_mask=mask, precision=precision, **keywords)
+
+    def loss(*args):
+        return (layer(*args) ** 2).sum()
+
+    def every(x, learned, b):
+        gradients = jax.grad(loss, (0, 1, 2))
+        by_example = jax.vmap(gradients, (0, None, None))(x[:, None], learned, b)
+        tangent = jax.jvp(lambda *args: layer(*args, forward_mode=True), (x, learned, b), (x, learned, b))
+        return layer(x, learned, b), gradients(x, learned, b), by_example, tangent
+
+    return every, (X, pack(W, grad_mask=mask) if packed else W, B)
+
+
+NATIVE = [(name, "native") for name in MASKS]
+REPRODUCIBLE = [("submatrix", precision) for precision in PRECISIONS if precision != "native"]
+"""The kinds differ in native precision; a reproducible product is the same program for all but its gather."""
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+@pytest.mark.parametrize(("name", "precision"), NATIVE + REPRODUCIBLE)
+def test_lowers_for_every_platform(name, precision, packed):
+    every, args = program(MASKS[name], PRECISIONS[precision], packed=packed)
+    text = jax.jit(every).trace(*args).lower(lowering_platforms=PLATFORMS).as_text()
+    assert "callback" not in text
+
+
+@pytest.mark.parametrize(("name", "precision"), [("many blocks", "native"), ("few elements", "reproducible float64")])
+def test_a_program_exported_for_all_runs_here(name, precision):
+    every, args = program(MASKS[name], PRECISIONS[precision], packed=True)
+    exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
+    assert exported.platforms == PLATFORMS
+    for got, want in zip(jax.tree.leaves(exported.call(*args)), jax.tree.leaves(jax.jit(every)(*args)), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
