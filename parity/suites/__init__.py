@@ -84,6 +84,12 @@ def _read(name: str, file: Path) -> Found:
     for node in ast.parse(file.read_text("utf-8"), str(file)).body:
         name_of = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(node, ast.Assign) and isinstance(name_of, ast.Name) and name_of.id in ("description", "commands"):
-            literals[name_of.id] = ast.literal_eval(node.value)
+            try:
+                literals[name_of.id] = ast.literal_eval(node.value)
+            except ValueError:
+                raise ValueError(
+                    f"{file}, line {node.lineno}: expected {name_of.id} to be a literal, as it is read without "
+                    "importing the file"
+                ) from None
     description = literals.get("description", "")
     return Found(name, description, literals.get("commands", {name: description}))

@@ -1,0 +1,100 @@
+"""The steps of the command: each in a process of its own, so that one that dies takes no other with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ABOUT = {
+    0: "as promised",
+    1: "something differs, or no device",
+    2: "was not understood",
+}
+"""What the exit codes of the commands mean."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command to run.
+
+    Attributes:
+        name: For the report.
+        module: What `python -m` runs.
+        arguments: Its arguments.
+        record: Whether it writes a record with `--json`.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    record: bool = False
+
+
+def steps(device: str, *, quick: bool, seed: int = 0) -> list[Step]:
+    """Return what runs on a device, the quickest first.
+
+    Example:
+        >>> [step.name for step in steps("cuda", quick=False)]
+        ['golden hashes', 'grid', 'training', 'precision', 'benchmark']
+    """
+    on, drawn, short = ("--device", device), ("--seed", str(seed)), ("--quick",) if quick else ()
+    return [
+        Step("golden hashes", "parity", ("golden", *on)),
+        Step("grid", "parity", ("grid", *on, *drawn, *short), record=True),
+        Step("training", "parity", ("digits", *on, *drawn, *short), record=True),
+        # It measures on the device that the frameworks choose, which on a machine with a GPU is the GPU.
+        Step("precision", "parity", ("precision", *drawn, *short), record=True),
+        Step("benchmark", "benchmarks", (*on, *short), record=True),
+    ]
+
+
+def run(step: Step, folder: Path, *, limit: float, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run a step and return what came of it.
+
+    Args:
+        step: The step.
+        folder: Where it leaves its record.
+        limit: Seconds after which it is stopped.
+        say: What prints a line.
+
+    Returns:
+        The command, its exit code, seconds, the last lines that it printed, and its record.
+    """
+    record = folder / f"{step.name.replace(' ', '-')}.json"
+    command = [sys.executable, "-m", step.module, *step.arguments, *(["--json", str(record)] if step.record else [])]
+    say(f"{step.name}: python -m {step.module} {' '.join(step.arguments)}")
+    started = time.perf_counter()
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        code, printed = ran.returncode, ran.stdout + ran.stderr
+    except subprocess.TimeoutExpired as stopped:
+        code, printed = None, _text(stopped.stdout) + _text(stopped.stderr)
+    return {
+        "step": step.name,
+        "command": f"python -m {step.module} {' '.join(step.arguments)}",
+        "exit code": code,
+        "result": outcome(code),
+        "seconds": round(time.perf_counter() - started, 1),
+        "printed": printed.splitlines()[-60:],
+        "record": json.loads(record.read_text("utf-8")) if record.exists() else None,
+    }
+
+
+def outcome(code: int | None) -> str:
+    """Say what an exit code means.
+
+    Example:
+        >>> outcome(0), outcome(None), outcome(-11)
+        ('as promised', 'stopped: out of time', 'died with exit code -11')
+    """
+    return "stopped: out of time" if code is None else ABOUT.get(code, f"died with exit code {code}")
+
+
+def _text(printed: bytes | str | None) -> str:
+    return printed.decode("utf-8", "replace") if isinstance(printed, bytes) else printed or ""

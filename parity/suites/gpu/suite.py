@@ -1,0 +1,86 @@
+"""The command `gpu`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from pathlib import Path
+
+from parity.cli import options
+from parity.cli.console import console, verdict
+from parity.names import unknown
+
+description = "golden hashes, grid, training, precision and benchmark on a GPU, with one report to carry back"
+commands = {"gpu": "all that is to be run on a GPU, with one report to carry back"}
+
+PRETEND = ("cpu",)
+OUTPUT = Path("gpu-report.json")
+LIMIT = 3600.0
+"""Seconds for one step. The grid takes the longest, 20 minutes on two cores."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--json", type=Path, default=OUTPUT, metavar="FILE", help=f"the report ({OUTPUT})")
+    parser.add_argument("--pretend", metavar="NAME", help="cpu: a quick rehearsal there; its report says so")
+    parser.add_argument("--quick", action="store_true", help="a selection of each step")
+    parser.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
+    parser.add_argument("--only", action="append", metavar="STEP", help="only this step; may be repeated")
+    parser.add_argument("--list", action="store_true", help="print the steps and stop")
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Run the steps one after the other; the report is written after each, so that nothing is lost."""
+    from parity.report import content
+    from parity.report.environment import environment
+    from parity.suites.gpu import steps
+
+    if asked.pretend is not None and asked.pretend not in PRETEND:
+        asked.parser.error(unknown("--pretend", asked.pretend, PRETEND))
+    device = asked.pretend or "cuda"
+    planned = steps.steps(device, quick=asked.quick or asked.pretend is not None, seed=asked.seed)
+    names = [step.name for step in planned]
+    for name in asked.only or ():
+        if name not in names:
+            asked.parser.error(unknown("--only", name, names))
+    chosen = [step for step in planned if not asked.only or step.name in asked.only]
+    out = console()
+    if asked.list:
+        for step in chosen:
+            out.print(f"{step.name}: python -m {step.module} {' '.join(step.arguments)}")
+        return 0
+    options.check(asked, ("json",))
+    if device == "cuda" and not _sees_cuda():
+        out.print("no device: neither torch nor JAX sees a GPU here; --pretend cpu rehearses the command")
+        return 1
+    report: dict[str, object] = {
+        "about": "a rehearsal on the CPU: it says nothing of a GPU" if asked.pretend else "ran on a GPU",
+        "environment": environment(),
+        "device": device,
+        "steps": [],
+    }
+    ran = []
+    with tempfile.TemporaryDirectory() as folder:
+        for step in chosen:
+            ran.append(steps.run(step, Path(folder), limit=LIMIT, say=out.print))
+            out.print(f"  {ran[-1]['result']}, {ran[-1]['seconds']} s")
+            content.write_json(asked.json, report | {"steps": ran})
+    out.print(f"report: {asked.json}")
+    return verdict(any(step["exit code"] != 0 for step in ran), out)
+
+
+def _sees_cuda() -> bool:
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            return True
+    if importlib.util.find_spec("jax") is None:
+        return False
+    import jax
+
+    try:
+        return bool(jax.devices("gpu"))
+    except RuntimeError:
+        return False
