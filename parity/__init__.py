@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.api import assert_parity as assert_parity
 from parity.api import compare as compare
@@ -23,8 +23,21 @@ from parity.report.report import ParityError as ParityError
 from parity.report.report import Report as Report
 from parity.suites import MOVED as _MOVED
 
+if TYPE_CHECKING:
+    from parity.models.weights import Rule as Rule
+    from parity.models.weights import WeightMap as WeightMap
+    from parity.models.weights import WeightPair as WeightPair
+    from parity.models.weights import map_weights as map_weights
+
+_MODELS = {name: "parity.models.weights" for name in ("Rule", "WeightMap", "WeightPair", "map_weights")}
+"""What compares whole models, by where it is: imported when it is asked for."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _MODELS:
+        import importlib
+
+        return getattr(importlib.import_module(_MODELS[name]), name)
     if name in _MOVED:
         import importlib
 
