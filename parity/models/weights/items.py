@@ -1,0 +1,283 @@
+"""Weights made comparable: stacked ones taken apart, fused ones split where the other side is split, then by layer."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from parity.models.weights.names import VALUE, Word, role_of, words
+from parity.models.weights.tree import BUFFER, Leaf, Parts, View
+
+FUSED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
+"""Fused projections: the parts, in their order along the output axis."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A weight or a part of one that is to be paired: `leaf` has the part's shape and name."""
+
+    leaf: Leaf
+    view: View
+
+    @property
+    def owner(self) -> Parts:
+        return role_of(self.leaf.parts)[0]
+
+    @property
+    def role(self) -> str:
+        return role_of(self.leaf.parts)[1]
+
+
+def items_of(leaves: Mapping[str, Leaf]) -> list[Item]:
+    """Return every weight as an item; integers (counters, positions) are none."""
+    found = [
+        Item(leaf, View(name)) for name, leaf in leaves.items() if leaf.dtype.startswith(("float", "bfloat", "complex"))
+    ]
+    return _named_pairs(found)
+
+
+def _named_pairs(items: list[Item]) -> list[Item]:
+    """Read a list or tuple of a matrix and a vector as a layer's weight and bias: the tutorial's `[(w, b), ...]`."""
+    inside: dict[Parts, list[Item]] = defaultdict(list)
+    for item in items:
+        inside[item.leaf.parts[:-1]].append(item)
+    names: dict[str, str] = {}
+    for members in inside.values():
+        if len(members) == 2 and all(isinstance(item.leaf.parts[-1], int) for item in members):
+            large, small = sorted(members, key=lambda item: -len(item.leaf.shape))
+            if len(large.leaf.shape) > 1 and len(small.leaf.shape) == 1 and small.leaf.shape[0] in large.leaf.shape:
+                names |= {large.leaf.name: "w", small.leaf.name: "b"}
+    return [
+        Item(replace(item.leaf, parts=(*item.leaf.parts[:-1], names[item.leaf.name])), item.view)
+        if item.leaf.name in names
+        else item
+        for item in items
+    ]
+
+
+@dataclass
+class Owner:
+    """A layer: its weights by role, and its path in words and numbers."""
+
+    parts: Parts
+    tokens: tuple[tuple[Word, int | None], ...]
+    place: int
+    items: dict[str, Item] = field(default_factory=dict)
+    alias: bool = False
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def main(self) -> Item:
+        return max(self.items.values(), key=lambda item: (item.leaf.size, item.role in ("weight", VALUE)))
+
+    @property
+    def optional(self) -> bool:
+        return all(item.leaf.kind == BUFFER for item in self.items.values())
+
+    @property
+    def concept(self) -> str:
+        return self.tokens[-1][0].concept if self.tokens else ""
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.parts))
+
+
+def owners_of(items: Iterable[Item]) -> list[Owner]:
+    """Return the layers that own the weights, each tied weight's other names as further layers (marked `alias`)."""
+    found: dict[Parts, Owner] = {}
+    for item in items:
+        for parts in (item.leaf.parts, *item.leaf.aliases):
+            path, role = role_of(parts)
+            alias = parts is not item.leaf.parts
+            key = path if role not in getattr(found.get(path), "items", {}) else parts
+            if alias:
+                key = (*path, "(alias)") if path in found else path
+            if key not in found:
+                found[key] = Owner(path if key != parts else parts, _tokens(words(path)), len(found), alias=alias)
+            found[key].items.setdefault(role, item)
+    owners = list(found.values())
+    _rank(owners)
+    return owners
+
+
+def _tokens(parts: Sequence[Word | int]) -> tuple[tuple[Word, int | None], ...]:
+    """Return the words of a path, each with its number: "layers", 3 and "layers_3" are alike."""
+    tokens: list[tuple[Word, int | None]] = []
+    for part in parts:
+        if isinstance(part, Word):
+            tokens.append((part, part.number))
+        elif tokens and tokens[-1][1] is None:
+            tokens[-1] = (tokens[-1][0], part)
+        else:
+            tokens.append((NOTHING, part))
+    return tuple(tokens)
+
+
+NOTHING = Word("", "", None)
+
+
+def _rank(owners: list[Owner]) -> None:
+    """Number the numbers of every path from 0, among siblings: Sequential's 0, 2, 4 are 0, 1, 2."""
+    siblings: dict[tuple[object, ...], set[int]] = defaultdict(set)
+
+    def keys(owner: Owner) -> list[tuple[object, ...]]:
+        made: list[tuple[object, ...]] = []
+        before: tuple[object, ...] = ()
+        for place, (word, number) in enumerate(owner.tokens):
+            last = place == len(owner.tokens) - 1
+            kind = (len(owner.items), min(len(owner.main.leaf.shape), 2)) if last else ()
+            made.append((before, word.stem, kind))
+            before = (*before, word.stem, number)
+        return made
+
+    for owner in owners:
+        for key, (_, number) in zip(keys(owner), owner.tokens, strict=True):
+            siblings[key].add(-1 if number is None else number)
+    for owner in owners:
+        owner.ranks = tuple(
+            sorted(siblings[key]).index(-1 if number is None else number)
+            for key, (_, number) in zip(keys(owner), owner.tokens, strict=True)
+        )
+
+
+def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
+    """Take stacked weights apart: those under one path that all have a leading axis of as many as torch's layers.
+
+    Args:
+        items: The JAX side.
+        others: The torch side.
+    """
+    counts = _repeats(others)
+    sizes = {item.leaf.size for item in others}
+    made: list[list[Item]] = [[item] for item in items]
+    places = {item.leaf.name: place for place, item in enumerate(items)}
+    done: set[str] = set()
+    for prefix in _prefixes(items):
+        inside = [item for item in items if item.leaf.parts[: len(prefix)] == prefix and item.leaf.name not in done]
+        lengths = {item.leaf.shape[0] if item.leaf.shape else 0 for item in inside}
+        length = next(iter(lengths)) if len(lengths) == 1 else 0
+        if length not in counts or len(inside) < 2 - bool(prefix):
+            continue
+        prefix = _common(inside)
+        stacked = sum(item.leaf.size // length in sizes for item in inside)
+        single = sum(item.leaf.size in sizes for item in inside)
+        if stacked <= single:
+            continue
+        for item in inside:
+            done.add(item.leaf.name)
+            made[places[item.leaf.name]] = []
+        made[places[inside[0].leaf.name]] = [
+            _layer_of_stack(item, len(prefix), number) for number in range(length) for item in inside
+        ]
+    return [item for group in made for item in group]
+
+
+def _layer_of_stack(item: Item, place: int, number: int) -> Item:
+    leaf = item.leaf
+    parts = (*leaf.parts[:place], number, *leaf.parts[place:])
+    return Item(
+        replace(leaf, parts=parts, shape=leaf.shape[1:], aliases=()), item.view.then(("index", 0, number, 0))
+    )
+
+
+def _common(items: list[Item]) -> Parts:
+    """Return the longest path that all weights have in common."""
+    paths = [item.leaf.parts[:-1] for item in items]
+    length = 0
+    while all(len(path) > length and path[length] == paths[0][length] for path in paths):
+        length += 1
+    return paths[0][:length]
+
+
+def _prefixes(items: list[Item]) -> list[Parts]:
+    """Return every path above a weight, the shortest first."""
+    found = {item.leaf.parts[:length] for item in items for length in range(len(item.leaf.parts))}
+    return sorted(found, key=lambda parts: (len(parts), str(parts)))
+
+
+def _repeats(items: list[Item]) -> set[int]:
+    """Return how often layers repeat: the numbers of entries of the lists of a model."""
+    lists: dict[tuple[object, ...], set[int]] = defaultdict(set)
+    for item in items:
+        tokens = _tokens(words(item.owner))
+        for place, (word, number) in enumerate(tokens):
+            if number is not None:
+                lists[(tokens[:place], word.stem)].add(number)
+    return {len(numbers) for numbers in lists.values()}
+
+
+def split_fused(items: list[Item], others: list[Item], *, torch: bool) -> list[Item]:
+    """Split the fused projections of one side where the other side has none of the same kind.
+
+    Args:
+        items: The side to split.
+        others: The other side.
+        torch: Whether `items` are torch's.
+    """
+    theirs = Counter(_concept(item) for item in others)
+    made: list[Item] = []
+    for item in items:
+        concept = _concept(item)
+        names = FUSED.get(concept, ())
+        if not names or theirs[concept] or not all(theirs[name] for name in names):
+            made.append(item)
+            continue
+        made += _split(item, names, others, torch=torch) or [item]
+    return made
+
+
+def _concept(item: Item) -> str:
+    tokens = words(item.owner)
+    last = next((part for part in reversed(tokens) if isinstance(part, Word)), NOTHING)
+    return last.concept
+
+
+def _split(item: Item, names: Sequence[str], others: list[Item], *, torch: bool) -> list[Item]:
+    leaf = item.leaf
+    vector = item.role != "weight" or len(leaf.shape) == 1
+    if leaf.shape[0] == len(names) and vector and not torch:  # bias (3, heads, size)
+        axis, sizes = 0, None
+    elif not torch and len(leaf.shape) >= 4 and leaf.shape[1] == len(names):  # kernel (in, 3, heads, size)
+        axis, sizes = 1, None
+    else:
+        axis = 0 if vector else _output_axis(leaf, torch=torch)
+        sizes = _sizes(item, axis, names, others)
+        if sizes is None:
+            return []
+    made, start = [], 0
+    base = item.owner[:-1] if not isinstance(item.owner[-1], int) else item.owner[:-2]
+    for number, name in enumerate(names):
+        if sizes is None:
+            step = ("index", axis, number, 0)
+            shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
+        else:
+            step = ("rows", axis, start, start + sizes[number])
+            shape = (*leaf.shape[:axis], sizes[number], *leaf.shape[axis + 1 :])
+            start += sizes[number]
+        own = "weight" if torch and item.role == "weight" else "bias" if torch else str(leaf.parts[-1])
+        own = own if own in ("weight", "kernel", "bias", "w", "b") else item.role
+        made.append(Item(replace(leaf, parts=(*base, name, own), shape=shape, aliases=()), item.view.then(step)))
+    return made
+
+
+def _output_axis(leaf: Leaf, *, torch: bool) -> int:
+    """Return the axis along which the parts of a fused matrix lie."""
+    if torch:
+        return 1 if leaf.layer == "Conv1D (transformers)" else 0
+    return 0 if leaf.layer == "Linear" and str(leaf.parts[-1]) == "weight" else len(leaf.shape) - 1
+
+
+def _sizes(item: Item, axis: int, names: Sequence[str], others: list[Item]) -> list[int] | None:
+    """Return the sizes of the parts: those of the other side's layers, where they add up, or equal ones."""
+    total = item.leaf.shape[axis]
+    rest = item.leaf.size // max(total, 1)
+    theirs: dict[str, int] = {}
+    for other in others:
+        concept = _concept(other)
+        if concept in names and other.role == item.role and other.leaf.size % max(rest, 1) == 0:
+            theirs.setdefault(concept, other.leaf.size // max(rest, 1))
+    sizes = [theirs.get(name, 0) for name in names]
+    if sum(sizes) == total and all(sizes):
+        return sizes
+    return [total // len(names)] * len(names) if total % len(names) == 0 else None

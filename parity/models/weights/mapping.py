@@ -1,0 +1,264 @@
+"""Which weight of a torch model is which weight of its JAX port."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
+from parity.models.weights.jax_side import JaxTree, jax_tree
+from parity.models.weights.layouts import Fit, layouts_of
+from parity.models.weights.matching import NAMES, VALUES, Match, Names, fits, match, roles_paired
+from parity.models.weights.names import VALUE, read
+from parity.models.weights.pairs import WeightPair, one_to_one
+from parity.models.weights.rules import Rule, told
+from parity.models.weights.torch_side import TorchTree
+from parity.models.weights.tree import BUFFER
+from parity.models.weights.weight_map import Ambiguous, Unpaired, WeightMap
+
+CONVENTIONAL = ("kernel", "w")
+"""Names of JAX weights that are (in, out) by convention, where neither shapes nor values say."""
+
+
+def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = ()) -> WeightMap:
+    """Pair the weights of a torch model with those of its JAX port, and compare their values.
+
+    The shapes and the layouts of the frameworks' layers say what is possible. Of that the names choose, with the words
+    that ports use for one thing (`q_proj`, `query`), and the numbers of layers. Where names say nothing, equal values
+    do, and the order of definition as the last resort; each pair says what decided it. What remains open is not paired:
+    it is in `ambiguous`, with its candidates.
+
+    Args:
+        torch_model: An `nn.Module`.
+        jax_model: A Flax NNX module; an Equinox module, or `(module, state)`; a Linen pair `(module, variables)`; or
+            `(function, params)` with any pytree of arrays.
+        rules: What you know better: see `Rule`.
+
+    Returns:
+        The map: `pairs`, `unpaired`, `unequal`, `ambiguous`; `print` shows it as a table.
+
+    Raises:
+        TypeError: One of the models is none.
+        ValueError: A rule does not fit.
+
+    Example:
+        >>> import numpy as np, torch, parity
+        >>> params = {"dense": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        >>> for pair in parity.map_weights(model, (lambda params, x: x, params)).pairs:
+        ...     print(pair.torch[0], pair.jax[0], pair.rule)
+        0.weight dense.kernel kernel = weight.T
+        0.bias dense.bias bias = bias
+    """
+    if not hasattr(torch_model, "named_modules"):
+        raise TypeError(f"the torch model: expected an nn.Module, got {type(torch_model).__name__}")
+    return map_trees(TorchTree(torch_model), jax_tree(jax_model), rules=rules)
+
+
+def map_trees(torch: TorchTree, jax: JaxTree, *, rules: Sequence[Rule] = ()) -> WeightMap:
+    """Pair the weights of two models that are read already."""
+    return _Mapping(torch, jax, rules).run()
+
+
+class _Mapping:
+    """One run: the two sides, and what is found on the way."""
+
+    def __init__(self, torch: TorchTree, jax: JaxTree, rules: Sequence[Rule]) -> None:
+        self.torch, self.jax, self.rules = torch, jax, rules
+        self.torch_values, self.jax_values = torch.weights(), jax.weights()
+        self.pairs: list[WeightPair] = []
+        self.ambiguous: list[Ambiguous] = []
+        self.reasons: dict[str, str] = {}
+
+    def run(self) -> WeightMap:
+        ours, theirs = items_of(self.torch.leaves), items_of(self.jax.leaves)
+        self.pairs = told(self.rules, {i.leaf.name: i for i in ours}, {i.leaf.name: i for i in theirs})
+        ours, theirs = self._without_told(ours, theirs)
+        theirs = unstacked(theirs, ours)
+        ours, theirs = split_fused(ours, theirs, torch=True), split_fused(theirs, ours, torch=False)
+        torch, jax = owners_of(ours), owners_of(theirs)
+        matches = self._settled(match(torch, jax, ordered=self.jax.ordered))
+        self._pair(matches)
+        self._misfits(torch, jax)
+        return WeightMap.of(self.torch, self.jax, self._in_order(), self.ambiguous, self._unpaired())
+
+    def _without_told(self, ours: list[Item], theirs: list[Item]) -> tuple[list[Item], list[Item]]:
+        names = {name for pair in self.pairs for name in pair.torch}
+        paths = {path for pair in self.pairs for path in pair.jax}
+        return [i for i in ours if i.leaf.name not in names], [i for i in theirs if i.leaf.name not in paths]
+
+    def _settled(self, matches: list[Match]) -> list[Match]:
+        """Let equal values decide where names did not; what stays open is ambiguous and left out."""
+        left: set[int] = set()
+        for group in _groups(matches):
+            members = [matches[k] for k in group]
+            if self._by_values(members):
+                continue
+            if any(not one.evidence for one in members):
+                for k, one in zip(group, members, strict=True):
+                    if not one.evidence or one.rivals:
+                        left.add(k)
+                        self._refuse(one, members)
+        return [one for k, one in enumerate(matches) if k not in left]
+
+    def _refuse(self, one: Match, members: list[Match]) -> None:
+        candidates = tuple(dict.fromkeys(_label(other.jax) for other in members if fits(one.torch, other.jax)))
+        self.ambiguous.append(
+            Ambiguous(
+                one.torch.main.leaf.name, candidates, "the names do not say which, and the order of a sorted dict says nothing"
+            )
+        )
+        for item in one.torch.items.values():
+            self.reasons.setdefault(item.leaf.name, "ambiguous")
+
+    def _by_values(self, members: list[Match]) -> bool:
+        """Pair the members anew by equal values, where these are all different; return whether that settled it."""
+        from scipy.optimize import linear_sum_assignment
+
+        mains = [self._value(one.torch.main, torch=True) for one in members]
+        if any(np.array_equal(one, other) for k, one in enumerate(mains) for other in mains[:k]):
+            return False
+        same = np.array([[self._equal(one.torch, other.jax) for other in members] for one in members])
+        rows, columns = linear_sum_assignment(same, maximize=True)
+        if not same[rows, columns].all():
+            return False
+        owners = [one.jax for one in members]
+        for one, column in zip(members, columns, strict=True):
+            one.jax, one.evidence, one.rivals = owners[column], VALUES, []
+        return True
+
+    def _equal(self, torch: Owner, jax: Owner) -> bool:
+        for ours, theirs in roles_paired(torch, jax):
+            one, other = torch.items[ours], jax.items[theirs]
+            if one is torch.main:
+                role = "weight" if VALUE in (ours, theirs) else ours
+                found = layouts_of(one.leaf, other.leaf, role=role)
+                return any(self._holds(one, other, fit) for fit in found)
+        return False
+
+    def _holds(self, one: Item, other: Item, fit: Fit) -> bool:
+        got = self._value(other, torch=False)
+        made = fit.layout.to_jax(self._value(one, torch=True), other.leaf.shape)
+        return bool(np.array_equal(made.astype(got.dtype), got))
+
+    def _value(self, item: Item, *, torch: bool) -> np.ndarray:
+        return item.view.of((self.torch_values if torch else self.jax_values)[item.view.name])
+
+    def _pair(self, matches: list[Match]) -> None:
+        """Pair the weights of the layers that are paired, each by its layout."""
+        open_pairs: list[tuple[Item, Item, list[Fit], str]] = []
+        votes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for one in matches:
+            for ours, theirs in roles_paired(one.torch, one.jax):
+                mine, other = one.torch.items[ours], one.jax.items[theirs]
+                role = "weight" if VALUE in (ours, theirs) else ours
+                found = layouts_of(mine.leaf, other.leaf, role=role)
+                if not found:
+                    self.reasons[mine.leaf.name] = self.reasons[other.leaf.name] = _misfit(mine, other)
+                elif len(found) == 1:
+                    self._add(mine, other, found[0], one.evidence)
+                    if not found[0].certain:
+                        votes[_usage(mine, other)][found[0].layout.name] += 1
+                else:
+                    open_pairs.append((mine, other, found, one.evidence))
+            self._alone(one)
+        for mine, other, found, evidence in open_pairs:
+            self._choose(mine, other, found, evidence, votes[_usage(mine, other)])
+
+    def _alone(self, one: Match) -> None:
+        """Say of a weight that only one of two paired layers has."""
+        shared = roles_paired(one.torch, one.jax)
+        for role, item in one.torch.items.items():
+            if role not in [ours for ours, _ in shared]:
+                self.reasons.setdefault(item.leaf.name, f"its layer is {_label(one.jax)} in JAX, which has no {role}")
+        for role, item in one.jax.items.items():
+            if role not in [theirs for _, theirs in shared]:
+                self.reasons.setdefault(item.leaf.name, f"its layer is {_label(one.torch)} in torch, which has no {role}")
+
+    def _choose(self, mine: Item, other: Item, found: list[Fit], evidence: str, votes: Counter[str]) -> None:
+        """Choose one of several layouts that fit: as the model's other weights of this name, by values, by custom."""
+        if len(votes) == 1:
+            name = next(iter(votes))
+            if chosen := next((fit for fit in found if fit.layout.name == name), None):
+                self._add(mine, other, chosen, evidence)
+                return
+        holding = [fit for fit in found if self._holds(mine, other, fit)]
+        if len(holding) == 1:
+            self._add(mine, other, holding[0], evidence)
+        elif read(other.leaf.parts)[2] in CONVENTIONAL or holding:
+            self._add(mine, other, found[0], evidence)
+        else:
+            options = tuple(
+                one_to_one(mine.view, other.view, mine.leaf.shape, other.leaf.shape, fit.layout, "", "").rule
+                for fit in found
+            )
+            text = f"{other.leaf.name} is square, and neither its name nor its values say whether it is transposed"
+            self.ambiguous.append(Ambiguous(mine.leaf.name, options, text))
+            self.reasons.setdefault(mine.leaf.name, "ambiguous")
+            self.reasons.setdefault(other.leaf.name, "ambiguous")
+
+    def _add(self, mine: Item, other: Item, fit: Fit, evidence: str) -> None:
+        pair = one_to_one(
+            mine.view, other.view, mine.leaf.shape, other.leaf.shape, fit.layout, evidence or NAMES, mine.leaf.kind
+        )
+        if not any(pair.torch_views == old.torch_views and pair.jax_views == old.jax_views for old in self.pairs[-8:]):
+            self.pairs.append(pair)
+
+    def _misfits(self, torch: list[Owner], jax: list[Owner]) -> None:
+        """Say of layers that are left, and whose names agree, that their shapes do not fit."""
+        names = Names(torch, jax)
+        paired = {name for pair in self.pairs for name in (*pair.torch, *pair.jax)}
+        left = [o for o in torch if not o.alias and not o.optional and o.main.leaf.name not in paired]
+        right = [o for o in jax if not o.alias and o.main.leaf.name not in paired]
+        for one in left:
+            scored = [(names(one, other), other) for other in right]
+            score, other = max(scored, key=lambda pair: pair[0], default=(0.0, None))
+            if other is not None and score >= 0.8 and one.main.leaf.name not in self.reasons:
+                text = _misfit(one.main, other.main)
+                self.reasons[one.main.leaf.name] = self.reasons[other.main.leaf.name] = text
+
+    def _in_order(self) -> list[WeightPair]:
+        places = {name: place for place, name in enumerate(self.torch.leaves)}
+        return sorted(self.pairs, key=lambda pair: (places[pair.torch[0]], pair.torch_views[0].steps))
+
+    def _unpaired(self) -> Unpaired:
+        names = {name for pair in self.pairs for name in pair.torch}
+        paths = {path for pair in self.pairs for path in pair.jax}
+        return Unpaired.of(self.torch.leaves, self.jax.leaves, names, paths, self.reasons)
+
+
+def _groups(matches: list[Match]) -> list[list[int]]:
+    """Return the matches that names left open, those that could be exchanged together."""
+    parent = list(range(len(matches)))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            k = parent[k]
+        return k
+
+    for k, one in enumerate(matches):
+        for other in one.rivals:
+            parent[root(k)] = root(other)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for k, one in enumerate(matches):
+        if one.rivals or not one.evidence:
+            groups[root(k)].append(k)
+    return list(groups.values())
+
+
+def _usage(mine: Item, other: Item) -> tuple[str, str]:
+    return read(other.leaf.parts)[2], mine.leaf.layer
+
+
+def _label(owner: Owner) -> str:
+    return str(owner) or "the model itself"
+
+
+def _misfit(mine: Item, other: Item) -> str:
+    return (
+        f"the shapes do not fit: {mine.view} of torch is {mine.leaf.shape}, {other.view} of JAX {other.leaf.shape},"
+        " and no layout leads from one to the other"
+    )
