@@ -28,7 +28,7 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
     Raises:
         TypeError, ValueError: No precision, no group of workers, a dtype without a reproducible answer, more bits
             than there are, or sums too long for an engine that was asked for.
-        RuntimeError: The device fails the known-answer test.
+        RuntimeError: The device fails the known-answer test, or this version of torch answers wrongly.
     """
     if type(precision) is core.Native or (type(precision) is str and precision == "native"):
         return NATIVE
@@ -36,6 +36,8 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
     if isinstance(settings, core.Native):
         return NATIVE
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
+    if _compat.VERSION < (2, 12) and torch.compiler.is_compiling():
+        checks.refuse_version("torch", torch.__version__, "2.12.1", "compiles these gradients to zeros")
     if _compat.is_distributed(weight):
         checks.refuse_sharded()
     if settings.group is not None:

@@ -16,6 +16,7 @@ import difflib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def run(environment: Environment, folder: Path) -> Result:
     settings = os.environ | {"VIRTUAL_ENV": str(home), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
     settings.pop("PYTHONPATH", None)
     steps = (
-        ["uv", "venv", "--quiet", "--python", _interpreter(environment.python), str(home)],
+        ["uv", "venv", "--quiet", "--python", _interpreter(environment.python) or environment.python, str(home)],
         ["uv", "pip", "install", "--quiet", *environment.requirements, "pytest"],
     )
     for step in steps:
@@ -132,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the environments and stop")
     parser.add_argument("--run", action="append", default=[], metavar="NAME", help="run this one; may be repeated")
     parser.add_argument("--quick", action="store_true", help="run those of .ci/run")
+    parser.add_argument(
+        "--here", action="store_true", help="leave out, in words, environments whose Python is not installed here"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table")
     asked = parser.parse_args(arguments)
     known = {one.name: one for one in ENVIRONMENTS}
@@ -148,6 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in ENVIRONMENTS if one.name in asked.run or (asked.quick and one.quick)]
     if not chosen:
         parser.error("nothing to do: give --list, --run NAME or --quick")
+    if asked.here:
+        for one in [one for one in chosen if _interpreter(one.python) is None]:
+            print(f"{one.name}: no interpreter: Python {one.python} is not here; it did not run", flush=True)
+            chosen.remove(one)
+        if not chosen:
+            parser.error("--here: none of these has its Python here")
     results = []
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
         for one in chosen:
@@ -161,11 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(one.failed is not None for one in results))
 
 
-def _interpreter(version: str) -> str:
-    """Return the path of an interpreter where pyenv has one, else the version, for uv to find."""
+def _interpreter(version: str) -> str | None:
+    """Return the path of an interpreter of pyenv's or of the search path, or None."""
     folder = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = sorted(folder.glob(f"{version}.*/bin/python"))
-    return str(found[-1]) if found else version
+    return str(found[-1]) if found else shutil.which(f"python{version}")
 
 
 def _versions(settings: dict[str, str]) -> dict[str, str]:

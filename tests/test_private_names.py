@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+import maskedlinear_torch
 from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
 from parity.execution import _compat as parity_compat
@@ -287,3 +288,14 @@ def test_primitives_run_with_the_parameters_of_a_jaxpr():
     (equation,) = jax.make_jaxpr(lambda x: x.sum(1))(jnp.ones((2, 3))).eqns
     found = explanation_compat.jax_bind(equation.primitive, [jnp.ones((2, 3))], equation.params)
     assert found.tolist() == [3, 3]
+
+
+def test_a_version_that_answers_wrongly_is_refused_at_the_call(monkeypatch):
+    layer = maskedlinear_torch.MaskedLinear(4, 3, grad_mask=maskedlinear_torch.columns([0]), precision="reproducible")
+    x = torch.ones(2, 4)
+    expected = layer(x)
+    monkeypatch.setattr(torch_compat, "VERSION", (2, 11))
+    assert torch.equal(layer(x), expected)  # eager answers are right there
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match=r"expected torch 2\.12\.1 or later for this call"):
+        torch.compile(layer, backend="eager", fullgraph=True)(x)

@@ -137,6 +137,24 @@ def refuse_compiled_transform() -> NoReturn:
     )
 
 
+def refuse_version(package: str, version: str, right: str, wrong: str) -> NoReturn:
+    """Refuse a call that a version of a package is known to answer wrongly.
+
+    Args:
+        package: Its name.
+        version: The one that is installed.
+        right: The first version that answers rightly.
+        wrong: What the wrong answer is.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"masked_linear: expected {package} {right} or later for this call, got {version}, which {wrong}; "
+        f"pip install '{package}>={right}'"
+    )
+
+
 def refuse_second_order() -> NoReturn:
     """Refuse to differentiate gradients that were summed over a group of workers.
 
