@@ -24,12 +24,20 @@ from parity.report.report import Report as Report
 from parity.suites import MOVED as _MOVED
 
 if TYPE_CHECKING:
+    from parity.models.compare import assert_same_model as assert_same_model
+    from parity.models.compare import compare_models as compare_models
+    from parity.models.report import ModelError as ModelError
+    from parity.models.report import ModelReport as ModelReport
     from parity.models.weights import Rule as Rule
     from parity.models.weights import WeightMap as WeightMap
     from parity.models.weights import WeightPair as WeightPair
     from parity.models.weights import map_weights as map_weights
 
-_MODELS = {name: "parity.models.weights" for name in ("Rule", "WeightMap", "WeightPair", "map_weights")}
+_MODELS = {
+    **dict.fromkeys(("Rule", "WeightMap", "WeightPair", "map_weights"), "parity.models.weights"),
+    **dict.fromkeys(("assert_same_model", "compare_models"), "parity.models.compare"),
+    **dict.fromkeys(("ModelError", "ModelReport"), "parity.models.report"),
+}
 """What compares whole models, by where it is: imported when it is asked for."""
 
 

@@ -41,8 +41,13 @@ def read(function: Callable[..., Any], *arguments: Any) -> Reading:
         >>> read(lambda x: jnp.exp(x.astype("bfloat16")), jnp.ones(2)).types
         {'bfloat16': ['exp']}
     """
+    return read_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def read_jaxpr(jaxpr: Any) -> Reading:
+    """Return which types a program computes in."""
     reading = Reading()
-    _read(jax.make_jaxpr(function)(*arguments).jaxpr, reading, "")
+    _read(jaxpr, reading, "")
     return reading
 
 

@@ -1,1 +1,5 @@
 """Whole models: a torch model held to its JAX port, module by module."""
+
+from __future__ import annotations
+
+from parity.models.inputs import Inputs as Inputs

@@ -1,0 +1,163 @@
+"""How far the output of a JAX module may be from that of its torch module, element by element (SPEC S11).
+
+Both run in float64 on the same numbers. Where nothing in either is computed or kept in less, the bound is of float64;
+else it is of the least precise type that either uses. What rounding does to an element is measured: the torch module
+is run again with every rounding made anew (`parity.verdict.sensitivity` has the argument and the constants).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.execution import jax_programs, torch_programs
+from parity.execution.programs import Reading
+from parity.models.capture.call import Call, Outputs
+from parity.verdict import sensitivity
+from parity.verdict.bounds import UNIT
+
+DRAWS = 4
+"""How often the sensitivity is measured."""
+
+SIDES = 2.0
+"""Both modules err, each within the bound of one."""
+
+NOTHING = 2.0**-40
+"""Relative to an element and to a typical one: some thousand roundings of float64, and less than float32 can show."""
+
+
+@dataclass
+class Arithmetic:
+    """The least precise types that two modules compute in, and who uses less than the other."""
+
+    dtype: str = "float64"
+    text: str = ""
+    uneven: bool = False
+    """Whether one side computes in less than the models' own dtype, and the other does not."""
+
+
+@dataclass
+class Sensitivity:
+    """What rounding does to the outputs of a torch call, measured when it is first asked for."""
+
+    call: Call
+    found: dict[str, Outputs] = field(default_factory=dict)
+
+    def of(self, name: str, dtype: str) -> np.ndarray:
+        """Return what rounding to a type does to an output, in the root mean square."""
+        if dtype not in self.found:
+            self.found[dtype] = self._measured(dtype)
+        return self.found[dtype].get(name, np.zeros_like(self.call.outputs[name], dtype=np.float64))
+
+    def _measured(self, dtype: str) -> Outputs:
+        unit = UNIT[dtype]
+        size = max(unit, sensitivity.IN_FLOAT64)
+        total: Outputs = {}
+        still = self._run(0.0, 0) or self.call.outputs
+        for draw in range(DRAWS):
+            for name, value in (self._run(size, draw) or {}).items():
+                at = still.get(name)
+                if at is None or at.shape != value.shape or value.dtype.kind != "f":
+                    continue
+                with np.errstate(all="ignore"):
+                    change = np.abs(value.astype(np.float64) - at)
+                change = np.where(np.isfinite(change), change, 0.0)
+                total[name] = np.hypot(total.get(name, 0.0), change)
+        return {name: value * (unit / size / math.sqrt(DRAWS)) for name, value in total.items()}
+
+    def _run(self, size: float, draw: int) -> Outputs | None:
+        try:
+            with torch_programs.Rounding(size, draw):
+                return self.call.run(self.call.values)
+        except Exception:  # a module that a dispatch mode cannot see into: its elements have their own bound only
+            return None
+
+
+def arithmetic(torch_call: Call, jax_call: Call, *, tables: bool, native: str) -> Arithmetic:
+    """Return what two modules compute in.
+
+    Args:
+        torch_call: Of the torch module, in float64.
+        jax_call: Of the JAX module, in float64.
+        tables: Whether one of them has numbers of its own that are no weights of both: they were float32.
+        native: The dtype of the user's torch model.
+    """
+    low = {"torch": _read_torch(torch_call).below("float64"), "jax": _read_jax(jax_call).below("float64")}
+    types = {side: max(found, key=lambda name: UNIT[name], default="float64") for side, found in low.items()}
+    names = {"torch": "torch", "jax": "JAX"}
+    least = max(types.values(), key=lambda name: UNIT[name])
+    text = ""
+    if types["torch"] != types["jax"]:
+        side, other = ("torch", "jax") if UNIT[types["torch"]] > UNIT[types["jax"]] else ("jax", "torch")
+        shown = ", ".join(low[side][types[side]][:3])
+        theirs = types[other] if types[other] != "float64" else native
+        text = f"{names[side]} computes {shown} in {types[side]}, {names[other]} in {theirs}"
+    if tables and UNIT[least] < UNIT["float32"]:
+        least = "float32"
+    lower = {side: UNIT[name] > UNIT[native] for side, name in types.items()}
+    return Arithmetic(least, text, lower["torch"] != lower["jax"])
+
+
+def _read_torch(call: Call) -> Reading:
+    reader = torch_programs.Reader()
+    try:
+        with reader:
+            call.run(call.values)
+    except Exception:  # what cannot be read is taken for what the models are in
+        return Reading()
+    return reader.reading
+
+
+def _read_jax(call: Call) -> Reading:
+    import jax
+
+    reading = Reading()
+    arrays = [at for at, leaf in enumerate(call.inputs) if leaf.is_array]
+
+    def function(*given: object) -> object:
+        values = list(call.values)
+        for at, value in zip(arrays, given, strict=True):
+            values[at] = value
+        return call.trace(values)  # type: ignore[misc] # every call of JAX has it
+
+    try:
+        closed = jax.make_jaxpr(function)(*(call.values[at] for at in arrays))
+    except Exception:  # as above
+        return reading
+    reading = jax_programs.read_jaxpr(closed.jaxpr)
+    for constant in closed.consts:
+        if getattr(constant, "size", 0) > 1 and str(getattr(constant, "dtype", "")) in (
+            "float32",
+            "bfloat16",
+            "float16",
+        ):
+            reading.note(str(constant.dtype), "a table")
+    return reading
+
+
+def allowed(size: np.ndarray, s: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the bound, elementwise."""
+    return SIDES * sensitivity.bound(size, s, dtype, order=0)
+
+
+def negligible(got: np.ndarray, want: np.ndarray) -> bool:
+    """Return whether two float64 results differ by less than anyone could mean."""
+    if not same_kind(got, want):
+        return False
+    finite = np.isfinite(want)
+    sizes = np.abs(np.where(finite, want, 0.0))
+    typical = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 0.0
+    with np.errstate(invalid="ignore"):
+        difference = np.where(finite, np.abs(got - want), 0.0)
+    return bool(np.all(difference <= NOTHING * (sizes + typical)))
+
+
+def same_kind(got: np.ndarray, want: np.ndarray) -> bool:
+    """Return whether NaN and infinities are at the same places."""
+    return bool(
+        np.array_equal(np.isnan(got), np.isnan(want))
+        and np.array_equal(np.isposinf(got), np.isposinf(want))
+        and np.array_equal(np.isneginf(got), np.isneginf(want))
+    )

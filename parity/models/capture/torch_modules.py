@@ -1,0 +1,138 @@
+"""Calls of the modules of a torch model, seen by hooks."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from parity.models.capture.call import Call, Leaf, Outputs, is_container, mapped, named_leaves
+from parity.models.inputs import to_host
+
+
+class TorchModel:
+    """A copy of a torch model, in a mode and a dtype: the user's own is not touched.
+
+    Args:
+        model: The user's.
+        mode: "eval" or "train".
+        double: Whether floats become float64.
+    """
+
+    def __init__(self, model: nn.Module, mode: str, *, double: bool) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.train(mode == "train")
+        if double:
+            self.model.double()
+        floats = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
+        self.dtype = torch.float64 if double else floats[0] if floats else torch.float32
+        self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
+
+    def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
+        """Run the model and return the calls of its modules, in the order in which they began."""
+        recorder = _Recorder(self)
+        handles = []
+        for path, module in self.modules.items():
+            handles.append(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True, prepend=True))
+            handles.append(module.register_forward_hook(recorder.leave(path), with_kwargs=True, always_call=False))
+        try:
+            with torch.no_grad():
+                self.model(*self.tensors(args), **self.tensors(kwargs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return sorted(recorder.calls, key=lambda call: call.order)
+
+    def run(self, module: nn.Module, args: Any, kwargs: Any) -> Outputs:
+        """Run one of the modules alone and return its outputs."""
+        with torch.no_grad():
+            return outputs_of(module(*self.tensors(args), **self.tensors(kwargs)))
+
+    def tensors(self, tree: Any) -> Any:
+        """Return a tree with tensors in place of arrays: each one's own, for a module may write to it."""
+        if isinstance(tree, np.ndarray):
+            tensor = torch.from_numpy(np.array(tree))
+            return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return mapped(tree, self.tensors)
+
+
+class _Recorder:
+    def __init__(self, owner: TorchModel) -> None:
+        self.owner = owner
+        self.calls: list[Call] = []
+        self.open: list[tuple[int, str, Any]] = []
+        self.counter, self.ends = itertools.count(), itertools.count()
+        self.seen: dict[str, int] = {}
+
+    def enter(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            # Cloned at once: modules that write in place would change what was captured.
+            self.open.append((next(self.counter), path, (_host(args), _host(kwargs))))
+
+        return hook
+
+    def leave(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            while self.open and self.open[-1][1] != path:
+                self.open.pop()  # a call that raised, which the model caught
+            if not self.open:
+                return
+            order, _, (positional, keywords) = self.open.pop()
+            index = self.seen.get(path, 0)
+            self.seen[path] = index + 1
+            inputs, rebuild = _inputs(module, positional, keywords)
+
+            def run(values: Sequence[Any]) -> Outputs:
+                return self.owner.run(module, *rebuild(values))
+
+            parent = self.open[-1][0] if self.open else None
+            self.calls.append(
+                Call(path, index, order, parent, inputs, outputs_of(output), run, next(self.ends), module)
+            )
+
+        return hook
+
+
+def outputs_of(tree: Any) -> Outputs:
+    """Return the tensors of what a module returned, on the host, by name."""
+    found = {}
+    for name, leaf in named_leaves(tree):
+        if isinstance(leaf, torch.Tensor):
+            found[name or "output"] = to_host(leaf)
+    return found
+
+
+def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Leaf], Any]:
+    names = _parameter_names(module)
+    named = [(names[i] if i < len(names) else f"input{i}", one) for i, one in enumerate(args)] + list(kwargs.items())
+    leaves = [Leaf(path, leaf) for name, one in named for path, leaf in named_leaves(one, name, plain=True)]
+
+    def rebuild(values: Sequence[Any]) -> tuple[Any, Any]:
+        given = iter(values)
+
+        def put(tree: Any) -> Any:
+            if tree is None:
+                return None
+            return mapped(tree, put) if is_container(tree) else next(given)
+
+        return tuple(put(one) for one in args), {name: put(one) for name, one in kwargs.items()}
+
+    return leaves, rebuild
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _host(tree: Any) -> Any:
+    return to_host(tree) if isinstance(tree, torch.Tensor) else mapped(tree, _host)

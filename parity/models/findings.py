@@ -1,0 +1,210 @@
+"""What two passes over the models say: a report, with the first module that makes an error, and why."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from parity.models import pairing
+from parity.models.capture.call import Call
+from parity.models.judging import AGREES
+from parity.models.module_pair import ModulePair
+from parity.models.report import ModelReport, Module
+from parity.records import Diagnosis
+
+if TYPE_CHECKING:
+    from parity.models.runs import Comparison, Judgement, Pass
+
+AGREE_IN_PLACE = {True: 1e-9, False: 1e-4}
+"""Relative distance of inputs that count as equal, by whether both ran in float64."""
+
+WEIGHTS = "weight value"
+BETWEEN = "code between the children"
+UNKNOWN = "unknown"
+PRECISION = "precision"
+SHAPE = "output shape"
+
+
+def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> ModelReport:
+    """Return the report of passes: of each module the worst of them."""
+    from parity.models.runs import ORDER
+
+    modules: list[Module] = []
+    shown: list[tuple[Pass, Judgement]] = []
+    by_key: dict[tuple[Any, Any], list[tuple[Pass, Judgement]]] = {}
+    for one in passes:
+        for judgement in one.judgements:
+            by_key.setdefault((judgement.pair.torch, judgement.pair.jax), []).append((one, judgement))
+    unequal = _unequal(asked)
+    place: dict[tuple[Any, Any], int] = {}
+    for key, seen in by_key.items():
+        worst = max(seen, key=lambda one: ORDER.index(one[1].found.verdict))
+        if worst[1].found.verdict != "differs" and seen[0][1].found.verdict in AGREES:
+            worst = seen[0]
+        place[key] = len(modules)
+        shown.append(worst)
+        modules.append(_module(worst[1], weights=unequal))
+    for (one, judgement), module in zip(shown, modules, strict=True):
+        parent = one.judgements[judgement.parent] if judgement.parent is not None else None
+        module.parent = None if parent is None else place.get((parent.pair.torch, parent.pair.jax))
+    children: dict[int | None, list[int]] = {}
+    for at, module in enumerate(modules):
+        children.setdefault(module.parent, []).append(at)
+    made = _makers(modules, children, None)
+    for at in made:
+        one, judgement = shown[at]
+        below = [modules[i] for i in children.get(at, [])]
+        modules[at].makes = True
+        modules[at].diagnosis = _diagnosis(asked, one, judgement, below, unequal)
+    for module in modules:
+        if module.verdict == "differs" and not module.makes and not module.reason:
+            inside = next((modules[i].path for i in made if pairing.is_below(modules[i].path, module.path)), "")
+            module.reason = f"of what is in it: {inside}" if inside else ""
+    first = passes[0]
+    single = next((one.why_single for one in passes if not one.double), "")
+    if single:
+        notes.append(f"judged in float32: the JAX model does not run in float64 ({single})")
+    if asked.tree.framework == "function":
+        notes.append("a function has no modules: it is judged as a whole")
+    return ModelReport(
+        name=asked.name,
+        modules=modules,
+        first=modules[made[0]] if made else None,
+        weights=asked.map,
+        gradients=[],
+        unpaired=_unpaired(first),
+        notes=notes,
+        mode=asked.mode,
+        framework=asked.tree.framework,
+        precision="float64" if not single else "float32",
+        seed=asked.seed,
+        perturbed=len(passes) > 1,
+        strict=asked.strict,
+    )
+
+
+def _module(judgement: Judgement, *, weights: dict[str, Any]) -> Module:
+    found, pair = judgement.found, judgement.pair
+    return Module(
+        path=pair.torch.path,
+        jax_path=pair.jax.path if pair.jax.layer is None else f"{pair.jax.path}[{pair.jax.layer}]",
+        verdict=found.verdict,
+        own_error=found.own_error,
+        inherited_error=found.inherited_error,
+        torch_type=type(pair.torch_calls[0].module).__name__,
+        jax_type=type(pair.jax_calls[0].module).__name__,
+        ratio=found.ratio,
+        dtype=found.dtype,
+        reason=found.reason,
+        finding=found.finding,
+        calls=len(pair.torch_calls),
+        call=judgement.call,
+        perturbed=judgement.perturbed and found.verdict == "differs",
+        seconds=judgement.seconds,
+        order=pair.torch_calls[0].order,
+    )
+
+
+def _makers(modules: Sequence[Module], children: dict[int | None, list[int]], at: int | None) -> list[int]:
+    """Return the modules that make an error of their own, in the order in which torch runs them."""
+    below = [maker for child in children.get(at, []) for maker in _makers(modules, children, child)]
+    if at is None or modules[at].verdict != "differs":
+        return below
+    return below or [at]
+
+
+def _unequal(asked: Comparison) -> dict[str, Any]:
+    """Return the pairs of weights that are not equal, by the names of torch's."""
+    return {name: one for one in asked.map.unequal for name in one.pair.torch}
+
+
+def _unpaired(one: Pass) -> dict[str, list[str]]:
+    """Return the modules that ran and have no partner, of each side: only those that own weights can have one."""
+    paired = [{judgement.pair.torch.path for judgement in one.judgements},
+              {judgement.pair.jax.path for judgement in one.judgements}]  # fmt: skip
+    found: dict[str, list[str]] = {}
+    for side, calls, known in (("torch", one.torch_calls, paired[0]), ("jax", one.jax_calls, paired[1])):
+        found[side] = list(dict.fromkeys(call.path for call in calls if call.path not in known))
+    return found
+
+
+def _diagnosis(
+    asked: Comparison, one: Pass, judgement: Judgement, below: Sequence[Module], unequal: dict[str, Any]
+) -> Diagnosis:
+    pair = judgement.pair
+    torch_call, jax_call = pair.torch_calls[judgement.call], pair.jax_calls[judgement.call]
+    if not one.perturbed:
+        wrong = [unequal[name] for held in pair.weights for name in held.torch if name in unequal]
+        if wrong:
+            return _of_weights(asked, wrong)
+    if judgement.found.precision:
+        text = judgement.found.precision
+        return Diagnosis(PRECISION, text, "compute in the dtype of the other, or give both models the same dtype")
+    context = {
+        "mode": asked.mode, "inputs": asked.inputs, "double": one.double, "dtype": judgement.found.dtype,
+        "own_error": judgement.found.own_error, "seed": asked.seed, "perturbed": one.perturbed,
+    }  # fmt: skip
+    about = ModulePair(
+        pair.torch.path, pair.jax.path, torch_call.module, jax_call.module, torch_call, jax_call, pair.weights,
+        tuple(module.path for module in below), context,
+    )  # fmt: skip
+    found = _named(about, double=one.double)
+    if found is not None:
+        return found
+    where = f"{pair.torch.path or 'the model'} ({type(torch_call.module).__name__})"
+    if below:
+        text = f"the code between the children of {where}: each of them agrees, and the whole does not"
+        near = _between(one, judgement, below)
+        fix = f"compare what {type(torch_call.module).__name__}.forward and {type(jax_call.module).__name__}"
+        return Diagnosis(BETWEEN, text + near, f"{fix} do there, line by line")
+    if judgement.found.own_error is None:
+        return Diagnosis(
+            SHAPE, f"{where}: {judgement.found.reason}", "compare stride, padding and sizes of the two layers"
+        )
+    text = f"{where} gives another result on the same input with the same weights; no known cause explains it"
+    return Diagnosis(UNKNOWN, text, f"compare its forward with {type(jax_call.module).__name__} in JAX")
+
+
+def _named(about: ModulePair, *, double: bool) -> Diagnosis | None:
+    try:
+        causes = importlib.import_module("parity.models.causes")
+    except ModuleNotFoundError:
+        return None
+    import jax
+
+    with jax.enable_x64(double):
+        found: Diagnosis | None = causes.diagnose(about)
+    return found
+
+
+def _of_weights(asked: Comparison, wrong: Sequence[Any]) -> Diagnosis:
+    names = list(dict.fromkeys(str(one) for one in wrong))
+    total = len(asked.map.pairs)
+    if len(asked.map.unequal) > total / 2:
+        text = f"{len(asked.map.unequal)} of {total} weights are not equal ({names[0]}): were torch's loaded?"
+        return Diagnosis(
+            WEIGHTS,
+            text,
+            "jax_model = parity.map_weights(torch_model, jax_model).load_into_jax(torch_model, jax_model)",
+        )
+    return Diagnosis(WEIGHTS, "; ".join(names[:3]), f"load {wrong[0].pair.torch[0]} as {wrong[0].pair.rule}")
+
+
+def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
+    """Return where between the children the two part: the first whose inputs differ, where the models run whole."""
+    limit = AGREE_IN_PLACE[one.double]
+    inside = sorted(
+        (one.judgements[at] for at in judgement.children), key=lambda child: child.pair.torch_calls[0].order
+    )
+    before = ""
+    for child in inside:
+        if child.found.inputs > limit:
+            name = child.found.worst_input
+            after = f"though {before} agrees" if before else "before any weight is used"
+            return f". The input {name!r} of {child.pair.path} differs {after}"
+        before = child.pair.path
+    return f". The inputs of all of them agree: it is after {before}" if before else ""
+
+
+__all__ = ["Call", "report"]

@@ -1,0 +1,149 @@
+"""The verdict on one pair of modules: the error it makes by itself, on torch's inputs, beside the one it inherits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from parity.models import bounds
+from parity.models.bounds import Sensitivity
+from parity.models.capture.call import Call, Outputs
+from parity.models.matching import Output, feed, pair_outputs, relative_distance
+from parity.records import Finding
+
+AGREES = ("identical", "within bound")
+
+
+@dataclass
+class Judged:
+    """What came of one call of a pair of modules.
+
+    Attributes:
+        verdict: "identical", "within bound", "differs", "unsupported" or "not judged".
+        own_error: The largest error on torch's inputs, relative to a typical output; None where nothing was compared.
+        inherited_error: The same where the model runs as a whole.
+        ratio: The largest error over its bound.
+        reason: In words, where there is one.
+        finding: The worst element.
+        dtype: The arithmetic that the bound is of.
+        inputs: How far JAX's own inputs were from torch's, relative.
+        worst_input: Which of them.
+        fed: Names of JAX's inputs, and of those of torch's that were put in their place.
+        precision: Who computes in less than the models' own dtype, where the other does not.
+    """
+
+    verdict: str
+    own_error: float | None = None
+    inherited_error: float | None = None
+    ratio: float = 0.0
+    reason: str = ""
+    finding: Finding | None = None
+    dtype: str = "float64"
+    inputs: float = 0.0
+    worst_input: str = ""
+    fed: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
+
+
+def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, native: str) -> Judged:
+    """Judge a JAX module on the inputs of its torch module.
+
+    Args:
+        torch_call: Of the torch module.
+        jax_call: Of the JAX module.
+        tables: Whether either has numbers of its own that are no weights of both.
+        double: Whether both ran in float64.
+        native: The dtype of the user's torch model.
+    """
+    fed = feed(torch_call, jax_call)
+    placed, _, _ = pair_outputs(torch_call.outputs, jax_call.outputs, moved=fed.moved)
+    found = Judged("not judged", inputs=fed.distance, worst_input=fed.farthest, fed=fed.arrays)
+    found.inherited_error = max((relative_distance(one.torch, one.jax) for one in placed), default=None)
+    if not fed.complete:
+        return replace(found, reason="the inputs of the two do not correspond")
+    if placed and fed.distance == 0 and _same(placed):
+        return replace(found, verdict="identical", own_error=0.0)
+    if placed and double and fed.distance <= bounds.NOTHING and _all_negligible(placed):
+        return replace(found, verdict="within bound", own_error=found.inherited_error)
+    try:
+        own = jax_call.run(fed.values)
+    except Exception as raised:
+        first = str(raised).strip().splitlines()[:1]
+        text = f"JAX's module does not run on torch's inputs: {type(raised).__name__}: {''.join(first)}"
+        return replace(found, reason=text)
+    outputs, _, _ = pair_outputs(torch_call.outputs, own, moved=fed.moved)
+    if not outputs:
+        text = _no_partner(torch_call.outputs, own)
+        # Frameworks' own layers do one thing: of others it is not known where each ends.
+        if type(torch_call.module).__module__.startswith("torch.nn.modules"):
+            return replace(found, verdict="differs", ratio=np.inf, reason=text)
+        return replace(found, reason=text)
+    found.own_error = max(relative_distance(one.torch, one.jax) for one in outputs)
+    found.verdict = "identical" if _same(outputs) else "within bound"
+    if found.verdict == "identical" or (double and _all_negligible(outputs)):
+        return found
+    found.dtype = "float32"
+    if double:
+        used = bounds.arithmetic(torch_call, jax_call, tables=tables, native=native)
+        found.dtype, found.reason = used.dtype, used.text
+        if used.uneven:
+            found.verdict, found.precision = "differs", used.text
+    return _bounded(torch_call, outputs, found)
+
+
+def _bounded(torch_call: Call, outputs: list[Output], found: Judged) -> Judged:
+    measured = Sensitivity(torch_call)
+    for one in outputs:
+        if one.torch.dtype.kind != "f":
+            wrong = one.torch != one.jax
+            if wrong.any():
+                _note(found, one, wrong.astype(float), np.inf, f"{int(wrong.sum())} of {wrong.size} elements differ")
+            continue
+        want, got = one.torch.astype(np.float64), one.jax.astype(np.float64)
+        finite = np.isfinite(want) & np.isfinite(got)
+        alike = (want == got) | (np.isnan(want) & np.isnan(got))
+        s = one.arranged(measured.of(one.name, found.dtype))
+        allowed = bounds.allowed(np.where(finite, np.abs(want), 0.0), s, found.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            ratio = np.where(alike, 0.0, np.where(finite, np.abs(got - want) / allowed, np.inf))
+        largest = float(ratio.max(initial=0.0))
+        found.ratio = max(found.ratio, largest)
+        if largest > 1:
+            text = f"{int((ratio > 1).sum())} of {ratio.size} elements are beyond the bound of {found.dtype}"
+            _note(found, one, ratio, largest, text)
+    return found
+
+
+def _note(found: Judged, one: Output, size: np.ndarray, ratio: float, text: str) -> None:
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(size)), size.shape))
+    if found.finding is not None and found.finding.ratio >= ratio:
+        return
+    found.verdict = "differs"
+    found.finding = Finding(one.name, index, float(one.jax[index]), float(one.torch[index]), ratio, text)
+
+
+def _floats(outputs: list[Output]) -> list[Output]:
+    return [one for one in outputs if one.torch.dtype.kind == "f"]
+
+
+def _same(outputs: list[Output]) -> bool:
+    return _discrete_alike(outputs) and all(
+        np.array_equal(one.torch, one.jax, equal_nan=True) for one in _floats(outputs)
+    )
+
+
+def _discrete_alike(outputs: list[Output]) -> bool:
+    return all(np.array_equal(one.torch, one.jax) for one in outputs if one.torch.dtype.kind != "f")
+
+
+def _all_negligible(outputs: list[Output]) -> bool:
+    return _discrete_alike(outputs) and all(bounds.negligible(one.jax, one.torch) for one in _floats(outputs))
+
+
+def _no_partner(torch_out: Outputs, jax_out: Outputs) -> str:
+    shapes = [
+        ", ".join(f"{name} {list(value.shape)}" for name, value in out.items()) or "nothing"
+        for out in (torch_out, jax_out)
+    ]
+    return f"the outputs do not correspond: torch gives {shapes[0]}; JAX {shapes[1]}"

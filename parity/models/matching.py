@@ -1,0 +1,228 @@
+"""Which array of one framework is which of the other's: by value, by name, by position, with axes in another order."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from parity.models.capture.call import Call, Leaf, Outputs
+
+NEAR = 1e-3
+"""Relative distance below which two arrays hold the same thing, computed twice."""
+
+MASKED = -1e4
+"""Numbers below it are a mask's."""
+
+MAIN = ("last_hidden_state", "logits", "output", "prediction_logits", "image_embeds", "text_embeds", "sample", "y")
+"""What a model's main output is called."""
+
+
+@dataclass
+class Fed:
+    """What a JAX module is run on.
+
+    Attributes:
+        values: Of the inputs of its call, torch's in place of its own where there is one.
+        arrays: The names of inputs that come from torch, and of torch's that they are.
+        own: Names of arrays that it keeps from its own call.
+        moved: Whether one of torch's got its axes in another order.
+        complete: Whether a float of torch's goes in, where torch's module takes one.
+        distance: The largest relative distance of a float that comes from torch from what it was in JAX's own run.
+        farthest: Of which input.
+    """
+
+    values: list[Any]
+    arrays: dict[str, str] = field(default_factory=dict)
+    own: list[str] = field(default_factory=list)
+    moved: bool = False
+    complete: bool = True
+    distance: float = 0.0
+    farthest: str = ""
+
+
+def feed(torch_call: Call, jax_call: Call) -> Fed:
+    """Return what a JAX module is to be run on: torch's captured inputs, each once."""
+    fed = Fed(list(jax_call.values))
+    free = [leaf for leaf in torch_call.inputs if leaf.is_array]
+    wanted = [(at, leaf) for at, leaf in enumerate(jax_call.inputs) if leaf.is_array and leaf.value.dtype.kind != "b"]
+    for choose in (_by_value, _by_name, _by_position):
+        for at, leaf in list(wanted):
+            found = choose(leaf, free)
+            if found is None:
+                continue
+            source, value = found
+            free = [one for one in free if one is not source]
+            wanted.remove((at, leaf))
+            distance = relative_distance(value, leaf.value)
+            if distance > fed.distance:
+                fed.distance, fed.farthest = distance, leaf.name
+            fed.values[at] = value.astype(leaf.value.dtype)
+            fed.arrays[leaf.name] = source.name
+            fed.moved |= value.ndim > 2 and not (
+                value.shape == source.value.shape
+                and np.array_equal(value, source.value, equal_nan=value.dtype.kind == "f")
+            )
+    fed.own = [leaf.name for _, leaf in wanted]
+    fed.own += [leaf.name for leaf in jax_call.inputs if leaf.is_array and leaf.value.dtype.kind == "b"]
+    floats = [leaf for leaf in torch_call.inputs if leaf.is_float and not is_mask(leaf.value)]
+    fed.complete = not floats or any(leaf.is_float and leaf.name in fed.arrays for leaf in jax_call.inputs)
+    return fed
+
+
+def _by_value(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | None:
+    for one in free:
+        for value in arrangements(one, leaf):
+            if relative_distance(value, leaf.value) <= NEAR:
+                return one, value
+    return None
+
+
+def _by_name(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | None:
+    return _by_position(leaf, [one for one in free if one.name == leaf.name])
+
+
+def _by_position(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | None:
+    if leaf.is_float and is_mask(leaf.value):
+        return None  # frameworks have masks of other kinds: JAX's module keeps the one that it was given
+    for one in free:
+        made = arrangements(one, leaf)
+        if made and not (one.is_float and is_mask(one.value)):
+            return one, min(made, key=lambda value: round(relative_distance(value, leaf.value), 2))
+    return None
+
+
+def is_mask(array: np.ndarray) -> bool:
+    """Return whether an array looks like a mask: two numbers only, or such as softmax makes nothing of."""
+    if array.size < 2:
+        return False
+    values = array.ravel()[:4096]
+    return bool(np.any(values <= MASKED)) or len(np.unique(values)) <= 2
+
+
+def arrangements(source: Leaf, target: Leaf) -> list[np.ndarray]:
+    """Return an input of torch's in all arrangements that have the shape of one of JAX's."""
+    if source.is_float != target.is_float or source.value.dtype.kind == "b":
+        return []
+    return rearranged(source.value, target.value.shape)
+
+
+def rearranged(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Return an array with its axes in every order that gives a shape: first as they are.
+
+    Example:
+        >>> [one.shape for one in rearranged(np.zeros((2, 3, 8, 8)), (2, 8, 8, 3))]
+        [(2, 8, 8, 3), (2, 8, 8, 3)]
+    """
+    found = [array] if array.shape == shape else []
+    if array.size != int(np.prod(shape)):
+        return found
+    lean, target = array.squeeze(), tuple(size for size in shape if size != 1)
+    if sorted(lean.shape) == sorted(target) and lean.ndim <= 5:
+        for order in _orders(lean.ndim):
+            if tuple(lean.shape[axis] for axis in order) == target:
+                moved = lean.transpose(order).reshape(shape)
+                if not (found and order == tuple(range(lean.ndim))):
+                    found.append(moved)
+    elif _regroups(array.shape, shape):
+        found.append(array.reshape(shape))  # heads and channels, or examples and positions, in one axis
+    return found
+
+
+def _regroups(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Return whether axes of one shape are taken together, or apart, in another.
+
+    Example:
+        >>> _regroups((2, 5, 12), (2, 5, 3, 4)), _regroups((2, 5, 12), (5, 2, 12))
+        (True, False)
+    """
+    fine, coarse = (one, other) if len(one) > len(other) else (other, one)
+    ends = set(itertools.accumulate(fine, operator.mul))
+    return set(itertools.accumulate(coarse, operator.mul)) <= ends
+
+
+def _orders(rank: int) -> list[tuple[int, ...]]:
+    # As it is; channels from second to last and back; then all others.
+    usual = (
+        [tuple(range(rank)), (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))] if rank > 1 else [(0,) * rank]
+    )
+    return list(dict.fromkeys([*usual, *itertools.permutations(range(rank))]))
+
+
+def relative_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest difference of two arrays of one shape, over the root mean square of the first."""
+    if one.dtype.kind not in "f" or other.dtype.kind not in "f":
+        return 0.0 if np.array_equal(one, other) else np.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    alike = (one == other) | (np.isnan(one) & np.isnan(other))
+    difference = np.where(alike, 0.0, difference)
+    if not difference.size:
+        return 0.0
+    largest = float(np.max(np.where(np.isnan(difference), np.inf, difference)))
+    return 0.0 if largest == 0 else largest / (typical(one) or 1.0)
+
+
+def typical(array: np.ndarray) -> float:
+    """Return the root mean square of an array, but for what is not finite or a mask's."""
+    usual = array[np.isfinite(array) & (np.abs(array) < 1e9)]
+    return float(np.sqrt(np.mean(np.square(usual, dtype=np.float64)))) if usual.size else 0.0
+
+
+@dataclass
+class Output:
+    """An output of both, torch's in JAX's arrangement."""
+
+    name: str
+    torch: np.ndarray
+    jax: np.ndarray
+    choice: int = 0
+
+    def arranged(self, like_torch: np.ndarray) -> np.ndarray:
+        """Return an array in torch's arrangement in JAX's."""
+        return rearranged(like_torch, self.jax.shape)[self.choice]
+
+
+def pair_outputs(
+    torch_out: Outputs, jax_out: Outputs, *, moved: bool = False
+) -> tuple[list[Output], list[str], list[str]]:
+    """Return the outputs that both have, and the names of torch's and of JAX's that have no partner.
+
+    By name where both have names, else by order, where the shapes fit.
+
+    Args:
+        torch_out: Of the torch module.
+        jax_out: Of the JAX module.
+        moved: Whether the channels are at another place in JAX: known from the inputs.
+    """
+    found, left = [], dict(torch_out)
+    rest = dict(jax_out)
+    for name in [name for name in jax_out if name in torch_out and len(jax_out) > 1]:
+        made = _aligned(name, torch_out[name], jax_out[name], moved)
+        if made is not None:
+            found.append(made)
+            del left[name], rest[name]
+    for name, value in list(rest.items()):
+        for other in sorted(left, key=lambda one: one not in MAIN):
+            made = _aligned(other, left[other], value, moved)
+            if made is not None:
+                found.append(made)
+                del left[other], rest[name]
+                break
+    return found, list(left), list(rest)
+
+
+def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: bool) -> Output | None:
+    if (torch_value.dtype.kind == "f") != (jax_value.dtype.kind == "f"):
+        return None
+    made = rearranged(torch_value, jax_value.shape)
+    if not made:
+        return None
+    # The usual order, not the nearest: a port that exchanges two axes of one length is wrong.
+    same = torch_value.shape == jax_value.shape
+    choice = 1 if same and moved and torch_value.ndim > 3 and len(made) > 1 else 0
+    return Output(name, made[choice], jax_value, choice)

@@ -1,0 +1,81 @@
+"""Weights of order one, the same on both sides: what the initial values hide shows with them.
+
+A norm whose scale is one, a bias that is zero, a projection of size 0.02: with such numbers a dropped bias or a wrong
+base of rotary positions changes almost nothing. Only weights that both models have are changed: a table of positions
+that one of them computes and the other keeps is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+GAIN = 1.2
+"""Standard deviation of a projection's output, for inputs of order one."""
+
+SPREAD = 0.3
+"""Of scales around one, and of biases around zero."""
+
+
+def perturbed(
+    values: Mapping[str, np.ndarray], layers: Mapping[str, str], pairs: Sequence[Any], seed: int
+) -> dict[str, np.ndarray]:
+    """Return new values of the torch weights that are paired, by name.
+
+    Args:
+        values: Of the torch model's weights, by name.
+        layers: The class of torch's own layer that owns each weight, or "".
+        pairs: Of a `WeightMap`.
+        seed: Of the random numbers.
+    """
+    changed = {}
+    for pair in pairs:
+        if getattr(pair, "kind", "parameter") == "buffer":
+            continue
+        for name in pair.torch:
+            value = values[name]
+            if name in changed or value.dtype.kind != "f" or not value.size:
+                continue
+            rng = np.random.Generator(np.random.PCG64([seed, *name.encode()]))
+            new = _value(name.rpartition(".")[2], value, layers.get(name, ""), rng)
+            changed[name] = new.astype(np.float32).astype(value.dtype)  # numbers that float32 has, whatever it runs in
+    return changed
+
+
+def _value(name: str, value: np.ndarray, layer: str, rng: np.random.Generator) -> np.ndarray:
+    noise = rng.standard_normal(value.shape)
+    if name == "running_mean":
+        return SPREAD * noise
+    if name == "running_var":
+        return rng.uniform(0.5, 1.5, value.shape)
+    if "bias" in name:
+        return SPREAD * noise
+    if layer in ("Embedding", "EmbeddingBag"):
+        return noise
+    if layer == "Conv1D (transformers)":
+        return noise * GAIN / math.sqrt(value.shape[0])
+    if layer and value.ndim >= 2:
+        return noise * GAIN / math.sqrt(max(math.prod(value.shape[1:]), 1))
+    if value.ndim == 1 and ("weight" in name or "scale" in name or "norm" in layer.lower()):
+        return 1 + SPREAD * rng.uniform(-1, 1, value.shape)
+    if value.ndim >= 2 and "weight" in name:
+        return noise * GAIN / math.sqrt(max(math.prod(value.shape[1:]), 1))
+    # What it means is not known (a decay, a temperature, a token): near what it was.
+    return value * (1 + SPREAD * rng.uniform(-1, 1, value.shape)) + SPREAD / 3 * noise
+
+
+def into_jax(
+    pairs: Sequence[Any], torch_values: Mapping[str, np.ndarray], jax_values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the JAX weights that pairs fill, with torch's values in them, by path."""
+    made: dict[str, np.ndarray] = {}
+    for pair in pairs:
+        value = pair.transform.to_jax(pair.torch_parts(torch_values), pair.jax_shape)
+        for view in pair.jax_views:
+            if view.name not in made:
+                made[view.name] = np.array(jax_values[view.name])
+            view.of(made[view.name])[...] = value
+    return made

@@ -1,0 +1,197 @@
+"""The report of a comparison of models: every module, the first that is wrong, a tree to read, files to keep."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parity.models.judging import AGREES
+from parity.records import Diagnosis, Finding
+from parity.report.environment import environment
+
+
+@dataclass
+class Module:
+    """A torch module beside the JAX module that holds the same weights.
+
+    Attributes:
+        path: Of the torch module; "" for the model itself.
+        jax_path: Of the JAX module; "layers[3]" is the fourth of a stack.
+        verdict: "identical", "within bound", "differs", "unsupported" or "not judged".
+        own_error: The largest error of the JAX module on torch's inputs, relative to a typical output; None where
+            nothing was compared.
+        inherited_error: The same where the whole model runs.
+        diagnosis: Why it differs, and the fix; only where it makes an error of its own.
+        makes: Whether it makes an error of its own: it differs, and nothing in it does.
+        reason: What else is to be said.
+        finding: The worst element.
+        ratio: The largest error over its bound.
+        dtype: The arithmetic that the bound is of.
+        torch_type: The class of the torch module.
+        jax_type: The class of the JAX module.
+        calls: How often the model calls it.
+        call: Which call is shown: the worst.
+        perturbed: Whether the difference shows with perturbed weights only.
+        parent: The nearest module around it, as a place in `ModelReport.modules`.
+        seconds: What judging took.
+        order: When torch begins it.
+    """
+
+    path: str
+    jax_path: str
+    verdict: str
+    own_error: float | None = None
+    inherited_error: float | None = None
+    diagnosis: Diagnosis | None = None
+    makes: bool = False
+    reason: str = ""
+    finding: Finding | None = None
+    ratio: float = 0.0
+    dtype: str = "float64"
+    torch_type: str = ""
+    jax_type: str = ""
+    calls: int = 1
+    call: int = 0
+    perturbed: bool = False
+    parent: int | None = None
+    seconds: float = 0.0
+    order: int = 0
+
+
+@dataclass
+class ModelReport:
+    """What a comparison of two models saw.
+
+    Attributes:
+        name: Of the pair.
+        modules: Every pair of modules, in the order in which torch begins them: the model itself first.
+        first: The first module that makes an error of its own, or None.
+        weights: The `WeightMap`: `.pairs`, `.unpaired`, `.unequal`.
+        gradients: Of every paired weight: `.torch`, `.jax`, `.verdict`, `.error`.
+        unpaired: Paths of modules that ran and have no partner, of "torch" and of "jax".
+        notes: What else is to be known of the run.
+        mode: "eval" or "train".
+        framework: Of the JAX model: "nnx", "linen", "equinox" or "function".
+        precision: What both ran in.
+        seed: Of the random numbers.
+        perturbed: Whether perturbed weights were tried too.
+        strict: Whether weights without a partner are a failure.
+        environment: Versions, machine and commit.
+    """
+
+    name: str
+    modules: list[Module]
+    first: Module | None
+    weights: Any
+    gradients: Any
+    unpaired: dict[str, list[str]]
+    notes: list[str] = field(default_factory=list)
+    mode: str = "eval"
+    framework: str = ""
+    precision: str = "float64"
+    seed: int = 0
+    perturbed: bool = False
+    strict: bool = False
+    environment: dict[str, Any] = field(default_factory=environment)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no module differs, the weights are equal, and so are the gradients."""
+        if any(one.verdict in ("differs", "unsupported") for one in self.modules) or not self.modules:
+            return False
+        if (
+            self.modules[0].verdict not in AGREES
+            and not self.modules[0].path
+            and self.modules[0].reason != "not asked for"
+        ):
+            return False
+        if self.weights is not None and (self.weights.unequal or (self.strict and self.weights.unpaired)):
+            return False
+        return all(
+            getattr(one, "verdict", "identical") not in ("differs", "unsupported") for one in self.gradients or ()
+        )
+
+    @property
+    def failed(self) -> list[Module]:
+        """The modules that make an error of their own."""
+        return [one for one in self.modules if one.makes]
+
+    def content(self) -> dict[str, Any]:
+        """Return plain data, as it is written to files."""
+        weights = self.weights
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "mode": self.mode,
+            "framework": self.framework,
+            "precision": self.precision,
+            "seed": self.seed,
+            "perturbed": self.perturbed,
+            "notes": self.notes,
+            "first": None if self.first is None else self.first.path,
+            "modules": [asdict(one) for one in self.modules],
+            "unpaired": self.unpaired,
+            "weights": {
+                "pairs": [
+                    {"torch": list(one.torch), "jax": list(one.jax), "rule": one.rule, "evidence": one.evidence}
+                    for one in getattr(weights, "pairs", ())
+                ],
+                "unpaired": {
+                    "torch": list(getattr(weights.unpaired, "torch", ())), "jax": list(getattr(weights.unpaired, "jax", ())),
+                },
+                "unequal": [str(one) for one in weights.unequal],
+                "ambiguous": [str(one) for one in weights.ambiguous],
+            } if weights is not None else None,
+            "gradients": [_plain(one) for one in self.gradients or ()],
+            "environment": self.environment,
+        }  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write the report to a file, whole or not at all.
+
+        Args:
+            path: Ends in .txt, .json, .html or .md.
+
+        Raises:
+            ValueError: It ends otherwise.
+            FileNotFoundError: Its folder is not there.
+        """
+        from parity.report import content
+
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path: expected a file in a folder that exists, got {str(path)!r}")
+        if path.suffix == ".json":
+            content.write_json(path, self.content())
+        elif path.suffix == ".html":
+            content.write_text(path, importlib.import_module("parity.models.html").render(self))
+        elif path.suffix in (".txt", ".md"):
+            text = importlib.import_module("parity.models.text")
+            content.write_text(path, text.markdown(self) if path.suffix == ".md" else text.render(self) + "\n")
+        else:
+            raise ValueError(f"path: expected a name that ends in .txt, .json, .html or .md, got {str(path)!r}")
+
+    def raise_if_failed(self) -> None:
+        """Raise ModelError, an AssertionError, with the report as its text unless all is as it should be."""
+        if not self.ok:
+            raise ModelError(self)
+
+    def __str__(self) -> str:
+        from parity.models import text
+
+        return text.render(self)
+
+
+class ModelError(AssertionError):
+    """Two models differ; `report` says where and why."""
+
+    def __init__(self, report: ModelReport) -> None:
+        super().__init__(f"{report.name}: the JAX model is not the torch model\n{report}")
+        self.report = report
+
+
+def _plain(one: Any) -> Any:
+    fields = ("torch", "jax", "verdict", "error", "reason")
+    return {name: getattr(one, name) for name in fields if hasattr(one, name)}

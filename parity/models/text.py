@@ -1,0 +1,153 @@
+"""A report as text: the verdict, the first cause and its fix, then the tree of modules, folded where they agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from parity.models.judging import AGREES
+from parity.report.content import plural, visible
+
+if TYPE_CHECKING:
+    from parity.models.report import ModelReport, Module
+
+SIGN = {"identical": "=", "within bound": "~", "differs": "X", "unsupported": "o", "not judged": "?"}
+MOST = 60
+"""Lines of the tree; a file of --json keeps all modules."""
+
+MOST_CAUSES, MOST_NAMES = 5, 8
+
+
+def render(report: ModelReport) -> str:
+    """Return the whole text."""
+    parts = [headline(report), *_causes(report), "", *tree(report), *_weights(report), *_gradients(report)]
+    parts += [f"note: {note}" for note in report.notes]
+    return visible("\n".join(parts).rstrip())
+
+
+def headline(report: ModelReport) -> str:
+    """Return the verdict in a line."""
+    counts = Counter(one.verdict for one in report.modules)
+    tally = ", ".join(f"{counts[name]:,} {name}" for name in SIGN if counts[name])
+    about = f"{plural(len(report.modules), 'module')}: {tally}; {report.mode} mode, {report.precision}"
+    if report.ok:
+        return f"{report.name}: the same function ({about})"
+    if report.first is None:
+        if report.weights is not None and report.weights.unequal:
+            wrong = plural(len(report.weights.unequal), "weight")
+            return f"{report.name}: the same function, but {wrong} not equal ({about})"
+        return f"{report.name}: not the same ({about})"
+    return f"{report.name}: different, first in {_place(report.first)} ({about})"
+
+
+def _place(module: Module) -> str:
+    return module.path or "the code of the model itself"
+
+
+def _causes(report: ModelReport) -> list[str]:
+    lines = []
+    failed = sorted(report.failed, key=lambda one: (one is not report.first, one.order))
+    for one in failed[:MOST_CAUSES]:
+        lines += [
+            "",
+            f"{_place(one)}  <->  {one.jax_path or 'the JAX model'}"
+            + (" (with perturbed weights)" if one.perturbed else ""),
+        ]
+        if one.diagnosis is not None:
+            lines += [f"  cause: {one.diagnosis.cause}: {one.diagnosis.text}", f"  fix:   {one.diagnosis.fix}"]
+        if one.own_error is not None:
+            lines.append(
+                f"  own error {one.own_error:.2g} of a typical output, {one.ratio:.3g} times the bound of {one.dtype}"
+            )
+        if one.finding is not None:
+            where = f"{one.finding.output}{list(one.finding.index)}"
+            lines.append(
+                f"  worst: {where}: torch {one.finding.want:.9g}, JAX {one.finding.got:.9g}; {one.finding.text}"
+            )
+        if one.reason:
+            lines.append(f"  {one.reason}")
+    if len(failed) > MOST_CAUSES:
+        lines.append(f"... and {len(failed) - MOST_CAUSES} modules more that make errors of their own")
+    return lines
+
+
+def tree(report: ModelReport, *, most: int | None = MOST) -> list[str]:
+    """Return the modules as a tree, a line each: what agrees is folded into the line above it."""
+    children: dict[int | None, list[int]] = {}
+    for at, one in enumerate(report.modules):
+        children.setdefault(one.parent, []).append(at)
+    lines = [f"{'module':<44} {'own':>9} {'inherited':>9}   JAX"]
+
+    def show(at: int, depth: int) -> None:
+        one = report.modules[at]
+        below = children.get(at, [])
+        whole = _all_agree(report.modules, children, at)
+        folded = _count(children, at) if whole and depth else 0
+        name = "  " * depth + (one.path or "(model)")
+        more = f"  [{plural(folded, 'module')} in it agree]" if folded else ""
+        said = f"  ({one.reason})" if one.reason and not one.makes else ""
+        errors = f"{_number(one.own_error)} {_number(one.inherited_error)}"
+        lines.append(f"{SIGN[one.verdict]} {name:<42} {errors}   {one.jax_path or '(model)'}{more}{said}")
+        if folded:
+            return
+        for child in below:
+            show(child, depth + 1)
+
+    for at in children.get(None, []):
+        show(at, 0)
+    if most is not None and len(lines) > most:
+        # What differs stays; of what agrees only as much as there is room for.
+        kept = [line for line in lines if not line.startswith(("=", "~"))]
+        left = len(lines) - len(kept)
+        lines = kept[:most]
+        lines.append(
+            f"... {plural(left, 'line')} of modules that agree"
+            + (f" and {len(kept) - most} others" if len(kept) > most else "")
+        )
+    return [*lines, "= identical, ~ within bound, X differs, ? not judged; errors relative to a typical output"]
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>9}" if value is None else f"{value:9.2g}"
+
+
+def _all_agree(modules: Sequence[Module], children: dict[int | None, list[int]], at: int) -> bool:
+    return modules[at].verdict in AGREES and all(_all_agree(modules, children, one) for one in children.get(at, []))
+
+
+def _count(children: dict[int | None, list[int]], at: int) -> int:
+    return sum(1 + _count(children, one) for one in children.get(at, []))
+
+
+def _weights(report: ModelReport) -> list[str]:
+    found = report.weights
+    if found is None:
+        return []
+    lines = ["", f"weights: {plural(len(found.pairs), 'pair')}, {len(found.unequal)} not equal"]
+    lines += [f"  not equal: {one}" for one in found.unequal[:MOST_NAMES]]
+    lines += [f"  ambiguous: {one}" for one in found.ambiguous[:MOST_NAMES]]
+    for side in ("torch", "jax"):
+        lone = list(getattr(found.unpaired, side, ()))
+        if lone:
+            some = ", ".join(lone[:MOST_NAMES]) + (
+                f" and {len(lone) - MOST_NAMES} more" if len(lone) > MOST_NAMES else ""
+            )
+            lines.append(f"  without a partner in {'JAX' if side == 'torch' else 'torch'}: {some}")
+    return lines
+
+
+def _gradients(report: ModelReport) -> list[str]:
+    found = list(report.gradients or ())
+    if not found:
+        return []
+    wrong = [one for one in found if getattr(one, "verdict", "") not in AGREES]
+    lines = ["", f"gradients: {len(found) - len(wrong)} of {len(found)} agree"]
+    lines += [f"  {one.torch}: {one.verdict}, {getattr(one, 'reason', '') or one.error}" for one in wrong[:MOST_NAMES]]
+    return lines
+
+
+def markdown(report: ModelReport) -> str:
+    """Return the report as Markdown: the same text, with the tree as a block."""
+    head, *rest = render(report).splitlines()
+    return "\n".join([f"# {report.name}", "", head, "", "```text", *rest, "```", ""])
