@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 import torch.nn.functional as F
+from jax._src import compiler as jax_compiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,7 @@ from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
 from parity.execution import _compat as parity_compat
 from parity.explanation import _compat as explanation_compat
+from parity.suites.masked_linear.pairs import QUICKLY
 
 W = torch.ones(2, 3)
 
@@ -269,6 +271,15 @@ def test_fused_operators_are_taken_apart():
 def test_the_code_that_made_an_equation_is_told():
     (equation,) = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr.eqns
     assert __file__ in parity_compat.file_names(equation)
+
+
+def test_options_of_xla_reach_eager_operators_and_end_with_the_context():
+    operand, usual = jnp.ones((3, 17)), jax_compiler.get_compile_options
+    with parity_compat.xla_options({"xla_no_such_option": 1}), pytest.raises(Exception, match="xla_no_such_option"):
+        jnp.cos(operand)
+    assert jax_compiler.get_compile_options is usual
+    with parity_compat.xla_options(QUICKLY):
+        assert jnp.cos(operand).shape == (3, 17)
 
 
 def test_programs_of_torch_are_seen_operator_by_operator():

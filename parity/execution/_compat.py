@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 
 def decomposition_of(operator: Any) -> Callable[..., Any] | None:
@@ -17,3 +19,21 @@ def file_names(equation: Any) -> list[str]:
     """Return the files of the code that made an equation of a jaxpr, from where it was made to where it was called."""
     traceback = equation.source_info.traceback
     return [] if traceback is None else [frame.file_name for frame in traceback.frames]
+
+
+@contextlib.contextmanager
+def xla_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """Give XLA these options in whatever it compiles, also where no `jax.jit` of ours could take `compiler_options`.
+
+    Eager JAX compiles every operator by itself, and has no argument for options.
+    """
+    from jax._src import compiler
+
+    usual = compiler.get_compile_options
+
+    def with_options(*args: Any, **keywords: Any) -> Any:
+        keywords["env_options_overrides"] = {**options, **(keywords.get("env_options_overrides") or {})}
+        return usual(*args, **keywords)
+
+    with mock.patch.object(compiler, "get_compile_options", with_options):
+        yield

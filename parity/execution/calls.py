@@ -134,7 +134,7 @@ class Call:
         transform: What is done to it.
         numbers: What goes in.
         dtype: That the floating numbers are given in.
-        compiler: Options for the world that compiles: `backend` (torch.compile), `compiler_options` (jax.jit).
+        compiler: Options for the compiler: `backend` (torch.compile), `compiler_options` (XLA, eager operators too).
     """
 
     function: Callable[..., Any]

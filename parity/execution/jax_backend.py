@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.execution import jax_eager, jax_programs
+from parity.execution._compat import xla_options
 from parity.execution.calls import Call, Outputs
 from parity.execution.programs import Reading
 from parity.operator import transforms
@@ -93,7 +94,8 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         warnings.simplefilter("ignore")
         arrays = _arrays(asked, device)
         if world == "jax-eager":
-            outputs = _outputs(asked.program(EagerOps, is_float, arrays))
+            with _options(asked):
+                outputs = _outputs(asked.program(EagerOps, is_float, arrays))
         else:
             key = f"{world} {device} {asked.key}"
             if key not in kept:
@@ -135,6 +137,11 @@ class _Ahead:
         except TypeError:
             # Of other shapes than it was compiled for: what is no float has no part in the key.
             return self._program(arrays)
+
+
+def _options(asked: Call) -> contextlib.AbstractContextManager[None]:
+    options = asked.compiler.get("compiler_options")
+    return xla_options(options) if options else contextlib.nullcontext()
 
 
 def _jitted(asked: Call) -> Any:

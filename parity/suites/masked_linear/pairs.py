@@ -128,15 +128,43 @@ def _terms(numbers: Numbers) -> int:
     return case.in_features + case.out_features + int(np.prod(case.batch))
 
 
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+"""Options of XLA: the graph goes through all of its passes, and code is then made in a third of the time."""
+
+FIRST_ORDER = ("forward", "vjp", "backward", "accumulate", "jvp")
+"""Transforms in which every case that rounds is compiled as a user's program is."""
+
+AS_USERS = ("wide-columns", "wide-packed-elements", "hard-columns", "hard-packed-elements")
+"""Cases that round, of which every transform is."""
+
+
 def _compiler(cell: Cell) -> dict[str, Any]:
+    if cell.world == "torch-eager":
+        return {}
     if cell.world == "torch-compiled":
         return {"backend": "inductor" if uses_inductor(cell) else "aot_eager"}
+    return {} if _as_users_are(cell) else {"compiler_options": QUICKLY}
+
+
+def _as_users_are(cell: Cell) -> bool:
+    """Tell whether XLA compiles a cell with its default options.
+
+    What the options change is how machine code is made from the graph that XLA's passes leave. Where every sum is exact
+    only the graph is in question: the machine code of sums and products of integers has one answer. Cases that round
+    have their whole layer in the first-order transforms; in the others one case of each form is enough, as what they
+    add is a graph around the same products. Eager, each operator is compiled alone: nothing is fused, and one case of
+    each form shows what the operators round.
+    """
     case = cases.BY_ID[cell.pair]
-    if cell.world != "jax-jit" or case.wide or case.hard:
-        return {}
-    # Where every sum is exact only the graph is in question: it goes through all of XLA's passes, and LLVM, which takes
-    # a third of the time, does not optimise what they give. What rounds is compiled as a user's is.
-    return {"compiler_options": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}}
+    if not (case.wide or case.hard):
+        return cell.world == "jax-jit" and uses_inductor(cell)
+    if cell.pair in AS_USERS:
+        return True
+    return cell.transform in FIRST_ORDER and (case.hard or cell.world == "jax-jit")
 
 
 def uses_inductor(cell: Cell) -> bool:
