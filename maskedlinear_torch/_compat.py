@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
@@ -113,6 +114,18 @@ def cut_like(tensor: torch.Tensor, other: Any) -> Any:
 def version(tensor: torch.Tensor) -> int:
     """Return how often a tensor was written to in place, but for writes to its `.data`."""
     return tensor._version
+
+
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether somebody but `maskedlinear_torch.steps` is called before or after a step."""
+    ours = "maskedlinear_torch.steps"
+    hooks = [
+        *optimizer._optimizer_step_pre_hooks.values(),
+        *optimizer._optimizer_step_post_hooks.values(),
+        *_global_optimizer_pre_hooks.values(),
+        *_global_optimizer_post_hooks.values(),
+    ]
+    return any(getattr(hook, "__module__", None) != ours for hook in hooks)
 
 
 def replicate_like(weight: Any) -> Callable[[torch.Tensor | None], Any]:

@@ -7,6 +7,7 @@ and only its trainable entries are brought up to date, so it costs the trainable
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from maskedlinear_torch import _compat
 
 _FEW = 4
 """Entries are moved by number where fewer than one in so many train, else by a mask."""
+
+_SAMPLE = 256
+"""So many frozen entries tell whether a tensor drifts."""
 
 INHERITED = 0
 """The holder of a layer that is a copy: whoever holds the copy may let it go."""
@@ -34,13 +38,31 @@ class Places:
 
     def carry(self, source: Tensor, target: Tensor) -> None:
         """Write the trainable entries of one tensor into another, in place."""
-        if self.index is None or (self.dim == -1 and not target.is_contiguous()):
-            torch.where(self.trains, source, target, out=target)
-        elif self.dim == -1:
-            target.view(-1).index_copy_(0, self.index, source.reshape(-1).index_select(0, self.index))
+        if self.can_be_taken_from(target):
+            self.put(self.take(source), target)
         else:
-            assert self.dim is not None
-            target.index_copy_(self.dim, self.index, source.index_select(self.dim, self.index))
+            torch.where(self.trains, source, target, out=target)
+
+    def can_be_taken_from(self, tensor: Tensor) -> bool:
+        """Tell whether `take` and `put` have an index for the trainable entries of a tensor."""
+        return self.index is not None and (self.dim != -1 or tensor.is_contiguous())
+
+    def take(self, source: Tensor) -> Tensor:
+        """Return a copy of the trainable entries alone."""
+        assert self.index is not None
+        assert self.dim is not None
+        if self.dim == -1:
+            return source.detach().reshape(-1).index_select(0, self.index)
+        return source.detach().index_select(self.dim, self.index)
+
+    def put(self, taken: Tensor, target: Tensor) -> None:
+        """Write what `take` returned into a tensor, in place."""
+        assert self.index is not None
+        assert self.dim is not None
+        if self.dim == -1:
+            target.view(-1).index_copy_(0, self.index, taken)
+        else:
+            target.index_copy_(self.dim, self.index, taken)
 
     def merged(self, source: Tensor, target: Tensor) -> Tensor:
         """Return `target` with the trainable entries of `source`, differentiable in these."""
@@ -63,6 +85,8 @@ class FrozenEntries:
         here = local(parameter)
         self.matrix = here.detach().clone()
         self._seen = self._state_of(here)
+        self._taken: Tensor | None = None  # the trainable entries of the matrix, where they are known
+        self._some: Tensor | None = None
 
     def frozen(self) -> Tensor:
         """Return a bool mask of the frozen entries, in the part that lies here."""
@@ -73,6 +97,32 @@ class FrozenEntries:
         here = local(self.parameter)
         same = (here.shape, here.dtype, here.device) == (self.matrix.shape, self.matrix.dtype, self.matrix.device)
         return same and not here.is_meta
+
+    def some(self) -> Tensor:
+        """Return the numbers of some frozen entries: decay and averages reach all of them alike."""
+        if self._some is None:
+            places = self.frozen().reshape(-1).nonzero().reshape(-1)
+            self._some = places[:: max(1, -(-places.numel() // _SAMPLE))]
+        return self._some
+
+    def is_as_held(self) -> bool:
+        """Put the parameter back if it is not as it is held, and tell whether its trainable entries have an index."""
+        here = self.parameter
+        if _compat.is_distributed(here) or here.device.type != "cpu" or not self.places.can_be_taken_from(here):
+            return False  # on a GPU more and smaller kernels would be started
+        some = self.some()
+        if self._seen != self._state_of(here) or not same_bits(
+            here.detach().reshape(-1)[some], self.matrix.reshape(-1)[some]
+        ):
+            self.restore()
+        return True
+
+    @torch.no_grad()
+    def write(self, taken: Tensor) -> None:
+        """Write trainable entries into the parameter and the matrix, which are right elsewhere."""
+        self.places.put(taken, self.parameter)
+        self.places.put(taken, self.matrix)
+        self._taken, self._seen = taken, self._state_of(self.parameter)
 
     def read(self, parameter: Tensor) -> Tensor:
         """Return what a forward reads: the parameter with its frozen entries as they are held."""
@@ -96,7 +146,15 @@ class FrozenEntries:
     def _refresh(self, here: Tensor) -> None:
         # The version of the matrix counts on only with the parameter's: autograd then notices, as it would of the
         # parameter, that a matrix changed between a forward and its backward. Writes to `.data` count nowhere.
-        self.places.carry(here, self.matrix if self._seen != self._state_of(here) else self.matrix.data)
+        matrix = self.matrix if self._seen != self._state_of(here) else self.matrix.data
+        if not (here.device.type == "cpu" and self.places.can_be_taken_from(matrix)):
+            self.places.carry(here, matrix)
+            return
+        # To look whether they changed is cheaper than to write them; on a GPU one would have to wait for it.
+        taken = self.places.take(here)
+        if self._taken is None or not same_bits(taken, self._taken):
+            self.places.put(taken, matrix)
+            self._taken = taken
 
     @staticmethod
     def _state_of(here: Tensor) -> tuple[int, int]:
@@ -153,11 +211,16 @@ class Held:
             entries = self.entries[name]
         return entries.read(parameter)
 
-    def restore(self, layer: Any) -> None:
-        """Put back what moved in the layer's parameters, unless others are in their places for now."""
+    def restore(self, layer: Any, but: Container[int] = ()) -> None:
+        """Put back what moved in the layer's parameters, unless others are in their places for now.
+
+        Args:
+            layer: The layer.
+            but: Parameters, by identity, that are right.
+        """
         if not self.waits and self._are_in_place(layer):
             for entries in self.entries.values():
-                if entries.fits():
+                if id(entries.parameter) not in but and entries.fits():
                     entries.restore()
 
     def restore_parts(self, layer: Any) -> None:
@@ -184,6 +247,17 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
         return cotangents[0], None
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors have the same bits."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    bits = _BITS.get(one.element_size()) if one.is_floating_point() else None
+    return torch.equal(one, other) if bits is None else torch.equal(one.view(bits), other.view(bits))
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def local(tensor: Any) -> Tensor:

@@ -9,15 +9,13 @@ decay alone would build up, stay at frozen entries what they were, or what they 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Container
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskedlinear_torch.frozen_entries import FrozenEntries, local
-
-_SAMPLE = 256
-"""So many frozen entries tell whether a tensor drifts: decay and averages reach all of them alike."""
+from maskedlinear_torch.frozen_entries import FrozenEntries, local, same_bits
 
 
 class FrozenState:
@@ -41,9 +39,11 @@ class FrozenState:
                     kept[name] = _Kept(tensor, one, self._value(tensor, one))
 
     @torch.no_grad()
-    def after(self) -> None:
-        """Put back what drifted, before the weights themselves are."""
+    def after(self, but: Container[int]) -> None:
+        """Put back what drifted, before the weights themselves are, but for parameters that were not touched."""
         for one in self.now:
+            if id(one.parameter) in but:
+                continue
             kept = self.kept[one]
             for name, tensor in self._elementwise(one):
                 if name not in kept or kept[name].tensor is not tensor:
@@ -54,9 +54,9 @@ class FrozenState:
     def _value(self, tensor: Tensor, one: FrozenEntries) -> Any:
         # What the frozen entries are to stay: a number, the weight (True), a copy of the tensor, or anything (None).
         found = local(tensor)[one.frozen()]
-        if _same_bits(found, one.matrix[one.frozen()]):
+        if same_bits(found, one.matrix[one.frozen()]):
             return True
-        if found.dtype != one.matrix.dtype and _same_bits(found.to(one.matrix.dtype), one.matrix[one.frozen()]):
+        if found.dtype != one.matrix.dtype and same_bits(found.to(one.matrix.dtype), one.matrix[one.frozen()]):
             return local(tensor).clone()
         if not self.is_torchs_own:
             return None
@@ -66,9 +66,9 @@ class FrozenState:
         # Made in this step: a copy of the weight as it was or as this step moved it, or a moment.
         found = local(tensor)[one.frozen()]
         for weight in (one.matrix, local(one.parameter)):
-            if _same_bits(found, weight[one.frozen()]):
+            if same_bits(found, weight[one.frozen()]):
                 return True
-            if found.dtype != weight.dtype and _same_bits(found.to(weight.dtype), weight[one.frozen()]):
+            if found.dtype != weight.dtype and same_bits(found.to(weight.dtype), weight[one.frozen()]):
                 return one.matrix.to(found.dtype)
         return _constant(found, 0.0) if self.is_torchs_own else None
 
@@ -93,8 +93,7 @@ class _Kept:
         self.tensor, self.value, self.steps = tensor, value, 0
         self.drifts = False
         if value is not None:
-            places = one.frozen().reshape(-1).nonzero().reshape(-1)
-            self.sample = places[:: max(1, -(-places.numel() // _SAMPLE))]
+            self.sample = one.some()
 
     def keep(self, one: FrozenEntries) -> None:
         """Put back what drifted. Whether anything does is asked ever more rarely: on a GPU it has to be waited for."""
@@ -103,7 +102,7 @@ class _Kept:
         self.steps += 1
         here = local(self.tensor)
         if not self.drifts and not self.steps & (self.steps - 1):
-            self.drifts = not _same_bits(here.reshape(-1)[self.sample], self._whole(one, here).reshape(-1)[self.sample])
+            self.drifts = not same_bits(here.reshape(-1)[self.sample], self._whole(one, here).reshape(-1)[self.sample])
         if self.drifts:
             whole = self._whole(one, here).clone()
             one.places.carry(here, whole)
@@ -120,7 +119,3 @@ def _constant(found: Tensor, otherwise: Any) -> Any:
         return None
     first = found.reshape(-1)[0]
     return first.item() if bool((found == first).all()) else otherwise
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)

@@ -16,10 +16,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_torch.frozen_state import FrozenState
+from maskedlinear_torch.small_steps import SmallStep
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
 _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]] = weakref.WeakKeyDictionary()
 _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
+_small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
 
 
@@ -91,7 +93,10 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
         for layer in held:
             layer._held.follow(layer)
         entries = [one for layer in held for one in layer._held.entries.values()]
-        state.before([one for one in entries if id(one.parameter) in known])
+        entries = [one for one in entries if id(one.parameter) in known]
+        state.before(entries)
+        if all(one is None for one in [*args[1:], *keywords.values()]):  # no closure
+            _small[optimizer] = SmallStep(optimizer, entries)
 
 
 def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
@@ -99,10 +104,14 @@ def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
         return
     known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
     held = _held_by(known)
+    small = _small.pop(optimizer, None)
+    stepped = () if small is None else small.stepped
+    if small is not None:
+        small.end()
     if held and optimizer in _states:
-        _states[optimizer].after()
+        _states[optimizer].after(stepped)
     for layer in held:
-        layer._held.restore(layer)
+        layer._held.restore(layer, stepped)
 
 
 def _held_by(known: dict[int, Tensor]) -> list[Any]:

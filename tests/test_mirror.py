@@ -102,11 +102,11 @@ ONLY_DEFINED_IN_ONE = {
         "_nothing", "_named", "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },
     "frozen_entries.py": {
-        "Places", "FrozenEntries", "Held", "_Read", "local", "local_places",  # a matrix beside the parameter
+        "Places", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
         "by_path", "path_of", "masks_by_path", "trains", "keep",  # masks and parameters by path
     },
     "frozen_state.py": {
-        "FrozenState", "_Kept", "_constant", "_same_bits",  # a state that a step creates and writes in place
+        "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
         "keep_state",  # the old one and the new one
     },
     "summary.py": set(),
@@ -143,6 +143,7 @@ ONLY_IN_JAX = {
 }  # fmt: skip
 ONLY_IN_TORCH = {
     "steps.py",  # hooks around the steps of optimizers, which write in place
+    "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
     "attention.py",  # torch's own attention reads its weights instead of calling layers

@@ -1,0 +1,116 @@
+"""Steps that reach only what trains: for those optimizers of torch that step each entry by itself (SPEC S8).
+
+For such an optimizer f(W, g, s) of all entries, taken where M is True, is f of the entries taken there. So another
+optimizer of the same class, with the same settings, steps a copy of the entries that train, and these are written
+back: to the parameter, to the matrix that the layer reads, and to the state. Frozen entries are not touched, and the
+step costs the trainable share. All other optimizers step as ever, and the layer is put back afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskedlinear_torch import _compat
+from maskedlinear_torch.frozen_entries import FrozenEntries
+
+_ELEMENTWISE = tuple(
+    getattr(torch.optim, name)
+    for name in (
+        "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD",
+    )
+)  # fmt: skip
+
+
+class SmallStep:
+    """One step of the entries that train, by an optimizer of their own; then the rest is the true optimizer's.
+
+    The gradients of what was stepped are kept back from the true optimizer until `end`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, entries: list[FrozenEntries]) -> None:
+        self.stepped: dict[int, FrozenEntries] = {}
+        self._kept_back: list[tuple[Tensor, Tensor]] = []
+        if type(optimizer) not in _ELEMENTWISE or _is_looked_at(optimizer):
+            return
+        by_id = {id(one.parameter): one for one in entries}
+        if len(by_id) < len(entries):
+            return  # two layers that share a parameter
+        small, groups = {}, []
+        for group in optimizer.param_groups:
+            mine = [by_id[id(p)] for p in group["params"] if id(p) in by_id and _is_whole(optimizer, group, p)]
+            mine = [one for one in mine if _is_worth_it(optimizer, one) and one.is_as_held()]
+            if mine:
+                tensors = {one.places.take(one.parameter): one for one in mine}
+                small |= tensors
+                groups.append({**group, "params": list(tensors)})
+        if small:
+            self._step(optimizer, small, groups)
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, small: dict[Tensor, FrozenEntries], groups: list[dict[str, Any]]
+    ) -> None:
+        stepper = object.__new__(type(optimizer))
+        stepper.__dict__.update(optimizer.__dict__)
+        stepper.param_groups = groups
+        stepper.state = type(optimizer.state)(dict)
+        for tensor, one in small.items():
+            places, grad = one.places, one.parameter.grad
+            assert grad is not None
+            tensor.grad = places.take(grad)
+            state = optimizer.state.get(one.parameter, {})
+            if state:
+                stepper.state[tensor] = {
+                    name: places.take(value) if value.dim() else value for name, value in state.items()
+                }
+        type(optimizer).step(stepper)  # not its own `step`, which a scheduler may have wrapped
+        for tensor, one in small.items():
+            for name, value in stepper.state.get(tensor, {}).items():
+                old = optimizer.state[one.parameter][name]
+                if old.dim():
+                    one.places.put(value, old)
+                else:
+                    optimizer.state[one.parameter][name] = value
+            one.write(tensor)
+            self.stepped[id(one.parameter)] = one
+            self._kept_back.append((one.parameter, one.parameter.grad))  # type: ignore[arg-type]
+            one.parameter.grad = None
+
+    def end(self) -> None:
+        """Give the gradients back."""
+        for parameter, grad in self._kept_back:
+            parameter.grad = grad
+        self._kept_back = []
+
+
+def _is_looked_at(optimizer: torch.optim.Optimizer) -> bool:
+    # Whether somebody else sees what is stepped, or scales it in the step.
+    return (
+        _compat.has_step_hooks(optimizer)
+        or getattr(optimizer, "grad_scale", None) is not None
+        or getattr(optimizer, "found_inf", None) is not None
+    )
+
+
+def _is_worth_it(optimizer: torch.optim.Optimizer, one: FrozenEntries) -> bool:
+    # Columns lie in almost every cache line: where a step goes once through memory, taking them costs as much.
+    return one.places.dim != 1 or type(optimizer) is not torch.optim.SGD
+
+
+def _is_whole(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor) -> bool:
+    # Whether the step of a parameter makes no state anew, and all of it is as the parameter is.
+    grad, state = parameter.grad, optimizer.state.get(parameter, {})
+    # Fused steps, and steps in 16 bits, round the last entries of a tensor otherwise than those before.
+    if group.get("fused") or group.get("differentiable") or parameter.dtype not in (torch.float32, torch.float64):
+        return False
+    if grad is None or grad.layout != torch.strided or type(grad) is not Tensor:
+        return False
+    if not state and not (type(optimizer) is torch.optim.SGD and not group["momentum"]):
+        return False
+    tensors = list(state.values())
+    return all(
+        isinstance(one, Tensor) and (not one.dim() or (one.shape == parameter.shape and one.is_contiguous()))
+        for one in tensors
+    )
