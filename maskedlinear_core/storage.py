@@ -147,7 +147,7 @@ def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) ->
     if matrix.dtype != stored.weight_dtype:
         storage_checks.refuse_layer(name, f"a weight of {stored.weight_dtype}", matrix.dtype)
     if stored.base is None and fingerprint(matrix, stored.mask) != stored.fingerprint:
-        storage_checks.refuse_layer(name, "the frozen entries that the values were trained over", "others")
+        storage_checks.refuse_base(name)
 
 
 def to_bytes(contents: Contents) -> bytes:

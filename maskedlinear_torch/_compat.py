@@ -128,6 +128,14 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     return any(getattr(hook, "__module__", None) != ours for hook in hooks)
 
 
+def restart_lbfgs(optimizer: torch.optim.Optimizer) -> None:
+    """Let LBFGS begin anew with the parameters that it has now: it keeps a list, a count and a history of its own."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._params = optimizer.param_groups[0]["params"]
+        optimizer._numel_cache = None
+        optimizer.state.clear()
+
+
 def replicate_like(weight: Any) -> Callable[[torch.Tensor | None], Any]:
     """Return what puts positions, the same on every device, on the devices that hold the parts of a DTensor."""
     from torch.distributed.tensor import DTensor, Replicate

@@ -17,6 +17,7 @@ from maskedlinear_torch.embedding import TiedHead
 from maskedlinear_torch.frozen_entries import INHERITED, Held
 from maskedlinear_torch.module import Layer
 from maskedlinear_torch.packed_module import PackedLinear
+from maskedlinear_torch.parameter import MaskedParameter
 
 
 class Hold:
@@ -160,7 +161,9 @@ def grad_masks(model: nn.Module) -> dict[str, Any]:
             if module.bias is not None:
                 masks[f"{dot}bias"] = module.bias_mask if module.bias.requires_grad else False
             continue
-        trains = module.trained_positions() if isinstance(module, MaskedMultiheadAttention) else {}
+        trains: dict[str, Any] = {}
+        if isinstance(module, MaskedMultiheadAttention | MaskedParameter):
+            trains = dict(module.trained_positions())
         for name, parameter in module.named_parameters(recurse=False):
             masks[f"{dot}{name}"] = trains.get(name) if parameter.requires_grad else False
         if isinstance(module, TiedHead):
@@ -205,7 +208,9 @@ def assert_frozen(
 
 
 def _can_be_held(module: Any) -> bool:
-    return isinstance(module, Layer | MaskedMultiheadAttention) and not getattr(module, "_is_packed", False)
+    return isinstance(module, Layer | MaskedMultiheadAttention | MaskedParameter) and not getattr(
+        module, "_is_packed", False
+    )
 
 
 def _check(layer: Any, name: str) -> None:

@@ -373,6 +373,7 @@ class PackedLinear(Layer):
     ) -> None:
         for group in optimizer.param_groups:
             group["params"] = [self.values if one is parameter else one for one in group["params"]]
+        _compat.restart_lbfgs(optimizer)
         state = optimizer.state.pop(parameter, None)
         if not state:
             return

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -11,6 +15,8 @@ from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
+from maskedlinear_torch import steps
+from maskedlinear_torch.frozen_entries import Held, Places, local_places
 
 
 def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
@@ -85,7 +91,8 @@ def mask_parameter(module: nn.Module, name: str, *, grad_mask: MaskLike) -> nn.M
     """Let only the masked entries of a module's parameter learn, by a parametrization; in place.
 
     The parameter itself is `module.parametrizations.<name>.original`, which optimizers hold as before. A masked
-    gradient is not a frozen weight: weight decay and momentum still move it. It is undone by
+    gradient is not a frozen weight: weight decay and momentum still move it, unless `hold_frozen` has the module. It
+    is undone by
     `torch.nn.utils.parametrize.remove_parametrizations(module, name)`.
 
     Args:
@@ -110,7 +117,73 @@ def mask_parameter(module: nn.Module, name: str, *, grad_mask: MaskLike) -> nn.M
     if parameter is None:
         parameter_checks.refuse_name(name, sorted(getattr(module, "_parameters", {})))
     parametrize.register_parametrization(module, name, GradMask(grad_mask, tuple(parameter.shape)), unsafe=True)
+    parametrizations: Any = module.parametrizations
+    parametrizations[name].__class__ = MaskedParameter
     return module
+
+
+class MaskedParameter(parametrize.ParametrizationList):
+    """The parametrizations of a parameter whose first is a `GradMask`: what `hold_frozen` finds and holds."""
+
+    _held: Held | None = None
+
+    def trained_positions(self) -> dict[str, np.ndarray]:
+        """Return a bool array of the shape of the parameter, by its name here."""
+        return {"original": self._mask().trains}
+
+    def forward(self) -> Tensor:
+        """Return the parameter as its module sees it."""
+        if self._held is None:
+            return super().forward()
+        weight = self._held.read(self, "original")
+        for parametrization in self:
+            weight = parametrization(weight)
+        return weight
+
+    def _mask(self) -> Any:
+        return self[0]
+
+    def _held_names(self) -> tuple[str, ...]:
+        return ("original",)
+
+    def _places(self) -> dict[str, Places]:
+        """Return where the parameter trains (for `hold_frozen`)."""
+        original = self._parameters["original"]
+        assert original is not None
+        return {"original": local_places(original, self._mask()._on(original.device))}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        was_meta = any(one.is_meta for one in self.parameters())
+        if self._held is not None:
+            self._held.restore(self)
+        super()._apply(fn, recurse)
+        if self._held is not None:
+            self._held.renew(self)
+            if was_meta:
+                self._held.wait()
+        return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter. If it is held, the new one's values are: it was set on purpose."""
+        super().register_parameter(name, param)
+        if self._held is not None and name in self._held.entries:
+            self._held.renew(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy; that of a held parameter is held."""
+        super().__setstate__(state)
+        if self._held is not None:
+            steps.join(self)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._held is not None:
+            self._held.restore(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*args, **keywords)
+        if self._held is not None:
+            self._held.renew(self)
 
 
 def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:

@@ -38,7 +38,8 @@ class SmallStep:
         by_id = {id(one.parameter): one for one in entries}
         if len(by_id) < len(entries):
             return  # two layers that share a parameter
-        small, groups = {}, []
+        small: dict[Tensor, FrozenEntries] = {}
+        groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
             mine = [by_id[id(p)] for p in group["params"] if id(p) in by_id and _is_whole(optimizer, group, p)]
             mine = [one for one in mine if _is_worth_it(optimizer, one) and one.is_as_held()]

@@ -367,11 +367,28 @@ def test_h5_an_optimizer_from_before_the_conversion_is_noticed():
     optimizer.step()
 
 
+def test_h5_lbfgs_follows_a_repack_to_another_count():
+    layer = mt.PackedLinear(I, O, grad_mask=columns([1]), seed=0)
+    optimizer = torch.optim.LBFGS([layer.bias_values, layer.values], lr=0.5)
+
+    def loss():
+        optimizer.zero_grad()
+        found = layer(X).square().mean()
+        found.backward()
+        return found
+
+    optimizer.step(loss)
+    layer.repack(columns([1, 2]), optimizer)
+    before = layer.weight.detach().clone()
+    optimizer.step(loss)
+    assert (layer.weight != before).any(0).tolist() == [False, True, True, False, False, False]
+
+
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), torch.optim.LBFGS], ids=["SGD", "LBFGS"])
 def test_h5_a_repack_without_the_optimizer_is_noticed(make):
     layer = mt.PackedLinear(I, O, bias=False, grad_mask=columns([1]), seed=0)
     optimizer = make([layer.values])
-    layer.repack(columns([1, 2]), optimizer if isinstance(optimizer, torch.optim.LBFGS) else None)
+    layer.repack(columns([1, 2]))
     layer(X).sum().backward()
     with pytest.raises(
         RuntimeError, match=r"before repack of PackedLinear\(in_features=6, .*hand it the layer's values"

@@ -95,7 +95,7 @@ ONLY_DEFINED_IN_ONE = {
         "check",  # the options of torch's embedding
         "_Plain", "masked_lookup", "packed_lookup",  # shared by the adapters
     },
-    "parameter.py": {"GradMask", "mask_parameter"},  # JAX has no parametrizations
+    "parameter.py": {"GradMask", "MaskedParameter", "mask_parameter"},  # JAX has no parametrizations
     "freeze.py": {
         "Hold", "_Look", "_can_be_held", "_check", "_hold", "_held_layers",  # layers keep frozen entries themselves
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
@@ -109,7 +109,7 @@ ONLY_DEFINED_IN_ONE = {
         "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
         "keep_state",  # the old one and the new one
     },
-    "summary.py": set(),
+    "summary.py": {"_learning"},  # attention and parametrizations are modules
     "storage.py": {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
         # Modules have buffers, are converted in place, and some keep their weight the other way.

@@ -17,6 +17,11 @@ def refuse_scores(name: str, got: str) -> NoReturn:
     Raises:
         TypeError: Always.
     """
+    if got in ("dict", "OrderedDict", "list", "tuple"):
+        raise TypeError(
+            f"{name}: expected the scores of one weight, an array of real numbers, got {got}; for those of a whole "
+            "model call select.model_top_k, or call this for each weight"
+        )
     raise TypeError(f"{name}: expected scores as an array of real numbers, got {got}; pass e.g. the weight's magnitude")
 
 

@@ -62,6 +62,19 @@ def refuse_layer(name: str, expected: str, got: str) -> NoReturn:
     )
 
 
+def refuse_base(name: str) -> NoReturn:
+    """Refuse values over other frozen entries than they were trained over.
+
+    Raises:
+        StorageError: Always.
+    """
+    raise StorageError(
+        f"stored layers: {name or 'the layer'}: expected the frozen entries that the values were trained over, got "
+        "others; load into the model that the values were trained on, or, if an optimizer moved frozen entries or an "
+        "average of models (EMA, SWA) rounded them, save again with with_base=True. Nothing was changed"
+    )
+
+
 def refuse_empty() -> NoReturn:
     """Refuse to store a model that has no masked layer.
 
