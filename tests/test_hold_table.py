@@ -64,7 +64,7 @@ def page():
         "frozen entry counts as moved if a forward reads other bits than before. `tests/test_hold_table.py` runs",
         "the cases and writes this page.",
         "",
-        "`tests/test_hold_layers.py` does the same for every other layer: embeddings with padding and with a tied head,",
+        "`tests/test_hold_layers.py` does the same for other layers: embeddings with padding and with a tied head,",
         "Conv1D, attention's projections, and parametrizations by `mask_parameter` (convolutions, norms, recurrent",
         "weights), each with three optimizers, writes through `.data`, copies, casts and loaded weights.",
         "",
