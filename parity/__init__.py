@@ -33,6 +33,33 @@ if TYPE_CHECKING:
     from parity.models.weights import WeightPair as WeightPair
     from parity.models.weights import map_weights as map_weights
 
+__all__ = [
+    "Args",
+    "Cell",
+    "Diagnosis",
+    "Exact",
+    "Finding",
+    "ModelError",
+    "ModelReport",
+    "Numbers",
+    "Oracle",
+    "Pair",
+    "ParityError",
+    "Record",
+    "Report",
+    "Rule",
+    "Tolerance",
+    "Transform",
+    "WeightMap",
+    "WeightPair",
+    "assert_parity",
+    "assert_same_model",
+    "compare",
+    "compare_models",
+    "compare_pair",
+    "map_weights",
+]
+
 _MODELS = {
     **dict.fromkeys(("Rule", "WeightMap", "WeightPair", "map_weights"), "parity.models.weights"),
     **dict.fromkeys(("assert_same_model", "compare_models"), "parity.models.compare"),
@@ -53,3 +80,7 @@ def __getattr__(name: str) -> Any:
         warnings.warn(f"parity.{name} is {where}.{name} now", DeprecationWarning, stacklevel=2)
         return getattr(importlib.import_module(where), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

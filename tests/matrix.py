@@ -62,7 +62,7 @@ ENVIRONMENTS = (
     Environment("torch-lowest", "3.11", ("torch==2.12.1", "safetensors==0.5.0", "numpy==1.26.0"), TORCH),
     Environment("torch-newest", "3.13", ("torch", "safetensors", "numpy"), TORCH),
 )
-LEAST = {"test_jax.py": 55, "test_equinox.py": 2, "test_nnx.py": 2, "test_torch.py": 90}
+LEAST = {"test_jax.py": 55, "test_equinox.py": 2, "test_nnx.py": 2, "test_torch.py": 87}
 """How many tests of a file must have passed: an environment cannot pass by running nothing."""
 
 
