@@ -164,7 +164,7 @@ def test_a_test_raises_with_the_report():
     parity.assert_same_model(*pair("nnx"), (X,))
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".md", ".json"])
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".json", ".html"])
 def test_a_report_is_saved_by_its_suffix(tmp_path, suffix):
     report = parity.compare_models(*pair("nnx", eps=1e-3), (X,), perturb=False)
     report.save(tmp_path / f"report{suffix}")

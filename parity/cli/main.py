@@ -15,6 +15,7 @@ from parity.names import unknown
 
 OWN = {
     "check": "hold the torch function of every pair in a file to its JAX twin",
+    "model": "hold the JAX model in a file to its torch model, module by module",
     "compare-records": "say in which cells two records that --json wrote differ",
 }
 """Commands of parity itself: the modules parity.cli.NAME, with `add_arguments` and `run` as a suite has them."""

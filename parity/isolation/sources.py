@@ -36,7 +36,7 @@ def load(source: str) -> list[Pair]:
     """
     if source.startswith(MODULE):
         return list(importlib.import_module(source.removeprefix(MODULE)).PAIRS)
-    names = _import(Path(source))
+    names = import_file(Path(source))
     found = pairs_in(names)
     if not found:
         raise NotUnderstood(f"{source} defines no pair: {HOW}")
@@ -95,7 +95,12 @@ def _or_hide(name: str) -> str:
     return f"define it, or write _{name} if it is no operator to compare"
 
 
-def _import(path: Path) -> dict[str, Any]:
+def import_file(path: Path) -> dict[str, Any]:
+    """Return what a Python file defines.
+
+    Raises:
+        NotUnderstood: There is no such file, or it fails to import: the text says at which line.
+    """
     if not path.is_file():
         raise NotUnderstood(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)

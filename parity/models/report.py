@@ -11,6 +11,9 @@ from parity.models.judging import AGREES
 from parity.records import Diagnosis, Finding
 from parity.report.environment import environment
 
+KINDS = {"json": ("", ""), "html": ("page", "render"), "md": ("text", "markdown"), "txt": ("text", "render")}
+"""Kinds of files, and the modules and functions that make their text."""
+
 
 @dataclass
 class Module:
@@ -120,7 +123,6 @@ class ModelReport:
 
     def content(self) -> dict[str, Any]:
         """Return plain data, as it is written to files."""
-        weights = self.weights
         return {
             "name": self.name,
             "ok": self.ok,
@@ -133,26 +135,17 @@ class ModelReport:
             "first": None if self.first is None else self.first.path,
             "modules": [asdict(one) for one in self.modules],
             "unpaired": self.unpaired,
-            "weights": {
-                "pairs": [
-                    {"torch": list(one.torch), "jax": list(one.jax), "rule": one.rule, "evidence": one.evidence}
-                    for one in getattr(weights, "pairs", ())
-                ],
-                "unpaired": {
-                    "torch": list(getattr(weights.unpaired, "torch", ())), "jax": list(getattr(weights.unpaired, "jax", ())),
-                },
-                "unequal": [str(one) for one in weights.unequal],
-                "ambiguous": [str(one) for one in weights.ambiguous],
-            } if weights is not None else None,
+            "weights": None if self.weights is None else _weights(self.weights),
             "gradients": [_plain(one) for one in self.gradients or ()],
             "environment": self.environment,
         }  # fmt: skip
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, kind: str | None = None) -> None:
         """Write the report to a file, whole or not at all.
 
         Args:
             path: Ends in .txt, .json, .html or .md.
+            kind: "txt", "json", "html" or "md", where the name does not tell.
 
         Raises:
             ValueError: It ends otherwise.
@@ -161,17 +154,17 @@ class ModelReport:
         from parity.report import content
 
         path = Path(path)
+        kind = path.suffix.removeprefix(".") if kind is None else kind
+        if kind not in KINDS:
+            raise ValueError(f"path: expected a name that ends in .txt, .json, .html or .md, got {str(path)!r}")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"path: expected a file in a folder that exists, got {str(path)!r}")
-        if path.suffix == ".json":
+        if kind == "json":
             content.write_json(path, self.content())
-        elif path.suffix == ".html":
-            content.write_text(path, importlib.import_module("parity.models.html").render(self))
-        elif path.suffix in (".txt", ".md"):
-            text = importlib.import_module("parity.models.text")
-            content.write_text(path, text.markdown(self) if path.suffix == ".md" else text.render(self) + "\n")
-        else:
-            raise ValueError(f"path: expected a name that ends in .txt, .json, .html or .md, got {str(path)!r}")
+            return
+        file, function = KINDS[kind]
+        text: str = getattr(importlib.import_module(f"parity.models.{file}"), function)(self)
+        content.write_text(path, text.rstrip() + "\n")
 
     def raise_if_failed(self) -> None:
         """Raise ModelError, an AssertionError, with the report as its text unless all is as it should be."""
@@ -195,3 +188,15 @@ class ModelError(AssertionError):
 def _plain(one: Any) -> Any:
     fields = ("torch", "jax", "verdict", "error", "reason")
     return {name: getattr(one, name) for name in fields if hasattr(one, name)}
+
+
+def _weights(found: Any) -> dict[str, Any]:
+    return {
+        "pairs": [
+            {"torch": list(one.torch), "jax": list(one.jax), "rule": one.rule, "evidence": one.evidence}
+            for one in found.pairs
+        ],
+        "unpaired": {"torch": list(found.unpaired.torch), "jax": list(found.unpaired.jax)},
+        "unequal": [str(one) for one in found.unequal],
+        "ambiguous": [str(one) for one in found.ambiguous],
+    }
