@@ -15,11 +15,15 @@ import numpy as np
 from parity.execution import jax_programs, torch_programs
 from parity.execution.programs import Reading
 from parity.models.capture.call import Call, Outputs
+from parity.models.matching import typical
 from parity.verdict import sensitivity
 from parity.verdict.bounds import UNIT
 
 DRAWS = 4
 """How often the sensitivity is measured."""
+
+UNMEASURED = 4.0
+"""Units of a typical element that rounding is taken to do where it cannot be measured: of what norms and softmax do."""
 
 SIDES = 2.0
 """Both modules err, each within the bound of one."""
@@ -49,13 +53,20 @@ class Sensitivity:
         """Return what rounding to a type does to an output, in the root mean square."""
         if dtype not in self.found:
             self.found[dtype] = self._measured(dtype)
-        return self.found[dtype].get(name, np.zeros_like(self.call.outputs[name], dtype=np.float64))
+        measured = self.found[dtype].get(name)
+        if measured is not None:
+            return measured
+        # It could not be measured: then every element may err as a typical one does.
+        value = self.call.outputs[name]
+        return np.full(value.shape, UNMEASURED * UNIT[dtype] * typical(value))
 
     def _measured(self, dtype: str) -> Outputs:
         unit = UNIT[dtype]
         size = max(unit, sensitivity.IN_FLOAT64)
         total: Outputs = {}
-        still = self._run(0.0, 0) or self.call.outputs
+        still = self._run(0.0, 0)
+        if still is None:
+            return {}
         for draw in range(DRAWS):
             for name, value in (self._run(size, draw) or {}).items():
                 at = still.get(name)

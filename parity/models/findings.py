@@ -65,6 +65,12 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     single = next((one.why_single for one in passes if not one.double), "")
     if single:
         notes.append(f"judged in float32: the JAX model does not run in float64 ({single})")
+    gradients: list[Any] = []
+    if not made and asked.only is None:
+        gradients, note = asked.gradients(passes[0])
+        notes += [note] if note else []
+    elif made:
+        notes.append("gradients are compared where the outputs agree")
     if asked.tree.framework == "function":
         notes.append("a function has no modules: it is judged as a whole")
     return ModelReport(
@@ -72,7 +78,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         modules=modules,
         first=modules[made[0]] if made else None,
         weights=asked.map,
-        gradients=[],
+        gradients=gradients,
         unpaired=_unpaired(first),
         notes=notes,
         mode=asked.mode,

@@ -120,6 +120,9 @@ def rearranged(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
     """
     found = [array] if array.shape == shape else []
     if array.size != int(np.prod(shape)):
+        # One row of positions for all examples, on one side only.
+        if array.ndim == len(shape) and all(one in (1, size) for one, size in zip(array.shape, shape, strict=True)):
+            found.append(np.broadcast_to(array, shape))
         return found
     lean, target = array.squeeze(), tuple(size for size in shape if size != 1)
     if sorted(lean.shape) == sorted(target) and lean.ndim <= 5:
@@ -220,6 +223,9 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
     if (torch_value.dtype.kind == "f") != (jax_value.dtype.kind == "f"):
         return None
     made = rearranged(torch_value, jax_value.shape)
+    if not made and torch_value.ndim == jax_value.ndim and rearranged(jax_value, torch_value.shape):
+        made = [torch_value]
+        jax_value = np.broadcast_to(jax_value, torch_value.shape)
     if not made:
         return None
     # The usual order, not the nearest: a port that exchanges two axes of one length is wrong.

@@ -89,13 +89,13 @@ def _tree(report: ModelReport) -> list[str]:
         children.setdefault(one.parent, []).append(at)
     parts: list[str] = []
     # A stack instead of recursion: models may be deeper than Python's.
-    todo: list[int | str] = list(reversed(children.get(None, [])))
+    todo: list[int | str] = [*reversed(children.get(None, []))]
     while todo:
-        at = todo.pop()
-        if isinstance(at, str):
-            parts.append(at)
+        item = todo.pop()
+        if isinstance(item, str):
+            parts.append(item)
             continue
-        one, below = report.modules[at], children.get(at, [])
+        one, below = report.modules[item], children.get(item, [])
         if not below:
             parts.append(f"<div class='leaf'>{_row(one)}</div>")
             continue

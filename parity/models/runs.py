@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,9 +126,9 @@ class Comparison:
         floats = [leaf.dtype for leaf in self.leaves.values() if leaf.kind == "parameter" and leaf.dtype in UNIT]
         self.native = max(floats, key=lambda name: UNIT[name], default="float32")
         passes = [self._pass(None)]
+        notes = self._settle(passes[0])
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
-        pairs = [pair for pair in self.map.pairs if pair.kind != "buffer"]
-        note = ""
+        pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop:
             layers = {name: leaf.layer for name, leaf in self.leaves.items()}
             values = torch_tree.weights()
@@ -136,14 +137,47 @@ class Comparison:
             if _is_finite(second) or not _is_finite(passes[0]):
                 passes.append(second)
             else:
-                note = "perturbed weights made numbers that are not finite: judged with the weights as they are only"
-        return findings.report(self, passes, [note] if note else [])
+                notes.append("perturbed weights made infinities: judged with the weights as they are only")
+        return findings.report(self, passes, notes)
+
+    def _settle(self, first: Pass) -> list[str]:
+        """Take back what was said of weights that cannot be wrong: their module agrees, so the rule was."""
+        agree = {one.pair.torch.path: one.agrees for one in first.judgements if not one.children}
+        kept, notes = [], []
+        self.doubted: set[int] = set()
+        for unequal in self.map.unequal:
+            owners = {name.rpartition(".")[0] for name in unequal.pair.torch}
+            if all(agree.get(owner, False) for owner in owners):
+                self.doubted.add(id(unequal.pair))
+                notes.append(
+                    f"{unequal.pair.torch[0]}: its module agrees, so the rule {unequal.pair.rule!r} is wrong here"
+                )
+            else:
+                kept.append(unequal)
+        self.map = replace(self.map, unequal=tuple(kept))
+        return notes
+
+    def gradients(self, one: Pass) -> tuple[list[Any], str]:
+        """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
+        try:
+            backward = importlib.import_module("parity.models.backward")
+        except ModuleNotFoundError:
+            return [], ""
+        try:
+            found = backward.gradients(
+                self.torch_model, self.jax_model, self.inputs, self.map, loss=self.loss, mode=self.mode,
+                seed=self.seed, double=one.double, mapped=self.mapped, native=self.native,
+            )  # fmt: skip
+        except Exception as error:
+            return [], f"gradients were not compared: {_said(error)}"
+        return list(found), ""
 
     def _pass(self, changed: dict[str, np.ndarray] | None) -> Pass:
         model = self.jax_model
         if changed is not None:
             whole = {**TorchTree(self.torch_model).weights(), **changed}
-            model = self.tree.replace(perturb.into_jax(self.map.pairs, whole, self.tree.weights()))
+            pairs = [pair for pair in self.map.pairs if any(name in changed for name in pair.torch)]
+            model = self.tree.replace(perturb.into_jax(pairs, whole, self.tree.weights()))
         try:
             with jax.enable_x64(True):
                 return self._judged(model, changed, double=True)
@@ -185,7 +219,7 @@ class Comparison:
     def _run_jax(self, model: Any, torch_calls: list[Call], *, double: bool) -> list[Call]:
         args, kwargs = jax.tree.map(lambda leaf: _device(leaf, double=double), self.inputs[1])
         wanted = next(call for call in torch_calls if not call.path).outputs
-        found: list[tuple[float, list[Call]]] = []
+        found: list[tuple[float, bool, list[Call]]] = []
         errors: list[Exception] = []
         gave = ""
         for mapped in candidates(self.tree.framework):
@@ -199,9 +233,10 @@ class Comparison:
             placed, _, _ = pair_outputs(wanted, out)
             gave = gave or _shapes(out)
             if placed:
-                found.append((max(relative_distance(one.torch, one.jax) for one in placed), calls))
+                found.append((max(relative_distance(one.torch, one.jax) for one in placed), mapped, calls))
         if found:
-            return min(found, key=lambda one: one[0])[1]
+            _, self.mapped, calls = min(found, key=lambda one: one[0])
+            return calls
         if not gave:
             if double:
                 raise _NotInFloat64(_said(errors[0]))

@@ -59,7 +59,7 @@ class TorchModel:
         if isinstance(tree, np.ndarray):
             tensor = torch.from_numpy(np.array(tree))
             return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-        return mapped(tree, self.tensors)
+        return mapped(tree, self.tensors) if is_container(tree) else _fresh(tree)
 
 
 class _Recorder:
@@ -135,4 +135,16 @@ def _parameter_names(module: nn.Module) -> list[str]:
 
 
 def _host(tree: Any) -> Any:
-    return to_host(tree) if isinstance(tree, torch.Tensor) else mapped(tree, _host)
+    if isinstance(tree, torch.Tensor):
+        return to_host(tree)
+    return mapped(tree, _host) if is_container(tree) else _fresh(tree)
+
+
+def _fresh(value: Any) -> Any:
+    """Return a copy of what a module may write to (a cache of keys and values), and anything else as it is."""
+    if isinstance(value, nn.Module) or callable(value) or value is None or isinstance(value, str | int | float):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # what cannot be copied is handed on
+        return value
