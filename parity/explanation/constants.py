@@ -52,7 +52,7 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
     sides = [_without_counterpart(bench, name) for name in ("jax", "torch")]
     for mine, theirs in (sides, sides[::-1]):
         for group in _groups(mine.constants):
-            if _idle(bench, mine.framework, group):
+            if not _near(bench, mine.framework, group) or _idle(bench, mine.framework, group):
                 continue
             for value in theirs.values:
                 if value != group[0].value and not bench.late:
@@ -96,6 +96,8 @@ def solved(bench: Bench) -> Iterator[Replacement]:
         for group in _groups(list(bench.programs[framework].constants)):
             if bench.late:
                 return
+            if not _near(bench, framework, group):
+                continue
             slope = _slope(bench, framework, group, group[0].value)
             if slope is None:
                 continue
@@ -118,7 +120,7 @@ def solved(bench: Bench) -> Iterator[Replacement]:
 def linked(bench: Bench) -> Iterator[Replacement]:
     """Yield pairs of constants that change together: label smoothing's 0.9 and 0.1/K, a momentum and what it leaves."""
     for framework in ("jax", "torch"):
-        constants = list(bench.programs[framework].constants)[:24]
+        constants = [c for c in bench.programs[framework].constants if _near(bench, framework, (c,))][:24]
         rest = _vector(bench.outputs[other(framework)][0]) - _vector(bench.outputs[framework][0])
         found = [(c, _slope(bench, framework, (c,), c.value)) for c in constants]
         slopes = [(c, slope) for c, slope in found if slope is not None and np.any(slope)]
@@ -182,6 +184,10 @@ def _at(bench: Bench, framework: str, group: tuple[Constant, ...], values: tuple
     if found is None or not np.isfinite(distance(found, bench.outputs[framework][0])):
         return None
     return _vector(found)
+
+
+def _near(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:
+    return bench.in_focus(framework, [constant.step for constant in group])
 
 
 def _idle(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:

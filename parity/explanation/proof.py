@@ -14,6 +14,7 @@ from parity.explanation import arrangement, constants, operators
 from parity.explanation.claims import WHO, Claim
 from parity.explanation.constants import Replacement, written
 from parity.explanation.default_arguments import factor
+from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, other
 from parity.records import Diagnosis
 
@@ -33,20 +34,23 @@ def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], 
         at = bench(torch_function, jax_function, numbers)
         if at is None:
             return None
-        low = _lower_type(at)
-        if low is not None or at.difference() <= NOTHING:
-            return low
-        for stage in STAGES:
-            found = stage(at)
-            if found is not None:
-                return found
-            if at.late:
-                return None
+        low = lower_type(at)
+        return low if low is not None or at.difference() <= NOTHING else search(at, STAGES)
+
+
+def search(at: Bench, stages: Iterable[Callable[[Bench], Diagnosis | None]]) -> Diagnosis | None:
+    """Return what the first stage finds that finds something, or None."""
+    for stage in stages:
+        found = stage(at)
+        if found is not None:
+            return found
+        if at.late:
+            return None
     return None
 
 
-def _lower_type(at: Bench) -> Diagnosis | None:
-    """The two agree once both compute in float64 throughout: one of them passes through a lower type."""
+def lower_type(at: Bench) -> Diagnosis | None:
+    """Return that the two agree once both compute in float64 throughout: one of them passes through a lower type."""
     if at.difference() > at.agreement:
         return None
     low = {
@@ -152,7 +156,7 @@ def _best(found: Iterator[Replacement], at: Bench) -> Diagnosis | None:
 def _role(replacement: Replacement, at: Bench) -> str:
     """Return what replaced constants are for, by the program that tells."""
     roles = [c.role for c in replacement.constants if c.role in ROLES]
-    values = {constants.round_key(value) for value in replacement.values}
+    values = {constants.round_key(value) for value in replacement.values} - {0.0, 1.0}  # these stand for anything
     theirs = [
         c.role for c in at.programs[other(replacement.framework)].constants if constants.round_key(c.value) in values
     ]
@@ -177,6 +181,8 @@ ROLES = (
     "lambd",
     "diagonal",
     "exponent",
+    ROPE_BASE,
+    ATTENTION_SCALE,
 )
 """Arguments that constants are called by; others are plain constants."""
 
@@ -187,6 +193,8 @@ FIXES = {
     "1e-06 in Flax.",
     "ddof": "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var.",
     "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
+    ROPE_BASE: "Use one base (rope_theta) on both sides: {mine} in {who} now, {theirs} in {whose}.",
+    ATTENTION_SCALE: "Scale the scores alike, by 1/sqrt(channels of a head): {mine} in {who} now, {theirs} in {whose}.",
     "mask": "Mask with one number ({mine} in {who} now, {theirs} in {whose}), and say what an all-masked row gives.",
     "reduction": "Say on both sides whether it is the sum or the mean (reduction=, or sum and mean).",
 }
@@ -211,6 +219,8 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     text = f"{mine} in {who} where {whose} has {has} ({what}{count}); with it replaced the two agree."
     fix = FIXES.get(name, "Use one value on both sides: {mine} in {who} now, {theirs} in {whose}.")
     cause = "constant" if not name or name == "exponent" else "mask" if name == "mask" else f"default argument: {name}"
+    if name in (ROPE_BASE, ATTENTION_SCALE):
+        cause = f"constant: {name}"
     if cause == "constant" and not replacement.from_other and all(value in (0.0, 1.0) for value in replacement.values):
         cause = "another formula"  # the other has no such term, rather than another number in it
     return Diagnosis(cause, text, fix.format(mine=mine, theirs=theirs, who=who, whose=whose))

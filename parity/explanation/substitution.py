@@ -8,8 +8,9 @@ throughout for it, whatever types they pass through.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ SHRINK = 30.0
 
 ROUNDING = 1e-13
 """What is left of a difference that is explained: rounding."""
+
+MASKED = 1e6
+"""Numbers as large stand for what is masked: beside them no other would count."""
+
+LONG, NEAR = 120, 40
+"""Of a program with more steps only so many are changed, those where it leaves the other."""
 
 SECONDS = 15.0
 """How long causes of one difference are looked for, of this process' time."""
@@ -78,6 +85,16 @@ class Bench:
         """Whether the time to look for causes is over."""
         return time.process_time() - self.started > SECONDS
 
+    @cached_property
+    def focus(self) -> dict[str, set[Key]]:
+        """The steps of a long program where it leaves the other; empty for a short one, whose steps are all tried."""
+        return {name: leaving(self, name) if len(one.steps) > LONG else set() for name, one in self.programs.items()}
+
+    def in_focus(self, framework: str, keys: Iterable[Key]) -> bool:
+        """Return whether one of some steps is where its program leaves the other's."""
+        near = self.focus[framework]
+        return not near or any(key in near for key in keys)
+
     @property
     def agreement(self) -> float:
         """How far apart two results may be that agree: wider where a program passes through lower types."""
@@ -109,6 +126,8 @@ class Bench:
 
     def proves(self, change: Change) -> bool:
         """Return whether the two agree after a change, on all the numbers."""
+        if change.edits and not self.in_focus(change.framework, change.edits):
+            return False
         for at in range(len(self.numbers)):
             before = distance(self.outputs["torch"][at], self.outputs["jax"][at])
             after = self.residual(change, at)
@@ -164,11 +183,25 @@ def where_they_part(bench: Bench, framework: str) -> set[Key]:
     return {step.key for step in parting} | {source for step in parting for source in step.sources.values()}
 
 
+def leaving(bench: Bench, framework: str) -> set[Key]:
+    """Return the first steps after which a program has no result that the other has, and what goes into them."""
+    theta = [_fingerprint(leaf) for leaf in bench.numbers[0].theta]
+    known = {*theta, *(_fingerprint(step.result) for step in bench.programs[other(framework)].steps)} - {()}
+    steps = bench.programs[framework].steps
+    leads: set[Key] = set()  # steps that a known result comes after
+    for step in reversed(steps):
+        if step.key in leads or _fingerprint(step.result) in known:
+            leads.update((step.key, *step.sources.values()))
+    apart = [step for step in steps if step.key not in leads][:NEAR]
+    return {step.key for step in apart} | {source for step in apart for source in step.sources.values()}
+
+
 def _fingerprint(values: np.ndarray | None) -> tuple[float, ...]:
     if values is None or values.dtype.kind != "f" or not values.size:
         return ()
     with np.errstate(all="ignore"):
         sizes = np.abs(values[np.isfinite(values)])
+        sizes = sizes[sizes < MASKED]
         if not sizes.size:
             return ()
         return tuple(float(f"{x:.7g}") for x in (sizes.mean(), (sizes**2).mean(), sizes.max()))

@@ -33,6 +33,8 @@ class JaxProgram:
             arrays = _arrays(function, numbers)
             closed, shape = jax.make_jaxpr(self._program(numbers), return_shape=True)(arrays)
             self._closed, self._names = closed, list(shape)
+            self.held = tuple(closed.consts)
+            """Arrays that the function brings along, in the types that it holds them in."""
             self._before: dict[int, tuple[Numbers, list[list[Any]]]] = {}
             reader = _Reader({}, record=True)
             self.outputs = self._run(numbers, reader)

@@ -173,7 +173,14 @@ SMALL = 1e-2
 """An eps is smaller."""
 
 
+ROPE_BASE, ATTENTION_SCALE = "rope base", "attention scale"
+
+
 def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]]) -> str:
+    if step.name == "pow" and constant.operand in (0, "self") and _leads(step, ("cos", "sin"), users):
+        return ROPE_BASE
+    if step.name in ("mul", "div") and _leads(step, ("_softmax", "_safe_softmax", "exp"), users):
+        return ATTENTION_SCALE
     if step.name not in ADDS or abs(constant.value) > SMALL:
         return ""
     reached, seen = [step.key], {step.key}
@@ -186,3 +193,19 @@ def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, O
         reached = [user.key for user, _ in following if user.name in PASSES and user.key not in seen]
         seen.update(reached)
     return ""
+
+
+ON_THE_WAY = (*PASSES, "where", "_where", "select_n", "masked_fill", "neg", "div", "pow", "dot_general", "bmm", "_unsafe_view",
+              "jit", "pjit", "baddbmm")  # fmt: skip
+"""What numbers pass on the way from a constant to a cosine or a softmax."""
+
+
+def _leads(step: Step, targets: tuple[str, ...], users: Mapping[Key, list[tuple[Step, Operand]]]) -> bool:
+    reached, seen = [step.key], {step.key}
+    for _ in range(10):
+        following = [user for key in reached for user, _ in users.get(key, ()) if user.key not in seen]
+        if any(user.name in targets for user in following):
+            return True
+        reached = [user.key for user in following if user.name in ON_THE_WAY]
+        seen.update(reached)
+    return False

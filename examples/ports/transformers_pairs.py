@@ -1,0 +1,207 @@
+"""Ports that others published: torch and Flax models of transformers 4.57.6, compared module by module.
+
+Nothing is downloaded but the package: models are small, their weights random, equal on both sides. transformers 5 has
+no Flax models, so 4.57.6 goes into a folder of its own:
+
+    pip install --no-deps --target DIR 'transformers==4.57.6' 'tokenizers<=0.23' 'huggingface_hub<1'
+    PYTHONPATH=DIR python examples/ports/transformers_pairs.py [--only TEXT] [--known] [--markdown FILE]
+
+`--known` runs the configurations of faults that are known instead: what the report names is printed.
+"""
+
+import argparse
+import datetime
+import inspect
+import os
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+import parity
+import parity.models
+
+SMALL = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}  # fmt: skip
+GPT = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "bos_token_id": 1, "eos_token_id": 2}
+BART = {
+    "vocab_size": 50, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
+}  # fmt: skip
+T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+VISION = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+NET = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 2], "layer_type": "basic"}
+
+MODELS = {
+    "Bert": ("text", SMALL),
+    "Roberta": ("text", SMALL | {"pad_token_id": 1}),
+    "XLMRoberta": ("text", SMALL | {"pad_token_id": 1}),
+    "RoFormer": ("text", SMALL | {"embedding_size": 32}),
+    "Electra": ("text", SMALL | {"embedding_size": 32}),
+    "Albert": ("text", SMALL | {"embedding_size": 16}),
+    "DistilBert": (
+        "text",
+        {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 40},
+    ),
+    "BigBird": ("text", SMALL | {"attention_type": "original_full"}),
+    "RobertaPreLayerNorm": ("text", SMALL | {"pad_token_id": 1}),
+    "GPT2": ("text", GPT),
+    "GPTNeo": (
+        "text",
+        {"vocab_size": 50, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48,
+         "max_position_embeddings": 40, "attention_types": [[["global", "local"], 1]], "window_size": 4,
+         "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "GPTJ": ("text", GPT | {"rotary_dim": 4}),
+    "Llama": ("text", SMALL | {"num_key_value_heads": 2}),
+    "Mistral": ("text", SMALL | {"num_key_value_heads": 2, "sliding_window": 32}),
+    "Gemma": ("text", SMALL | {"num_key_value_heads": 2, "head_dim": 8}),
+    "OPT": (
+        "text",
+        {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48,
+         "max_position_embeddings": 40, "word_embed_proj_dim": 32},
+    ),
+    "Bloom": ("text", {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "XGLM": (
+        "text",
+        {"vocab_size": 50, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48,
+         "max_position_embeddings": 40},
+    ),
+    "Bart": ("both", BART),
+    "MBart": ("both", BART),
+    "Pegasus": ("both", BART),
+    "Blenderbot": ("both", BART),
+    "BlenderbotSmall": ("both", BART),
+    "T5": ("both", T5),
+    "LongT5": ("both", T5 | {"local_radius": 4}),
+    "ViT": ("image", VISION),
+    "Beit": ("image", VISION | {"use_relative_position_bias": True}),
+    "CLIPVision": ("image", VISION),
+    "Dinov2": ("image", VISION),
+    "ResNet": ("image", NET),
+    "RegNet": ("image", NET | {"layer_type": "y", "groups_width": 4}),
+}  # fmt: skip
+"""By the name of their classes: what they take, and a small configuration."""
+
+KNOWN = (
+    ("Llama", {"rope_theta": 500000.0}, "rope base"),
+    ("Mistral", {"rope_theta": 500000.0}, "rope base"),
+    ("Gemma", {"rope_theta": 500000.0}, "rope base"),
+    ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope scaling"),
+    ("Bert", {"position_embedding_type": "relative_key"}, "relative positions"),
+    ("Bert", {"position_embedding_type": "relative_key_query"}, "relative positions"),
+)
+"""Switches that Flax models are known to ignore."""
+
+
+def build(name, changes):
+    """Return a torch model, its Flax port with the same weights, and inputs, of a configuration."""
+    kind, settings = MODELS[name]
+    base = "CLIPVision" if name == "CLIPVision" else name
+    config = getattr(transformers, f"{base}Config")(**(settings | changes))
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{base}Model")(config).eval()
+    made = getattr(transformers, f"Flax{base}Model")
+    shape = (1, 16, 16, 3) if kind == "image" else (1, 8)
+    port = made(config, seed=0) if kind == "both" else made(config, seed=0, input_shape=shape)
+    variables = port.params if kind == "image" and "batch_stats" in port.params else {"params": port.params}
+    return model, (port.module, jax.tree.map(np.asarray, dict(variables))), inputs(kind, port.module)
+
+
+def inputs(kind, module):
+    """Return what both models take: of text the ids and a mask, of images pixels, channels first and last."""
+    rng = np.random.default_rng(0)
+    if kind == "image":
+        pixels = rng.standard_normal((2, 3, 16, 16)).astype(np.float32)
+        return parity.models.Inputs(torch={"pixel_values": pixels}, jax={"pixel_values": pixels.transpose(0, 2, 3, 1)})
+    ids, mask = rng.integers(3, 50, (2, 8)), np.ones((2, 8), np.int64)
+    places = np.broadcast_to(np.arange(8), (2, 8))
+    known = {
+        "input_ids": ids, "attention_mask": mask, "position_ids": places, "token_type_ids": np.zeros((2, 8), np.int64),
+        "decoder_input_ids": ids[:, ::-1].copy(), "decoder_attention_mask": mask, "decoder_position_ids": places,
+        "head_mask": None,
+    }  # fmt: skip
+    taken = inspect.signature(type(module).__call__).parameters
+    flax = {key: value for key, value in known.items() if key in taken}
+    both = ("input_ids", "attention_mask") if kind == "text" else ("input_ids", "attention_mask", "decoder_input_ids")
+    return parity.models.Inputs(torch={key: known[key] for key in both}, jax=flax)
+
+
+def compared(name, changes):
+    """Return a row: the model, the verdict, what is named, and how long it took."""
+    start = time.perf_counter()
+    try:
+        model, port, given = build(name, changes)
+    except Exception as problem:
+        return name, changes, "not built", f"{type(problem).__name__}: {str(problem).splitlines()[0][:120]}", 0.0
+    try:
+        weights = parity.map_weights(model, port)
+        port = weights.load_into_jax(model, port, partial=True)
+        report = parity.compare_models(model, port, given, name=name)
+    except Exception as problem:
+        text = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+        return name, changes, "not compared", text, time.perf_counter() - start
+    said = ""
+    if not report.ok:
+        first = report.first
+        found = first.diagnosis if first is not None else None
+        said = f"{first.path or 'the model'}: {found.cause}: {found.text}" if found else str(report)[:300]
+    return name, changes, "same function" if report.ok else "differs", said, time.perf_counter() - start
+
+
+BEGIN, END = "<!-- transformers {} -->", "<!-- end of transformers {} -->"
+
+
+def write(path, kind, text):
+    """Put a text into its part of a page."""
+    begin, end = BEGIN.format(kind), END.format(kind)
+    page = path.read_text() if path.exists() else "# Model ports\n\n"
+    before, _, rest = page.partition(begin)
+    path.write_text(f"{before}{begin}\n{text}{end}{rest.partition(end)[2] or chr(10)}")
+
+
+def main():
+    """Compare the pairs and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="names that have this text")
+    parser.add_argument("--known", action="store_true", help="configurations of known faults")
+    parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
+    options = parser.parse_args()
+    todo = [(name, changes) for name, changes, _ in KNOWN] if options.known else [(name, {}) for name in MODELS]
+    rows = []
+    for name, changes in todo:
+        if options.only in name:
+            rows.append(compared(name, changes))
+            print(*rows[-1], file=sys.stderr, flush=True)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "jax", "flax"))
+    what = "Configurations that are known to differ" if options.known else "Default configurations"
+    lines = [
+        f"## transformers {transformers.__version__}: torch beside Flax. {what}", "",
+        f"Made by `python examples/ports/transformers_pairs.py{' --known' if options.known else ''}` on "
+        f"{datetime.date.today()} with {versions}: loaded weights, and weights of order one.", "",
+        f"{sum(row[2] == 'same function' for row in rows)} of {len(rows)} are the same function.", "",
+        "| model | configuration | verdict | first module and cause |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name, changes, verdict, said, _ in rows:
+        lines.append(f"| {name} | {changes or ''} | {verdict} | {' '.join(said.split()).replace('|', '/')} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.markdown is not None:
+        write(options.markdown, "known" if options.known else "default", text)
+
+
+if __name__ == "__main__":
+    main()

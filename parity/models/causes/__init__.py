@@ -1,0 +1,79 @@
+"""Why a module of a port makes an error of its own: causes that are proved by substitution, and the fix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from parity.explanation import proof
+from parity.models.causes import absent, chance, exchange, norm_order, pooling, positions, precision, terms
+from parity.models.causes.calls import Calls
+from parity.models.causes.context import Context
+from parity.models.causes.naming import named
+from parity.models.causes.weights import diagnose_weights
+from parity.records import Diagnosis
+
+__all__ = ["diagnose", "diagnose_weights"]
+
+Proposer = Callable[[Context], Iterator[Diagnosis]]
+
+
+def _constants(context: Context) -> Iterator[Diagnosis]:
+    yield from _searched(context, proof.STAGES[1:3])  # a factor comes last: a length of an axis is many things
+
+
+def _rest(context: Context) -> Iterator[Diagnosis]:
+    yield from _searched(context, (*proof.STAGES[3:], proof.STAGES[0]))
+
+
+def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], ...]) -> Iterator[Diagnosis]:
+    found = proof.search(context.bench, stages) if context.bench is not None else None
+    if found is not None:
+        yield named(found)
+
+
+PROPOSERS: tuple[Proposer, ...] = (
+    absent.propose,
+    precision.propose,
+    chance.propose,
+    _constants,
+    positions.propose,
+    pooling.propose,
+    exchange.propose,
+    norm_order.propose,
+    terms.propose,
+    _rest,
+)
+"""Where causes are looked for, in this order: what fits few differences first."""
+
+
+def diagnose(pair: Any) -> Diagnosis | None:
+    """Return why a module differs from its counterpart, or None where nothing is proved or likely.
+
+    Args:
+        pair: The module, its counterpart and what both were called with, as captured (`parity.models.module_pair`), or
+            as a `ModulePair` that is put together by hand.
+
+    Returns:
+        A cause that is proved by substitution (with one thing changed the two agree, on these numbers and on others),
+        or one whose text begins with "Likely: ".
+    """
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            context = Context(pair if hasattr(pair, "jax_function") else Calls(pair))
+        except Exception:  # calls that cannot be made functions of the same arrays have no programs to look at
+            return None
+        for propose in PROPOSERS:
+            try:
+                found = next(iter(propose(context)), None)
+            except Exception:  # a program that cannot be changed so explains nothing; the next cause is tried
+                found = None
+            if found is not None:
+                return found
+            if context.late:
+                return None
+    return None

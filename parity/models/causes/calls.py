@@ -1,0 +1,124 @@
+"""A captured pair of calls as two functions of the same arrays, with outputs in torch's layout, to be read as programs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from parity.models.matching import feed, pair_outputs, rearranged
+
+
+class Calls:
+    """What causes look at, of a captured pair of calls (see `context.ModulePair`).
+
+    Args:
+        pair: A `ModulePair` of `parity.models.module_pair`.
+    """
+
+    def __init__(self, pair: Any) -> None:
+        self.path, self.jax_path, self.torch_module = pair.path, pair.jax_path, pair.torch_module
+        self._torch, self._jax = pair.torch_call, pair.jax_call
+        self._fed = feed(pair.torch_call, pair.jax_call)
+        self._places = [at for at, leaf in enumerate(pair.torch_call.inputs) if leaf.is_array]
+        self.arrays = tuple(np.asarray(pair.torch_call.inputs[at].value) for at in self._places)
+        self.torch_weights = {
+            name: value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
+            for name, value in pair.torch_module.state_dict(keep_vars=True).items()
+        }
+        prefix = f"{pair.path}." if pair.path else ""
+        paired = {name for one in pair.weight_pairs for name in one.torch}
+        self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)
+        self._inputs = list(self._input_orders())
+        self._outputs = self._output_orders()
+
+    def _input_orders(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield the place of each JAX input that is one of torch's, that one's number, and the order of its entries."""
+        numbers = {self._torch.inputs[at].name: number for number, at in enumerate(self._places)}
+        for at, leaf in enumerate(self._jax.inputs):
+            source = self._fed.arrays.get(leaf.name)
+            if source not in numbers or not leaf.is_array:
+                continue
+            array, value = self.arrays[numbers[source]], self._fed.values[at]
+            indices = np.arange(array.size).reshape(array.shape)
+            for moved, order in zip(
+                rearranged(array, value.shape), rearranged(indices, value.shape), strict=True
+            ):
+                if np.array_equal(moved.astype(value.dtype), value, equal_nan=value.dtype.kind == "f"):
+                    yield at, numbers[source], order
+                    break
+
+    def _output_orders(self) -> list[tuple[str, int, np.ndarray]]:
+        """Return torch's name of each output, the place of JAX's, and where its entries stand there."""
+        jax_out = self._jax.run(self._fed.values)
+        places = {id(value): at for at, value in enumerate(jax_out.values())}
+        found, _, _ = pair_outputs(self._torch.outputs, jax_out, moved=self._fed.moved)
+        orders = []
+        for one in found:
+            shape = self._torch.outputs[one.name].shape
+            order = one.arranged(np.arange(int(np.prod(shape))).reshape(shape))
+            orders.append((one.name, places[id(one.jax)], np.argsort(order, axis=None).reshape(shape)))
+        return orders
+
+    def torch_function(self, weights: Mapping[str, Any], *arrays: Any) -> tuple[Any, ...]:
+        """Run the torch module on tensors, with some of its weights replaced, and return its tensors."""
+        import torch
+
+        from parity.models.capture.call import named_leaves
+
+        values = self._torch.values
+        for at, array in zip(self._places, arrays, strict=True):
+            values[at] = array
+        raw: list[Any] = []
+        depth = [0]
+
+        def enter(*_: Any) -> None:
+            depth[0] += 1
+
+        def leave(module: Any, inputs: Any, output: Any) -> None:
+            depth[0] -= 1
+            if not depth[0]:
+                raw.append(output)
+
+        handles = [
+            torch.nn.modules.module.register_module_forward_pre_hook(enter),
+            torch.nn.modules.module.register_module_forward_hook(leave),
+        ]
+        try:
+            with replaced(self.torch_module, weights):
+                self._torch.run(values)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = {
+            name or "output": leaf for name, leaf in named_leaves(raw[-1]) if isinstance(leaf, torch.Tensor)
+        }
+        return tuple(found[name] for name, _, _ in self._outputs)
+
+    def jax_function(self, weights: Mapping[str, Any], *arrays: Any) -> tuple[Any, ...]:
+        """Run the JAX module on arrays, traced or not, and return its arrays in torch's layout."""
+        values = list(self._fed.values)
+        for at, number, order in self._inputs:
+            values[at] = arrays[number].ravel()[order.ravel()].reshape(order.shape)
+        outputs = self._jax.trace(values)
+        return tuple(outputs[at].ravel()[order.ravel()].reshape(order.shape) for _, at, order in self._outputs)
+
+
+@contextlib.contextmanager
+def replaced(module: Any, weights: Mapping[str, Any]) -> Iterator[None]:
+    """Let a module have other weights, by name, within."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, value in weights.items():
+            owner, _, last = name.rpartition(".")
+            held = module.get_submodule(owner)
+            where = held._parameters if last in held._parameters else held._buffers
+            before.append((where, last, where[last]))
+            where[last] = value
+        yield
+    finally:
+        for where, last, value in reversed(before):
+            where[last] = value
+

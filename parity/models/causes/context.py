@@ -1,0 +1,176 @@
+"""What causes look at: one module of torch and its counterpart, as two programs whose steps can be changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from parity.execution.calls import Numbers
+from parity.explanation._compat import torch_dispatch_mode, torch_schema
+from parity.explanation.claims import Claim
+from parity.explanation.substitution import ROUNDING, SHRINK, Bench, bench, distance
+from parity.records import Diagnosis
+
+SECONDS = 20.0
+"""How long causes of one module are looked for, of this process' time."""
+
+
+class ModulePair(Protocol):
+    """A module of torch beside its counterpart, with what both were called with.
+
+    Attributes:
+        path: Of the torch module.
+        jax_path: Of the JAX module.
+        torch_module: The module itself.
+        arrays: What both are called with in isolation, in torch's layout.
+        torch_weights: Parameters and buffers of the torch module and of what is below it, by relative name.
+        unpaired: Names of those that have no counterpart in JAX.
+        torch_function: Of weights (those that replace the module's own) and arrays; a tuple of tensors.
+        jax_function: Of weights by path and arrays; a tuple of JAX arrays in torch's layout, to be traced.
+    """
+
+    path: str
+    jax_path: str
+    torch_module: Any
+    arrays: tuple[np.ndarray, ...]
+    torch_weights: Mapping[str, np.ndarray]
+    unpaired: tuple[str, ...]
+    torch_function: Any
+    jax_function: Any
+
+
+class Context:
+    """A module pair, its two programs and what each of them returns, made once."""
+
+    def __init__(self, pair: ModulePair) -> None:
+        self.pair = pair
+        self.started = time.process_time()
+
+    @property
+    def late(self) -> bool:
+        """Whether the time to look for causes is over."""
+        return time.process_time() - self.started > SECONDS
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """The arrays, named by their places."""
+        arrays = tuple(np.asarray(one) for one in self.pair.arrays)
+        return Numbers.of(arrays, tuple(f"input {i}" for i in range(len(arrays))))
+
+    @cached_property
+    def bench(self) -> Bench | None:
+        """Both programs, or None where one cannot be read."""
+        return bench(self.torch, self.jax, self.numbers)
+
+    def torch(self, *arrays: Any) -> Any:
+        """Run the torch module with its own weights."""
+        return self.pair.torch_function({}, *arrays)
+
+    def jax(self, *arrays: Any) -> Any:
+        """Run the JAX module with its own weights."""
+        return self.pair.jax_function({}, *arrays)
+
+    @cached_property
+    def scopes(self) -> Mapping[Any, str]:
+        """The module that ran each step of the torch program, by the step's place: "" is the module itself."""
+        return dict(enumerate(self._record.owners))
+
+    @cached_property
+    def calls(self) -> tuple[str, ...]:
+        """The modules that were called, in order, by relative name."""
+        return tuple(self._record.calls)
+
+    @cached_property
+    def _record(self) -> _Scopes:
+        from parity.explanation.programs.torch_program import TorchProgram
+
+        record = _Scopes()
+        try:
+            TorchProgram(record.watched(self.torch), self.numbers)
+        except Exception:  # a module that cannot be watched has no scopes
+            return _Scopes()
+        return record
+
+    def agree(self, torch_function: Any) -> bool:
+        """Return whether another torch function gives the JAX module's results, on all the numbers.
+
+        Args:
+            torch_function: Of the arrays, in the place of the torch module.
+        """
+        from parity.explanation.programs.torch_program import TorchProgram
+
+        at = self.bench
+        if at is None:
+            return False
+        for number, numbers in enumerate(at.numbers):
+            try:
+                found = TorchProgram(torch_function, numbers).outputs
+            except Exception:  # a change that does not run explains nothing
+                return False
+            want = at.outputs["jax"][number]
+            before, after = distance(at.outputs["torch"][number], want), distance(found, want)
+            if not after <= at.agreement or not after <= max(before / SHRINK, ROUNDING):
+                return False
+        return True
+
+    def first(self, claims: Iterable[Claim]) -> Diagnosis | None:
+        """Return the first claim that is proved, or None."""
+        at = self.bench
+        if at is None:
+            return None
+        for claim in claims:
+            if self.late:
+                return None
+            if at.proves(claim.change):
+                return claim.diagnosis()
+        return None
+
+
+class _Scopes:
+    """Which module runs each operator, seen by hooks on all modules and a mode that counts operators."""
+
+    def __init__(self) -> None:
+        self.owners: list[str] = []
+        self.calls: list[str] = []
+        self.stack: list[str] = []
+        self._names: dict[int, str] = {}
+
+    def watched(self, function: Any) -> Any:
+        """Return a function that records while it runs."""
+        from torch.nn.modules import module as hooks
+
+        record = self
+
+        class Counter(torch_dispatch_mode()):  # type: ignore[misc]
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if torch_schema(func).name != "aten::detach":
+                    record.owners.append(record.stack[-1] if record.stack else "")
+                return func(*args, **(kwargs or {}))
+
+        def enter(module: Any, inputs: Any) -> None:
+            if not record.stack:
+                record._names = {id(one): name for name, one in module.named_modules()}
+            name = record._names.get(id(module), "?")
+            record.calls.append(name)
+            record.stack.append(name)
+
+        def leave(module: Any, inputs: Any, outputs: Any) -> None:
+            record.stack.pop()
+
+        def run(*arrays: Any) -> Any:
+            handles = [
+                hooks.register_module_forward_pre_hook(enter),
+                hooks.register_module_forward_hook(leave),
+            ]
+            try:
+                with Counter():
+                    return function(*arrays)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+        return run

@@ -1,0 +1,89 @@
+"""Child modules that stand in each other's place in JAX: gate and up, q and k, one layer for another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity.models.causes.context import Context
+from parity.records import Diagnosis
+
+MOST = 60
+"""How many exchanges are tried."""
+
+
+def propose(context: Context) -> Iterator[Diagnosis]:
+    """Yield proved exchanges: with torch's weights exchanged the two agree."""
+    tried = 0
+    for group in alike(context.pair.torch_weights):
+        for weights, cause, text, fix in _changes(group, context.pair.torch_weights):
+            tried += 1
+            if tried > MOST or context.late:
+                return
+            tensors = {name: torch.from_numpy(np.array(value, np.float64)) for name, value in weights.items()}
+            if context.agree(lambda *arrays, w=tensors: context.pair.torch_function(w, *arrays)):
+                yield Diagnosis(cause, f"{text}; with that changed in torch the two agree.", fix)
+                return
+
+
+def alike(weights: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
+    """Yield modules whose weights have the same names and shapes, by their relative names.
+
+    Example:
+        >>> square = np.zeros((2, 2))
+        >>> list(alike({"a.weight": square, "b.weight": square, "c.weight": np.zeros(3)}))
+        [['a', 'b']]
+    """
+    owners: dict[str, dict[str, Any]] = {}
+    for name, value in weights.items():
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            owners.setdefault(".".join(parts[:depth]), {})[".".join(parts[depth:])] = np.shape(value)
+    groups: dict[Any, list[str]] = {}
+    for owner, shapes in owners.items():
+        parent = owner.rpartition(".")[0]
+        groups.setdefault((parent, tuple(sorted(shapes.items()))), []).append(owner)
+    yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _changes(group: list[str], weights: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, Any], str, str, str]]:
+    def moved(places: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            to + name[len(source) :]: weights[name]
+            for to, source in places.items()
+            for name in weights
+            if name.startswith(source + ".")
+        }
+
+    numbered = all(one.rpartition(".")[2].isdigit() for one in group)
+    if len(group) > 2:
+        yield (
+            moved(dict.fromkeys(group, group[0])),
+            "modules shared",
+            f"JAX uses {group[0]} in the place of all of {', '.join(group)}",
+            "Call each module in its turn.",
+        )
+        yield (
+            moved(dict(zip(group, reversed(group), strict=True))),
+            "layer order" if numbered else "modules exchanged",
+            f"JAX runs {', '.join(group)} from the last to the first",
+            "Run them from the first to the last.",
+        )
+    for a, b in itertools.combinations(group, 2):
+        yield (
+            moved({a: b, b: a}),
+            "modules exchanged",
+            f"JAX uses {a} where torch uses {b}, and the other way round",
+            f"Exchange {a} and {b} in JAX.",
+        )
+    for a, b in itertools.permutations(group, 2):
+        yield (
+            moved({b: a}),
+            "modules shared",
+            f"JAX uses {a} in the place of {b} as well",
+            f"Use {b} where torch does.",
+        )

@@ -1,0 +1,46 @@
+"""Causes by the names that people have for them in models: what operators' diagnoses mean for a module."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from parity.records import Diagnosis
+
+NAMES = (
+    ("x64 off", "", "lower precision"),
+    ("arrangement: interleaved", "paired as halves", "rope pairing"),
+    ("arrangement: (interleaved|channel order)", "", "head order"),
+    ("another formula: mask", r"a mask \((ones|zeros|full)", "mask: left out"),
+    ("default argument: diagonal", "", "mask: diagonal"),
+    ("another formula: mask", "the opposite one", "mask polarity"),
+    ("mask", r"-?(\d{2,}|inf)|e\+", "mask fill"),
+    ("another formula", "(max|avg)_pool", "pooling"),
+    ("constant|another formula", r"^1 in|has 0 \(mul", "term left out"),
+)
+"""A pattern of the cause, one of the text, and the name in models; the first that fits."""
+
+FIXES = {
+    "lower precision": "Give the JAX module the type that torch computes in (dtype=jnp.float32, preferred_element_type), "
+    "or run torch under autocast.",
+    "rope pairing": "Rotate the same pairs of channels: halves (0, n/2) or neighbours (0, 1); permute q and k once.",
+    "head order": "Split and repeat heads alike: (head, channel); repeat_interleave is jnp.repeat, repeat is jnp.tile.",
+    "mask: left out": "Mask on both sides.",
+    "mask: diagonal": "Cut the mask along the same diagonal: tril(k=0) sees itself, triu(diagonal=1) is its opposite.",
+    "mask polarity": "True keeps in jax.nn.dot_product_attention and Flax; True drops in torch's nn.MultiheadAttention.",
+}
+
+
+def named(found: Diagnosis) -> Diagnosis:
+    """Return a diagnosis of operators with the name that it has in models.
+
+    Example:
+        >>> named(Diagnosis("x64 off", "JAX computes in bfloat16 where float64 was asked for.", "")).cause
+        'lower precision'
+    """
+    for cause, text, name in NAMES:
+        if re.fullmatch(cause, found.cause) and re.search(text, found.text):
+            if name == "lower precision":
+                found = replace(found, text=found.text.replace(" where float64 was asked for", " here"))
+            return replace(found, cause=name, fix=FIXES.get(name, found.fix))
+    return found

@@ -1,0 +1,176 @@
+"""Positions that begin elsewhere, and rotary angles of another base or scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from parity.explanation.claims import Claim
+from parity.explanation.programs.program import Program, Step, set_result
+from parity.explanation.substitution import Change
+from parity.models.causes.context import Context
+from parity.records import Diagnosis
+
+OFFSETS = (1, -1, 2, -2)
+COUNTS = ("arange", "iota")
+
+
+def propose(context: Context) -> Iterator[Diagnosis]:
+    """Yield proved offsets of positions, and proved other rotary angles."""
+    at = context.bench
+    if at is None:
+        return
+    for found in (context.first(_offsets(context)), _angles(context)):
+        if found is not None:
+            yield found
+
+
+def _offsets(context: Context) -> Iterator[Claim]:
+    at = context.bench
+    assert at is not None
+    for framework in ("torch", "jax"):
+        steps = [s for s in at.programs[framework].steps if s.name in COUNTS and s.result is not None]
+        steps += [s for s in at.programs[framework].steps if _counted(s)]
+        for step in steps:
+            for by in OFFSETS:
+                yield Claim(
+                    Change(framework, {step.key: set_result(lambda x, by=by: x + by)}),
+                    "position offset",
+                    "positions that begin at 0" if step.name in COUNTS else "positions as they are",
+                    f"positions {abs(by)} {'more' if by > 0 else 'less'}",
+                    "Begin positions alike: BERT's are 0, 1, ..; RoBERTa's begin after the padding id.",
+                )
+
+
+def _counted(step: Step) -> bool:
+    """Return whether a step returns consecutive integers, along its last axis."""
+    result = step.result
+    if result is None or result.dtype.kind not in "if" or not 1 <= result.ndim <= 4 or result.size < 3:
+        return False
+    flat = result.reshape(-1)
+    return bool(np.array_equal(flat, flat[0] + np.arange(len(flat)))) and step.name not in COUNTS
+
+
+def _angles(context: Context) -> Diagnosis | None:
+    """Put JAX's cosines and sines into torch's program: with them the two agree, if angles are what differs."""
+    at = context.bench
+    assert at is not None
+    torch_program, jax_program = at.programs["torch"], at.programs["jax"]
+    mine = {name: [s for s in torch_program.steps if s.name == name and s.result is not None] for name in ("cos", "sin")}
+    if not mine["cos"] or not mine["sin"]:
+        return None
+    shape = mine["cos"][0].result.shape  # type: ignore[union-attr]
+    for cos, sin, how in _tables(jax_program, shape):
+        edits = {step.key: set_result(lambda _, v=cos: v) for step in mine["cos"]}
+        edits |= {step.key: set_result(lambda _, v=sin: v) for step in mine["sin"]}
+        if at.proves(Change("torch", edits)):
+            return _told(mine["cos"][0].result, mine["sin"][0].result, cos, sin)
+    return None
+
+
+def _tables(program: Program, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+    """Yield cosines and sines of a shape that stand in a JAX program, as steps' results or as what goes into one."""
+    arrays: list[np.ndarray] = []
+    for step in program.steps:
+        for values in (step.result, *step.operands.values()):
+            if isinstance(values, np.ndarray) and values.dtype.kind == "f" and _bounded(values):
+                arrays.append(values)
+    cosines = [a for a in arrays if _first_row(a, 1.0)]
+    sines = [a for a in arrays if _first_row(a, 0.0)]
+    for c in cosines[:6]:
+        for s in sines[:6]:
+            if c.shape != s.shape:
+                continue
+            fitted = _fit(c, s, shape)
+            if fitted is not None and np.allclose(fitted[0] ** 2 + fitted[1] ** 2, 1, atol=1e-5):
+                yield (*fitted, "table")
+
+
+def _bounded(values: np.ndarray) -> bool:
+    return values.ndim >= 2 and values.size > 3 and bool(np.all(np.abs(values) <= 1 + 1e-6))
+
+
+def _first_row(values: np.ndarray, number: float) -> bool:
+    squeezed = values.reshape([n for n in values.shape if n > 1] or [1])
+    return squeezed.ndim == 2 and bool(np.all(squeezed[0] == number)) and bool(np.any(squeezed[1:] != number))
+
+
+def _fit(c: np.ndarray, s: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return tables (time, channel) in another shape: repeated for halves, or each channel twice."""
+    c, s = (one.reshape([n for n in one.shape if n > 1]) for one in (c, s))
+    wide = [n for n in shape if n > 1]
+    if len(wide) == 3 and wide[0] != c.shape[0]:
+        wide = wide[1:]
+    if len(wide) != 2 or c.shape[0] < wide[0]:
+        return None
+    c, s = c[: wide[0]], s[: wide[0]]
+    if c.shape[1] * 2 == wide[1]:
+        c, s = np.concatenate([c, c], 1), np.concatenate([s, s], 1)
+    elif c.shape[1] == 2 * wide[1]:
+        c, s = c[:, : wide[1]], s[:, : wide[1]]
+    if c.shape[1] != wide[1]:
+        return None
+    try:
+        target = np.broadcast_to(c.reshape([1] * (len(shape) - 2) + list(c.shape)), shape)
+        return np.array(target), np.array(np.broadcast_to(s.reshape([1] * (len(shape) - 2) + list(s.shape)), shape))
+    except ValueError:
+        return None
+
+
+def frequencies(cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Return the angles of position one, by channel, of tables whose last axes are time and channel.
+
+    Example:
+        >>> turn = np.arange(3)[:, None] * np.array([1.0, 0.01])
+        >>> frequencies(np.cos(turn), np.sin(turn)).round(4)
+        array([1.  , 0.01])
+    """
+    c, s = (one.reshape(-1, *one.shape[-2:])[0] for one in (cos, sin))
+    return np.arctan2(s[1], c[1])
+
+
+def base_of(angles: np.ndarray) -> float | None:
+    """Return the base of rotary frequencies base^(-i/n), or None where they are no such series.
+
+    Example:
+        >>> round(base_of(10000.0 ** (-np.arange(4) / 4)))
+        10000
+    """
+    half = angles[: len(angles) // 2] if len(angles) % 2 == 0 and np.allclose(*np.split(angles, 2)) else angles
+    if len(half) < 2 or np.any(half <= 0):
+        return None
+    ratios = half[1:] / half[:-1]
+    if not np.allclose(ratios, ratios[0], rtol=1e-3):
+        return None
+    return float(ratios[0] ** (-len(half)))
+
+
+def _told(cos: Any, sin: Any, jax_cos: np.ndarray, jax_sin: np.ndarray) -> Diagnosis:
+    mine, theirs = frequencies(cos, sin), frequencies(jax_cos, jax_sin)
+    bases = base_of(mine), base_of(theirs)
+    proof = "with JAX's angles in torch the two agree."
+    if all(bases) and abs(bases[0] / bases[1] - 1) > 1e-2 and abs(mine[0] / theirs[0] - 1) < 1e-3:  # type: ignore[operator]
+        there, here = (f"{float(f'{one:.3g}'):g}" for one in bases)  # type: ignore[arg-type]
+        return Diagnosis(
+            "rope base",
+            f"The base of the rotary angles is {there} in torch and {here} in JAX; {proof}",
+            f"Use the base {there} (rope_theta) in JAX.",
+        )
+    with np.errstate(all="ignore"):
+        ratio = (theirs / mine)[np.isfinite(theirs / mine)]
+    if ratio.size and np.allclose(ratio, ratio[0], rtol=1e-3):
+        return Diagnosis(
+            "rope scaling",
+            f"Rotary angles in JAX are {float(ratio[0]):.4g} times torch's; {proof}",
+            "Divide positions by the scaling factor (rope_scaling) in JAX as torch does.",
+        )
+    return Diagnosis(
+        "rope angles",
+        f"The rotary angles of position 1 are {np.round(mine[:4], 5).tolist()} .. in torch and "
+        f"{np.round(theirs[:4], 5).tolist()} .. in JAX; {proof}",
+        "Compute frequencies and their scaling (rope_theta, rope_scaling) in JAX as torch does.",
+    )
+
+
