@@ -59,7 +59,9 @@ def page(scores: list[Score]) -> str:
     ]
     for one in planted:
         said = " ".join(one.said.split()).replace("|", "\\|")
-        lines.append(f"| {one.port} | {one.fault.name} | {one.path or '(the model)'} | {one.module} | {one.cause} | {said} |")  # type: ignore[union-attr]
+        lines.append(
+            f"| {one.port} | {one.fault.name} | {one.path or '(the model)'} | {one.module} | {one.cause} | {said} |"
+        )  # type: ignore[union-attr]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A residual net with batch norm in torch (channels first), and its port to Flax Linen (channels last) with switches."""
+"""A residual net with batch norm in torch (channels first), and its port to Flax Linen (channels last)."""
 
 from __future__ import annotations
 

@@ -179,12 +179,12 @@ class PortAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         o, (batch, n, _) = self.options, x.shape
-        q, k, v = (
-            one.reshape(batch, n, -1, CHANNELS) for one in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        )
+        q, k, v = (one.reshape(batch, n, -1, CHANNELS) for one in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         q, k = rope(q, o.base, o.neighbours, o.query_offset), rope(k, o.base, o.neighbours)
-        repeat = (lambda a: jnp.tile(a, (1, 1, HEADS // GROUPS, 1))) if o.tiled else (
-            lambda a: jnp.repeat(a, HEADS // GROUPS, 2)
+        repeat = (
+            (lambda a: jnp.tile(a, (1, 1, HEADS // GROUPS, 1)))
+            if o.tiled
+            else (lambda a: jnp.repeat(a, HEADS // GROUPS, 2))
         )
         scores = jnp.einsum("bqhc,bkhc->bhqk", q, repeat(k)) * o.scale
         if o.mask:

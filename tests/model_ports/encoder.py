@@ -16,6 +16,7 @@ from torch import nn
 
 WORDS, PLACES, KINDS, WIDTH, HEADS, HIDDEN, LAYERS, LABELS = 29, 12, 2, 24, 3, 40, 3, 5
 EPS = 1e-12
+GELU = partial(jax.nn.gelu, approximate=False)
 
 
 class SelfAttention(nn.Module):
@@ -27,9 +28,7 @@ class SelfAttention(nn.Module):
         self.value, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            one(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in (self.query, self.key, self.value)
-        )
+        q, k, v = (one(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for one in (self.query, self.key, self.value))
         scores = (q @ k.mT / (WIDTH // HEADS) ** 0.5).masked_fill(~mask[:, None, None], -1e9)
         return self.out((torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2))
 
@@ -71,9 +70,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(WIDTH, WORDS)
         self.head.weight = self.embeddings.word.weight
 
-    def forward(
-        self, ids: torch.Tensor, kinds: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, ids: torch.Tensor, kinds: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.embeddings(ids, kinds)
         for layer in self.layers:
             x = layer(x, mask)
@@ -99,7 +96,7 @@ class Options:
 
     eps: float = EPS
     embed_eps: float = EPS
-    activation: Any = partial(jax.nn.gelu, approximate=False)
+    activation: Any = GELU
     inverted: bool = False  # True masks
     fill: float = -1e9
     of_queries: bool = False  # the mask along queries
@@ -166,7 +163,9 @@ class PortLayer(eqx.Module):
         if o.pre_norm:
             x = x + self.attention(jax.vmap(self.norm1)(x), mask)
             return x + self.mlp(jax.vmap(self.norm2)(x))
-        x = jax.vmap(self.norm1)(x + self.dropout(self.attention(x, mask), key=jax.random.key(0), inference=not o.dropout))
+        x = jax.vmap(self.norm1)(
+            x + self.dropout(self.attention(x, mask), key=jax.random.key(0), inference=not o.dropout)
+        )
         y = self.mlp(x)
         return jax.vmap(self.norm2)(x + y + o.doubled * x if o.residual else y)
 

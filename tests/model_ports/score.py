@@ -59,7 +59,12 @@ def scored(port: Port, fault: Fault | None, seed: int = 0) -> Score:
 
 
 def _cause(fault: Fault, found: Any) -> str:
-    if found is None or found.cause in UNNAMED or "no known cause" in found.text or "between the children" in found.cause:
+    if (
+        found is None
+        or found.cause in UNNAMED
+        or "no known cause" in found.text
+        or "between the children" in found.cause
+    ):
         return "unnamed"
     if re.search(fault.cause, found.cause):
         return "right"

@@ -195,8 +195,8 @@ def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, O
     return ""
 
 
-ON_THE_WAY = (*PASSES, "where", "_where", "select_n", "masked_fill", "neg", "div", "pow", "dot_general", "bmm", "_unsafe_view",
-              "jit", "pjit", "baddbmm")  # fmt: skip
+ON_THE_WAY = (*PASSES, "where", "_where", "select_n", "masked_fill", "neg", "div", "pow", "dot_general", "bmm",
+              "_unsafe_view", "jit", "pjit", "baddbmm")  # fmt: skip
 """What numbers pass on the way from a constant to a cosine or a softmax."""
 
 

@@ -64,7 +64,8 @@ def diagnose(pair: Any) -> Diagnosis | None:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            context = Context(pair if hasattr(pair, "jax_function") else Calls(pair))
+            known: Any = pair if hasattr(pair, "jax_function") else Calls(pair)
+            context = Context(known)
         except Exception:  # calls that cannot be made functions of the same arrays have no programs to look at
             return None
         for propose in PROPOSERS:

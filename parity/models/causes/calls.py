@@ -1,4 +1,4 @@
-"""A captured pair of calls as two functions of the same arrays, with outputs in torch's layout, to be read as programs."""
+"""A captured pair of calls as two functions of the same arrays, whose outputs are in torch's layout."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ class Calls:
                 continue
             array, value = self.arrays[numbers[source]], self._fed.values[at]
             indices = np.arange(array.size).reshape(array.shape)
-            for moved, order in zip(
-                rearranged(array, value.shape), rearranged(indices, value.shape), strict=True
-            ):
+            for moved, order in zip(rearranged(array, value.shape), rearranged(indices, value.shape), strict=True):
                 if np.array_equal(moved.astype(value.dtype), value, equal_nan=value.dtype.kind == "f"):
                     yield at, numbers[source], order
                     break
@@ -92,9 +90,7 @@ class Calls:
         finally:
             for handle in handles:
                 handle.remove()
-        found = {
-            name or "output": leaf for name, leaf in named_leaves(raw[-1]) if isinstance(leaf, torch.Tensor)
-        }
+        found = {name or "output": leaf for name, leaf in named_leaves(raw[-1]) if isinstance(leaf, torch.Tensor)}
         return tuple(found[name] for name, _, _ in self._outputs)
 
     def jax_function(self, weights: Mapping[str, Any], *arrays: Any) -> tuple[Any, ...]:
@@ -121,4 +117,3 @@ def replaced(module: Any, weights: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for where, last, value in reversed(before):
             where[last] = value
-

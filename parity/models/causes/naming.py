@@ -21,13 +21,13 @@ NAMES = (
 """A pattern of the cause, one of the text, and the name in models; the first that fits."""
 
 FIXES = {
-    "lower precision": "Give the JAX module the type that torch computes in (dtype=jnp.float32, preferred_element_type), "
+    "lower precision": "Give the JAX module the type that torch computes in (dtype, preferred_element_type), "
     "or run torch under autocast.",
     "rope pairing": "Rotate the same pairs of channels: halves (0, n/2) or neighbours (0, 1); permute q and k once.",
     "head order": "Split and repeat heads alike: (head, channel); repeat_interleave is jnp.repeat, repeat is jnp.tile.",
     "mask: left out": "Mask on both sides.",
     "mask: diagonal": "Cut the mask along the same diagonal: tril(k=0) sees itself, triu(diagonal=1) is its opposite.",
-    "mask polarity": "True keeps in jax.nn.dot_product_attention and Flax; True drops in torch's nn.MultiheadAttention.",
+    "mask polarity": "True keeps in Flax and in jax.nn.dot_product_attention; it drops in nn.MultiheadAttention.",
 }
 
 

@@ -69,8 +69,10 @@ def _to_first(context: Context, norms: list[str], calls: list[str], arrays: Any)
 
 
 def _are_streams(args: Any) -> bool:
-    return len(args) > 1 and all(isinstance(one, torch.Tensor) and one.ndim > 1 for one in args[:2]) and (
-        args[0].shape == args[1].shape
+    return (
+        len(args) > 1
+        and all(isinstance(one, torch.Tensor) and one.ndim > 1 for one in args[:2])
+        and (args[0].shape == args[1].shape)
     )
 
 

@@ -90,4 +90,3 @@ def _pooled(operation: Operation, counted: bool) -> Any:
     mean = F.avg_pool2d(*sizes, count_include_pad=counted)
     result = operation.compute(o)
     return (mean, *result[1:]) if isinstance(result, tuple) else mean
-

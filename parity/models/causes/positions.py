@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def _offsets(context: Context) -> Iterator[Claim]:
         for step in steps:
             for by in OFFSETS:
                 yield Claim(
-                    Change(framework, {step.key: set_result(lambda x, by=by: x + by)}),
+                    Change(framework, {step.key: set_result(partial(np.add, by))}),
                     "position offset",
                     "positions that begin at 0" if step.name in COUNTS else "positions as they are",
                     f"positions {abs(by)} {'more' if by > 0 else 'less'}",
@@ -58,19 +59,20 @@ def _angles(context: Context) -> Diagnosis | None:
     at = context.bench
     assert at is not None
     torch_program, jax_program = at.programs["torch"], at.programs["jax"]
-    mine = {name: [s for s in torch_program.steps if s.name == name and s.result is not None] for name in ("cos", "sin")}
+    steps = [step for step in torch_program.steps if step.result is not None]
+    mine = {name: [step for step in steps if step.name == name] for name in ("cos", "sin")}
     if not mine["cos"] or not mine["sin"]:
         return None
     shape = mine["cos"][0].result.shape  # type: ignore[union-attr]
-    for cos, sin, how in _tables(jax_program, shape):
-        edits = {step.key: set_result(lambda _, v=cos: v) for step in mine["cos"]}
-        edits |= {step.key: set_result(lambda _, v=sin: v) for step in mine["sin"]}
+    for cos, sin in _tables(jax_program, shape):
+        edits = {step.key: set_result(partial(_in_place_of, values=cos)) for step in mine["cos"]}
+        edits |= {step.key: set_result(partial(_in_place_of, values=sin)) for step in mine["sin"]}
         if at.proves(Change("torch", edits)):
             return _told(mine["cos"][0].result, mine["sin"][0].result, cos, sin)
     return None
 
 
-def _tables(program: Program, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def _tables(program: Program, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield cosines and sines of a shape that stand in a JAX program, as steps' results or as what goes into one."""
     arrays: list[np.ndarray] = []
     for step in program.steps:
@@ -85,7 +87,11 @@ def _tables(program: Program, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarr
                 continue
             fitted = _fit(c, s, shape)
             if fitted is not None and np.allclose(fitted[0] ** 2 + fitted[1] ** 2, 1, atol=1e-5):
-                yield (*fitted, "table")
+                yield fitted
+
+
+def _in_place_of(_: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return values
 
 
 def _bounded(values: np.ndarray) -> bool:
@@ -138,7 +144,7 @@ def base_of(angles: np.ndarray) -> float | None:
         >>> round(base_of(10000.0 ** (-np.arange(4) / 4)))
         10000
     """
-    half = angles[: len(angles) // 2] if len(angles) % 2 == 0 and np.allclose(*np.split(angles, 2)) else angles
+    half = angles[: len(angles) // 2] if len(angles) % 2 == 0 and _alike(angles) else angles
     if len(half) < 2 or np.any(half <= 0):
         return None
     ratios = half[1:] / half[:-1]
@@ -147,12 +153,17 @@ def base_of(angles: np.ndarray) -> float | None:
     return float(ratios[0] ** (-len(half)))
 
 
+def _alike(angles: np.ndarray) -> bool:
+    first, second = np.split(angles, 2)
+    return bool(np.allclose(first, second))
+
+
 def _told(cos: Any, sin: Any, jax_cos: np.ndarray, jax_sin: np.ndarray) -> Diagnosis:
     mine, theirs = frequencies(cos, sin), frequencies(jax_cos, jax_sin)
     bases = base_of(mine), base_of(theirs)
     proof = "with JAX's angles in torch the two agree."
     if all(bases) and abs(bases[0] / bases[1] - 1) > 1e-2 and abs(mine[0] / theirs[0] - 1) < 1e-3:  # type: ignore[operator]
-        there, here = (f"{float(f'{one:.3g}'):g}" for one in bases)  # type: ignore[arg-type]
+        there, here = (f"{float(f'{one:.3g}'):g}" for one in bases)
         return Diagnosis(
             "rope base",
             f"The base of the rotary angles is {there} in torch and {here} in JAX; {proof}",
@@ -172,5 +183,3 @@ def _told(cos: Any, sin: Any, jax_cos: np.ndarray, jax_sin: np.ndarray) -> Diagn
         f"{np.round(theirs[:4], 5).tolist()} .. in JAX; {proof}",
         "Compute frequencies and their scaling (rope_theta, rope_scaling) in JAX as torch does.",
     )
-
-

@@ -25,7 +25,9 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     if found is not None:
         yield named(found)
         return
-    held = [(str(one.dtype), _multiset(one)) for one in getattr(at.programs["jax"], "held", ()) if str(one.dtype) in TYPES]
+    held = [
+        (str(one.dtype), _multiset(one)) for one in getattr(at.programs["jax"], "held", ()) if str(one.dtype) in TYPES
+    ]
     if not held:
         return
     weights = {}
@@ -38,7 +40,7 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     if weights and context.agree(lambda *arrays: context.pair.torch_function(weights, *arrays)):
         yield Diagnosis(
             "lower precision",
-            f"JAX computes in {dtypes} here ({', '.join(list(weights)[:4])}); with these weights rounded to it in torch "
+            f"JAX computes in {dtypes} here ({', '.join(list(weights)[:4])}); with these rounded to it in torch "
             "the two agree in float64.",
             FIXES["lower precision"],
         )

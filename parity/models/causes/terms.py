@@ -82,9 +82,7 @@ def _masked(context: Context, framework: str) -> Iterator[Claim]:
         if step.name in SELECTS and step.result is not None and step.result.dtype.kind == "f":
             for operand, values in step.operands.items():
                 if isinstance(values, np.ndarray) and values.dtype.kind == "f" and values.ndim:
-                    yield Claim(
-                        Change(framework, {step.key: _only(operand)}), "mask: left out", "a mask", "none", fix
-                    )
+                    yield Claim(Change(framework, {step.key: _only(operand)}), "mask: left out", "a mask", "none", fix)
     for step in at.programs[framework].steps:
         mask = step.result
         if mask is None or mask.dtype != bool or mask.ndim < 2 or mask.size < 2:

@@ -1,8 +1,8 @@
-"""A weight that was loaded wrongly: what of torch's weights the JAX model's number really is. Facts, for bits are equal."""
+"""A weight that was loaded wrongly: what of torch's weights it really is. Facts, for the numbers are equal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ LOW = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 ENOUGH = 4
 """Arrays with fewer numbers are equal by chance, after one change of many."""
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "the square root": np.sqrt,
     "the square": np.square,
     "the inverse": lambda x: 1 / x,
@@ -89,9 +89,7 @@ def explain(name: str, want: np.ndarray, got: np.ndarray, rule: str = "") -> Dia
         )
     for dtype, unit in LOW.items():
         if np.all(np.abs(got - want) <= unit * np.abs(want) + 1e-30) and want.size >= ENOUGH:
-            return Diagnosis(
-                f"{what}: rounded", f"{name} was rounded to {dtype} in JAX.", f"Load {name} in float32."
-            )
+            return Diagnosis(f"{what}: rounded", f"{name} was rounded to {dtype} in JAX.", f"Load {name} in float32.")
     if want.size >= ENOUGH:
         for one in rearrangements(want.shape, weights=True):
             if same(got, one.of(want)):
@@ -202,11 +200,11 @@ def _layers(mine: str, theirs: str) -> str:
 def _permuted(want: np.ndarray, got: np.ndarray) -> int | None:
     """Return the axis along which slices stand in another order, or None."""
     for axis in range(want.ndim):
-        if want.shape[axis] < 2 or want.size == want.shape[axis] and np.unique(want).size < want.size:
+        if want.shape[axis] < 2 or (want.size == want.shape[axis] and np.unique(want).size < want.size):
             continue
         rows = [np.moveaxis(one, axis, 0).reshape(want.shape[axis], -1).astype(np.float32) for one in (want, got)]
         ordered = [np.array(sorted(map(bytes, np.ascontiguousarray(one)))) for one in rows]
-        if np.array_equal(*ordered):
+        if np.array_equal(ordered[0], ordered[1]):
             return axis
     return None
 
