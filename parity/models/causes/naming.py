@@ -12,6 +12,7 @@ NAMES = (
     ("arrangement: interleaved", "paired as halves", "rope pairing"),
     ("arrangement: (interleaved|channel order)", "", "head order"),
     ("another formula: mask", r"a mask \((ones|zeros|full)", "mask: left out"),
+    ("default argument: diagonal", r"has -?\d{2,}", "mask: left out"),
     ("default argument: diagonal", "", "mask: diagonal"),
     ("another formula: mask", "the opposite one", "mask polarity"),
     ("mask", r"-?(\d{2,}|inf)|e\+", "mask fill"),
