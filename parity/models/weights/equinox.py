@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ FLAGS = ("groups", "num_heads")
 
 
 def reads(model: Any) -> bool:
+    """Return whether a model is an Equinox module, or one beside its state."""
     if isinstance(model, tuple):
         return len(model) == 2 and extends(model[0], "equinox", "Module") and extends(model[1], "equinox", "State")
     return extends(model, "equinox", "Module")
@@ -86,10 +89,7 @@ def _text(parts: Parts) -> str:
 
 def _at(node: Any, parts: Sequence[Any]) -> Any:
     for part in parts:
-        if isinstance(node, Mapping | list | tuple):
-            node = node[part]
-        else:
-            node = getattr(node, str(part), None)
+        node = node[part] if isinstance(node, Mapping | list | tuple) else getattr(node, str(part), None)
     return node
 
 
@@ -120,7 +120,7 @@ def _shared(module: Any, arrays: Mapping[str, Any]) -> dict[str, Parts]:
             continue
         prefix = tuple(_part(key) for key in keys)
         source, node = shared.get(shared.pytree), shared.where(shared.pytree)
-        inner, _ = jax.tree_util.tree_flatten_with_path(shared.pytree, is_leaf=lambda value: value is node)
+        inner, _ = jax.tree_util.tree_flatten_with_path(shared.pytree, is_leaf=functools.partial(operator.is_, node))
         for path, value in inner:
             if value is node and id(source) in names:
                 tied[names[id(source)]] = (*prefix, "pytree", *(_part(key) for key in path))

@@ -10,6 +10,7 @@ from parity.models.weights.tree import Leaf, Parts
 
 
 def reads(model: Any) -> bool:
+    """Return whether a model is a function beside a pytree."""
     return isinstance(model, tuple) and len(model) == 2 and callable(model[0])
 
 
@@ -19,13 +20,9 @@ def read(model: Any) -> JaxTree:
     entries, rebuild, ordered = flat(params)
     if not entries:
         raise ValueError("a function of a pytree: expected (function, params) with arrays in params, got none")
-    leaves = {
-        path: Leaf(path, parts, tuple(value.shape), str(value.dtype)) for path, (parts, value) in entries.items()
-    }
+    leaves = {path: Leaf(path, parts, tuple(value.shape), str(value.dtype)) for path, (parts, value) in entries.items()}
     arrays = {path: value for path, (_, value) in entries.items()}
-    return JaxTree(
-        model, "function", leaves, arrays, lambda values: (function, rebuild(values)), ordered=ordered
-    )
+    return JaxTree(model, "function", leaves, arrays, lambda values: (function, rebuild(values)), ordered=ordered)
 
 
 Entries = dict[str, tuple[Parts, Any]]

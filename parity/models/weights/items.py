@@ -176,9 +176,7 @@ def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
 def _layer_of_stack(item: Item, place: int, number: int) -> Item:
     leaf = item.leaf
     parts = (*leaf.parts[:place], number, *leaf.parts[place:])
-    return Item(
-        replace(leaf, parts=parts, shape=leaf.shape[1:], aliases=()), item.view.then(("index", 0, number, 0))
-    )
+    return Item(replace(leaf, parts=parts, shape=leaf.shape[1:], aliases=()), item.view.then(("index", 0, number, 0)))
 
 
 def _common(items: list[Item]) -> Parts:

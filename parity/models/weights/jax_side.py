@@ -66,6 +66,10 @@ class JaxTree:
             made[path] = jnp.asarray(value, dtype=self.arrays[path].dtype)
         return self._replace(made)
 
+    def with_arrays(self, arrays: Mapping[str, Any]) -> Any:
+        """Return the model with these arrays at some paths as they are, traced ones included: no check, no cast."""
+        return self._replace(arrays)
+
 
 FRAMEWORKS = ("nnx", "linen", "equinox", "function")
 """Modules of this package that each read one kind of model, in the order in which they are asked."""
@@ -99,6 +103,7 @@ def jax_tree(model: Any) -> JaxTree:
 
 
 def described(model: Any) -> str:
+    """Return what a model is, for a message."""
     if isinstance(model, tuple):
         return "a tuple of " + ", ".join(type(part).__name__ for part in model)
     return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -189,7 +189,7 @@ class Fit:
 
 
 def layouts_of(torch: Leaf, jax: Leaf, *, role: str) -> list[Fit]:
-    """Return the layouts that fit the shapes, the likeliest first; more than one that is not certain is an ambiguity."""
+    """Return the layouts that fit the shapes, the likeliest first: several are an ambiguity."""
     if role != "weight" or min(len(torch.shape), len(jax.shape)) < 1 or np.prod(torch.shape) in torch.shape:
         # One axis or none: biases, scales, statistics.
         return [Fit(LAYOUTS["same"], True)] if regroups(torch.shape, jax.shape) else []

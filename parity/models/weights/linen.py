@@ -13,6 +13,7 @@ COLLECTIONS = {"params": PARAMETER, "batch_stats": STATISTIC}
 
 
 def reads(model: Any) -> bool:
+    """Return whether a model is a Linen module beside its variables."""
     return isinstance(model, tuple) and len(model) == 2 and extends(model[0], "flax.linen", "Module")
 
 
@@ -39,6 +40,4 @@ def read(model: Any) -> JaxTree:
         for path, (parts, value) in entries.items()
     }
     arrays = {path: value for path, (_, value) in entries.items()}
-    return JaxTree(
-        model, "linen", leaves, arrays, lambda values: (module, rebuild(values)), ordered=ordered
-    )
+    return JaxTree(model, "linen", leaves, arrays, lambda values: (module, rebuild(values)), ordered=ordered)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from parity.models.weights.names import VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
-from parity.models.weights.tree import BUFFER
 from parity.models.weights.weight_map import Ambiguous, Unpaired, WeightMap
 
 CONVENTIONAL = ("kernel", "w")
@@ -108,7 +107,9 @@ class _Mapping:
         candidates = tuple(dict.fromkeys(_label(other.jax) for other in members if fits(one.torch, other.jax)))
         self.ambiguous.append(
             Ambiguous(
-                one.torch.main.leaf.name, candidates, "the names do not say which, and the order of a sorted dict says nothing"
+                one.torch.main.leaf.name,
+                candidates,
+                "the names do not say which, and the order of a sorted dict says nothing",
             )
         )
         for item in one.torch.items.values():
@@ -176,7 +177,9 @@ class _Mapping:
                 self.reasons.setdefault(item.leaf.name, f"its layer is {_label(one.jax)} in JAX, which has no {role}")
         for role, item in one.jax.items.items():
             if role not in [theirs for _, theirs in shared]:
-                self.reasons.setdefault(item.leaf.name, f"its layer is {_label(one.torch)} in torch, which has no {role}")
+                self.reasons.setdefault(
+                    item.leaf.name, f"its layer is {_label(one.torch)} in torch, which has no {role}"
+                )
 
     def _choose(self, mine: Item, other: Item, found: list[Fit], evidence: str, votes: Counter[str]) -> None:
         """Choose one of several layouts that fit: as the model's other weights of this name, by values, by custom."""

@@ -23,7 +23,7 @@ AGREE = {(True, True): 1.0, (False, True): 0.85, (True, False): 0.8, (False, Fal
 UNMET = 0.4
 """How far a number agrees that has none to meet."""
 NUMBERS_COUNT, MISSING_COUNTS, ORDER_COUNTS = 0.5, 0.15, 0.01
-"""What counts beside the likeness of names (0 to 1): equal numbers, each weight that only one has, nearness in order."""
+"""What counts beside the likeness of names: equal numbers, each weight that only one has, nearness in order."""
 
 
 @dataclass
@@ -93,13 +93,15 @@ class Names:
             agree += [UNMET for number in alone if number is not None]
         return base + NUMBERS_COUNT * (sum(agree) / len(agree) if agree else 0.5)
 
-    def _align(
-        self, ours: tuple[Word, ...], theirs: tuple[Word, ...]
-    ) -> tuple[float, list[tuple[int, int, float]]]:
+    def _align(self, ours: tuple[Word, ...], theirs: tuple[Word, ...]) -> tuple[float, list[tuple[int, int, float]]]:
         """Align two paths in order, the last words with the most weight; return the likeness and what met what."""
         weigh = [
-            [self._weights[side].get(word.stem, 1.0) * (2.0 if place == len(path) - 1 else 1.0)
-             * (0.3 if not word.stem else 1.0) for place, word in enumerate(path)]
+            [
+                self._weights[side].get(word.stem, 1.0)
+                * (2.0 if place == len(path) - 1 else 1.0)
+                * (0.3 if not word.stem else 1.0)
+                for place, word in enumerate(path)
+            ]
             for side, path in enumerate((ours, theirs))
         ]
         best = np.zeros((len(ours) + 1, len(theirs) + 1))
@@ -175,7 +177,13 @@ def _compatible(torch: Sequence[Owner], jax: Sequence[Owner]) -> np.ndarray:
 
 def _signature(owner: Owner) -> tuple[object, ...]:
     return tuple(
-        (role, item.leaf.shape, item.leaf.layer, str(item.leaf.parts[-1]), tuple(sorted(map(str, item.leaf.flags.items()))))
+        (
+            role,
+            item.leaf.shape,
+            item.leaf.layer,
+            str(item.leaf.parts[-1]),
+            tuple(sorted(map(str, item.leaf.flags.items()))),
+        )
         for role, item in owner.items.items()
     )
 
@@ -231,7 +239,9 @@ def _evidence(
         return NAMES, []
     if open_ended:
         return "", rivals
-    same_name = len({_stems(torch[k]) for k in (i, *rivals)}) == 1 == len({_stems(jax[chosen[k]]) for k in (i, *rivals)})
+    same_name = (
+        len({_stems(torch[k]) for k in (i, *rivals)}) == 1 == len({_stems(jax[chosen[k]]) for k in (i, *rivals)})
+    )
     return (ORDER if ordered or same_name else ""), rivals
 
 

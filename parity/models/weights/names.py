@@ -1,4 +1,4 @@
-"""What the parts of a weight's name mean: its role in its layer, and the layer's name in words that both sides share."""
+"""What the parts of a weight's name mean: its role in its layer, and words for layers that both sides share."""
 
 from __future__ import annotations
 

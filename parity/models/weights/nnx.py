@@ -12,6 +12,7 @@ FLAGS = ("transpose_kernel", "feature_group_count", "num_heads", "in_features", 
 
 
 def reads(model: Any) -> bool:
+    """Return whether a model is a Flax NNX module."""
     return extends(model, "flax.nnx", "Module")
 
 

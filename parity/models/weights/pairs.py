@@ -22,6 +22,10 @@ class Transform:
     def to_torch(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         raise NotImplementedError
 
+    def gradient(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray] | None:
+        """Return a gradient of JAX's as torch has it, or None where that is not known: layouts only move numbers."""
+        return self.to_torch(array, shapes)
+
 
 class Laid(Transform):
     """One weight against one, by a layout of the table."""
@@ -50,6 +54,9 @@ class Sum(Transform):
 
     def to_torch(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         return [array.reshape(shapes[0]), *(np.zeros(shape, array.dtype) for shape in shapes[1:])]
+
+    def gradient(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        return [array.reshape(shape) for shape in shapes]
 
 
 def transform(name: str) -> Transform:
@@ -123,7 +130,12 @@ class WeightPair:
 
 
 def one_to_one(
-    torch: View, jax: View, torch_shape: tuple[int, ...], jax_shape: tuple[int, ...], layout: Layout, evidence: str,
+    torch: View,
+    jax: View,
+    torch_shape: tuple[int, ...],
+    jax_shape: tuple[int, ...],
+    layout: Layout,
+    evidence: str,
     kind: str,
 ) -> WeightPair:
     """Return the pair of one weight, or part, with one."""

@@ -71,8 +71,11 @@ class Rule:
         if not found:
             return None
         named = found.groupdict()
-        stars = iter(group for group, place in zip(found.groups(), range(1, 1000), strict=False)
-                     if place not in found.re.groupindex.values())
+        stars = iter(
+            group
+            for group, place in zip(found.groups(), range(1, 1000), strict=False)
+            if place not in found.re.groupindex.values()
+        )
         return re.sub(r"\*|\{\w+\}", lambda hole: next(stars) if hole[0] == "*" else named[hole[0][1:-1]], self.path)
 
 
@@ -92,6 +95,9 @@ class Told(Transform):
 
     def to_torch(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         return [_fitting(self._to_torch(array), shapes[0], "to torch")]
+
+    def gradient(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> None:
+        return None  # it may scale, and then a gradient scales the other way
 
 
 def _fitting(made: Any, shape: tuple[int, ...], way: str) -> np.ndarray:
@@ -123,7 +129,9 @@ def told(rules: Sequence[Rule], torch: Mapping[str, Item], jax: Mapping[str, Ite
                 done.add(name)
                 made.append(_pair(rule, item, path, jax))
         if not matched:
-            raise ValueError(f"rule {rule.pattern!r} speaks of no weight of the torch model{nearest(rule.pattern, torch)}")
+            raise ValueError(
+                f"rule {rule.pattern!r} speaks of no weight of the torch model{nearest(rule.pattern, torch)}"
+            )
     return made
 
 
@@ -155,5 +163,7 @@ def _pair(rule: Rule, item: Item, path: str, jax: Mapping[str, Item]) -> WeightP
         fitting = [fit.layout for fit in layouts_of(item.leaf, replace(leaf, shape=shape), role=role)]
     if not fitting:
         how = f"by {rule.transform!r}" if rule.transform else "by any layout of the table"
-        raise ValueError(f"rule {rule.pattern!r}: {item.leaf.name} {item.leaf.shape} does not become {path} {shape} {how}")
+        raise ValueError(
+            f"rule {rule.pattern!r}: {item.leaf.name} {item.leaf.shape} does not become {path} {shape} {how}"
+        )
     return one_to_one(item.view, view, item.leaf.shape, shape, fitting[0], TOLD, item.leaf.kind)

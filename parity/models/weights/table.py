@@ -18,7 +18,9 @@ def table(found: WeightMap) -> str:
     """Return the table, then what is not paired, not equal or not clear."""
     rows = [HEAD, *_folded(found)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in (*widths, len(HEAD[3]))))
     for title, entries in (
         ("Unpaired", found.unpaired.lines()),

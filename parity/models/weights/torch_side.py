@@ -54,7 +54,7 @@ class TorchTree:
             self.leaves[name] = self.leaves[name].tied([split(other) for other in others], others)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Return every parameter and buffer as an array; bfloat16 as float32."""
+        """Return every parameter and buffer as an array, on the CPU the tensor's own memory; bfloat16 as float32."""
         return {name: array_of(tensor) for name, tensor in self._tensors.items()}
 
     def tensor(self, name: str) -> Any:
@@ -79,14 +79,17 @@ def torch_weights(model: Any) -> dict[str, np.ndarray]:
 
 
 def split(name: str) -> Parts:
+    """Return a name taken apart at its dots."""
     return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
 
 
 def dtype_name(tensor: Any) -> str:
+    """Return the name of a tensor's dtype, as NumPy and JAX have it."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def array_of(tensor: Any) -> np.ndarray:
+    """Return a tensor as an array on the host; types that NumPy lacks as float32."""
     import torch
 
     value = tensor.detach().cpu()
@@ -110,4 +113,5 @@ LAZY = {"NonDynamicallyQuantizableLinear": "Linear"}
 
 
 def flags_of(module: Any) -> dict[str, Any]:
+    """Return the settings of a layer that decide the layout of its weights."""
     return {key: getattr(module, key) for key in FLAGS if isinstance(getattr(module, key, None), int | bool)}

@@ -41,6 +41,7 @@ class Unequal:
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Return values as they are when they have been kept in a type."""
     if dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         import ml_dtypes
 
@@ -64,7 +65,9 @@ def explain(expected: np.ndarray, got: np.ndarray) -> tuple[str, str]:
     if not np.isfinite(ours).all() or not np.isfinite(theirs).all():
         where = "torch" if not np.isfinite(ours).all() else "JAX"
         return "not finite", f"{where}'s values are not all finite"
-    close = 4 * float(np.finfo(np.float32).eps) * float(np.abs(ours).max(initial=0))  # a cast, or a division, and its rounding
+    close = (
+        4 * float(np.finfo(np.float32).eps) * float(np.abs(ours).max(initial=0))
+    )  # a cast, or a division, and its rounding
     for axes in _transposes(theirs.shape):
         if _near(ours, theirs.transpose(axes), close):
             text = "a transpose" if theirs.ndim == 2 else f"a transpose of the axes {list(axes)}"
@@ -111,7 +114,9 @@ def _permutation(ours: np.ndarray, theirs: np.ndarray, axis: int, close: float) 
     length = ours.shape[axis]
     if length < 2 or ours.ndim < 1:
         return None
-    one, other = (np.moveaxis(array, axis, 0).reshape(length, -1)[:, : max(1, LARGEST // length)] for array in (ours, theirs))
+    one, other = (
+        np.moveaxis(array, axis, 0).reshape(length, -1)[:, : max(1, LARGEST // length)] for array in (ours, theirs)
+    )
     if len(np.unique(one, axis=0)) < 2:
         return None
     sorted_one, sorted_other = (np.lexsort(array[:, :KEYS].T[::-1]) for array in (one, other))
@@ -153,7 +158,9 @@ def compared(pairs: Sequence[WeightPair], torch: TorchTree, jax: JaxTree) -> lis
         error = float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max(initial=0))
         owner = next(iter(digests.get((got.shape, _digest(got)), [])), None)
         if owner is not None and got.size > 1 and len(np.unique(got[..., :2])) > 1:
-            made.append(Unequal(pair, f"JAX's holds torch's {' + '.join(map(str, owner.torch_views))}", "exchanged", error))
+            made.append(
+                Unequal(pair, f"JAX's holds torch's {' + '.join(map(str, owner.torch_views))}", "exchanged", error)
+            )
             continue
         budget -= expected.size
         cause, text = explain(expected, got) if budget > 0 else ("differs", f"differs, by {error:.3g} at most")

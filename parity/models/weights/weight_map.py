@@ -283,6 +283,8 @@ def _notes(pairs: Iterable[WeightPair], torch: TorchTree, jax: JaxTree) -> list[
         if len(paths) > 1:
             made.append(f"{name} is one weight in torch (tied) and {len(paths)} in JAX: {', '.join(sorted(paths))}")
     for path, ours in names.items():
-        if len(ours) > 1 and not any(pair.transform.name == "sum" for pair in pairs if path in map(str, pair.jax_views)):
+        if len(ours) > 1 and not any(
+            pair.transform.name == "sum" for pair in pairs if path in map(str, pair.jax_views)
+        ):
             made.append(f"{path} is one weight in JAX and {len(ours)} in torch: {', '.join(sorted(ours))}")
     return made

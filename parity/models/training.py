@@ -1,0 +1,262 @@
+"""Training of both models beside each other: running statistics after a forward, parameters after optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from parity.models import weighing
+from parity.models.backward import Backward, groups
+from parity.models.functional import Arrays
+from parity.models.matching import typical
+from parity.models.optimizers import both
+from parity.models.weights.tree import STATISTIC
+from parity.models.weights.unequal import explain
+
+
+@dataclass
+class Statistic:
+    """A running statistic after one forward in the mode that trains; see `Gradient` for the fields."""
+
+    torch: str
+    jax: str
+    verdict: str
+    error: float | None = None
+    ratio: float = 0.0
+    reason: str = ""
+
+
+@dataclass
+class Parameter(Statistic):
+    """A parameter after the first step of an optimizer."""
+
+
+@dataclass
+class Training:
+    """What came of optimizer steps.
+
+    Attributes:
+        parameters: Every paired parameter that torch trains, after the first step.
+        distances: After each step, the largest distance of a parameter in JAX from torch's, relative to how far
+            torch's has moved from its start.
+        losses: Before each step, torch's and JAX's loss.
+    """
+
+    parameters: list[Parameter]
+    distances: list[float] = field(default_factory=list)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+
+
+def statistics(run: Backward) -> list[Statistic]:
+    """Compare the running statistics after one forward of models that are in the mode "train".
+
+    Args:
+        run: Both models; `mode="train"`.
+    """
+    pairs = [pair for pair in run.weights.pairs if pair.kind == STATISTIC]
+    if not pairs:
+        return []
+    start = run.torch.statistics()
+
+    def again() -> Arrays:
+        with torch.no_grad(), run.torch.kept():
+            run.torch(*run.torch.tensors(run.inputs[0]))
+            return run.torch.statistics()
+
+    after = again()
+    _, kept = run.jax(run.jax.parameters, *run.args)
+    theirs = {path: np.asarray(value) for path, value in kept.items()}
+    before = {path: np.asarray(run.jax.tree.arrays[path]) for path in theirs}
+    judge = weighing.Weighing(again, run.dtype, order=0, double=run.double)
+    made = []
+    for pair in pairs:
+        view = pair.torch_views[0]
+        want = view.of(after[view.name])
+        got = pair.transform.to_torch(pair.jax_part(theirs), pair.torch_shapes)[0]
+        found = judge.of([(view.name, view.of)], [want], [got])
+        one = Statistic(str(view), str(pair.jax_views[0]), found.verdict, found.error, found.ratio)
+        if one.verdict == "differs":
+            was = pair.transform.to_torch(pair.jax_part(before), pair.torch_shapes)[0]
+            one.reason = _why(view.of(start[view.name]), want, was, got)
+        made.append(one)
+    return made
+
+
+def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) -> str:
+    """Return how a statistic differs: not updated, another momentum, or the variance's divisor."""
+    if np.array_equal(got, was):
+        return "JAX's does not move: is the model in its training mode, and is the new state kept?"
+    if np.array_equal(want, start):
+        return "torch's does not move: is the layer in eval mode, or momentum 0?"
+    if not np.array_equal(start, was):
+        return "the two did not begin with the same values"
+    moved, theirs = want - start, got - was
+    if (factor := _constant(theirs, moved)) is not None:
+        return (
+            f"JAX's moves {factor:.6g} times as far as torch's: another momentum (torch's momentum 0.1 is Flax's and"
+            " Equinox's 0.9)"
+        )
+    # torch: start + m (v n / (n - 1) - start); JAX: start + m (v - start). Both are linear in v: a line through all.
+    slope, offset = _line(want, got)
+    if slope is not None and offset is not None and 0.5 <= slope < 1:
+        return (
+            f"JAX's variance is {slope:.6g} times torch's, but for what it was: torch keeps the unbiased variance, with"
+            " n - 1; JAX divides by n. A known difference of the frameworks: it vanishes with larger batches"
+        )
+    return explain(want, got)[1]
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float | None, float | None]:
+    """Return slope and offset of a line through all points, or None where there is none."""
+    flat, other = x.ravel().astype(np.float64), y.ravel().astype(np.float64)
+    if flat.size < 3 or np.ptp(flat) == 0:
+        return None, None
+    slope, offset = np.polyfit(flat, other, 1)
+    if np.abs(flat * slope + offset - other).max() > 1e-6 * np.abs(other).max():
+        return None, None
+    return float(slope), float(offset)
+
+
+def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
+    """Train both models on the same inputs with the same loss, and compare the parameters.
+
+    Args:
+        run: Both models; they are changed, for they are copies.
+        optimizer: A name with torch's options, `("adamw", {"lr": 1e-3})`, which means the same in both; or a pair
+            `(make, transformation)`: what makes a torch optimizer of a list of parameters (`functools.partial` of its
+            class, or a lambda), and a transformation of optax.
+        steps: How many.
+
+    Raises:
+        ValueError: The optimizer is none, or `steps` is below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
+    make, transformation = both(optimizer)
+    trained = run.torch.trained
+    start = {name: value.detach().clone() for name, value in trained.items()}
+    first = {name: _host(value) for name, value in start.items()}
+    paths = {pair.jax_views[0].name for g in groups(run.weights.pairs) for pair in g if pair.torch[0] in trained}
+    frozen = {path: value for path, value in run.jax.parameters.items() if path not in paths}
+    values = {path: value for path, value in run.jax.parameters.items() if path in paths}
+
+    def torch_steps(number: int) -> tuple[list[Arrays], list[float]]:
+        with run.torch.kept():
+            return steps_of_torch(number)
+
+    def steps_of_torch(number: int) -> tuple[list[Arrays], list[float]]:
+        made: list[Arrays] = []
+        losses = []
+        stepper = make(list(trained.values()))
+        for _ in range(number):
+            stepper.zero_grad()
+            loss = run.losses[0](run.torch(*run.torch.tensors(run.inputs[0]))).reshape(())
+            loss.backward()
+            stepper.step()
+            losses.append(float(loss.detach()))
+            made.append({name: _host(value) for name, value in trained.items()})
+        stepper.zero_grad()
+        with torch.no_grad():
+            for name, value in start.items():
+                trained[name].copy_(value)
+        return made, losses
+
+    def objective(moving: Mapping[str, Any]) -> Any:
+        return run.jax_value({**frozen, **moving}, {})
+
+    ours, torch_losses = torch_steps(steps)
+    state = transformation.init(values)
+    result = Training([])
+    judge = weighing.Weighing(lambda: torch_steps(1)[0][0], run.dtype, order=1, double=run.double)
+    for number in range(steps):
+        loss, found = jax.value_and_grad(objective)(values)
+        updates, state = transformation.update(found, state, values)
+        values = jax.tree.map(lambda value, update: value + update, values, updates)
+        theirs = {path: np.asarray(value) for path, value in values.items()}
+        result.losses.append((torch_losses[number], float(loss)))
+        if number == 0:
+            result.parameters = _parameters(run, first, ours[0], theirs, judge)
+        result.distances.append(_distance(run, first, ours[number], theirs))
+    return result
+
+
+def _pairs(run: Backward, ours: Arrays, theirs: Arrays) -> Any:
+    """Yield each paired parameter that torch trains: its pair, torch's parts and JAX's, as torch has them."""
+    for group in groups(run.weights.pairs):
+        for pair in group:
+            if all(name in ours for name in pair.torch) and pair.jax[0] in theirs:
+                want = pair.torch_parts(ours)
+                if pair.transform.name == "sum":
+                    yield pair, [pair.transform.to_jax(want, pair.jax_shape)], [pair.jax_part(theirs)]
+                else:
+                    yield pair, want, pair.transform.to_torch(pair.jax_part(theirs), pair.torch_shapes)
+
+
+def _parameters(
+    run: Backward, first: Arrays, ours: Arrays, theirs: Arrays, judge: weighing.Weighing
+) -> list[Parameter]:
+    made = []
+    starts = {pair.torch_views: want for pair, want, _ in _pairs(run, first, theirs)}
+    for pair, want, got in _pairs(run, ours, theirs):
+        names = [(view.name, _part_of(view)) for view in pair.torch_views][: len(want)]
+        found = judge.of(names, want, got)
+        one = Parameter(
+            " + ".join(map(str, pair.torch_views)), str(pair.jax_views[0]), found.verdict, found.error, found.ratio
+        )
+        if one.verdict == "differs":
+            one.reason = _step_reason(starts[pair.torch_views][0], want[0], got[0])
+        made.append(one)
+    return made
+
+
+def _step_reason(start: np.ndarray, want: np.ndarray, got: np.ndarray) -> str:
+    """Return how a step differs: not taken, another learning rate, another weight decay."""
+    if np.array_equal(got, start):
+        return "JAX's does not move: is it left out of what is trained?"
+    if np.array_equal(want, start):
+        return "torch's does not move"
+    moved, theirs = want - start, got - start
+    if (factor := _constant(theirs, moved)) is not None:
+        return f"JAX's step is {factor:.6g} times torch's: another learning rate, or scale of the loss"
+    if (factor := _constant(want - got, start)) is not None:
+        return (
+            f"JAX's is torch's less {factor:.6g} times the weight: another weight decay, by that over the learning rate"
+            " (AdamW's default is 0.01 in torch and 0.0001 in optax)"
+        )
+    return explain(want, got)[1]
+
+
+def _constant(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Return the factor by which one is the other throughout, or None."""
+    large = np.abs(other) > 1e-3 * np.abs(other).max(initial=0.0)
+    if large.sum() < 2:
+        return None
+    ratios = one[large] / other[large]
+    return float(ratios[0]) if float(np.ptp(ratios)) <= 1e-5 * abs(float(ratios[0])) else None
+
+
+def _part_of(view: Any) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: view.of(array)  # type: ignore[no-any-return]
+
+
+def _distance(run: Backward, first: Arrays, ours: Arrays, theirs: Arrays) -> float:
+    """Return the largest distance of a parameter from torch's, relative to how far the model's furthest has moved."""
+    moved = max((typical(ours[name] - first[name]) for name in ours), default=0.0)
+    apart = max(
+        (
+            typical(a.astype(np.float64) - b)
+            for _, want, got in _pairs(run, ours, theirs)
+            for a, b in zip(want, got, strict=True)
+        ),
+        default=0.0,
+    )
+    return apart / moved if moved else (0.0 if apart == 0 else float("inf"))
+
+
+def _host(tensor: Any) -> np.ndarray:
+    return np.array(tensor.detach().cpu().numpy())

@@ -1,0 +1,103 @@
+"""Whether arrays of both frameworks are equal up to rounding, which is measured on torch's whole program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from parity.execution.torch_programs import Rounding
+from parity.models import bounds
+from parity.models.matching import relative_distance, typical
+from parity.verdict import sensitivity
+from parity.verdict.bounds import UNIT
+
+DRAWS = 4
+"""How often torch's program is run again, with other rounding."""
+
+Arranged = tuple[str, Callable[[np.ndarray], np.ndarray]]
+"""An array of torch's program by name, and what leads from it to the arrangement that is compared."""
+
+
+@dataclass
+class Weighed:
+    """What came of comparing arrays: the verdict, the largest relative error, the largest error over its bound."""
+
+    verdict: str
+    error: float
+    ratio: float = 0.0
+
+
+class Weighing:
+    """Judges arrays that one torch program gives; its sensitivity is measured when it is first needed, and once.
+
+    Args:
+        again: Runs torch's program and returns its arrays by name.
+        dtype: Returns the least precise type that either program computes in.
+        order: Of derivative, for the bound.
+        double: Whether both programs ran in float64.
+        floor: What errors are relative to where an array is smaller: one that is zero but for rounding has none.
+    """
+
+    def __init__(
+        self,
+        again: Callable[[], dict[str, np.ndarray]],
+        dtype: Callable[[], str],
+        *,
+        order: int,
+        double: bool,
+        floor: float = 0.0,
+    ) -> None:
+        self.again, self.find_dtype, self.order, self.double, self.floor = again, dtype, order, double, floor
+        self._measured: tuple[str, dict[str, np.ndarray]] | None = None
+
+    def of(self, names: Sequence[Arranged], want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Weighed:
+        """Judge JAX's arrays against torch's."""
+        error = max((self._error(one, other) for one, other in zip(want, got, strict=True)), default=0.0)
+        if all(np.array_equal(one, other, equal_nan=True) for one, other in zip(want, got, strict=True)):
+            return Weighed("identical", 0.0)
+        if self.double and all(bounds.negligible(other, one) for one, other in zip(want, got, strict=True)):
+            return Weighed("within bound", error)
+        dtype, moved = self.measured()
+        ratio = 0.0
+        for (name, arranged), one, other in zip(names, want, got, strict=True):
+            s = arranged(moved[name]) if name in moved else np.zeros(one.shape)
+            finite = np.isfinite(one) & np.isfinite(other)
+            size = np.where(finite, np.abs(one.astype(np.float64)), 0.0)
+            allowed = bounds.SIDES * sensitivity.bound(size, s, dtype, order=self.order)
+            alike = (one == other) | (np.isnan(one) & np.isnan(other))
+            with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+                far = np.abs(other.astype(np.float64) - one.astype(np.float64)) / allowed
+            ratio = max(ratio, float(np.where(alike, 0.0, np.where(finite, far, np.inf)).max(initial=0.0)))
+        return Weighed("differs" if ratio > 1 else "within bound", error, ratio)
+
+    def _error(self, want: np.ndarray, got: np.ndarray) -> float:
+        size = typical(want)
+        return relative_distance(want, got) * (size or 1.0) / (max(size, self.floor) or 1.0)
+
+    def measured(self) -> tuple[str, dict[str, np.ndarray]]:
+        """Return the type, and what rounding to it does to each array, in the root mean square."""
+        if self._measured is None:
+            dtype = self.find_dtype()
+            unit = UNIT[dtype]
+            size = max(unit, sensitivity.IN_FLOAT64) if self.double else unit
+            still = self._moved(0.0, 0)
+            total: dict[str, np.ndarray] = {}
+            for draw in range(DRAWS):
+                for name, value in self._moved(size, draw).items():
+                    if name in still and value.dtype.kind == "f":
+                        with np.errstate(all="ignore"):
+                            change = np.abs(value.astype(np.float64) - still[name])
+                        total[name] = np.hypot(total.get(name, 0.0), np.where(np.isfinite(change), change, 0.0))
+            factor = unit / size / math.sqrt(DRAWS)
+            self._measured = dtype, {name: value * factor for name, value in total.items()}
+        return self._measured
+
+    def _moved(self, size: float, draw: int) -> dict[str, np.ndarray]:
+        try:
+            with Rounding(size, draw):
+                return self.again()
+        except Exception:  # a program that a dispatch mode cannot see into: elements have their own bound only
+            return {}
