@@ -65,8 +65,11 @@ class TorchFunction:
     def tensors(self, tree: Any, *, grad: bool = False) -> Any:
         """Return arguments with tensors in place of arrays; floats require a gradient where `grad`."""
         if isinstance(tree, np.ndarray):
-            tensor = torch.from_numpy(np.array(tree))
-            return tensor.to(self.dtype).requires_grad_(grad) if tensor.is_floating_point() else tensor
+            if tree.dtype.kind != "f":
+                return torch.from_numpy(np.array(tree))
+            # Cast by NumPy where it can be: what the model computes in is read from torch's operators.
+            exact = np.array(tree, np.float64) if self.dtype == torch.float64 else np.array(tree)
+            return torch.from_numpy(exact).to(self.dtype).requires_grad_(grad)
         if isinstance(tree, list | tuple):
             return type(tree)(self.tensors(part, grad=grad) for part in tree)
         if isinstance(tree, Mapping):

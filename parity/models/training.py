@@ -82,7 +82,15 @@ def statistics(run: Backward) -> list[Statistic]:
         one = Statistic(str(view), str(pair.jax_views[0]), found.verdict, found.error, found.ratio)
         if one.verdict == "differs":
             was = pair.transform.to_torch(pair.jax_part(before), pair.torch_shapes)[0]
-            one.reason = _why(view.of(start[view.name]), want, was, got)
+            number = _divisor(view.of(start[view.name]), want, was, got)
+            if number is not None:
+                one.verdict = "not judged"
+                one.reason = (
+                    f"the same but for the divisor of the variance: torch keeps the unbiased one of {number} numbers,"
+                    f" over {number - 1}; JAX's layer divides by {number}, and has no setting for it"
+                )
+            else:
+                one.reason = _why(view.of(start[view.name]), want, was, got)
         made.append(one)
     return made
 
@@ -101,25 +109,23 @@ def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) 
             f"JAX's moves {factor:.6g} times as far as torch's: another momentum (torch's momentum 0.1 is Flax's and"
             " Equinox's 0.9)"
         )
-    # torch: start + m (v n / (n - 1) - start); JAX: start + m (v - start). Both are linear in v: a line through all.
-    slope, offset = _line(want, got)
-    if slope is not None and offset is not None and 0.5 <= slope < 1:
-        return (
-            f"JAX's variance is {slope:.6g} times torch's, but for what it was: torch keeps the unbiased variance, with"
-            " n - 1; JAX divides by n. A known difference of the frameworks: it vanishes with larger batches"
-        )
     return explain(want, got)[1]
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float | None, float | None]:
-    """Return slope and offset of a line through all points, or None where there is none."""
-    flat, other = x.ravel().astype(np.float64), y.ravel().astype(np.float64)
-    if flat.size < 3 or np.ptp(flat) == 0:
-        return None, None
-    slope, offset = np.polyfit(flat, other, 1)
-    if np.abs(flat * slope + offset - other).max() > 1e-6 * np.abs(other).max():
-        return None, None
-    return float(slope), float(offset)
+def _divisor(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) -> int | None:
+    """Return of how many numbers a variance is, where torch's is over one less of them and JAX's over all, or None.
+
+    Torch's is start + m (v n / (n - 1) - start) and JAX's start + m (v - start): over the channels they are on a line,
+    whose slope is (n - 1) / n.
+    """
+    x, y = want.ravel().astype(np.float64), got.ravel().astype(np.float64)
+    if x.size < 3 or np.ptp(x) == 0 or np.ptp(start) > 0 or not np.array_equal(start, was):
+        return None
+    slope, offset = np.polyfit(x, y, 1)
+    if not 0.5 <= slope < 1 or np.abs(x * slope + offset - y).max() > 1e-9 * np.abs(y).max():
+        return None
+    number = 1 / (1 - slope)
+    return round(number) if abs(number - round(number)) <= 1e-6 * number else None
 
 
 def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
