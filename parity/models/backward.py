@@ -152,7 +152,7 @@ class Backward:
 
     def jax_value(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         """Return JAX's loss, as a function of the weights by path and of the inputs by name."""
-        args, kwargs = _with_inputs(*self.args, given)
+        args, kwargs = _with_inputs(self.args, given)
         loss = self.losses[1](self.jax(values, args, kwargs)[0])
         if np.shape(loss) not in ((), (1,)):
             raise ValueError(f"the loss of JAX's outputs: expected one number, got shape {np.shape(loss)}")
@@ -309,7 +309,7 @@ def _input_leaves(args: Any, kwargs: Any) -> dict[str, Any]:
     return {name: leaf for name, leaf in output_leaves(named).items()}
 
 
-def _with_inputs(args: Any, kwargs: Any, given: Mapping[str, Any]) -> tuple[Any, Any]:
+def _with_inputs(arguments: Arguments, given: Mapping[str, Any]) -> Arguments:
     """Return arguments with other arrays at some names."""
 
     def put(tree: Any, name: str) -> Any:
@@ -321,6 +321,7 @@ def _with_inputs(args: Any, kwargs: Any, given: Mapping[str, Any]) -> tuple[Any,
             return type(tree)(put(part, f"{name}[{at}]") for at, part in enumerate(tree))
         return tree
 
+    args, kwargs = arguments
     named = put({**{str(at): one for at, one in enumerate(args)}, **kwargs}, "")
     return tuple(named[str(at)] for at in range(len(args))), {key: named[key] for key in kwargs}
 

@@ -173,7 +173,7 @@ def _mapped(function: Any, args: Any, kwargs: Any, *, mapped: bool, state: Any) 
     given = [leaves[at] for at in arrays]
     if not mapped:
         return whole(*given)
-    return jax.vmap(whole, axis_name=_axis_name(function), out_axes=(0, None))(*given)  # type: ignore[no-any-return]
+    return jax.vmap(whole, axis_name=_axis_name(function), out_axes=(0, None))(*given)
 
 
 def _axis_name(module: Any) -> Any:

@@ -247,7 +247,7 @@ def _constant(one: np.ndarray, other: np.ndarray) -> float | None:
 
 
 def _part_of(view: Any) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda array: view.of(array)  # type: ignore[no-any-return]
+    return lambda array: view.of(array)
 
 
 def _distance(run: Backward, first: Arrays, ours: Arrays, theirs: Arrays) -> float:
