@@ -1,9 +1,9 @@
 """How the oracle multiplies and adds: exactly, up to float64, or by the reproducible arithmetic (SPEC S9).
 
-`Float64` is the plain oracle. `Reproducible` is the answer of the reproducible precision, step by step as its
-definition numbers them, in NumPy and Python's integers; it shares no code with the twins and adds no two
-floating-point numbers except where the definition says one rounding. Every function takes and returns
-float64 arrays whose values the dtype holds exactly.
+`Float64` is the plain oracle, `Rounded` the same for sums that float64 holds, rounded once to the dtype.
+`Reproducible` is the answer of the reproducible precision, step by step as its definition numbers them, in NumPy
+and Python's integers; it shares no code with the twins and adds no two floating-point numbers except where the
+definition says one rounding. Every function takes and returns float64 arrays whose values the dtype holds exactly.
 """
 
 from __future__ import annotations
@@ -33,6 +33,33 @@ class Float64:
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return a + b."""
         return a + b
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Float64, each result rounded once to the dtype: of integers whose sums float64 holds.
+
+    Attributes:
+        dtype: Of the layer.
+    """
+
+    dtype: str
+
+    def linear(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+        """Return x W^T + b."""
+        return _narrow(FLOAT64.linear(x, w, b), self.dtype)
+
+    def dot(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return the products of each row of a with each row of b."""
+        return _narrow(FLOAT64.dot(a, b), self.dtype)
+
+    def total(self, g: np.ndarray) -> np.ndarray:
+        """Return the sum over the rows."""
+        return _narrow(FLOAT64.total(g), self.dtype)
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return a + b."""
+        return _narrow(FLOAT64.add(a, b), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,7 @@ class Reproducible:
         return _round(total, exponents, np.logical_or.outer(bad_left, bad_right))
 
 
-Arithmetic = Float64 | Reproducible
+Arithmetic = Float64 | Rounded | Reproducible
 FLOAT64 = Float64()
 
 

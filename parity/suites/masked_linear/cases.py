@@ -1,10 +1,11 @@
 """The cases, as data: masks, shapes, dtypes, and the numbers that go in.
 
-Three tiers (SPEC S11). *exact*: small integers, chosen so that every sum of every derivative up to order
+Four tiers (SPEC S11). *exact*: small integers, chosen so that every sum of every derivative up to order
 three is an exact number of the dtype whatever the order of its additions; there is then one right
 answer, and bits are compared. `check_exact` proves the premise for each point. *random*: long sums of
 random numbers, held to the float64 oracle by a bound. *hard*: data of all kinds (numbers.py), in reproducible
-precision, whose answer is a function of the inputs: bits are compared again.
+precision, whose answer is a function of the inputs: bits are compared again. *real-size*: integers
+again, in layers so large that they run the code of real ones (real_size.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from maskedlinear_core import constructors, masks
 from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
 from maskedlinear_core.masks import Mask
 from parity.execution.calls import Numbers
-from parity.suites.masked_linear import arithmetic, numbers, oracle
+from parity.suites.masked_linear import arithmetic, numbers, oracle, real_size
+from parity.suites.masked_linear.case import Case as Case
+from parity.suites.masked_linear.case import few, one_block_in, random_bools
 from parity.suites.masked_linear.oracle import Point, Tree
 
 SIGNIFICAND = {"float64": 53, "float32": 24, "bfloat16": 8, "float16": 11}
@@ -30,79 +33,12 @@ COPIES = 3
 """How many of everything a vmap gets."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One case.
-
-    Attributes:
-        id: Its name.
-        mask: The kind of mask, to filter by.
-        build: Makes the mask for a weight of shape (O, I); a plain bool array stands for itself.
-        adds: What no other case shows.
-        out_features: O.
-        in_features: I.
-        batch: Batch shape.
-        bias: Whether there is a bias.
-        bias_mask: Which of the bias trains: "all", "some" or "none".
-        wide: Whether this is a case of long sums, for the random tier.
-        data: For the random tier: "normal", "wide exponents" or "same sign"; for the hard one, of numbers.KINDS.
-        core: Whether it runs in every dtype and every world; else in float32 and in the eager worlds.
-        hard: Whether this is a case of the hard tier: any data, compared bit for bit in reproducible precision.
-        packed: Whether the layer is computed in packed form (S7): x unpack(W, pack(W))^T + b, as a function of W.
-            The derivatives by W, through `pack`, are then those of the masked layer.
-    """
-
-    id: str
-    mask: str
-    build: Callable[[tuple[int, int]], Mask | np.ndarray]
-    adds: str
-    out_features: int = 4
-    in_features: int = 6
-    batch: tuple[int, ...] = (3,)
-    bias: bool = True
-    bias_mask: str = "all"
-    wide: bool = False
-    data: str = "normal"
-    core: bool = False
-    hard: bool = False
-    packed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The weight's shape (O, I)."""
-        return self.out_features, self.in_features
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """All that a program depends on, beside the numbers."""
-        return self.build, self.shape, self.batch, self.bias, self.bias_mask, self.packed
-
-
-def _random_bools(shape: tuple[int, int]) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(7)).random(shape) < 0.4
-
-
-def _one_block_in(step: int, block_shape: tuple[int, int]) -> Callable[[tuple[int, int]], Mask]:
-    # Along the grid's diagonals. One in two are many: they are taken from the dense product.
-    def build(shape: tuple[int, int]) -> Mask:
-        grid = np.indices((shape[0] // block_shape[0], shape[1] // block_shape[1])).sum(0) % step == 0
-        return blocks(grid, block_shape)
-
-    return build
-
-
-def _few(shape: tuple[int, int]) -> Mask:
-    array = np.zeros(shape, bool)
-    array[[3, 60, 61], [5, 2, 95]] = True
-    return elements(array)
-
-
 CASES = (
     Case("columns", "columns", lambda s: columns([0, 3]), "the plain case", bias_mask="some", core=True),
     Case("rows", "rows", lambda s: rows([1, 2]), "rows", core=True),
     Case("submatrix", "submatrix", lambda s: submatrix([0, 3], [1, 2, 5]), "both axes", bias_mask="some", core=True),
-    Case("blocks", "blocks", _one_block_in(3, (2, 3)), "a grid of blocks", core=True),
-    Case("elements", "elements", lambda s: elements(_random_bools(s)), "single elements", bias_mask="some", core=True),
+    Case("blocks", "blocks", one_block_in(3, (2, 3)), "a grid of blocks", core=True),
+    Case("elements", "elements", lambda s: elements(random_bools(s)), "single elements", bias_mask="some", core=True),
     Case("columns-unordered", "columns", lambda s: columns([5, -1, 2, 2, -4]), "negative, repeated, out of order"),
     Case("columns-slice", "columns", lambda s: columns(slice(None, None, 2)), "a slice with a step"),
     Case("columns-bools", "columns", lambda s: columns(np.arange(s[1]) % 3 == 1), "a bool vector"),
@@ -110,9 +46,9 @@ CASES = (
     Case("rows-bools", "rows", lambda s: rows([True, False, False, True]), "a list of bools", bias_mask="none"),
     Case("rows-one", "rows", lambda s: rows([-1]), "one row, from the end"),
     Case("submatrix-slice", "submatrix", lambda s: submatrix(slice(0, 2), [-1]), "a slice with an index"),
-    Case("blocks-many", "blocks", _one_block_in(2, (2, 3)), "so many that they are taken from the dense product"),
+    Case("blocks-many", "blocks", one_block_in(2, (2, 3)), "so many that they are taken from the dense product"),
     Case("blocks-one", "blocks", lambda s: blocks([[False, True]], (4, 3)), "one block of full height"),
-    Case("plain-bools", "elements", _random_bools, "a plain bool array as grad_mask", bias=False),
+    Case("plain-bools", "elements", random_bools, "a plain bool array as grad_mask", bias=False),
     Case("none", "none", lambda s: columns([]), "nothing of the weight trains", bias_mask="some"),
     Case("none-elements", "none", lambda s: elements(np.zeros(s, bool)), "nothing, said by elements"),
     Case("all", "all", lambda s: columns(slice(None)), "everything trains", bias_mask="none"),
@@ -121,11 +57,11 @@ CASES = (
     Case("complement", "combination", lambda s: ~columns([1, 4]), "a complement"),
     Case("intersection", "combination", lambda s: ~rows([0]) & columns([0, 2]), "an intersection of complements"),
     Case("no-batch", "columns", lambda s: columns([1, 2]), "no batch dimension", batch=()),
-    Case("batch-of-one", "elements", lambda s: elements(_random_bools(s)), "a batch of one", batch=(1,)),
-    Case("two-batch-axes", "blocks", _one_block_in(2, (2, 2)), "two batch dimensions", batch=(2, 2), bias_mask="some"),
+    Case("batch-of-one", "elements", lambda s: elements(random_bools(s)), "a batch of one", batch=(1,)),
+    Case("two-batch-axes", "blocks", one_block_in(2, (2, 2)), "two batch dimensions", batch=(2, 2), bias_mask="some"),
     Case("three-batch-axes", "submatrix", lambda s: submatrix([1], [0, 5]), "three batch dimensions", batch=(2, 1, 2)),
     Case("empty-batch", "columns", lambda s: columns([1]), "an empty batch", batch=(0,)),
-    Case("empty-batch-blocks", "blocks", _one_block_in(3, (2, 3)), "an empty batch with blocks", batch=(2, 0)),
+    Case("empty-batch-blocks", "blocks", one_block_in(3, (2, 3)), "an empty batch with blocks", batch=(2, 0)),
     Case("one-input", "columns", lambda s: columns([0]), "one input feature", in_features=1),
     Case("one-output", "rows", lambda s: rows([0]), "one output feature", out_features=1),
     Case("one-by-one", "elements", lambda s: elements([[True]]), "a weight of one entry", 1, 1),
@@ -135,33 +71,33 @@ CASES = (
     Case("wide-columns", "columns", lambda s: columns(range(0, s[1], 9)), "long sums", 48, 512, (64,), wide=True),
     Case("wide-rows", "rows", lambda s: rows(range(0, s[0], 5)), "long sums over the outputs", 320, 96, (40,),
          bias_mask="some", wide=True, data="same sign"),
-    Case("wide-blocks", "blocks", _one_block_in(3, (8, 32)), "long sums in blocks", 48, 256, (5, 12), wide=True,
+    Case("wide-blocks", "blocks", one_block_in(3, (8, 32)), "long sums in blocks", 48, 256, (5, 12), wide=True,
          data="wide exponents"),
-    Case("wide-elements", "elements", lambda s: elements(_random_bools(s)), "long sums over the batch", 32, 64, (384,),
+    Case("wide-elements", "elements", lambda s: elements(random_bools(s)), "long sums over the batch", 32, 64, (384,),
          bias_mask="some", wide=True),
-    Case("wide-elements-same-sign", "elements", lambda s: elements(_random_bools(s)), "sums that only grow", 24, 768,
+    Case("wide-elements-same-sign", "elements", lambda s: elements(random_bools(s)), "sums that only grow", 24, 768,
          (48,), wide=True, data="same sign"),
-    Case("wide-few-elements", "elements", _few, "so few that each is a dot product", 64, 96, (128,), wide=True),
+    Case("wide-few-elements", "elements", few, "so few that each is a dot product", 64, 96, (128,), wide=True),
     Case("packed-columns", "columns", lambda s: columns([0, 3]), "packed columns", bias_mask="some", packed=True),
     Case("packed-rows", "rows", lambda s: rows([2, -1, 2]), "packed rows, said out of order", packed=True),
     Case("packed-submatrix", "submatrix", lambda s: submatrix([0, 3], [5, 2, 1]), "packed on both axes", batch=(2, 2),
          packed=True),
-    Case("packed-blocks", "blocks", _one_block_in(3, (2, 3)), "packed blocks", packed=True),
-    Case("packed-blocks-many", "blocks", _one_block_in(2, (2, 3)), "packed blocks that are many", packed=True),
-    Case("packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "packed elements",
+    Case("packed-blocks", "blocks", one_block_in(3, (2, 3)), "packed blocks", packed=True),
+    Case("packed-blocks-many", "blocks", one_block_in(2, (2, 3)), "packed blocks that are many", packed=True),
+    Case("packed-elements", "elements", lambda s: elements(random_bools(s)).packed(s), "packed elements",
          bias_mask="some", packed=True),
     Case("packed-none", "none", lambda s: columns([]), "nothing to pack", bias=False, packed=True),
-    Case("wide-packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "taken row by row",
+    Case("wide-packed-elements", "elements", lambda s: elements(random_bools(s)).packed(s), "taken row by row",
          40, 64, (96,), wide=True, packed=True),
-    Case("wide-packed-few", "elements", lambda s: _few(s).packed(s), "packed elements that are few", 64, 96, (128,),
+    Case("wide-packed-few", "elements", lambda s: few(s).packed(s), "packed elements that are few", 64, 96, (128,),
          wide=True, packed=True),
 )  # fmt: skip
 """Every case, by what it adds."""
 
 _HARD_MASKS: tuple[tuple[str, Callable[[tuple[int, int]], Mask | np.ndarray]], ...] = (
     ("columns", lambda s: columns(range(1, s[1], 5))),
-    ("elements", lambda s: elements(_random_bools(s))),
-    ("blocks", _one_block_in(2, (2, 4))),
+    ("elements", lambda s: elements(random_bools(s))),
+    ("blocks", one_block_in(2, (2, 4))),
     ("rows", lambda s: rows([0, 3, -1])),
     ("submatrix", lambda s: submatrix([1, 4], range(0, s[1], 3))),
 )
@@ -189,13 +125,13 @@ HARD = tuple(
          data="exponents 6", hard=True, core=True)
     for mask, build in _HARD_MASKS
 ) + (
-    Case("hard-few-blocks", "blocks", _one_block_in(3, (2, 4)), "blocks one by one", 8, 24, (2, 5), bias_mask="some",
+    Case("hard-few-blocks", "blocks", one_block_in(3, (2, 4)), "blocks one by one", 8, 24, (2, 5), bias_mask="some",
          data="exponents 6", hard=True),
     Case("hard-packed-columns", "columns", lambda s: columns([0, 3]), "packed columns", 6, 24, (9,), data="exponents 6",
          hard=True, core=True, packed=True),
-    Case("hard-packed-elements", "elements", lambda s: elements(_random_bools(s)).packed(s), "packed elements", 6, 24,
+    Case("hard-packed-elements", "elements", lambda s: elements(random_bools(s)).packed(s), "packed elements", 6, 24,
          (9,), data="exponents 6", bias_mask="some", hard=True, core=True, packed=True),
-    Case("hard-packed-few", "elements", lambda s: _few(s).packed(s), "packed elements that are few", 64, 96, (5,),
+    Case("hard-packed-few", "elements", lambda s: few(s).packed(s), "packed elements that are few", 64, 96, (5,),
          data="cancelling", hard=True, packed=True),
 )  # fmt: skip
 """The cases of the hard tier."""
@@ -203,14 +139,14 @@ HARD = tuple(
 LARGE = (
     Case("large-columns", "columns", lambda s: columns(range(0, s[1], 7)), "sums of 1024", 384, 1024, (256,),
          data="exponents 6", hard=True),
-    Case("large-elements", "elements", lambda s: elements(_random_bools(s)), "sums of 4096", 64, 4096, (96,),
+    Case("large-elements", "elements", lambda s: elements(random_bools(s)), "sums of 4096", 64, 4096, (96,),
          data="heavy tails", hard=True),
     Case("large-limit", "rows", lambda s: rows(range(0, s[0], 3)), "sums that only grow", 96, 2048, (1100,),
          data="near the limit", hard=True),
 )  # fmt: skip
 """Larger ones, for golden hashes: what a device's kernels for large products do."""
 
-BY_ID = {case.id: case for case in CASES + HARD + LARGE}
+BY_ID = {case.id: case for case in CASES + HARD + LARGE + real_size.CASES}
 
 
 @dataclass(frozen=True)
@@ -224,7 +160,7 @@ class Problem:
         mask: What is passed as grad_mask.
         bias_mask: What is passed as bias_mask, or None.
         cotangent: g (*B, O).
-        directions: Three tangents of (input, weight, bias).
+        directions: Three tangents of (input, weight, bias); one for a case of real size.
         copies: Other values of everything, for vmap: input, weight, bias, cotangent, each stacked.
         mask_copies: Stacked leaves of other masks of the same kind, or None where the kind has none.
     """
@@ -261,12 +197,14 @@ def make(case: Case, dtype: str, tier: str, seed: int, precision: str = "native"
     Args:
         case: The case.
         dtype: "float32", "float64", "bfloat16" or "float16".
-        tier: "exact", "random" or "hard".
+        tier: One of records.TIERS.
         seed: Any int; the case's name goes into the stream too.
         precision: "native" or "reproducible": what the oracle computes.
     """
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(case.id.encode()), seed]))
-    if tier == "hard":
+    if case.real:
+        draw = real_size.draw_of(case, dtype, rng)
+    elif tier == "hard":
         draw = _of_kind(rng, case.data)
     else:
         draw = _integers(rng, dtype) if tier == "exact" else _reals(rng, case.data, dtype)
@@ -286,13 +224,21 @@ def make(case: Case, dtype: str, tier: str, seed: int, precision: str = "native"
         constructors.as_mask(mask).to_array(case.shape),
         np.ones(case.out_features, bool) if trains is None else trains,
         _round(draw(outputs, "cotangent"), dtype),
-        arithmetic.FLOAT64 if precision == "native" else arithmetic.Reproducible(dtype),
+        _arithmetic(case, dtype, precision),
     )
-    copies = theta((COPIES,)) | {"cotangent": _round(draw((COPIES, *outputs), "cotangent"), dtype)}
+    # What no cell of a large case uses is not made.
+    count, ways = (COPIES, 3) if not case.real else (COPIES if real_size.is_batched(case) else 1, 1)
+    copies = theta((count,)) | {"cotangent": _round(draw((count, *outputs), "cotangent"), dtype)}
     return Problem(
         case, dtype, point, mask, trains, _round(draw(outputs, "cotangent"), dtype),
-        tuple(theta() for _ in range(3)), copies, _mask_copies(mask),
+        tuple(theta() for _ in range(ways)), copies, None if count == 1 else _mask_copies(mask, from_end=case.real),
     )  # fmt: skip
+
+
+def _arithmetic(case: Case, dtype: str, precision: str) -> arithmetic.Arithmetic:
+    if case.real and case.data != "digits":
+        return arithmetic.Rounded(dtype)  # every sum is exact, so it is the answer of either precision
+    return arithmetic.FLOAT64 if precision == "native" else arithmetic.Reproducible(dtype)
 
 
 def exact_order(problem: Problem) -> int:
@@ -344,18 +290,20 @@ def _non_finite(values: np.ndarray) -> np.ndarray:
     return bad
 
 
-def _mask_copies(mask: Mask | np.ndarray) -> tuple[np.ndarray, ...] | None:
+def _mask_copies(mask: Mask | np.ndarray, *, from_end: bool) -> tuple[np.ndarray, ...] | None:
     mask = constructors.as_mask(mask)
     if isinstance(mask, masks.Combination) or not mask.leaves:
         return None
     if isinstance(mask, masks.Elements):
         return (np.stack([np.roll(mask.array, copy, axis=(0, 1)) for copy in range(COPIES)]),)
-    # Positions move apart by one each, except that the second copy repeats one: duplicates must not count twice.
+    # Positions move by one each, or, so that some count from the end, by as many as leave none at the beginning;
+    # except that the second copy repeats one: duplicates must not count twice.
     moved = []
     for leaf in mask.leaves:
-        copies = np.stack([leaf - copy for copy in range(COPIES)])
+        step = 1 + int(leaf.min()) if from_end and leaf.size else 1
+        copies = np.stack([leaf - copy * step for copy in range(COPIES)])
         copies[1, 1:2] = copies[1, :1]
-        moved.append(np.where(copies < 0, leaf.max(initial=0), copies))
+        moved.append(copies if from_end else np.where(copies < 0, leaf.max(initial=0), copies))
     return tuple(moved)
 
 

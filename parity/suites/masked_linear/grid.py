@@ -44,7 +44,7 @@ def plan(
         transforms: Names of transforms.
         cases: Ids of cases.
         worlds: Names of worlds.
-        tiers: "exact", "random", "hard".
+        tiers: "exact", "random", "hard", "real-size".
         precisions: "native", "reproducible".
         quick: A selection that runs in well under a minute.
 
@@ -65,7 +65,8 @@ def plan(
     for device in (device for device in DEVICES if device in devices):
         for precision in PRECISIONS:
             for case in selection.cases_of(precision):
-                if wanted(cases, case) and wanted(masks, CASES[case].mask) and wanted(precisions, precision):
+                asked = wanted(cases, case) and wanted(masks, CASES[case].mask) and wanted(precisions, precision)
+                if asked and selection.any_of(case, precision, picked):  # planning makes numbers, which cost time
                     cells += planning.plan(pair(case, precision, quick=quick), devices=[device], **picked)
     return cells
 

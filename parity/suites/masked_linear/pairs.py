@@ -24,8 +24,8 @@ Layers = Mapping[str, Callable[..., Any]]
 
 ANSWER = "the answer is a function of the inputs (S9)"
 EXACT = {
-    "native": {"exact": Exact()},
-    "reproducible": {"exact": Exact(ANSWER), "hard": Exact(ANSWER, zeros=True)},
+    "native": {"exact": Exact(), "real-size": Exact()},
+    "reproducible": {"exact": Exact(ANSWER), "hard": Exact(ANSWER, zeros=True), "real-size": Exact(ANSWER)},
 }
 """The tiers where bits are compared, by precision."""
 
@@ -52,7 +52,7 @@ def pair(case: str, precision: str = "native", subjects: Layers | None = None, q
     return Pair(
         torch=_layer("torch", made, precision, given),
         jax=_layer("jax", made, precision, given),
-        inputs=lambda seed: numbers("hard" if made.hard else "exact", "float32", seed).arguments,
+        inputs=lambda seed: numbers(made.tier, "float32", seed).arguments,
         name=case,
         group=made.mask,
         transforms=[t if native else transforms.reproducible(t) for t in transforms.TRANSFORMS],

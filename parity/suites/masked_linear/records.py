@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from parity import records
 
-TIERS = ("exact", "random", "hard")
+TIERS = ("exact", "random", "hard", "real-size")
 PRECISIONS = ("native", "reproducible")
 
 

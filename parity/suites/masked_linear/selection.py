@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from parity.records import DTYPES
-from parity.suites.masked_linear import cases, transforms
+from parity.suites.masked_linear import cases, real_size, transforms
 from parity.suites.masked_linear.cases import BY_ID
 from parity.suites.masked_linear.records import Cell
 
@@ -25,14 +25,25 @@ def runs(cell: Cell, quick: bool = False) -> bool:
     """Return whether a cell that could be is one of the grid."""
     if (cell.pair, cell.dtype, cell.transform, cell.data, cell.precision) not in _combinations(quick):
         return False
+    if cell.data == real_size.TIER:
+        return cell.world in real_size.CELLS[cell.pair, cell.dtype, cell.transform, cell.precision]
     runs_in = _runs_in if cell.precision == "native" else _runs_reproducibly_in
     return runs_in(cell.pair, cell.dtype, cell.transform, cell.world, quick)
 
 
+def any_of(case: str, precision: str, picked: Mapping[str, Collection[str]]) -> bool:
+    """Return whether a case has a cell of the transforms, dtypes and data that were picked."""
+    return any(
+        (one, how) == (case, precision)
+        and transform in picked["transforms"] and dtype in picked["dtypes"] and data in picked["data"]
+        for one, dtype, transform, data, how in _combinations(False)
+    )  # fmt: skip
+
+
 @functools.cache
 def _combinations(quick: bool) -> dict[tuple[str, str, str, str, str], None]:
-    both: Iterable[tuple[str, str, str, str, str]] = (*_native(quick), *_reproducible(quick))
-    return dict.fromkeys(both)
+    found: Iterable[tuple[str, str, str, str, str]] = (*_native(quick), *_reproducible(quick), *_real_size(quick))
+    return dict.fromkeys(found)
 
 
 def _native(quick: bool) -> list[tuple[str, str, str, str, str]]:
@@ -81,6 +92,12 @@ def _reproducible(quick: bool) -> list[tuple[str, str, str, str, str]]:
                 and (dtype == "float32" or transform.name in HARD_EVERYWHERE)
             ]  # fmt: skip
     return found
+
+
+def _real_size(quick: bool) -> list[tuple[str, str, str, str, str]]:
+    if quick:
+        return []
+    return [(case, dtype, name, real_size.TIER, how) for case, dtype, name, how in real_size.CELLS]
 
 
 def _runs_reproducibly_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> bool:
