@@ -236,7 +236,7 @@ def make(case: Case, dtype: str, tier: str, seed: int, precision: str = "native"
 
 
 def _arithmetic(case: Case, dtype: str, precision: str) -> arithmetic.Arithmetic:
-    if case.real and case.data != "digits":
+    if case.real and case.data not in real_size.DIGITS:
         return arithmetic.Rounded(dtype)  # every sum is exact, so it is the answer of either precision
     return arithmetic.FLOAT64 if precision == "native" else arithmetic.Reproducible(dtype)
 

@@ -11,6 +11,7 @@ What decides, and where: SPARSE, MANY, WHOLE, LEAST_CHUNK and CACHED (maskedline
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,8 +26,11 @@ TIER = "real-size"
 Draw = Callable[[tuple[int, ...], str], np.ndarray]
 Build = Callable[[tuple[int, int]], Mask]
 
+DIGITS = ("low digits", "high digits")
+"""Data that need every bit of a sum of digits: of the low ones, or of the high ones."""
+
 HALF = 2**15
-"""Half a unit in the last place of a float64 of the size of the sums of "digits"."""
+"""Half a unit in the last place of a float64 of the size of the sums of `DIGITS`."""
 
 
 def _chosen(count: int, size: int) -> np.ndarray:
@@ -40,6 +44,14 @@ def _elements(count: int) -> Build:
         return elements(array).packed(shape)
 
     return build
+
+
+def _halves(shape: tuple[int, int]) -> Mask:
+    # With the last number of the first half of the rows, and the first of the second.
+    array = random_bools(shape)
+    border = -(-shape[0] // 2) * shape[1]
+    array.flat[border - 1 : border + 1] = True
+    return elements(array).packed(shape)
 
 
 def _crossings(shape: tuple[int, int]) -> Mask:
@@ -101,8 +113,7 @@ CASES = (
     _case("packed-elements-450", lambda s: _crossings(s).packed(s), "packed, one in SPARSE", WEIGHT, 513, bias=False,
           data="dense at the mask"),
     _case("packed-elements-451", _elements(451), "packed, more than one in SPARSE", WEIGHT, 129),
-    _case("packed-elements", lambda s: elements(random_bools(s)).packed(s), "packed, halves of unlike size",
-          (601, 768), 257, bias_mask="some"),
+    _case("packed-elements", _halves, "packed, halves of unlike size", (601, 768), 257, bias_mask="some"),
     _case("packed-elements-whole", lambda s: elements(random_bools(s)).packed(s), "packed, WHOLE", (512, 512), 129),
     _case("packed-elements-above", lambda s: elements(random_bools(s)).packed(s), "packed, above WHOLE", (512, 513), 1),
     # Per sample and per mask what comes back is many times as large.
@@ -115,10 +126,14 @@ CASES = (
     # Of the reproducible precision.
     _case("rows-in-pieces", lambda s: columns(range(0, s[1], 5)), "rows computed apart, one left", (8, 2048), 1025,
           mask="columns"),
-    _case("digits", lambda s: rows([0]), "the limit of the digits; the input is cut", (64, 128), 2, mask="rows",
-          bias=False, data="digits"),
-    _case("digits-of-weight", lambda s: rows([0]), "the limit of the digits; the weight is cut", (2, 128), 64,
-          mask="rows", bias=False, data="digits"),
+    _case("digits", lambda s: rows([0]), "the limit of the low digits, of the input", (64, 128), 2, mask="rows",
+          bias=False, data="low digits"),
+    _case("digits-of-weight", lambda s: rows([0]), "the limit of the low digits, of the weight", (2, 128), 64,
+          mask="rows", bias=False, data="low digits"),
+    _case("high-digits", lambda s: rows([0]), "the limit of the high digits, of the input", (40, 128), 32, mask="rows",
+          bias=False, data="high digits"),
+    _case("high-digits-of-weight", lambda s: rows([0]), "the limit of the high digits, of the weight", (32, 128), 40,
+          mask="rows", bias=False, data="high digits"),
 )  # fmt: skip
 """The cases. A batch of 129, 257 or 513 leaves one row over when it is cut into pieces of 128."""
 
@@ -190,6 +205,8 @@ _REPRODUCIBLE: dict[str, dict[str, tuple[str, ...]]] = {
     "rows-in-pieces": {"backward": JIT},
     "digits": {"forward": JIT},
     "digits-of-weight": {"forward": JIT},
+    "high-digits": {"forward": JIT},
+    "high-digits-of-weight": {"forward": JIT},
 }
 """In float32 and reproducible precision."""
 
@@ -218,11 +235,11 @@ def is_batched(case: Case) -> bool:
 
 def draw_of(case: Case, dtype: str, rng: np.random.Generator) -> Draw:
     """Return what draws the numbers of a case, by shape and name."""
-    if case.data == "digits":
+    if case.data in DIGITS:
         return _digits(rng, case)
     if dtype in ("float32", "float64"):
         return _integers(rng)
-    return _sparse(rng, case, dtype)
+    return _sparse(rng, case)
 
 
 def _integers(rng: np.random.Generator) -> Draw:
@@ -233,24 +250,32 @@ def _integers(rng: np.random.Generator) -> Draw:
     return draw
 
 
-def _sparse(rng: np.random.Generator, case: Case, dtype: str) -> Draw:
+def _sparse(rng: np.random.Generator, case: Case) -> Draw:
     """Numbers whose sums 16 bits hold, because most of input and cotangent are zero.
 
-    Where the data are dense at the mask, its rows of the cotangent and its columns of the input are positive: the
-    gradients there are sums of more than 16 bits hold, which are right if they are rounded once, at the end.
+    Where the data are dense at the mask, neither the products nor the sums there fit into 16 bits: they are right if
+    they are rounded once, at the end. The weight is zero in those rows and columns, so that no other sum has these
+    numbers in it; its tangents are not.
     """
-    share, most = (24, {"input": 5, "cotangent": 2}) if case.data == "dense at the mask" else (12, {})
-    if dtype == "float16":
-        most = {"input": 9, "cotangent": 5} if most else {}
+    is_dense = case.data == "dense at the mask"
     mask = case.build(case.shape).to_array(case.shape)
     dense = {"input": mask.any(0), "cotangent": mask.any(1)}
+    names = Counter[str]()
 
     def draw(shape: tuple[int, ...], name: str) -> np.ndarray:
         signs = rng.integers(0, 2, shape) * 2.0 - 1.0
+        names[name] += 1
+        if name == "weight" and is_dense and names[name] == 1:
+            return np.where(dense["cotangent"][:, None] | dense["input"], 0.0, signs)
         if name not in dense:
             return signs
-        values = np.where(rng.integers(0, share, shape) == 0, signs, 0.0)
-        return np.where(dense[name], rng.integers(1, most[name], shape), values) if most else values
+        values = np.where(rng.integers(0, 12, shape) == 0, signs, 0.0)
+        if not is_dense:
+            return values
+        large = signs * (2 * rng.integers(16, 32, shape) + 1)
+        # Few enough that float16 does not overflow.
+        large = np.where(rng.integers(0, 16, shape) == 0, large, 0.0) if name == "cotangent" else large
+        return np.where(dense[name], large, values)
 
     return draw
 
@@ -260,12 +285,14 @@ def _digits(rng: np.random.Generator, case: Case) -> Draw:
 
     One vector is the same for all sums; the other ends with two numbers that bring the sum to half a unit in the last
     place of a float32, and a little more than half a unit of a float64 beside it. If a sum of digits loses its last
-    bit, the sum is rounded to the other side.
+    bit, the sum is rounded to the other side. The smaller operand is cut into digits; its low ones lose a bit first if
+    it is the same for all sums, its high ones if it is not.
     """
     terms = case.in_features
     one = _near_the_limit(rng, (terms,))
     one[-2:] = 2**23, 1
-    fixed, moved = ("input", "weight") if case.batch[0] < case.out_features else ("weight", "input")
+    cut, whole = ("input", "weight") if case.batch[0] < case.out_features else ("weight", "input")
+    fixed, moved = (cut, whole) if case.data == "low digits" else (whole, cut)
 
     def draw(shape: tuple[int, ...], name: str) -> np.ndarray:
         if name not in (fixed, moved):

@@ -1,0 +1,93 @@
+"""`python -m parity mutants`: change the twins' sources in small ways, and see whether the grid notices."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from parity.cli.console import console, verdict
+from parity.report.environment import environment
+from parity.suites.masked_linear.records import TIERS
+from parity.suites.mutants import by_hand, changes, view
+from parity.suites.mutants.changes import Change
+from parity.suites.mutants.equivalent import EQUIVALENT
+
+description = "small changes to the twins' sources, each of which the grid must reject"
+
+FRAMEWORKS = ("torch", "jax")
+COUNT = 48
+"""Changes made by rule, for each twin."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.description = (
+        "Make small changes to the sources of the twins, each in a copy, and run the cells of the grid on it up to the "
+        "first that fails. Exit code: 0 if every change is rejected, or is listed as one that changes no answer."
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that run side by side (1)")
+    parser.add_argument("--list", action="store_true", help="print the changes and stop")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only changes whose name contains the text")
+    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=f"by rule, for each twin ({COUNT})")
+    parser.add_argument("--seed", type=int, default=0, help="which of the changes by rule (0)")
+    parser.add_argument("--tier", action="append", choices=TIERS, help="only cells of this tier; may be repeated")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what was found")
+
+
+def planned(count: int = COUNT, seed: int = 0, only: Sequence[str] | None = None) -> list[Change]:
+    """Return the changes: those by hand, then so many by rule for each twin.
+
+    Args:
+        count: By rule, for each twin.
+        seed: Which of them.
+        only: Parts of names; None = all.
+    """
+    from parity.suites.mutants.trial import ROOT
+
+    found = [one.change(ROOT / f"maskedlinear_{one.framework}") for one in by_hand.BY_HAND]
+    for framework in FRAMEWORKS:
+        by_rule = changes.every(framework, ROOT / f"maskedlinear_{framework}")
+        # What is asked for by name need not be one of the chosen.
+        found += by_rule if only else changes.chosen(by_rule, count, seed)
+    return [change for change in found if only is None or any(text in change.name for text in only)]
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Run the command and return the exit code."""
+    if asked.jobs < 1 or asked.count < 0:
+        asked.parser.error("--jobs, --count: expected 1 or more, and 0 or more")
+    if asked.markdown and not asked.markdown.parent.is_dir():
+        asked.parser.error(f"--markdown: expected a file in a folder that exists, got {asked.markdown}")
+    out = console()
+    picked = planned(asked.count, asked.seed, asked.only)
+    if not picked:
+        asked.parser.error("--only: no change has that in its name; --list shows what there is")
+    if asked.list:
+        for change in picked:
+            out.print(change.name, markup=False, soft_wrap=True)
+        return 0
+    return verdict(_failed(asked, picked, out), out)
+
+
+def _failed(asked: argparse.Namespace, picked: Sequence[Change], out: Console) -> bool:
+    from parity.suites.mutants.trial import Found, Trials
+
+    found: list[Found] = []
+    for framework in FRAMEWORKS:
+        mine = [change for change in picked if change.framework == framework]
+        if mine:
+            trials = Trials(framework, asked.jobs, asked.tier)
+            for one in trials.run(mine, lambda line: out.print(line, markup=False)):
+                found.append(one)
+                out.print(f"{len(found)}/{len(picked)} {view.line(one)}", markup=False, soft_wrap=True, highlight=False)
+    stale = [] if asked.only or asked.count < COUNT or asked.seed else view.stale(picked, EQUIVALENT)
+    for name in stale:
+        out.print(f"listed as equivalent, and no change: {name}", markup=False, soft_wrap=True)
+    out.print(view.summary(found), markup=False)
+    if asked.markdown:
+        view.write(asked.markdown, found, environment(), datetime.date.today())
+    return bool(stale) or any(one.failed for one in found)
