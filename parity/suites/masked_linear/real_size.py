@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
+from maskedlinear_core.constructors import as_mask, blocks, columns, elements, rows, submatrix
 from maskedlinear_core.masks import Mask
 from parity.suites.masked_linear.case import Case, random_bools
 
@@ -258,8 +258,8 @@ def _sparse(rng: np.random.Generator, case: Case) -> Draw:
     numbers in it; its tangents are not.
     """
     is_dense = case.data == "dense at the mask"
-    mask = case.build(case.shape).to_array(case.shape)
-    dense = {"input": mask.any(0), "cotangent": mask.any(1)}
+    mask: np.ndarray = as_mask(case.build(case.shape)).to_array(case.shape)
+    dense: dict[str, np.ndarray] = {"input": np.any(mask, axis=0), "cotangent": np.any(mask, axis=1)}
     names = Counter[str]()
 
     def draw(shape: tuple[int, ...], name: str) -> np.ndarray:

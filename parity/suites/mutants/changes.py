@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -88,18 +89,20 @@ def every(framework: str, package: Path, files: Sequence[str] = FILES) -> list[C
     Args:
         framework: "torch" or "jax".
         package: The folder of the twin.
-        files: In the package.
+        files: In the package, of ASCII characters alone: Python counts columns in bytes.
     """
     found: list[Change] = []
     seen: Counter[tuple[str, ...]] = Counter()
     for file in files:
-        for where, node, after in _of_file(package / file, OUTSIDE.get(file, {})):
-            text = (package / file).read_text("utf-8")
-            change = _written(framework, file, where, text, node, after)
-            if change is not None:
-                key = (change.file, change.where, change.before, change.after)
-                seen[key] += 1
-                found.append(Change(**{**change.__dict__, "number": seen[key]}))
+        text = (package / file).read_text("utf-8")
+        starts = [0, *itertools.accumulate(len(line) for line in text.splitlines(keepends=True))]
+        for where, node, after in _below(ast.parse(text), "", OUTSIDE.get(file, {})):
+            before, now, lines = ast.unparse(node), ast.unparse(after), (node.lineno, node.end_lineno or node.lineno)
+            first, last = starts[lines[0] - 1] + node.col_offset, starts[lines[1] - 1] + (node.end_col_offset or 0)
+            seen[file, where, before, now] += 1
+            number = seen[file, where, before, now]
+            changed = f"{text[:first]}({now}){text[last:]}"
+            found.append(Change(framework, file, where, before, now, lines, changed, number))
     return found
 
 
@@ -124,11 +127,6 @@ def chosen(changes: Sequence[Change], count: int, seed: int = 0) -> list[Change]
         picked.update(change.name for change in rng.sample(group, min(share, left)))
         left -= min(share, left)
     return [change for change in changes if change.name in picked]
-
-
-def _of_file(path: Path, outside: Any) -> Iterator[tuple[str, ast.expr, ast.expr]]:
-    tree = ast.parse(path.read_text("utf-8"))
-    yield from _below(tree, "", outside)
 
 
 def _below(node: ast.AST, where: str, outside: Any) -> Iterator[tuple[str, ast.expr, ast.expr]]:
@@ -188,17 +186,3 @@ def _with(node: ast.expr, **fields: Any) -> ast.expr:
     for name, value in fields.items():
         setattr(changed, name, value)
     return changed
-
-
-def _written(framework: str, file: str, where: str, text: str, node: ast.expr, after: ast.expr) -> Change | None:
-    lines = text.split("\n")
-    assert node.end_lineno is not None
-    assert node.end_col_offset is not None
-
-    def offset(line: int, column: int) -> int:
-        before = sum(len(one) + 1 for one in lines[: line - 1])
-        return before + len(lines[line - 1].encode()[:column].decode())
-
-    start, stop = offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
-    source = f"{text[:start]}({ast.unparse(after)}){text[stop:]}"
-    return Change(framework, file, where, ast.unparse(node), ast.unparse(after), (node.lineno, node.end_lineno), source)

@@ -74,13 +74,20 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _failed(asked: argparse.Namespace, picked: Sequence[Change], out: Console) -> bool:
+    from parity.suites.mutants.cells import cells_of
     from parity.suites.mutants.trial import Found, Trials
 
     found: list[Found] = []
     for framework in FRAMEWORKS:
         mine = [change for change in picked if change.framework == framework]
         if mine:
-            trials = Trials(framework, asked.jobs, asked.tier)
+            first = [cell for cell in cells_of(framework) if not asked.tier or cell.data in asked.tier]
+            then = [
+                cell
+                for cell in cells_of(framework, compiled=True)
+                if cell not in first and (not asked.tier or cell.data in asked.tier)
+            ]
+            trials = Trials(framework, first, then, jobs=asked.jobs)
             for one in trials.run(mine, lambda line: out.print(line, markup=False)):
                 found.append(one)
                 out.print(f"{len(found)}/{len(picked)} {view.line(one)}", markup=False, soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import queue
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parity.suites.mutants import worker
+from parity.suites.masked_linear.records import Cell
 from parity.suites.mutants.changes import Change
 from parity.suites.mutants.equivalent import EQUIVALENT
 
@@ -84,8 +85,10 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 class Trials:
@@ -93,18 +96,19 @@ class Trials:
 
     Args:
         framework: "torch" or "jax".
+        cells: What a change must pass, in order.
+        compiled: What it must pass besides, if it passes those.
         jobs: How many processes.
-        tiers: Only cells of these; None = all.
     """
 
-    def __init__(self, framework: str, jobs: int = 1, tiers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, framework: str, cells: Sequence[Cell], compiled: Sequence[Cell] = (), *, jobs: int = 1
+    ) -> None:  # fmt: skip
         self.framework, self.jobs = framework, jobs
         self.package = ROOT / f"maskedlinear_{framework}"
-        cells = worker.cells_of(framework)
-        self.cells = [cell for cell in cells if tiers is None or cell.data in tiers]
-        compiled = worker.cells_of(framework, compiled=True)
-        self.compiled = [cell.id for cell in compiled if (tiers is None or cell.data in tiers) and cell not in cells]
-        self._groups = {cell.id: (cell.pair, cell.precision) for cell in self.cells}
+        self.cells = {cell.id: cell for cell in (*cells, *compiled)}
+        self.compiled = [cell.id for cell in compiled]
+        self._groups = {cell.id: (cell.pair, cell.precision) for cell in cells}
         self._covered: dict[str, dict[str, set[int]]] = {}
 
     def run(self, changes: Sequence[Change], note: Callable[[str], None] = lambda line: None) -> Iterator[Found]:
@@ -122,7 +126,7 @@ class Trials:
             workers = [Worker(self.framework) for _ in range(min(self.jobs, len(changes)))]
             try:
                 if len(changes) > self.jobs:
-                    note(f"{self.framework}: which of {len(self.cells)} cells run which lines")
+                    note(f"{self.framework}: which of {len(self._groups)} cells run which lines")
                     self._cover(workers, Path(folder))
                 threads = [
                     threading.Thread(target=self._work, args=(one, Path(folder), work, ended), daemon=True)
@@ -156,13 +160,13 @@ class Trials:
             shutil.copytree(self.package, package)
             (package / change.file).write_text(change.source, "utf-8")
             first = self._that_run(change)
-            rest = [cell.id for cell in self.cells if cell.id not in set(first)] if self.framework == "jax" else []
+            rest = [name for name in self._groups if name not in set(first)] if self.framework == "jax" else []
             total = Found(change, None, EQUIVALENT.get(change.name, ""), 0, 0.0)
             # A function that JAX compiled for one cell does not run again for the next: the others run as well.
             for cells in (first, rest, self.compiled):
                 if not cells:
                     continue
-                answer = one.ask(_request(folder, Path(copy), cells))
+                answer = one.ask(self._request(folder, Path(copy), cells))
                 total = replace(total, ran=total.ran + answer["ran"], seconds=total.seconds + answer["seconds"])
                 if "killed" in answer:
                     return replace(total, killed=answer["killed"], why=answer["why"])
@@ -172,7 +176,7 @@ class Trials:
         """Return the cells that run a line of the change, or all where it is not known."""
         lines = set(range(change.lines[0], change.lines[1] + 1))
         if not self._covered:
-            return [cell.id for cell in self.cells]
+            return [*self._groups]
         groups = {
             self._groups[name] if self.framework == "jax" else name
             for name, seen in self._covered.items()
@@ -189,7 +193,7 @@ class Trials:
         def ask(one: Worker, number: int) -> None:
             mine = set(groups[number :: len(workers)])
             names = [name for name, group in self._groups.items() if group in mine]
-            answers.append(one.ask(_request(folder, copy, names, cover=True)))
+            answers.append(one.ask(self._request(folder, copy, names, cover=True)))
 
         threads = [threading.Thread(target=ask, args=(one, number)) for number, one in enumerate(workers)]
         for thread in threads:
@@ -201,11 +205,11 @@ class Trials:
                 raise RuntimeError(f"the twin fails unchanged: {answer.get('killed')}: {answer.get('why')}")
             for name, files in answer["cover"].items():
                 self._covered[name] = {file: set(lines) for file, lines in files.items()}
-        if len(self._covered) < len(self.cells):
-            raise RuntimeError(f"expected {len(self.cells)} cells to have run, got {len(self._covered)}")
+        if len(self._covered) < len(self._groups):
+            raise RuntimeError(f"expected {len(self._groups)} cells to have run, got {len(self._covered)}")
 
-
-def _request(folder: Path, copy: Path, cells: Sequence[str], *, cover: bool = False) -> dict[str, Any]:
-    return {
-        "folder": str(copy), "cells": list(cells), "cover": cover, "patience": PATIENCE, "cache": str(folder / "jax"),
-    }  # fmt: skip
+    def _request(self, folder: Path, copy: Path, names: Sequence[str], *, cover: bool = False) -> dict[str, Any]:
+        cells = [dataclasses.asdict(self.cells[name]) for name in names]
+        return {
+            "folder": str(copy), "cells": cells, "cover": cover, "patience": PATIENCE, "cache": str(folder / "jax")
+        }  # fmt: skip
