@@ -78,10 +78,11 @@ def test_what_survives_fails_and_so_does_what_is_listed_and_does_not(monkeypatch
 
 def test_the_page(tmp_path, picked):
     found = [Found(picked[0], "a/cell", "differs", 1, 0.0), Found(picked[1], None, "", 1, 0.0)]
-    view.write(tmp_path / "page.md", found, environment(), datetime.date(2026, 1, 2))
+    view.write(tmp_path / "page.md", found, 5, environment(), datetime.date(2026, 1, 2))
     text = (tmp_path / "page.md").read_text("utf-8")
     assert "2026-01-02" in text
     assert "2 changes: 1 killed, 1 survived" in text
+    assert "The run ended before the last 3" in text
     assert "`a/cell`" in text
 
 

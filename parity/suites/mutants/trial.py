@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from parity.suites.masked_linear import real_size
 from parity.suites.masked_linear.records import Cell
 from parity.suites.mutants.changes import Change
 from parity.suites.mutants.equivalent import EQUIVALENT
@@ -25,6 +26,10 @@ ROOT = Path(__file__).parents[3]
 
 PATIENCE = 120.0
 """Seconds that a cell may take; the longest takes about ten."""
+
+
+MOST = 60
+"""How many small cells a change must pass, of those that run its lines: taken evenly from all of them."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +164,8 @@ class Trials:
             package = Path(copy) / self.package.name
             shutil.copytree(self.package, package)
             (package / change.file).write_text(change.source, "utf-8")
-            first = self._that_run(change)
-            rest = [name for name in self._groups if name not in set(first)] if self.framework == "jax" else []
             total = Found(change, None, EQUIVALENT.get(change.name, ""), 0, 0.0)
-            # A function that JAX compiled for one cell does not run again for the next: the others run as well.
-            for cells in (first, rest, self.compiled):
+            for cells in (self._that_run(change), self.compiled):
                 if not cells:
                     continue
                 answer = one.ask(self._request(folder, Path(copy), cells))
@@ -173,16 +175,23 @@ class Trials:
             return total
 
     def _that_run(self, change: Change) -> list[str]:
-        """Return the cells that run a line of the change, or all where it is not known."""
+        """Return the cells that run a line of the change, or all where it is not known; of small ones, `MOST` at most.
+
+        A function that JAX compiled for one cell does not run again for the next: what one cell of a case runs, all do.
+        """
         lines = set(range(change.lines[0], change.lines[1] + 1))
-        if not self._covered:
-            return [*self._groups]
+        in_jax = self.framework == "jax"
         groups = {
-            self._groups[name] if self.framework == "jax" else name
+            self._groups[name] if in_jax else name
             for name, seen in self._covered.items()
             if lines & seen.get(change.file, set())
         }
-        return [name for name, group in self._groups.items() if (group if self.framework == "jax" else name) in groups]
+        names = [
+            name for name, group in self._groups.items() if not self._covered or (group if in_jax else name) in groups
+        ]
+        large = [name for name in names if self.cells[name].data == real_size.TIER]
+        small = [name for name in names if self.cells[name].data != real_size.TIER]
+        return [*large, *small[:: -(-len(small) // MOST) or 1]]
 
     def _cover(self, workers: Sequence[Worker], folder: Path) -> None:
         copy = folder / "unchanged"

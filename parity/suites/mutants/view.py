@@ -39,28 +39,32 @@ def stale(picked: Sequence[Change], equivalent: Mapping[str, str]) -> list[str]:
     return sorted(set(equivalent) - {change.name for change in picked})
 
 
-def write(path: Path, found: Sequence[Found], about: Mapping[str, Any], day: datetime.date) -> None:
+def write(path: Path, found: Sequence[Found], planned: int, about: Mapping[str, Any], day: datetime.date) -> None:
     """Write a page in Markdown.
 
     Args:
         path: The file.
         found: What became of each change.
+        planned: How many changes were to be tried.
         about: From `parity.report.environment`.
         day: Of the run.
     """
     versions = ", ".join(f"{name} {about[name]}" for name in ("python", "numpy", "torch", "jax", "jaxlib"))
-    wrong = [one for one in found if one.failed]
+    from parity.suites.mutants.trial import MOST as most
+
+    wrong, left = [one for one in found if one.failed], planned - len(found)
     lines = [
         "# Small changes to the sources, and what the grid says",
         "",
         f"`python -m parity mutants --markdown FILE`, {day.isoformat()}, commit {about['commit']}, {versions}, "
         f"{about['machine']}, {about['processor']}.",
         "",
-        "Each change is made in a copy of its twin. The cells of the grid that run its lines are run, those of real "
-        "size first, up to the first that fails; then cells of the compiled worlds. The changes are those made by hand "
-        "(`parity/suites/mutants/by_hand.py`) and a sample, of fixed seed, of all that the rules of `changes.py` make.",
+        "Each change is made in a copy of its twin. The cells of the grid that run its lines are run, up to the first "
+        f"that fails: all of real size, then up to {most} small ones, then some of the compiled world. The changes are "
+        "those made by hand (`parity/suites/mutants/by_hand.py`) and a sample, of fixed seed, of all that the rules of "
+        "`changes.py` make.",
         "",
-        f"**{summary(found)}.**",
+        f"**{summary(found)}.**" + (f" The run ended before the last {left}." if left else ""),
         "",
     ]
     if wrong:
