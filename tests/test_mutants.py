@@ -1,5 +1,6 @@
 """`python -m parity mutants`: what it changes, and that it tells a change that matters from one that does not."""
 
+import dataclasses
 import datetime
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from parity.cli import main as cli
 from parity.report.environment import environment
 from parity.suites.masked_linear import grid
-from parity.suites.mutants import by_hand, changes, equivalent, suite, trial, view
+from parity.suites.mutants import by_hand, changes, equivalent, record, suite, trial, view
 from parity.suites.mutants.trial import ROOT, Found, Trials
 
 
@@ -48,8 +49,8 @@ def test_what_is_left_out_is_there(picked):
             assert not [change for change in picked if (change.file, change.where.split(".")[0]) == (file, name)]
 
 
-def test_the_list_of_equivalent_changes_is_of_changes(picked):
-    assert view.stale(picked, equivalent.EQUIVALENT) == []
+def test_the_list_of_equivalent_changes_is_of_changes():
+    assert view.stale(suite.planned(only=[""]), equivalent.EQUIVALENT) == []
     assert all(why.strip() for why in equivalent.EQUIVALENT.values())
 
 
@@ -86,8 +87,23 @@ def test_the_page(tmp_path, picked):
     assert "`a/cell`" in text
 
 
+def test_a_run_goes_on_where_it_was(tmp_path, picked):
+    """With what was found of the same text; a file that was edited is tried again."""
+    path = tmp_path / "record"
+    assert record.read(path, picked) == []
+    one, other = Found(picked[0], "a/cell", "differs", 3, 1.5), Found(picked[1], None, "", 1, 0.0)
+    for found in (one, other):
+        record.add(path, found)
+    assert record.read(path, picked) == [one, other]
+    edited = [dataclasses.replace(picked[0], source=picked[0].source + "\n"), *picked[1:]]
+    assert record.read(path, edited) == [other]
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"record:1 is no line that --record wrote"):
+        record.read(path, picked)
+
+
 def test_the_command_says_what_is_wrong(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         cli.main(["mutants", "--only", "no such change"])
     assert "no change has that in its name" in capsys.readouterr().err
     assert cli.main(["mutants", "--list", "--only", "by hand"]) == 0

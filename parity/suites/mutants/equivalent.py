@@ -1,6 +1,6 @@
 """Changes that change no answer, by name, and why. The command runs them too, and fails where one is rejected."""
 
-CHECKS = "a check of arguments, of which the grid passes right ones alone; tests/test_errors.py and tests/test_packed.py"
+CHECKS = "a check of arguments, and the grid passes right ones alone; tests/test_errors.py, tests/test_packed.py"
 """Of what the grid does not see because it makes no mistakes."""
 
 EQUIVALENT: dict[str, str] = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +16,9 @@ from parity.suites.masked_linear.records import TIERS
 from parity.suites.mutants import by_hand, changes, view
 from parity.suites.mutants.changes import Change
 from parity.suites.mutants.equivalent import EQUIVALENT
+
+if TYPE_CHECKING:
+    from parity.suites.mutants.trial import Found
 
 description = "small changes to the twins' sources, each of which the grid must reject"
 
@@ -35,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=f"by rule, for each twin ({COUNT})")
     parser.add_argument("--seed", type=int, default=0, help="which of the changes by rule (0)")
     parser.add_argument("--tier", action="append", choices=TIERS, help="only cells of this tier; may be repeated")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="keep what is found, and do not try again what the file tells of"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write what was found")
 
 
@@ -60,8 +67,10 @@ def run(asked: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     if asked.jobs < 1 or asked.count < 0:
         asked.parser.error("--jobs, --count: expected 1 or more, and 0 or more")
-    if asked.markdown and not asked.markdown.parent.is_dir():
-        asked.parser.error(f"--markdown: expected a file in a folder that exists, got {asked.markdown}")
+    for name in ("record", "markdown"):
+        file = getattr(asked, name)
+        if file and not file.parent.is_dir():
+            asked.parser.error(f"--{name}: expected a file in a folder that exists, got {file}")
     out = console()
     picked = planned(asked.count, asked.seed, asked.only)
     if not picked:
@@ -74,12 +83,38 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _failed(asked: argparse.Namespace, picked: Sequence[Change], out: Console) -> bool:
-    from parity.suites.mutants.cells import cells_of
-    from parity.suites.mutants.trial import Found, Trials
+    from parity.suites.mutants import record
 
-    found: list[Found] = []
+    try:
+        found = [] if asked.record is None else record.read(asked.record, picked)
+    except ValueError as error:
+        asked.parser.error(str(error))
+    if found:
+        out.print(f"{asked.record} tells of {len(found)} of {len(picked)} changes", markup=False, soft_wrap=True)
+    known = {one.change.name for one in found}
+    left = [change for change in picked if change.name not in known]
+    for one in _tried(asked, left, out):
+        found.append(one)
+        out.print(f"{len(found)}/{len(picked)} {view.line(one)}", markup=False, soft_wrap=True, highlight=False)
+        if asked.record:
+            record.add(asked.record, one)
+        if asked.markdown:  # as it goes, so that a run that is cut off leaves what it found
+            _write(asked, found, picked)
+    if asked.markdown:
+        _write(asked, found, picked)
+    stale = [] if asked.only else view.stale(planned(only=[""]), EQUIVALENT)
+    for name in stale:
+        out.print(f"listed as equivalent, and no change: {name}", markup=False, soft_wrap=True)
+    out.print(view.summary(found), markup=False)
+    return bool(stale) or any(one.failed for one in found)
+
+
+def _tried(asked: argparse.Namespace, left: Sequence[Change], out: Console) -> Iterator[Found]:
+    from parity.suites.mutants.cells import cells_of
+    from parity.suites.mutants.trial import Trials
+
     for framework in FRAMEWORKS:
-        mine = [change for change in picked if change.framework == framework]
+        mine = [change for change in left if change.framework == framework]
         if mine:
             first = [cell for cell in cells_of(framework) if not asked.tier or cell.data in asked.tier]
             then = [
@@ -88,13 +123,10 @@ def _failed(asked: argparse.Namespace, picked: Sequence[Change], out: Console) -
                 if cell not in first and (not asked.tier or cell.data in asked.tier)
             ]
             trials = Trials(framework, first, then, jobs=asked.jobs)
-            for one in trials.run(mine, lambda line: out.print(line, markup=False)):
-                found.append(one)
-                out.print(f"{len(found)}/{len(picked)} {view.line(one)}", markup=False, soft_wrap=True, highlight=False)
-                if asked.markdown:  # as it goes, so that a run that is cut off leaves what it found
-                    view.write(asked.markdown, found, len(picked), environment(), datetime.date.today())
-    stale = [] if asked.only or asked.count < COUNT or asked.seed else view.stale(picked, EQUIVALENT)
-    for name in stale:
-        out.print(f"listed as equivalent, and no change: {name}", markup=False, soft_wrap=True)
-    out.print(view.summary(found), markup=False)
-    return bool(stale) or any(one.failed for one in found)
+            yield from trials.run(mine, lambda line: out.print(line, markup=False))
+
+
+def _write(asked: argparse.Namespace, found: Sequence[Found], picked: Sequence[Change]) -> None:
+    order = {change.name: number for number, change in enumerate(picked)}
+    ordered = sorted(found, key=lambda one: order[one.change.name])
+    view.write(asked.markdown, ordered, len(picked), environment(), datetime.date.today())
