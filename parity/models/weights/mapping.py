@@ -16,7 +16,7 @@ from parity.models.weights.names import VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
-from parity.models.weights.weight_map import Ambiguous, Unpaired, WeightMap
+from parity.models.weights.weight_map import AMBIGUOUS, Ambiguous, Unpaired, WeightMap
 
 CONVENTIONAL = ("kernel", "w")
 """Names of JAX weights that are (in, out) by convention, where neither shapes nor values say."""
@@ -112,8 +112,8 @@ class _Mapping:
                 "the names do not say which, and the order of a sorted dict says nothing",
             )
         )
-        for item in one.torch.items.values():
-            self.reasons.setdefault(item.leaf.name, "ambiguous")
+        for item in (*one.torch.items.values(), *one.jax.items.values()):
+            self.reasons.setdefault(item.leaf.name, AMBIGUOUS)
 
     def _by_values(self, members: list[Match]) -> bool:
         """Pair the members anew by equal values, where these are all different; return whether that settled it."""
@@ -200,8 +200,8 @@ class _Mapping:
             )
             text = f"{other.leaf.name} is square, and neither its name nor its values say whether it is transposed"
             self.ambiguous.append(Ambiguous(mine.leaf.name, options, text))
-            self.reasons.setdefault(mine.leaf.name, "ambiguous")
-            self.reasons.setdefault(other.leaf.name, "ambiguous")
+            self.reasons.setdefault(mine.leaf.name, AMBIGUOUS)
+            self.reasons.setdefault(other.leaf.name, AMBIGUOUS)
 
     def _add(self, mine: Item, other: Item, fit: Fit, evidence: str) -> None:
         pair = one_to_one(

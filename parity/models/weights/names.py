@@ -157,7 +157,7 @@ def read(parts: Parts) -> tuple[Parts, str, str]:
     return whole, VALUE, name
 
 
-OWN_NAMES = ("embedding", "embeddings", "scale")
+OWN_NAMES = ("embedding", "embeddings")
 """Names of roles that are the name of a layer where nothing stands before them."""
 
 

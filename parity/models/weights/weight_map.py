@@ -78,6 +78,8 @@ class Unpaired:
         made = []
         for side, other, names in (("torch", "JAX", self.torch), ("JAX", "torch", self.jax)):
             for name in names:
+                if self.reasons.get(name) == AMBIGUOUS:
+                    continue
                 reason = self.reasons.get(name, f"{other} has no weight that could be it")
                 made.append(f"only in {side}: {name}: {reason}")
         return made
@@ -226,7 +228,7 @@ class WeightMap:
         return torch, jax
 
     def _complete(self, partial: bool) -> None:
-        lines = [*self.unpaired.lines(), *map(str, self.ambiguous)]
+        lines = [*map(str, self.ambiguous), *self.unpaired.lines()]
         if lines and not partial:
             more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
             raise ValueError(
@@ -252,6 +254,8 @@ class WeightMap:
         return table(self)
 
 
+AMBIGUOUS = "ambiguous"
+"""The reason why a weight is not paired that is in `WeightMap.ambiguous`, where its candidates are."""
 SHOWN = 6
 """Weights that a message lists before it counts the rest."""
 
