@@ -104,6 +104,21 @@ def placed_like(tensor: Any, other: Any) -> Any:
     return tensor.redistribute(placements=other.placements)
 
 
+def summed(tensor: Any) -> Any:
+    """Return a DTensor whose parts are no terms of a sum any more.
+
+    What is looked up in a matrix that is cut by rows is such a sum, which torch lets be used once, and in its shape.
+    The gradient is made whole too: torch's own rule refuses one that is a sum.
+    """
+    from torch.distributed.tensor import Replicate  # as above
+
+    whole = [Replicate() if placement.is_partial() else placement for placement in tensor.placements]
+    result = tensor.redistribute(placements=whole)
+    if result.requires_grad:
+        result.register_hook(summed)
+    return result
+
+
 def cut_like(tensor: torch.Tensor, other: Any) -> Any:
     """Return a tensor, the same on every device, as a DTensor cut as another is."""
     from torch.distributed.tensor import distribute_tensor

@@ -98,6 +98,9 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
         weight = self._read("weight")
+        if _compat.is_distributed(weight):
+            view = rule.weight_view(rule.placed(self._positions(), weight), weight)
+            return _compat.summed(F.embedding(input, view, scale_grad_by_freq=self.scale_grad_by_freq))
         looked_up = F.embedding(input, weight, scale_grad_by_freq=self.scale_grad_by_freq)
         if not _compat.in_transform() and not (weight.requires_grad and torch.is_grad_enabled()):
             return looked_up
@@ -214,8 +217,10 @@ class PackedEmbedding(PackedLinear):
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
         kind, base = self._positions(), self.base.detach()
-        if not isinstance(kind, Submatrix):
-            return F.embedding(input, rule.weight_view(kind, self.values, base))
+        if not isinstance(kind, Submatrix) or _compat.is_distributed(base):
+            kind = rule.placed(kind, base)
+            looked_up = F.embedding(input, rule.weight_view(kind, self.values, base))
+            return _compat.summed(looked_up) if _compat.is_distributed(base) else looked_up
         rows, columns = kind.rows, kind.columns
         looked_up, values = F.embedding(input, base), self.values.to(base.dtype)
         if values.numel() == 0:

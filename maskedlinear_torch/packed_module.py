@@ -313,13 +313,17 @@ class PackedLinear(Layer):
         return self.base
 
     def _whole_weight(self) -> Tensor:
-        return rule.weight_view(self._positions(), self.values, self.base.detach())
+        base = self.base.detach()
+        return rule.weight_view(rule.placed(self._positions(), base), self.values, base)
 
     def _whole_bias(self) -> Any:
         if self.bias_base is None:
             return self.bias_values
         assert self.bias_values is not None
-        return self.bias_base.detach().index_copy(0, self._bias_index(), self.bias_values)
+        base, index = self.bias_base.detach(), self._bias_index()
+        if _compat.is_distributed(base):
+            index = _compat.replicate_like(base)(index)
+        return base.index_copy(0, index, self.bias_values)
 
     def _matrix(self) -> Tensor | None:
         # The matrix with the values in their places, where it can be kept and told from another. The values are

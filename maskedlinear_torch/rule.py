@@ -62,8 +62,7 @@ def masked(
         (*B, O).
     """
     if _compat.is_distributed(weight):
-        replicate_like = _compat.replicate_like(weight)
-        kind, bias_mask = kind.with_arrays([*map(replicate_like, kind.arrays)]), replicate_like(bias_mask)
+        kind, bias_mask = placed(kind, weight), _compat.replicate_like(weight)(bias_mask)
     transformed = _compat.in_transform()
     if transformed and torch.compiler.is_dynamo_compiling():
         # Dynamo differentiates through the forward of a Function and drops its rule there: without
@@ -83,6 +82,13 @@ def masked(
         return output
     found = _ReverseOnly.apply((products, kind, bias_mask, base, written), input, learned, bias)
     return found[0] if isinstance(found, tuple) else found
+
+
+def placed(kind: Kind, weight: Tensor) -> Kind:
+    """Return positions on the devices that hold the parts of a weight that is a DTensor; of any other, the same."""
+    if not _compat.is_distributed(weight):
+        return kind
+    return kind.with_arrays([*map(_compat.replicate_like(weight), kind.arrays)])
 
 
 def reference(

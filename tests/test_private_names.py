@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jax._src import compiler as jax_compiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 import maskedlinear_torch
@@ -52,6 +53,35 @@ def test_dispatch_modes_are_seen():
     with FakeTensorMode():
         assert torch_compat.in_dispatch_mode()
     assert not torch_compat.in_dispatch_mode()
+
+
+def test_step_hooks_of_others_are_seen():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    assert not torch_compat.has_step_hooks(optimizer)
+    add = (optimizer.register_step_pre_hook, optimizer.register_step_post_hook,
+           register_optimizer_step_pre_hook, register_optimizer_step_post_hook)  # fmt: skip
+    for one in add:
+        handle = one(lambda *_: None)
+        assert torch_compat.has_step_hooks(optimizer)
+        handle.remove()
+        assert not torch_compat.has_step_hooks(optimizer)
+
+
+def test_lbfgs_begins_anew_with_other_parameters():
+    old, new = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.LBFGS([old], lr=0.1)
+    optimizer.step(lambda: (old * old).sum())
+    optimizer.param_groups[0]["params"] = [new]
+    torch_compat.restart_lbfgs(optimizer)
+
+    def loss():
+        optimizer.zero_grad()
+        found = new.square().sum()
+        found.backward()
+        return found
+
+    optimizer.step(loss)
+    assert (new != 1).all()
 
 
 def test_autocast_is_seen():

@@ -91,11 +91,14 @@ class Submatrix(Kind, name="submatrix"):
         ] if self.columns is None else self.columns.shape[0]
 
     def mask(self, weight: Tensor) -> Tensor:
-        return self._line(weight, self.rows, 0)[:, None] & self._line(weight, self.columns, 1)
+        rows = None if self.rows is None else self._line(weight, self.rows, 0)[:, None]
+        columns = None if self.columns is None else self._line(weight, self.columns, 1)[None]
+        if rows is None or columns is None:
+            whole = torch.ones((1, 1), dtype=torch.bool, device=weight.device) if columns is None else columns
+            return whole if rows is None else rows
+        return rows & columns
 
-    def _line(self, weight: Tensor, index: Tensor | None, dim: int) -> Tensor:
-        if index is None:
-            return torch.ones(1, dtype=torch.bool, device=weight.device)
+    def _line(self, weight: Tensor, index: Tensor, dim: int) -> Tensor:
         return self._put(torch.ones_like(index, dtype=torch.bool), index, 0, weight.shape[dim])
 
     def _take(self, tensor: Tensor, index: Tensor | None, dim: int) -> Tensor:
