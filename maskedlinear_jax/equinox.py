@@ -17,6 +17,11 @@ from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_jax import convert, embedding, module, packed_module, storage
+from maskedlinear_jax.freeze import assert_frozen as assert_frozen
+from maskedlinear_jax.freeze import grad_masks as grad_masks
+from maskedlinear_jax.freeze import hold_frozen as hold_frozen
+from maskedlinear_jax.freeze import keep_frozen as keep_frozen
+from maskedlinear_jax.summary import summary as summary
 
 try:
     import equinox as eqx

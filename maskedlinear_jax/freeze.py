@@ -130,7 +130,7 @@ def grad_masks(model: Any) -> Any:
     """Return what trains in a model: a pytree like `partition(model)[0]`, of bool arrays.
 
     Args:
-        model: Any pytree.
+        model: Any pytree, or a Flax NNX module.
 
     Returns:
         The bool array of each weight and bias of the masked layers; True for every other float leaf, which
@@ -150,6 +150,9 @@ def grad_masks(model: Any) -> Any:
         return node.replace(weight=weight, bias=None if node.bias is None else bias, grad_mask=_nothing(node.grad_mask),
                             bias_mask=None)  # fmt: skip
 
+    for kind, masks_of, _ in _MODELS:
+        if isinstance(model, kind):
+            return masks_of(model)
     return jax.tree.map(masks, model, is_leaf=lambda node: isinstance(node, MaskedLinear))
 
 
@@ -225,10 +228,8 @@ _MODELS: list[tuple[type, Callable[[Any], Any], Callable[[Any], tuple[Any, Any]]
 
 
 def _masks_of(model: Any) -> Any:
-    for kind, masks, _ in _MODELS:
-        if isinstance(model, kind):
-            return masks(model)
-    return grad_masks(model) if _has_layers(model) else model
+    known = isinstance(model, tuple(kind for kind, _, _ in _MODELS)) or _has_layers(model)
+    return grad_masks(model) if known else model
 
 
 def _nothing(tree: Any) -> Any:

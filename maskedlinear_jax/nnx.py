@@ -19,6 +19,11 @@ from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_jax import freeze, module, packed_module, storage
+from maskedlinear_jax.freeze import assert_frozen as assert_frozen
+from maskedlinear_jax.freeze import hold_frozen as hold_frozen
+from maskedlinear_jax.freeze import keep_frozen as keep_frozen
+from maskedlinear_jax.summary import register_models as _summary_of_models
+from maskedlinear_jax.summary import summary as summary
 
 try:
     from flax import nnx
@@ -50,7 +55,7 @@ _as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name before Flax 0.1
 def grad_masks(model: nnx.Module) -> nnx.State:
     """Return what trains in a model: like `nnx.as_pure(nnx.state(model, nnx.Param))`, of bool arrays.
 
-    For `maskedlinear_jax.hold_frozen`, around the transformation that `nnx.Optimizer(..., wrt=nnx.Param)` gets.
+    For `hold_frozen`, around the transformation that `nnx.Optimizer(..., wrt=nnx.Param)` gets.
 
     Example:
         >>> from maskedlinear_jax import columns
@@ -247,3 +252,4 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 freeze.register_models(nnx.Module, grad_masks, _frozen_parts)
+_summary_of_models(nnx.Module, _tree)

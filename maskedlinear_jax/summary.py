@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ def summary(model: Any) -> Summary:
     """Count what learns in a model and what is frozen.
 
     Args:
-        model: Any pytree: of this package, or of Equinox.
+        model: Any pytree: of this package, or of Equinox. Or a Flax NNX module (import `maskedlinear_jax.nnx` first).
 
     Returns:
         The count of each masked layer and of each other array of floats: `.learns`, `.frozen`, `.total`, `.parts`,
@@ -33,6 +34,8 @@ def summary(model: Any) -> Summary:
         in     PackedLinear       6  15  columns([1])
         scale  parameter          6   6
     """
+    for kind, tree in _MODELS:
+        model = tree(model) if isinstance(model, kind) else model
     parts: list[Part] = []
     stops = lambda node: _is_layer(node) or isinstance(node, Constant)  # noqa: E731
     for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=stops):
@@ -44,6 +47,19 @@ def summary(model: Any) -> Summary:
         elif _is_float(node):
             parts.append(Part(name, "parameter", node.size, node.size))
     return Summary(tuple(parts))
+
+
+def register_models(kind: type, tree: Callable[[Any], Any]) -> None:
+    """Let models that are no pytrees of layers be counted (an adapter calls this on import).
+
+    Args:
+        kind: The class of such models.
+        tree: Of a model, a pytree of the package's own layers and of what else learns.
+    """
+    _MODELS.append((kind, tree))
+
+
+_MODELS: list[tuple[type, Callable[[Any], Any]]] = []
 
 
 def _layer(name: str, layer: Any) -> Part:

@@ -54,6 +54,7 @@ ONLY_DEFINED_IN_ONE = {
         "_narrow",  # JAX has 32-bit integers by default
     },
     "rule.py": {
+        "placed",  # of DTensors: a sharded array takes positions from anywhere
         # Each framework's form.
         "_Reverse", "_Rule", "_ReverseOnly", "_reverse", "_rule", "_forward", "_backward", "_tangent",
         "_gradient", "_along",  # JAX compiles each operation of eager code by itself
@@ -109,7 +110,7 @@ ONLY_DEFINED_IN_ONE = {
         "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
         "keep_state",  # the old one and the new one
     },
-    "summary.py": {"_learning"},  # attention and parametrizations are modules
+    "summary.py": {"register_models", "_learning"},  # attention and parametrizations are modules
     "storage.py": {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
         # Modules have buffers, are converted in place, and some keep their weight the other way.

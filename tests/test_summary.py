@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 import maskedlinear_jax as mj
+import maskedlinear_jax.equinox as in_equinox
+import maskedlinear_jax.nnx as in_nnx
 import maskedlinear_torch as mt
 from maskedlinear_core import columns, elements
 
@@ -41,6 +44,32 @@ def test_a_tied_weight_counts_once():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     assert mt.summary(model).total == 16
+
+
+def test_a_tied_masked_weight_counts_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    mt.mask_linears(model, {"0": columns([1]), "1": columns([1])})
+    seen = mt.summary(model)
+    assert [(part.learns, part.total) for part in seen.parts] == [(4, 16), (4, 4)]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_nnx_models_are_counted(packed):
+    model = nnx.Sequential(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), nnx.Embed(5, 6, rngs=nnx.Rngs(0)))
+    in_nnx.mask_linears(model, {"layers.0": columns([1])}, packed=packed)
+    for summary in (mj.summary, in_nnx.summary):
+        seen = summary(model)
+        assert [(part.name, part.learns, part.total) for part in seen.parts] == [
+            ("layers.0", 8, 28), ("layers.1.embedding", 30, 30),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("adapter", [in_nnx, in_equinox], ids=["nnx", "equinox"])
+def test_adapters_have_the_functions_of_the_package(adapter):
+    for name in ("hold_frozen", "assert_frozen", "keep_frozen", "summary"):
+        assert getattr(adapter, name) is getattr(mj, name)
+    assert callable(adapter.grad_masks)
 
 
 def test_no_model():
