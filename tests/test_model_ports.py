@@ -67,6 +67,9 @@ class Same:
     def to_jax(self, arrays):
         return {self.jax[0]: arrays[self.torch[0]]}
 
+    def jax_part(self, arrays):
+        return arrays[self.jax[0]]
+
 
 def test_exchanged_weights_are_told_from_stale_ones():
     weights = {f"layers.{i}.{name}.weight": NUMBERS + i + (name == "k") * 0.5 for i in range(2) for name in "qk"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from parity.models import pairing
 from parity.models.capture.call import Call
+from parity.models.causes.weights import diagnose_weights
 from parity.models.judging import AGREES
 from parity.models.module_pair import ModulePair
 from parity.models.report import ModelReport, Module
@@ -194,6 +195,11 @@ def _of_weights(asked: Comparison, wrong: Sequence[Any]) -> Diagnosis:
             text,
             "jax_model = parity.map_weights(torch_model, jax_model).load_into_jax(torch_model, jax_model)",
         )
+    pairs = [one.pair for one in asked.map.unequal if one not in wrong]
+    pairs = [*(one.pair for one in wrong), *pairs, *asked.map.pairs]
+    explained = diagnose_weights(pairs, asked.torch_weights, asked.tree.weights())
+    if explained and min(explained) < len(wrong):
+        return explained[min(explained)]
     return Diagnosis(WEIGHTS, "; ".join(names[:3]), f"load {wrong[0].pair.torch[0]} as {wrong[0].pair.rule}")
 
 

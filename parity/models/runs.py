@@ -118,6 +118,7 @@ class Comparison:
         """Run everything and return the report."""
         self.tree: JaxTree = jax_tree(self.jax_model)
         torch_tree = TorchTree(self.torch_model)
+        self.torch_weights = torch_tree.weights()
         if self.weights is None:
             self.map = map_trees(torch_tree, self.tree, rules=self.rules)
         else:

@@ -45,10 +45,10 @@ def diagnose_weights(
     wanted, loaded = {}, {}
     for place, pair in enumerate(pairs):
         try:
-            wanted[place] = _joined(pair.to_jax({name: np.asarray(torch_weights[name]) for name in pair.torch}))
-            loaded[place] = _joined({path: _of_layer(pair, jax_weights[path]) for path in pair.jax})
+            wanted[place] = _first(pair.to_jax({name: np.asarray(torch_weights[name]) for name in pair.torch}))
+            loaded[place] = np.asarray(pair.jax_part(jax_weights), np.float64)
         except (KeyError, ValueError, TypeError, AttributeError):
-            wanted.pop(place, None)
+            wanted.pop(place, None)  # a weight that has no counterpart of its shape
     holders: dict[tuple[Any, ...], list[int]] = {}
     for place, value in wanted.items():
         holders.setdefault(_key(value), []).append(place)
@@ -59,7 +59,7 @@ def diagnose_weights(
             continue
         others = [j for j in holders.get(_key(got), []) if j != place]
         found[place] = _of_another(pairs, wanted, loaded, place, others) or explain(
-            _name(pairs[place]), want, got, str(getattr(pairs[place], "rule", ""))
+            _name(pairs[place]), want, got, f"{' and '.join(pairs[place].jax)}: {pairs[place].rule}"
         )
     return found
 
@@ -228,15 +228,8 @@ def _scaled(name: str, want: np.ndarray, got: np.ndarray) -> Diagnosis | None:
     return None
 
 
-def _joined(arrays: Mapping[str, Any]) -> np.ndarray:
-    several = [np.asarray(value, np.float64) for value in arrays.values()]
-    return several[0] if len(several) == 1 else np.concatenate([one.ravel() for one in several])
-
-
-def _of_layer(pair: Any, value: Any) -> np.ndarray:
-    index = getattr(pair, "index", None)
-    value = np.asarray(value)
-    return value if index is None else value[index]
+def _first(arrays: Mapping[str, Any]) -> np.ndarray:
+    return np.asarray(next(iter(arrays.values())), np.float64)
 
 
 def _key(value: np.ndarray) -> tuple[Any, ...]:
