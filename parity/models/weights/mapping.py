@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from parity.models.weights import recurrent
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
@@ -71,12 +73,15 @@ class _Mapping:
         self.pairs: list[WeightPair] = []
         self.ambiguous: list[Ambiguous] = []
         self.reasons: dict[str, str] = {}
+        self.lost: dict[str, str] = {}
 
     def run(self) -> WeightMap:
         ours, theirs = items_of(self.torch.leaves), items_of(self.jax.leaves)
         self.pairs = told(self.rules, {i.leaf.name: i for i in ours}, {i.leaf.name: i for i in theirs})
         ours, theirs = self._without_told(ours, theirs)
         theirs = unstacked(theirs, ours)
+        cells, ours, theirs, self.lost = recurrent.paired(ours, theirs)
+        self.pairs += cells
         ours, theirs = split_fused(ours, theirs, torch=True), split_fused(theirs, ours, torch=False)
         torch, jax = owners_of(ours), owners_of(theirs)
         matches = self._settled(match(torch, jax, ordered=self.jax.ordered))
@@ -230,7 +235,8 @@ class _Mapping:
     def _unpaired(self) -> Unpaired:
         names = {name for pair in self.pairs for name in pair.torch}
         paths = {path for pair in self.pairs for path in pair.jax}
-        return Unpaired.of(self.torch.leaves, self.jax.leaves, names, paths, self.reasons)
+        found = Unpaired.of(self.torch.leaves, self.jax.leaves, names, paths, self.reasons)
+        return replace(found, torch=(*found.torch, *self.lost), reasons={**found.reasons, **self.lost})
 
 
 def _groups(matches: list[Match]) -> list[list[int]]:
