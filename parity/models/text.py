@@ -16,7 +16,7 @@ SIGN = {"identical": "=", "within bound": "~", "differs": "X", "unsupported": "o
 MOST = 60
 """Lines of the tree; a file of --json keeps all modules."""
 
-MOST_CAUSES, MOST_NAMES = 5, 8
+MOST_CAUSES, MOST_NAMES, MOST_ALIKE = 5, 8, 6
 
 
 def render(report: ModelReport) -> str:
@@ -45,10 +45,20 @@ def _place(module: Module) -> str:
     return module.path or "the code of the model itself"
 
 
+def _by_cause(failed: list[Module]) -> list[list[Module]]:
+    """Group modules of the same cause and fix: one fault is told once. A cause that is not known is told for each."""
+    groups: dict[object, list[Module]] = {}
+    for one in failed:
+        known = one.diagnosis if one.diagnosis is not None and one.diagnosis.cause != "unknown" else None
+        key = one.path if known is None else (known.cause, known.fix)
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())
+
+
 def _causes(report: ModelReport) -> list[str]:
     lines = []
-    failed = sorted(report.failed, key=lambda one: (one is not report.first, one.order))
-    for one in failed[:MOST_CAUSES]:
+    alike = _by_cause(sorted(report.failed, key=lambda one: (one is not report.first, one.order)))
+    for one, *others in alike[:MOST_CAUSES]:
         lines += [
             "",
             f"{_place(one)}  <->  {one.jax_path or 'the JAX model'}"
@@ -67,8 +77,13 @@ def _causes(report: ModelReport) -> list[str]:
             )
         if one.reason:
             lines.append(f"  {one.reason}")
-    if len(failed) > MOST_CAUSES:
-        lines.append(f"... and {len(failed) - MOST_CAUSES} modules more that make errors of their own")
+        if others:
+            named = ", ".join(_place(other) for other in others[:MOST_ALIKE])
+            more = f" and {len(others) - MOST_ALIKE} more" if len(others) > MOST_ALIKE else ""
+            lines.append(f"  also in: {named}{more}")
+    rest = sum(len(group) for group in alike[MOST_CAUSES:])
+    if rest:
+        lines.append(f"... and {rest} modules more that make errors of their own")
     return lines
 
 
