@@ -16,7 +16,7 @@ import numpy as np
 
 from parity.records import Finding
 from parity.verdict.bounds import UNIT
-from parity.verdict.compare import Mismatch
+from parity.verdict.compare import TWIN_RATIO, Mismatch
 
 UNITS = 1.5
 """Units of the result that constants and functions may be off by in one direction."""
@@ -26,6 +26,13 @@ SHARE = 0.5
 
 LUCK = 5.0
 """Standard errors."""
+
+ROUNDED = 0.25
+"""The RMS error, in inherent units, of results that are as good as their dtype: less does not count as better.
+
+Eager 16-bit code stores after every operation and has two or three units where a fused kernel has a third of one. That
+is no other precision.
+"""
 
 ENOUGH = 8
 """Elements below which a mean says nothing."""
@@ -70,9 +77,26 @@ class Slope:
         if self.count < ENOUGH or not self.square > 0:
             return math.inf
         sensitive = math.sqrt(self.count / self.square)
+        return UNITS * unit + SHARE * sensitive + LUCK * self._luck
+
+    def is_settled(self, unit: float) -> bool:
+        """Return whether units of the elements alone show what wider ones, measured, would show: nothing.
+
+        A factor that is allowed in any case is `UNITS + SHARE` units, and this one is smaller for certain. An RMS of
+        results that are good to so few units is no `TWIN_RATIO` times another's (`ROUNDED`).
+        """
+        if not self.count:
+            return True
+        few = self.error <= (TWIN_RATIO * ROUNDED) ** 2 * self.count
+        if self.count < ENOUGH or not self.square > 0:
+            return few
+        return few and abs(self.factor) + LUCK * self._luck <= (UNITS + SHARE) * unit
+
+    @property
+    def _luck(self) -> float:
+        """The standard error of the factor."""
         rest = max(self.error - self.cross**2 / self.square, 0.0)  # what the factor leaves
-        luck = math.sqrt(rest / self.count / self.square)
-        return UNITS * unit + SHARE * sensitive + LUCK * luck
+        return math.sqrt(rest / self.count / self.square)
 
 
 def assert_no_factor(

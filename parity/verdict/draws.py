@@ -1,7 +1,8 @@
 """What shows over many numbers only: errors in one direction (bias.py), and a framework that errs more than the other.
 
 The user's own numbers are drawn several times, of the same shapes, so that programs that were compiled run again. How
-rounding moves an element was measured on the first draw; on the others it is taken to be, beside its size, the same.
+rounding moves an element is measured on the first draw; on the others it is taken to be, beside its size, the same.
+It is measured only where results in units of the elements alone do not settle it (`Slope.is_settled`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from parity.execution.calls import Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import data
 from parity.records import Cell, Judged
-from parity.verdict import compare, judge, sensitivity
-from parity.verdict.bias import Slope, assert_no_factor
+from parity.verdict import compare, sensitivity
+from parity.verdict.bias import ROUNDED, Slope, assert_no_factor
 from parity.verdict.bounds import UNIT
 from parity.verdict.compare import Mismatch
 from parity.verdict.outcomes import Outcome
@@ -48,9 +49,14 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
     double, single = cell.dtype == "float64", cell.dtype
     # In float64 JAX is held to torch, in less each framework to its own float64 run.
     reference = EAGER[other] if double else EAGER[own]
-    levels = _levels(runs, cell)
-    mine = _slopes(runs, cell, draws, cell.world, reference, single, levels)
-    twin = None if double else _slopes(runs, cell, draws, EAGER[other], EAGER[other], single, levels)
+
+    def both(levels: dict[str, Level]) -> tuple[Slopes, Slopes | None]:
+        mine = _slopes(runs, cell, draws, cell.world, reference, single, levels)
+        return mine, None if double else _slopes(runs, cell, draws, EAGER[other], EAGER[other], single, levels)
+
+    mine, twin = both(_unmeasured(runs, cell))
+    if not all(slope.is_settled(UNIT[single]) for slope in (*mine.values(), *(twin or {}).values())):
+        mine, twin = both(_levels(runs, cell))
     twin_ratio = found.twin_ratio
     try:
         if twin is not None and own == "jax":
@@ -69,6 +75,12 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
             twin_ratio=mismatch.finding.ratio if ratio else twin_ratio,
         )  # fmt: skip
     return replace(found, twin_ratio=twin_ratio)
+
+
+def _unmeasured(runs: Runs, cell: Cell) -> dict[str, Level]:
+    """Return no movement at all, of each output: errors are then counted in units of the element alone."""
+    own = runs.outputs(cell)
+    return {name: Level(0.0, 0.0) for name in own.values} if isinstance(own, Outputs) else {}
 
 
 def _levels(runs: Runs, cell: Cell) -> dict[str, Level]:
@@ -104,7 +116,9 @@ def _slopes(
         sizes = sensitivity.sizes(want.values)
         for name, level in levels.items():
             value, target = got.values.get(name), want.values.get(name)
-            if value is None or target is None or value.shape != target.shape or value.dtype.kind != "f":
+            if value is None or target is None or value.shape != target.shape:
+                continue
+            if value.dtype.kind != "f" or name not in sizes:
                 continue
             s = level.part * sizes[name] + level.floor
             slope = Slope.of(value, target, sensitivity.inherent(sizes[name], s, dtype))
@@ -114,4 +128,4 @@ def _slopes(
 
 def _rms(slope: Slope) -> tuple[float, int]:
     found = (slope.error / slope.count) ** 0.5 if slope.count else 0.0
-    return max(found, judge.ROUNDED), slope.count
+    return max(found, ROUNDED), slope.count

@@ -135,21 +135,23 @@ def _close(
     runs: Runs, cell: Cell, got: Outputs, want: Outputs, dtype: str, *, signs: bool = False,
     twin: judge.Twin | None = None,
 ) -> tuple[Error, str]:  # fmt: skip
-    """Hold results to others, measuring as much of what rounding does as it takes: all of it on the user's own numbers.
+    """Hold results to others, measuring as much of what rounding does as it takes.
+
+    Results that pass without are within every bound: what is measured only widens it. On the user's own numbers the
+    other framework's errors excuse nothing there, as no cancellation is told from a fault yet.
 
     Returns:
         The error, and what is to be said of the arithmetic.
     """
     order, tolerance = _order(runs, cell), runs.pair.tolerance
 
-    def held(moved: sensitivity.Moved, unit_of: str = dtype) -> Error:
+    def held(moved: sensitivity.Moved, unit_of: str = dtype, beside: judge.Twin | None = twin) -> Error:
         return judge.assert_close(
-            got, want, moved, unit_of, order=order, signs=signs, twin=twin, tolerance=tolerance
+            got, want, moved, unit_of, order=order, signs=signs, twin=beside, tolerance=tolerance
         )  # fmt: skip
 
-    if cell.data != "random":
-        with contextlib.suppress(compare.Mismatch):
-            return held(sensitivity.NOTHING), ""
+    with contextlib.suppress(compare.Mismatch):
+        return held(sensitivity.NOTHING, beside=None if cell.data == "random" else twin), ""
     moved = sensitivity.of_cell(runs, cell, UNIT[dtype])
     try:
         return held(moved), ""

@@ -20,13 +20,6 @@ LARGEST = {"float64": np.finfo(np.float64).max, "float32": float(np.finfo(np.flo
            "float16": 65504.0}  # fmt: skip
 """Beyond it a dtype has infinity (bfloat16: to within its rounding)."""
 
-ROUNDED = 0.25
-"""The RMS error, in inherent units, of results that are as good as their dtype: less does not count as better.
-
-Eager 16-bit code stores after every operation and has two or three units where a fused kernel has a third of one. That
-is no other precision.
-"""
-
 INDICES = ({"int64", "int32"}, {"uint64", "uint32"})
 """Dtypes that are one: without x64 JAX has no integers of 64 bits, and some of its functions never return them."""
 
