@@ -9,7 +9,7 @@ import numpy as np
 from parity.models import bounds
 from parity.models.bounds import Sensitivity
 from parity.models.capture.call import Call, Outputs
-from parity.models.matching import Output, feed, pair_outputs, relative_distance
+from parity.models.matching import KINDS, Fed, Output, feed, pair_outputs, relative_distance
 from parity.records import Finding
 
 AGREES = ("identical", "within bound")
@@ -64,13 +64,33 @@ def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, nativ
         return replace(found, reason="the inputs of the two do not correspond")
     if placed and fed.distance == 0 and _same(placed):
         return replace(found, verdict="identical", own_error=0.0)
-    if placed and double and fed.distance <= bounds.NOTHING and _all_negligible(placed):
+    if placed and double and fed.floats <= bounds.NOTHING and _all_negligible(placed):
         return replace(found, verdict="within bound", own_error=found.inherited_error)
+    first: Judged | None = None
+    tried: dict[str, str] = {}
+    for kind in KINDS:
+        fed = feed(torch_call, jax_call, kind)
+        if first is not None and fed.arrays == tried:
+            continue
+        tried = fed.arrays
+        made = _alone(torch_call, jax_call, fed, replace(found, fed=fed.arrays), tables, double, native)
+        if made.verdict in AGREES:
+            # With another choice of what goes in it is the same: it was given what it does not take.
+            return made
+        first = made if first is None else first
+    assert first is not None
+    return first
+
+
+def _alone(
+    torch_call: Call, jax_call: Call, fed: Fed, found: Judged, tables: bool, double: bool, native: str
+) -> Judged:  # fmt: skip
+    """Judge a JAX module run alone on what it is fed."""
     try:
         own = jax_call.run(fed.values)
     except Exception as raised:
-        first = str(raised).strip().splitlines()[:1]
-        text = f"JAX's module does not run on torch's inputs: {type(raised).__name__}: {''.join(first)}"
+        lines = str(raised).strip().splitlines()[:1]
+        text = f"JAX's module does not run on torch's inputs: {type(raised).__name__}: {''.join(lines)}"
         return replace(found, reason=text)
     outputs, _, _ = pair_outputs(torch_call.outputs, own, moved=fed.moved)
     if not outputs:

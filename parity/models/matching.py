@@ -34,6 +34,8 @@ class Fed:
         complete: Whether a float of torch's goes in, where torch's module takes one.
         distance: The largest relative distance of a float that comes from torch from what it was in JAX's own run.
         farthest: Of which input.
+        floats: The largest distance of a float.
+        floats: The largest distance of a float.
     """
 
     values: list[Any]
@@ -43,22 +45,31 @@ class Fed:
     complete: bool = True
     distance: float = 0.0
     farthest: str = ""
+    floats: float = 0.0
 
 
-def feed(torch_call: Call, jax_call: Call) -> Fed:
+KINDS = ("all", "floats", "main")
+"""What of torch's inputs a JAX module is run on: all that fit, no integers, the first float alone."""
+
+
+def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
     """Return what a JAX module is to be run on: torch's captured inputs, each once."""
     fed = Fed(list(jax_call.values))
     free = [leaf for leaf in torch_call.inputs if leaf.is_array]
     wanted = [(at, leaf) for at, leaf in enumerate(jax_call.inputs) if leaf.is_array and leaf.value.dtype.kind != "b"]
+    if kind != "all":
+        wanted = [(at, leaf) for at, leaf in wanted if leaf.is_float]
     for choose in (_by_value, _by_name, _by_position):
-        for at, leaf in list(wanted):
+        for at, leaf in list(wanted) if not (kind == "main" and fed.arrays) else []:
             found = choose(leaf, free)
             if found is None:
                 continue
             source, value = found
             free = [one for one in free if one is not source]
-            wanted.remove((at, leaf))
+            wanted = [one for one in wanted if one[0] != at]
             distance = relative_distance(value, leaf.value)
+            if leaf.is_float:
+                fed.floats = max(fed.floats, distance)
             if distance > fed.distance:
                 fed.distance, fed.farthest = distance, leaf.name
             fed.values[at] = value.astype(leaf.value.dtype)
@@ -91,6 +102,8 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | 
         return None  # frameworks have masks of other kinds: JAX's module keeps the one that it was given
     for one in free:
         made = arrangements(one, leaf)
+        if not leaf.is_float and is_mask(one.value) != is_mask(leaf.value):
+            continue
         if made and not (one.is_float and is_mask(one.value)):
             return one, min(made, key=lambda value: round(relative_distance(value, leaf.value), 2))
     return None
