@@ -67,9 +67,11 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     if single:
         notes.append(f"judged in float32: the JAX model does not run in float64 ({single})")
     gradients: list[Any] = []
+    trained: list[Any] = []
     if not made and asked.only is None:
         gradients, note = asked.gradients(passes[0])
-        notes += [note] if note else []
+        trained, other = asked.training(passes[0])
+        notes += [text for text in (note, other) if text]
     elif made:
         notes.append("gradients are compared where the outputs agree")
     if asked.tree.framework == "function":
@@ -80,6 +82,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         first=modules[made[0]] if made else None,
         weights=asked.map,
         gradients=gradients,
+        training=trained,
         unpaired=_unpaired(first),
         notes=notes,
         mode=asked.mode,

@@ -35,7 +35,6 @@ class Fed:
         distance: The largest relative distance of a float that comes from torch from what it was in JAX's own run.
         farthest: Of which input.
         floats: The largest distance of a float.
-        floats: The largest distance of a float.
     """
 
     values: list[Any]

@@ -50,7 +50,8 @@ def render(report: ModelReport) -> str:
         "lower one is what it inherits where the whole model runs. A tenth of a bar is a factor of 50.</p>",
         *_tree(report),
         *_weights(report.weights),
-        *_gradients(report.gradients),
+        *_gradients("Gradients", report.gradients),
+        *_gradients("After training", report.training),
         *(f"<p class='soft'>{_safe(note)}</p>" for note in report.notes),
         "<h2>Environment</h2><table>",
         *(
@@ -156,7 +157,7 @@ def _weights(found: Any) -> list[str]:
     ]
 
 
-def _gradients(found: Any) -> list[str]:
+def _gradients(title: str, found: Any) -> list[str]:
     if not found:
         return []
     rows = [
@@ -167,4 +168,4 @@ def _gradients(found: Any) -> list[str]:
         for one in found
     ]
     head = "<tr><th>torch</th><th>JAX</th><th>verdict</th><th>error</th><th></th></tr>"
-    return [f"<h2>Gradients</h2><table>{head}", *rows, "</table>"]
+    return [f"<h2>{title}</h2><table>{head}", *rows, "</table>"]

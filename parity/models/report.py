@@ -74,6 +74,8 @@ class ModelReport:
         weights: The `WeightMap`: `.pairs`, `.unpaired`, `.unequal`.
         gradients: Of every paired weight: `.torch`, `.jax`, `.verdict`, `.error`.
         unpaired: Paths of modules that ran and have no partner, of "torch" and of "jax".
+        training: Of every running statistic after a forward in "train", and of every parameter after a step of the
+            optimizer: the same.
         notes: What else is to be known of the run.
         mode: "eval" or "train".
         framework: Of the JAX model: "nnx", "linen", "equinox" or "function".
@@ -90,6 +92,7 @@ class ModelReport:
     weights: Any
     gradients: Any
     unpaired: dict[str, list[str]]
+    training: Any = ()
     notes: list[str] = field(default_factory=list)
     mode: str = "eval"
     framework: str = ""
@@ -136,7 +139,8 @@ class ModelReport:
             "modules": [asdict(one) for one in self.modules],
             "unpaired": self.unpaired,
             "weights": None if self.weights is None else _weights(self.weights),
-            "gradients": [_plain(one) for one in self.gradients or ()],
+            "gradients": [_plain(one) for one in self.gradients],
+            "training": [_plain(one) for one in self.training],
             "environment": self.environment,
         }  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.models import findings, pairing, perturb
+from parity.models import findings, pairing, perturb, training
+from parity.models.backward import Backward
 from parity.models.capture.call import Call
 from parity.models.capture.jax_models import candidates
 from parity.models.capture.jax_models import jax_model as jax_side
@@ -161,17 +161,31 @@ class Comparison:
     def gradients(self, one: Pass) -> tuple[list[Any], str]:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
         try:
-            backward = importlib.import_module("parity.models.backward")
-        except ModuleNotFoundError:
-            return [], ""
+            run = self._backward(one)
+            with jax.enable_x64(one.double):
+                return list(run.compare()), ""
+        except Exception as error:
+            return [], f"gradients were not compared: {_said(error)}"
+
+    def training(self, one: Pass) -> tuple[list[Any], str]:
+        """Return running statistics after a forward, and parameters after steps, or why they were not compared."""
+        found: list[Any] = []
         try:
-            found = backward.gradients(
+            with jax.enable_x64(one.double):
+                if self.mode == "train":
+                    found += training.statistics(self._backward(one))
+                if self.optimizer is not None:
+                    found += training.train(self._backward(one), self.optimizer, max(self.steps, 1)).parameters
+        except Exception as error:
+            return found, f"training was not compared: {_said(error)}"
+        return found, ""
+
+    def _backward(self, one: Pass) -> Backward:
+        with jax.enable_x64(one.double):
+            return Backward(
                 self.torch_model, self.jax_model, self.inputs, self.map, loss=self.loss, mode=self.mode,
                 seed=self.seed, double=one.double, mapped=self.mapped, native=self.native,
             )  # fmt: skip
-        except Exception as error:
-            return [], f"gradients were not compared: {_said(error)}"
-        return list(found), ""
 
     def _pass(self, changed: dict[str, np.ndarray] | None) -> Pass:
         model = self.jax_model

@@ -34,6 +34,9 @@ def headline(report: ModelReport) -> str:
     if report.ok:
         return f"{report.name}: the same function ({about})"
     if report.first is None:
+        worse = [one.torch for one in (*report.gradients, *report.training) if one.verdict == "differs"]
+        if worse:
+            return f"{report.name}: the same outputs, but other gradients, first of {worse[0]} ({about})"
         if report.weights is not None and report.weights.unequal:
             wrong = plural(len(report.weights.unequal), "weight")
             return f"{report.name}: the same function, but {wrong} not equal ({about})"
@@ -153,12 +156,13 @@ def _weights(report: ModelReport) -> list[str]:
 
 
 def _gradients(report: ModelReport) -> list[str]:
-    found = list(report.gradients or ())
-    if not found:
-        return []
-    wrong = [one for one in found if getattr(one, "verdict", "") not in AGREES]
-    lines = ["", f"gradients: {len(found) - len(wrong)} of {len(found)} agree"]
-    lines += [f"  {one.torch}: {one.verdict}, {getattr(one, 'reason', '') or one.error}" for one in wrong[:MOST_NAMES]]
+    lines = []
+    for what, found in (("gradients", report.gradients), ("after training", report.training)):
+        wrong = [one for one in found if one.verdict not in AGREES]
+        if found:
+            lines += ["", f"{what}: {len(found) - len(wrong)} of {len(found)} agree"]
+        for one in wrong[:MOST_NAMES]:
+            lines.append(f"  {one.torch}: {one.verdict}, {getattr(one, 'reason', '') or one.error}")
     return lines
 
 
