@@ -99,6 +99,8 @@ CASES = (
     _case("submatrix-quarter", _submatrix(300, 384), "a quarter of the weight", WEIGHT, 128),
     _case("packed-submatrix", _submatrix(300, 385), "packed, more than a quarter", WEIGHT, 129),
     _case("blocks", _blocks(1800, (8, 8)), "in pieces of LEAST_CHUNK, one left", WEIGHT, 129),
+    _case("blocks-dense", _blocks(1800, (8, 8)), "sums that 16 bits do not hold, in one piece", WEIGHT, 513, bias=False,
+          data="dense at the mask"),
     _case("blocks-26", _blocks(26, (50, 64)), "in pieces by CACHED, one left", WEIGHT, 177),
     _case("blocks-third", _blocks(2400, (8, 8)), "MANY exactly", WEIGHT, 128),
     _case("packed-blocks", _blocks(1800, (8, 8)), "packed, in two pieces, one left", WEIGHT, 257),
@@ -187,6 +189,7 @@ and worlds meet in pairs; a program of JAX takes a second to compile, one of tor
 _SIXTEEN: dict[str, dict[str, tuple[str, ...]]] = {
     "columns": {"backward": JIT},
     "blocks": {"backward": JIT},
+    "blocks-dense": {"backward": JIT},
     "elements-450": {"backward": JIT, "jvp": JIT},
     "packed-elements-450": {"backward": JIT, "jvp": TORCH},
     "packed-elements-451": {"backward": JIT},

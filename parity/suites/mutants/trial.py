@@ -186,9 +186,8 @@ class Trials:
             for name, seen in self._covered.items()
             if lines & seen.get(change.file, set())
         }
-        names = [
-            name for name, group in self._groups.items() if not self._covered or (group if in_jax else name) in groups
-        ]
+        # What no cell runs is of a class or the module: it ran when the twin was imported, and may concern any cell.
+        names = [name for name, group in self._groups.items() if not groups or (group if in_jax else name) in groups]
         large = [name for name in names if self.cells[name].data == real_size.TIER]
         small = [name for name in names if self.cells[name].data != real_size.TIER]
         return [*large, *small[:: -(-len(small) // MOST) or 1]]
