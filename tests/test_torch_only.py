@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
@@ -200,3 +201,14 @@ def test_a_constant_matrix_is_not_kept():
     y = layer(x)
     y.sum().backward()
     assert made[1]() is None
+
+
+def test_positions_made_in_a_fake_mode_are_not_kept():
+    """A mask that was used in one, as an export does, is used with real tensors afterwards."""
+    mask = columns([0, 3])
+    with FakeTensorMode():
+        masked_linear(*leaves(), grad_mask=mask)
+    x, w, b = leaves()
+    masked_linear(x, w, b, grad_mask=mask).sum().backward()
+    assert w.grad[:, [1, 2, 4, 5]].count_nonzero() == 0
+    torch.testing.assert_close(w.grad[:, [0, 3]], x.detach().sum(0)[[0, 3]].expand(O, 2))
