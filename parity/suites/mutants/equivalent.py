@@ -15,12 +15,11 @@ EQUIVALENT: dict[str, str] = {
     "torch/packing.py: _resolve: 2 -> 3": (
         "a quick way past a check: the check itself then runs, and accepts what is right"
     ),
-    "torch/integer_products.py: Float64.multiply: bits // 2 + 1 -> bits // 2 - 1": (
-        "of more bits than the default, which the grid does not ask for; tests/test_exact_engines.py"
-    ),
     "torch/kinds/blocks.py: Blocks._product: left.dtype == torch.int8 -> left.dtype != torch.int8": (
         "of floats, `@` and bmm are one product; of digits of 8 bits, tests/test_exact_engines.py"
     ),
+    "torch/kinds/dense_elements.py: DenseElements.merge_into: torch.where(self.wanted, values, weight) -> "
+    "torch.where(self.wanted, weight, values)": "nothing calls it: packed elements are of another kind, single entries",
     "torch/kinds/sums.py: can_sum_in_pieces: not (torch.compiler.is_compiling() or _compat.in_dispatch_mode()) -> "
     "torch.compiler.is_compiling() or _compat.in_dispatch_mode()": _SPEED,
     "torch/kinds/sums.py: can_sum_in_pieces: torch.compiler.is_compiling() or _compat.in_dispatch_mode() -> "
