@@ -336,6 +336,32 @@ def test_tied_weights():
         found.load_into_torch(function(params), model)
 
 
+def test_a_tied_head_with_a_bias_and_norms_of_its_own_is_one_layer():
+    """As ESM-2 has it, where the JAX port keeps the tied weight at the head (esm2quinox)."""
+    model = nn.Module()
+    model.embed_tokens, model.emb_layer_norm_after, model.lm_head = nn.Embedding(7, 4), nn.LayerNorm(4), nn.Module()
+    model.lm_head.weight, model.lm_head.bias = model.embed_tokens.weight, nn.Parameter(torch.ones(7))
+    model.lm_head.dense, model.lm_head.layer_norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    class Head(nnx.Module):
+        def __init__(self) -> None:
+            self.linear1 = nnx.Linear(4, 4, rngs=RNGS)
+            self.layer_norm = nnx.LayerNorm(4, rngs=RNGS)
+            self.linear2 = nnx.Linear(4, 7, rngs=RNGS)
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.layer_norm = nnx.LayerNorm(4, rngs=RNGS)
+            self.logit_head = Head()
+
+    found = parity.map_weights(random(model), Port())
+    assert not found.unpaired
+    homes = {pair.torch[0]: pair.jax[0] for pair in found.pairs}
+    assert homes["embed_tokens.weight"] == "logit_head.linear2.kernel"
+    assert homes["lm_head.bias"] == "logit_head.linear2.bias"
+    assert homes["lm_head.layer_norm.weight"] == "logit_head.layer_norm.scale"
+
+
 def test_a_buffer_that_only_torch_has_is_no_fault():
     model = two_layers()
     model.register_buffer("position_ids", torch.arange(4))

@@ -84,18 +84,17 @@ class Owner:
 
 
 def owners_of(items: Iterable[Item]) -> list[Owner]:
-    """Return the layers that own the weights, each tied weight's other names as further layers (marked `alias`)."""
+    """Return the layers that own the weights, each tied weight's other names as weights of theirs."""
     found: dict[Parts, Owner] = {}
     for item in items:
         for parts in (item.leaf.parts, *item.leaf.aliases):
             path, role = role_of(parts)
             alias = parts is not item.leaf.parts
             key = path if role not in getattr(found.get(path), "items", {}) else parts
-            if alias:
-                key = (*path, "(alias)") if path in found else path
             if key not in found:
                 found[key] = Owner(path if key != parts else parts, _tokens(words(path)), len(found), alias=alias)
             found[key].items.setdefault(role, item)
+            found[key].alias &= alias
     owners = list(found.values())
     _rank(owners)
     return owners

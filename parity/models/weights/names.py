@@ -41,7 +41,7 @@ position embedding: wpe position_embeddings pos_embed embed_positions positional
 type embedding: token_type_embeddings segment_embeddings type_embed token_type_embedding segment_embedding type_embedding
 patch embedding: patch_embed patch_embeddings patch_embedding patch_proj patch_embedder conv_proj
 class token: cls_token class_token cls class_embedding
-head: lm_head head classifier output_layer unembed predictions output_head fc_head heads logits classification_head readout
+head: lm_head logit_head logits_head head classifier output_layer unembed predictions output_head fc_head heads logits classification_head readout
 layer: layer layers h block blocks encoder_layer transformer_block stage encoderblock resblocks
 bn: bn batch_norm batchnorm bnorm
 conv: conv convolution
@@ -184,6 +184,8 @@ def alike(one: Word, other: Word) -> float:
         return 0.9
     if one.stem and one.stem == other.stem:
         return 0.6
+    if "norm" in (one.concept, other.concept) and "norm" in (FAMILY.get(one.concept), FAMILY.get(other.concept)):
+        return 0.5
     if one.concept and other.concept:
         if FAMILY.get(one.concept) and FAMILY.get(one.concept) == FAMILY.get(other.concept):
             return 0.0
@@ -192,7 +194,11 @@ def alike(one: Word, other: Word) -> float:
     if first and first == second:
         return 0.5
     short, long = sorted((one.stem, other.stem), key=len)
-    return 0.4 if len(short) >= 3 and (long.startswith(short) or long.endswith(short)) else 0.0
+    if len(short) >= 3 and (long.startswith(short) or long.endswith(short)):
+        return 0.4
+    if len(short) < 4:
+        return 0.0
+    return 0.3 if short[:4] == long[:4] or short[-4:] == long[-4:] else 0.0
 
 
 FAMILY = {
