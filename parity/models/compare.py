@@ -38,7 +38,9 @@ def compare_models(
             initial values hide faults.
         seed: Of all random numbers.
         name: Of the report; None for the torch model's class.
-        optimizer: A pair `(torch.optim optimizer, optax transformation)` whose step is compared; None for no step.
+        optimizer: Whose step is compared: "sgd", "adam", "adamw" or "rmsprop", such a name with torch's options,
+            `("adamw", {"lr": 1e-3})`, or a pair of what makes a torch optimizer of a list of parameters and an optax
+            transformation; None for no step.
         steps: How many steps are compared.
         rules: `parity.Rule`s for `map_weights`.
         fail_fast: Whether to stop at the first module that makes an error of its own.
