@@ -126,17 +126,21 @@ def build(name, changes):
     shape = (1, 16, 16, 3) if kind == "image" else (1, 8)
     port = made(config, seed=0) if kind == "both" else made(config, seed=0, input_shape=shape)
     variables = port.params if kind == "image" and "batch_stats" in port.params else {"params": port.params}
-    return model, (port.module, jax.tree.map(np.asarray, dict(variables))), inputs(kind, port.module)
+    return (
+        model,
+        (port.module, jax.tree.map(np.asarray, dict(variables))),
+        inputs(kind, port.module, 2 if "Roberta" in name else 0),
+    )
 
 
-def inputs(kind, module):
+def inputs(kind, module, first=0):
     """Return what both models take: of text the ids and a mask, of images pixels, channels first and last."""
     rng = np.random.default_rng(0)
     if kind == "image":
         pixels = rng.standard_normal((2, 3, 16, 16)).astype(np.float32)
         return parity.models.Inputs(torch={"pixel_values": pixels}, jax={"pixel_values": pixels.transpose(0, 2, 3, 1)})
     ids, mask = rng.integers(3, 50, (2, 8)), np.ones((2, 8), np.int64)
-    places = np.broadcast_to(np.arange(8), (2, 8))
+    places = np.broadcast_to(np.arange(first, first + 8), (2, 8))  # RoBERTa's begin after the padding's id
     known = {
         "input_ids": ids, "attention_mask": mask, "position_ids": places, "token_type_ids": np.zeros((2, 8), np.int64),
         "decoder_input_ids": ids[:, ::-1].copy(), "decoder_attention_mask": mask, "decoder_position_ids": places,
@@ -184,31 +188,36 @@ def write(path, kind, text):
 def main():
     """Compare the pairs and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="names that have this text")
+    parser.add_argument("--only", default="", help="names that have one of these texts, with commas between")
     parser.add_argument("--known", action="store_true", help="configurations of known faults")
     parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
     options = parser.parse_args()
     todo = [(name, changes) for name, changes, _ in KNOWN] if options.known else [(name, {}) for name in MODELS]
     rows = []
     for name, changes in todo:
-        if options.only in name:
+        if any(text in name for text in options.only.split(",")):
             rows.append(compared(name, changes))
             print(*rows[-1], file=sys.stderr, flush=True)
+            if options.markdown is not None:  # after each, so that a run that is stopped leaves what it saw
+                write(options.markdown, "known" if options.known else "default", page(rows, options))
+    print(page(rows, options))
+
+
+def page(rows, options):
+    """Return rows as a section of a page."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "jax", "flax"))
     what = "Configurations that are known to differ" if options.known else "Default configurations"
+    how = (" --known" if options.known else "") + (f" --only {options.only}" if options.only else "")
     lines = [
         f"## transformers {transformers.__version__}: torch beside Flax. {what}", "",
-        f"Made by `python examples/ports/transformers_pairs.py{' --known' if options.known else ''}` on "
-        f"{datetime.date.today()} with {versions}: loaded weights, and weights of order one.", "",
-        f"{sum(row[2] == 'same function' for row in rows)} of {len(rows)} are the same function.", "",
+        f"Made by `python examples/ports/transformers_pairs.py{how}` on {datetime.date.today()} with {versions}. Each "
+        "pair is compared with the weights that it was made with, and with weights of order one.", "",
+        f"{len(rows)} pairs were compared; {sum(row[2] == 'same function' for row in rows)} are the same function.", "",
         "| model | configuration | verdict | first module and cause |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, changes, verdict, said, _ in rows:
-        lines.append(f"| {name} | {changes or ''} | {verdict} | {' '.join(said.split()).replace('|', '/')} |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.markdown is not None:
-        write(options.markdown, "known" if options.known else "default", text)
+        lines.append(f"| {name} | {changes or 'default'} | {verdict} | {' '.join(said.split()).replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -33,15 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
             name = fault.name if fault else f"right, seed {seed}"
             print(f"{one.port}: {name}: module {one.module} ({one.path}), cause {one.cause}; {one.said[:200]}; "
                   f"{one.seconds:.0f} s", file=sys.stderr, flush=True)  # fmt: skip
-    text = page(scores)
+    how = f" --seeds {options.seeds}" + (f" --only '{options.only}'" if options.only else "")
+    text = page(scores, how)
     print(text)
     if options.markdown is not None:
         write(options.markdown, text)
     return int(any(one.module == "false alarm" for one in scores))
 
 
-def page(scores: list[Score]) -> str:
-    """Return the table as Markdown."""
+def page(scores: list[Score], how: str) -> str:
+    """Return the table as Markdown, and how it was made."""
     planted = [one for one in scores if one.fault is not None]
     right = [one for one in scores if one.fault is None]
     modules, causes = (Counter(getattr(one, name) for one in planted) for name in ("module", "cause"))
@@ -49,7 +50,7 @@ def page(scores: list[Score]) -> str:
     lines = [
         "## Faults planted in three ports",
         "",
-        f"Made by `python -m tests.model_ports --seeds {len(right) // 3}` on {datetime.date.today()} with {versions}.",
+        f"Made by `python -m tests.model_ports{how}` on {datetime.date.today()} with {versions}.",
         "",
         f"{len(planted)} faults: the module named {_counts(modules)}; the cause {_counts(causes)}. "
         f"{len(right)} right ports: {_counts(Counter(one.module for one in right))}.",

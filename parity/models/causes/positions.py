@@ -46,12 +46,12 @@ def _offsets(context: Context) -> Iterator[Claim]:
 
 
 def _counted(step: Step) -> bool:
-    """Return whether a step returns consecutive integers, along its last axis."""
+    """Return whether a step returns consecutive integers along its last axis, in every row."""
     result = step.result
-    if result is None or result.dtype.kind not in "if" or not 1 <= result.ndim <= 4 or result.size < 3:
+    if result is None or result.dtype.kind not in "iu" or not 1 <= result.ndim <= 4 or result.size < 3:
         return False
-    flat = result.reshape(-1)
-    return bool(np.array_equal(flat, flat[0] + np.arange(len(flat)))) and step.name not in COUNTS
+    rows = result.reshape(-1, result.shape[-1])
+    return result.shape[-1] > 2 and bool(np.all(np.diff(rows, axis=1) == 1)) and step.name not in COUNTS
 
 
 def _angles(context: Context) -> Diagnosis | None:
