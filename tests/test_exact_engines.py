@@ -153,6 +153,18 @@ def test_sums_just_past_the_bound_are_not_exact(monkeypatch):
     assert 0 < inexact(p + 2) < inexact(p + 3)
 
 
+@pytest.mark.parametrize("dot", [torch_dot, jax_dot])
+def test_four_products_at_the_most_bits(dot):
+    """The first half of a sum is undone by the second, but for a little: partial sums come close to 2^53."""
+    rng, terms = np.random.default_rng(0), 1024
+    x, w = (rng.integers(2**23, 2**24, (rows, terms)).astype(np.float32) for rows in (4, 3))
+    half = terms // 2
+    x[:, half:], w[:, half:] = -x[:, :half], w[:, :half]
+    x[:, -1] += 2 * rng.integers(-3, 4, 4)
+    p = precision.most_bits(terms)
+    assert (bits(dot(x, w, engine="float64", bits=p)) == oracle(x, w, p)).all()
+
+
 def test_digits_past_the_bound_are_not_exact(monkeypatch):
     x, w = (draw("near the limit and back", (64, 1024), seed) for seed in (0, 1))
     want = oracle(x, w)

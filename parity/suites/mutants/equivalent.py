@@ -18,6 +18,10 @@ EQUIVALENT: dict[str, str] = {
     "torch/kinds/blocks.py: Blocks._product: left.dtype == torch.int8 -> left.dtype != torch.int8": (
         "of floats, `@` and bmm are one product; of digits of 8 bits, tests/test_exact_engines.py"
     ),
+    "torch/integer_products.py: Float64.multiply: bits // 2 + 1 -> bits // 2 - 1": (
+        "no cell asks for more bits than the default; test_four_products_at_the_most_bits in tests/test_exact_engines.py "
+        "rejects it"
+    ),
     "torch/kinds/dense_elements.py: DenseElements.merge_into: torch.where(self.wanted, values, weight) -> "
     "torch.where(self.wanted, weight, values)": "nothing calls it: packed elements are of another kind, single entries",
     "torch/kinds/sums.py: can_sum_in_pieces: not (torch.compiler.is_compiling() or _compat.in_dispatch_mode()) -> "
