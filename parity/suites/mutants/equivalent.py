@@ -19,8 +19,8 @@ EQUIVALENT: dict[str, str] = {
         "of floats, `@` and bmm are one product; of digits of 8 bits, tests/test_exact_engines.py"
     ),
     "torch/integer_products.py: Float64.multiply: bits // 2 + 1 -> bits // 2 - 1": (
-        "no cell asks for more bits than the default; test_four_products_at_the_most_bits in tests/test_exact_engines.py "
-        "rejects it"
+        "no cell asks for more bits than the default; test_four_products_at_the_most_bits rejects it "
+        "(tests/test_exact_engines.py)"
     ),
     "torch/kinds/dense_elements.py: DenseElements.merge_into: torch.where(self.wanted, values, weight) -> "
     "torch.where(self.wanted, weight, values)": "nothing calls it: packed elements are of another kind, single entries",
