@@ -13,6 +13,7 @@ import pytest
 import torch
 from flax import nnx
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import parity
 from parity.models.weights import TorchTree, jax_tree
@@ -458,3 +459,14 @@ def test_the_models_are_not_changed_by_mapping():
     parity.map_weights(model, port)
     assert all(np.array_equal(value, before[name]) for name, value in TorchTree(model).weights().items())
     assert not any(np.any(value) for value in jax_tree(port).weights().values())
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["kernel in, out", "kernel out, in"])
+def test_a_square_kernel_of_conv1d_is_read_as_its_siblings_are(turned):
+    """Flax's twins of transformers' Conv1D keep kernels either way; a square one alone does not say which."""
+    made = torch.nn.ModuleDict({"c_attn": Conv1D(12, 4), "c_proj": Conv1D(4, 4)})
+    shapes = {"c_attn": (4, 12), "c_proj": (4, 4)}
+    params = {name: {"kernel": np.ones(one[::-1] if turned else one, np.float32)} for name, one in shapes.items()}
+    found = parity.map_weights(made, (lambda params, x: x, params))
+    rules = {pair.torch[0]: pair.rule for pair in found.pairs}
+    assert rules["c_attn.weight"] == rules["c_proj.weight"] == ("kernel = weight.T" if turned else "kernel = weight")

@@ -154,7 +154,9 @@ TABLE = (
     Line("MultiheadAttention", "weight", "same", "Linear"),
     Line("MultiheadAttention", "*", "transpose", certain=False),
     Line("MultiheadAttention", "*", "same", certain=False),
-    Line("Conv1D (transformers)", "kernel", "same"),
+    # Flax's twins of it keep the kernel either way: transformers' own as (out, in).
+    Line("Conv1D (transformers)", "kernel", "same", certain=False),
+    Line("Conv1D (transformers)", "kernel", "transpose", certain=False),
     Line("Conv1D (transformers)", "weight", "transpose", "Linear"),
     Line("Conv1D (transformers)", "w", "same", certain=False),
     Line("Conv1D (transformers)", "*", "same", certain=False),
