@@ -16,6 +16,10 @@ IMPOSSIBLE = -1e6
 DECIDED = 0.02
 """The least advantage of one pairing over an exchange of two that names must give, of a score of about 1.5."""
 NAMES, SHAPE, ORDER, VALUES = "name and shape", "shape alone", "order of definition", "equal values"
+Words = tuple[tuple[Word, bool], ...]
+"""The words of a path, and whether each has a number."""
+UNLIKE_COUNTS = 0.999
+"""Of two equal words, the one that has a number as well meets a word with a number: `layers_0` and not `layer`."""
 ALIKE = 0.2
 """Names that agree less than this have nothing in common: then it was the shape."""
 AGREE = {(True, True): 1.0, (False, True): 0.85, (True, False): 0.8, (False, False): 0.0}
@@ -64,7 +68,7 @@ class Names:
 
     def __init__(self, torch: Sequence[Owner], jax: Sequence[Owner]) -> None:
         self._weights = [self._frequencies(torch), self._frequencies(jax)]
-        self._aligned: dict[tuple[tuple[Word, ...], tuple[Word, ...]], tuple[float, list[tuple[int, int, float]]]] = {}
+        self._aligned: dict[tuple[Words, Words], tuple[float, list[tuple[int, int, float]]]] = {}
 
     @staticmethod
     def _frequencies(owners: Sequence[Owner]) -> dict[str, float]:
@@ -73,7 +77,7 @@ class Names:
 
     def alignment(self, torch: Owner, jax: Owner) -> tuple[float, list[tuple[int, int, float]]]:
         """Return how far the words agree, from 0 to 1, and which word met which."""
-        ours, theirs = (tuple(word for word, _ in owner.tokens) for owner in (torch, jax))
+        ours, theirs = (tuple((word, number is not None) for word, number in owner.tokens) for owner in (torch, jax))
         if (ours, theirs) not in self._aligned:
             self._aligned[ours, theirs] = self._align(ours, theirs)
         return self._aligned[ours, theirs]
@@ -93,24 +97,24 @@ class Names:
             agree += [UNMET for number in alone if number is not None]
         return base + NUMBERS_COUNT * (sum(agree) / len(agree) if agree else 0.5)
 
-    def _align(self, ours: tuple[Word, ...], theirs: tuple[Word, ...]) -> tuple[float, list[tuple[int, int, float]]]:
+    def _align(self, ours: Words, theirs: Words) -> tuple[float, list[tuple[int, int, float]]]:
         """Align two paths in order, the last words with the most weight; return the likeness and what met what."""
         weigh = [
             [
                 self._weights[side].get(word.stem, 1.0)
                 * (2.0 if place == len(path) - 1 else 1.0)
                 * (0.3 if not word.stem else 1.0)
-                for place, word in enumerate(path)
+                for place, (word, _) in enumerate(path)
             ]
             for side, path in enumerate((ours, theirs))
         ]
         best = np.zeros((len(ours) + 1, len(theirs) + 1))
         gains = np.zeros((len(ours), len(theirs)))
         like = np.zeros((len(ours), len(theirs)))
-        for i, one in enumerate(ours):
-            for j, other in enumerate(theirs):
-                like[i, j] = alike(one, other) if one.stem and other.stem else 0.5 if one.stem == other.stem else 0.1
-                gains[i, j] = like[i, j] * (weigh[0][i] + weigh[1][j])
+        for i, (one, numbered) in enumerate(ours):
+            for j, (other, as_well) in enumerate(theirs):
+                like[i, j] = _likeness(one, other, both_numbered=numbered and as_well)
+                gains[i, j] = like[i, j] * (weigh[0][i] + weigh[1][j]) * (1.0 if numbered == as_well else UNLIKE_COUNTS)
                 best[i + 1, j + 1] = max(best[i, j + 1], best[i + 1, j], best[i, j] + gains[i, j])
         i, j = len(ours), len(theirs)
         pairs = []
@@ -124,6 +128,13 @@ class Names:
                 j -= 1
         total = sum(weigh[0]) + sum(weigh[1])
         return float(best[-1, -1] / total) if total else 0.0, pairs
+
+
+def _likeness(one: Word, other: Word, *, both_numbered: bool) -> float:
+    if not (one.stem and other.stem):
+        return 0.5 if one.stem == other.stem else 0.1
+    # An index in a list is as good a number as one in the name: `layer.0` is `layer_0`.
+    return 1.0 if one.stem == other.stem and both_numbered else alike(one, other)
 
 
 def match(torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool) -> list[Match]:
