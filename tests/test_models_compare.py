@@ -157,6 +157,22 @@ def test_channels_may_be_at_another_place():
     assert report.ok, str(report)
 
 
+class InFloat32(Net):
+    def forward(self, x):
+        return super().forward(x) @ torch.eye(6)  # float32 whatever the model is: it does not run in float64
+
+
+@pytest.mark.parametrize("act", [jnp.tanh, jax.nn.relu], ids=["right", "wrong"])
+def test_a_torch_model_that_runs_in_float32_alone_is_judged_there(act):
+    model = InFloat32()
+    port = NnxNet(act=act)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    report = parity.compare_models(model, port, (X,))
+    assert report.ok == (act is jnp.tanh)
+    assert report.precision == "float32"
+    assert any("the torch model does not run in float64" in note for note in report.notes)
+
+
 def test_a_test_raises_with_the_report():
     with pytest.raises(parity.ModelError, match="norm") as raised:
         parity.assert_same_model(*pair("nnx", eps=1e-3), (X,))

@@ -65,7 +65,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     first = passes[0]
     single = next((one.why_single for one in passes if not one.double), "")
     if single:
-        notes.append(f"judged in float32: the JAX model does not run in float64 ({single})")
+        notes.append(f"judged in float32: {single}")
     gradients: list[Any] = []
     trained: list[Any] = []
     if not made and asked.only is None:

@@ -229,6 +229,8 @@ class Comparison:
         try:
             return side.capture(args, kwargs)
         except Exception as error:
+            if double:
+                raise _NotInFloat64(f"the torch model does not run in float64 ({_said(error)})") from error
             raise ValueError(f"the torch model does not run on these inputs: {_said(error)}") from error
 
     def _run_jax(self, model: Any, torch_calls: list[Call], *, double: bool) -> list[Call]:
@@ -254,7 +256,7 @@ class Comparison:
             return calls
         if not gave:
             if double:
-                raise _NotInFloat64(_said(errors[0]))
+                raise _NotInFloat64(f"the JAX model does not run in float64 ({_said(errors[0])})")
             raise ValueError(f"the JAX model does not run on these inputs: {_said(errors[0])}") from errors[0]
         raise ValueError(
             f"the outputs do not correspond: the torch model gives {_shapes(wanted)}; the JAX model {gave}"
@@ -280,7 +282,7 @@ class Comparison:
 
 
 class _NotInFloat64(Exception):
-    """The JAX model does not run in float64."""
+    """One of the models does not run in float64; the message says which, and why."""
 
 
 def _judge(one: Judgement, tables: Callable[[Pair], bool], *, double: bool, native: str) -> None:
