@@ -29,6 +29,30 @@ except ImportError as error:
     raise ImportError("maskedlinear_jax.equinox needs equinox: pip install 'maskedlinear[equinox]'") from error
 
 
+__all__ = [
+    "MaskedEmbedding",
+    "MaskedLinear",
+    "PackedEmbedding",
+    "PackedLinear",
+    "assert_frozen",
+    "grad_masks",
+    "hold_frozen",
+    "keep_frozen",
+    "load_packed",
+    "mask_linears",
+    "packed_arrays",
+    "packed_bytes",
+    "save_packed",
+    "summary",
+    "train_new_tokens",
+    "unmask_linears",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 @jax.tree_util.register_pytree_with_keys_class
 class MaskedLinear(module.MaskedLinear):
     """`maskedlinear_jax.MaskedLinear`, called as Equinox calls its layers.

@@ -52,6 +52,34 @@ _score_trees.register_model_reader(nnx.Module, _weights_of)
 _as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name before Flax 0.12.8; goes when that is the lowest
 
 
+__all__ = [
+    "Frozen",
+    "MaskedEmbed",
+    "MaskedLinear",
+    "MaskedLinearGeneral",
+    "PackedEmbed",
+    "PackedLinear",
+    "PackedLinearGeneral",
+    "Positions",
+    "assert_frozen",
+    "grad_masks",
+    "hold_frozen",
+    "keep_frozen",
+    "load_packed",
+    "mask_linears",
+    "packed_arrays",
+    "packed_bytes",
+    "save_packed",
+    "summary",
+    "train_new_tokens",
+    "unmask_linears",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 def grad_masks(model: nnx.Module) -> nnx.State:
     """Return what trains in a model: like `nnx.as_pure(nnx.state(model, nnx.Param))`, of bool arrays.
 

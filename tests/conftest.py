@@ -33,6 +33,9 @@ jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+collect_ignore_glob = ["engines/*"]
+"""Scripts that tests run as processes of their own, each with its folder on the path."""
+
 GRID = (
     "test_mode_sequences",
     "test_jacobians",

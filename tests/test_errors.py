@@ -160,7 +160,7 @@ WRONG = {
     "layer of lists": (TypeError, "got list; convert that layer only",
                        lambda t: t.MaskedLinear.from_linear([1], grad_mask=columns([0]))),
     # selection
-    "scores a list": (TypeError, "top_k: expected scores as an array", lambda t: select.top_k([[1.0]], 0.5)),
+    "scores a list": (TypeError, "top_k: expected the scores of one weight, an array", lambda t: select.top_k([[1.0]], 0.5)),
     "scores of one dimension": (ValueError, r"weight's shape .* got shape \(3,\)",
                                 lambda t: select.top_k(t.array([1, 2, 3]), 0.5)),
     "NaN scores": (ValueError, "can be ordered, got NaN", lambda t: select.top_k(t.array([[np.nan]]), 0.5)),

@@ -76,6 +76,7 @@ class Backward:
         double: Whether both run in float64.
         mapped: Whether the JAX model takes one example.
         native: The dtype of torch's model.
+        least: The least precise type in which a module was judged: tables of float32 are read in no program.
 
     Raises:
         ValueError: The outputs do not correspond, or the loss is no single number.
@@ -84,8 +85,9 @@ class Backward:
     def __init__(
         self, torch_model: Any, jax_model: Any, inputs: tuple[Arguments, Arguments], weights: WeightMap, *,
         loss: Loss = None, mode: str = "eval", seed: int = 0, double: bool = True, mapped: bool = False,
-        native: str = "float32",
+        native: str = "float32", least: str = "float64",
     ) -> None:  # fmt: skip
+        self.least = least
         self.torch = TorchFunction(torch_model, mode, double=double)
         self.jax = JaxFunction(jax_model, mode, double=double, mapped=mapped, native=native)
         self.weights, self.inputs, self.double = weights, inputs, double
@@ -178,7 +180,7 @@ class Backward:
         inputs = {n: v for n, v in _input_leaves(*self.args).items() if jnp.issubdtype(v.dtype, jnp.floating)}
         theirs = jax_programs.read(jax.grad(self.jax_value, argnums=(0, 1)), self.jax.parameters, inputs)
         found = [name for one in (reader.reading, theirs) for name in one.below("float64")]
-        return max(found, key=lambda name: UNIT[name], default="float64")
+        return max([*found, self.least], key=lambda name: UNIT[name])
 
     def compare(self) -> list[Gradient]:
         """Return the gradients of every paired parameter, in torch's order, then those of the inputs."""

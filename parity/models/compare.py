@@ -53,7 +53,7 @@ def compare_models(
         ValueError: A model does not run on the inputs, or the two give no output that corresponds.
 
     Example:
-        >>> import jax.numpy as jnp, torch
+        >>> import jax.numpy as jnp, numpy as np, torch
         >>> layer = torch.nn.Linear(3, 2)
         >>> params = {"weight": jnp.asarray(layer.weight.detach()), "bias": jnp.asarray(layer.bias.detach())}
         >>> port = (lambda p, x: x @ p["weight"].T + p["bias"], params)
@@ -79,8 +79,10 @@ def assert_same_model(torch_model: Any, jax_model: Any, inputs: Any, **options: 
     Takes what `compare_models` takes, and returns its report.
 
     Example:
-        >>> import jax.numpy as jnp, torch
-        >>> _ = assert_same_model(torch.nn.Tanh(), (lambda p, x: jnp.tanh(x), {}), (np.ones(3, np.float32),))
+        >>> import jax.numpy as jnp, numpy as np, torch
+        >>> layer = torch.nn.Linear(3, 2, bias=False)
+        >>> port = (lambda p, x: x @ p["weight"].T, {"weight": jnp.asarray(layer.weight.detach())})
+        >>> report = assert_same_model(layer, port, (np.ones((4, 3), np.float32),))
     """
     report = compare_models(torch_model, jax_model, inputs, **options)
     report.raise_if_failed()

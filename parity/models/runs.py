@@ -181,10 +181,12 @@ class Comparison:
         return found, ""
 
     def _backward(self, one: Pass) -> Backward:
+        types = {judgement.found.dtype for judgement in one.judgements if judgement.found.dtype in UNIT}
+        least = max(types, key=lambda name: UNIT[name], default="float64")
         with jax.enable_x64(one.double):
             return Backward(
                 self.torch_model, self.jax_model, self.inputs, self.map, loss=self.loss, mode=self.mode,
-                seed=self.seed, double=one.double, mapped=self.mapped, native=self.native,
+                seed=self.seed, double=one.double, mapped=self.mapped, native=self.native, least=least,
             )  # fmt: skip
 
     def _pass(self, changed: dict[str, np.ndarray] | None) -> Pass:
