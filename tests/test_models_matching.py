@@ -64,3 +64,18 @@ def test_outputs_pair_by_name_then_by_order():
     found, left, rest = pair_outputs({"mean": a, "scale": b, "more": np.zeros(9)}, {"scale": b, "mean": a})
     assert {one.name: float(one.jax[0, 0]) for one in found} == {"mean": 0.0, "scale": 1.0}
     assert (left, rest) == (["more"], [])
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["as torch", "channels last"])
+@pytest.mark.parametrize("shape", [(2, 12, 2, 2), (2, 3, 3, 3)], ids=str)
+def test_outputs_of_images_may_be_put_back(shape, last):
+    """A port takes channels last, and gives what torch gives, or channels last: a square image exchanges no axes."""
+    ours = np.random.default_rng(0).standard_normal(shape)
+    theirs = ours.transpose(0, 2, 3, 1) if last else ours
+    (found,), lone, other = pair_outputs({"out": ours}, {"out": theirs}, moved=True)
+    assert not lone
+    assert not other
+    np.testing.assert_array_equal(found.torch, found.jax)
+    exchanged = theirs.swapaxes(1, 2) if last else theirs.swapaxes(2, 3)
+    (found,), _, _ = pair_outputs({"out": ours}, {"out": exchanged}, moved=True)
+    assert not np.array_equal(found.torch, found.jax)

@@ -240,7 +240,9 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
         jax_value = np.broadcast_to(jax_value, torch_value.shape)
     if not made:
         return None
-    # The usual order, not the nearest: a port that exchanges two axes of one length is wrong.
-    same = torch_value.shape == jax_value.shape
-    choice = 1 if same and moved and torch_value.ndim > 3 and len(made) > 1 else 0
+    # The usual order, not the nearest: a port that exchanges two axes of one length is wrong. Only where all lengths
+    # are one does the shape not say whether the channels are still where the inputs have them.
+    choice = 0
+    if moved and torch_value.ndim > 3 and torch_value.shape == jax_value.shape and len(set(jax_value.shape[1:])) == 1:
+        choice = min(range(min(3, len(made))), key=lambda at: relative_distance(made[at], jax_value))
     return Output(name, made[choice], jax_value, choice)
