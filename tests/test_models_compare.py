@@ -173,6 +173,52 @@ def test_a_torch_model_that_runs_in_float32_alone_is_judged_there(act):
     assert any("the torch model does not run in float64" in note for note in report.notes)
 
 
+class Dropping(Net):
+    def __init__(self, *, functional=False):
+        super().__init__()
+        self.drop, self.functional = nn.Dropout(0.5), functional
+
+    def forward(self, x):
+        dropped = nn.functional.dropout(x, 0.5, training=True) if self.functional else self.drop(x)
+        return super().forward(dropped)
+
+
+class NnxDropping(NnxNet):
+    def __init__(self):
+        super().__init__()
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return super().__call__(self.drop(x))
+
+
+class EqxDropping(EqxNet):
+    drop: eqx.nn.Dropout
+
+    def __init__(self):
+        super().__init__()
+        self.drop = eqx.nn.Dropout(0.5)
+
+    def __call__(self, x):
+        return super().__call__(self.drop(x))
+
+
+@pytest.mark.parametrize("port", [NnxDropping, EqxDropping], ids=["nnx", "equinox"])
+def test_dropout_of_models_that_train_is_off_and_named(port):
+    model = Dropping()
+    loaded = parity.map_weights(model, made := port()).load_into_jax(model, made)
+    report = parity.compare_models(model, loaded, (X,), mode="train")
+    assert report.ok, str(report)
+    assert any("dropout is off on both sides (drop)" in note for note in report.notes)
+
+
+def test_random_numbers_of_torch_are_not_taken_for_rounding():
+    """A model that drops of its own accord is not the same function as one that does not."""
+    model, port = Dropping(functional=True), NnxNet()
+    report = parity.compare_models(model, parity.map_weights(model, port).load_into_jax(model, port), (X,))
+    assert not report.ok
+
+
 TABLE = np.sin(np.arange(6) / 10 + 1)
 
 

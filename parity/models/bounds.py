@@ -15,7 +15,7 @@ import numpy as np
 from parity.execution import jax_programs, torch_programs
 from parity.execution.programs import Reading
 from parity.models.capture.call import Call, Outputs
-from parity.models.matching import typical
+from parity.models.matching import relative_distance, typical
 from parity.verdict import sensitivity
 from parity.verdict.bounds import UNIT
 
@@ -27,6 +27,9 @@ CLEAR = 1000.0
 
 UNMEASURED = 4.0
 """Units of a typical element that rounding is taken to do where it cannot be measured: of what norms and softmax do."""
+
+SAME_AGAIN = 1e-3
+"""How far two runs of one program may be apart, relative to a typical element: threads add in another order."""
 
 SIDES = 2.0
 """Both modules err, each within the bound of one."""
@@ -72,7 +75,7 @@ class Sensitivity:
         size = max(unit, sensitivity.IN_FLOAT64)
         total: Outputs = {}
         still = self._run(0.0, 0)
-        if still is None:
+        if still is None or not self._repeats(still):
             return {}
         for draw in range(draws):
             for name, value in (self._run(size, draw) or {}).items():
@@ -84,6 +87,14 @@ class Sensitivity:
                 change = np.where(np.isfinite(change), change, 0.0)
                 total[name] = np.hypot(total.get(name, 0.0), change)
         return {name: value * (unit / size / math.sqrt(draws)) for name, value in total.items()}
+
+    def _repeats(self, again: Outputs) -> bool:
+        """Return whether a second run gave what the first did: what random numbers do is not rounding."""
+        return all(
+            relative_distance(value, again[name]) <= SAME_AGAIN
+            for name, value in self.call.outputs.items()
+            if value.dtype.kind == "f" and name in again and again[name].shape == value.shape
+        )
 
     def _run(self, size: float, draw: int) -> Outputs | None:
         try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from parity.models.runs import Comparison, Judgement, Pass
 
 AGREE_IN_PLACE = {True: 1e-9, False: 1e-4}
-"""Relative distance of inputs that count as equal, by whether both ran in float64."""
+"""Relative distance of inputs that count as equal, by whether both computed in float64 throughout."""
 
 WEIGHTS = "weight value"
 BETWEEN = "code between the children"
@@ -208,7 +208,11 @@ def _of_weights(asked: Comparison, wrong: Sequence[Any]) -> Diagnosis:
 
 def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
     """Return where between the children the two part: the first whose inputs differ, where the models run whole."""
-    limit = AGREE_IN_PLACE[one.double]
+    # Some module computes in less than float64, so what comes after it parts by as much.
+    in_double = one.double and all(other.found.dtype == "float64" for other in one.judgements)
+    limit = AGREE_IN_PLACE[in_double]
+    if judgement.found.inputs > limit:
+        return ""  # what its children were given is inherited
     inside = sorted(
         (one.judgements[at] for at in judgement.children), key=lambda child: child.pair.torch_calls[0].order
     )

@@ -15,6 +15,7 @@ from torch import nn
 
 from parity.models.capture.call import named_leaves
 from parity.models.capture.jax_models import jax_model as jax_side
+from parity.models.capture.torch_modules import without_dropout
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.torch_side import TorchTree
 from parity.models.weights.tree import PARAMETER, STATISTIC
@@ -36,9 +37,7 @@ class TorchFunction:
         self.model.train(mode == "train")
         if double:
             self.model.double()
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd):
-                module.eval()
+        without_dropout(self.model)
         self.tree = TorchTree(self.model)
         floats = [value.dtype for value in self.model.parameters() if value.is_floating_point()]
         self.dtype = torch.float64 if double else floats[0] if floats else torch.float32
@@ -97,8 +96,6 @@ class JaxFunction:
         self.mapped, self.framework = mapped, framework
         self.call = CALLS[framework]
         self.tree: JaxTree = jax_tree(PREPARED[framework](side))
-        if framework == "nnx":
-            _without_dropout(self.tree.model)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -184,14 +181,6 @@ def _axis_name(module: Any) -> Any:
         if hasattr(one, "axis_name")
     ]
     return found[0] if found else "batch"
-
-
-def _without_dropout(model: Any) -> None:
-    from flax import nnx
-
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, nnx.Dropout):
-            module.deterministic = True
 
 
 def output_leaves(tree: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from parity.models.backward import Backward
 from parity.models.capture.call import Call
 from parity.models.capture.jax_models import candidates
 from parity.models.capture.jax_models import jax_model as jax_side
-from parity.models.capture.torch_modules import TorchModel
+from parity.models.capture.torch_modules import TorchModel, without_dropout
 from parity.models.inputs import Call as Arguments
 from parity.models.judging import AGREES, Judged, judge
 from parity.models.matching import pair_outputs, relative_distance
@@ -127,7 +128,7 @@ class Comparison:
         floats = [leaf.dtype for leaf in self.leaves.values() if leaf.kind == "parameter" and leaf.dtype in UNIT]
         self.native = max(floats, key=lambda name: UNIT[name], default="float32")
         passes = [self._pass(None)]
-        notes = self._settle(passes[0])
+        notes = [*self._settle(passes[0]), *self._dropout()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop:
@@ -157,6 +158,17 @@ class Comparison:
                 kept.append(unequal)
         self.map = replace(self.map, unequal=tuple(kept))
         return notes
+
+    def _dropout(self) -> list[str]:
+        """Name the dropout that is off though the models train."""
+        found = without_dropout(copy.deepcopy(self.torch_model).train()) if self.mode == "train" else []
+        if not found:
+            return []
+        shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        text = f"dropout is off on both sides ({shown}): the frameworks draw other random numbers"
+        if self.tree.framework in ("linen", "function"):
+            text += "; a Linen module or a function is told by its arguments: pass deterministic=True"
+        return [text]
 
     def gradients(self, one: Pass) -> tuple[list[Any], str]:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""

@@ -15,6 +15,15 @@ from parity.models.capture.call import Call
 from parity.models.capture.recorder import Recorder, over_batch
 
 
+def _is_dropout(node: Any) -> bool:
+    return isinstance(node, eqx.nn.Dropout)
+
+
+def _without_dropout(node: Any) -> Any:
+    """Turn dropout off, as in the torch model: the frameworks draw other random numbers."""
+    return eqx.tree_at(lambda one: one.inference, node, True) if _is_dropout(node) else node
+
+
 class EquinoxModel:
     """An Equinox model, in a mode and a dtype.
 
@@ -31,6 +40,7 @@ class EquinoxModel:
     ) -> None:
         if mode is not None:
             model = eqx.nn.inference_mode(model, value=mode == "eval")
+            model = jax.tree.map(_without_dropout, model, is_leaf=_is_dropout)
         self.model = jax.tree.map(_double, model) if double else model
         self.mapped = mapped
         self.state = jax.tree.map(_double, state) if double and state is not None else state

@@ -36,6 +36,8 @@ class NnxModel:
         self.model = nnx.clone(model)
         if mode is not None:
             _set_mode(self.model, mode)
+        if mode == "train":
+            _without_dropout(self.model)
         if double:
             widen(self.model, native)
         # A text is no state, so it stays with a module that a transformation takes apart and builds anew.
@@ -53,6 +55,13 @@ class NnxModel:
         with jax.disable_jit(), _patched({type(module) for module in self.modules.values()}, recorder):
             nnx.clone(self.model)(*args, **kwargs)
         return recorder.calls()
+
+
+def _without_dropout(model: nnx.Module) -> None:
+    """Turn dropout off, as in the torch model: the frameworks draw other random numbers."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Dropout):
+            module.deterministic = True
 
 
 @contextlib.contextmanager

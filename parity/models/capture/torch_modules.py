@@ -16,6 +16,17 @@ from parity.models.capture.call import Call, Leaf, Outputs, is_container, mapped
 from parity.models.inputs import to_host
 
 
+def without_dropout(model: nn.Module) -> list[str]:
+    """Turn off the dropout of a model that trains, and return its modules: the frameworks draw other random numbers."""
+    found = {
+        name: one for name, one in model.named_modules() if isinstance(one, nn.modules.dropout._DropoutNd) and one.p
+    }
+    training = [name for name, one in found.items() if one.training]
+    for one in found.values():
+        one.eval()
+    return training
+
+
 class TorchModel:
     """A copy of a torch model, in a mode and a dtype: the user's own is not touched.
 
@@ -28,6 +39,7 @@ class TorchModel:
     def __init__(self, model: nn.Module, mode: str, *, double: bool) -> None:
         self.model = copy.deepcopy(model)
         self.model.train(mode == "train")
+        without_dropout(self.model)
         if double:
             self.model.double()
         floats = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
