@@ -127,8 +127,9 @@ class Comparison:
         self.leaves = torch_tree.leaves
         floats = [leaf.dtype for leaf in self.leaves.values() if leaf.kind == "parameter" and leaf.dtype in UNIT]
         self.native = max(floats, key=lambda name: UNIT[name], default="float32")
+        self.outputs_alone: list[list[str]] = [[], []]
         passes = [self._pass(None)]
-        notes = [*self._settle(passes[0]), *self._dropout()]
+        notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop:
@@ -158,6 +159,14 @@ class Comparison:
                 kept.append(unequal)
         self.map = replace(self.map, unequal=tuple(kept))
         return notes
+
+    def _alone(self) -> list[str]:
+        """Name outputs that only one of the models gives."""
+        return [
+            f"only {side} gives the output{'s' * (len(names) > 1)} {', '.join(names[:4])}: not compared"
+            for side, names in zip(("torch", "JAX"), self.outputs_alone, strict=True)
+            if names
+        ]
 
     def _dropout(self) -> list[str]:
         """Name the dropout that is off though the models train."""
@@ -267,6 +276,7 @@ class Comparison:
                 found.append((max(relative_distance(one.torch, one.jax) for one in placed), mapped, calls))
         if found:
             _, self.mapped, calls = min(found, key=lambda one: one[0])
+            _, *self.outputs_alone = pair_outputs(wanted, next(call for call in calls if not call.path).outputs)
             return calls
         if not gave:
             if double:
