@@ -154,7 +154,9 @@ def _best(found: Iterator[Replacement], at: Bench) -> Diagnosis | None:
 
 
 def _role(replacement: Replacement, at: Bench) -> str:
-    """Return what replaced constants are for, by the program that tells."""
+    """Return what replaced constants are for, by their operator, else by the program that tells."""
+    if named := next((OF_OPERATOR[c.name] for c in replacement.constants if c.name in OF_OPERATOR), ""):
+        return named
     roles = [c.role for c in replacement.constants if c.role in ROLES]
     values = {constants.round_key(value) for value in replacement.values} - {0.0, 1.0}  # these stand for anything
     theirs = [
@@ -185,6 +187,9 @@ ROLES = (
     ATTENTION_SCALE,
 )
 """Arguments that constants are called by; others are plain constants."""
+
+OF_OPERATOR = {"leaky_relu": "negative_slope", "elu": "alpha", "celu": "alpha"}
+"""Operators with one number, whatever other number of the program has its value."""
 
 ARGUMENTS = {"correction": "ddof", "input_scale": "scale", "lambd": "threshold"}
 
