@@ -15,6 +15,9 @@ from parity.models.capture.call import Call, Leaf, Outputs
 NEAR = 1e-3
 """Relative distance below which two arrays hold the same thing, computed twice."""
 
+UNUSUAL = 2.0
+"""How many times nearer an unusual order of axes must be than a usual one."""
+
 MASKED = -1e4
 """Numbers below it are a mask's."""
 
@@ -104,8 +107,16 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | 
         if not leaf.is_float and is_mask(one.value) != is_mask(leaf.value):
             continue
         if made and not (one.is_float and is_mask(one.value)):
-            return one, min(made, key=lambda value: round(relative_distance(value, leaf.value), 2))
+            usual = (
+                3 if one.value.shape == leaf.value.shape else 1
+            )  # as it is, channels last and first; or channels moved
+            return one, made[_nearest([relative_distance(value, leaf.value) for value in made], usual)]
     return None
+
+
+def _nearest(distances: Sequence[float], usual: int) -> int:
+    """Return which arrangement is nearest: what comes before was wrong, so an unusual one must be twice as near."""
+    return min(range(len(distances)), key=lambda at: round(distances[at], 2) * (1 if at < usual else UNUSUAL))
 
 
 def is_mask(array: np.ndarray) -> bool:
