@@ -32,25 +32,8 @@ INPUT = "input "
 """What the names of inputs begin with, among those of weights."""
 
 
-@dataclass
-class Gradient:
-    """The gradient of the loss for one weight or input, in both models.
-
-    Attributes:
-        torch: Torch's names, joined by " + ", or "input " and the input's name.
-        jax: JAX's paths.
-        verdict: "identical", "within bound", "differs" or "not judged".
-        error: The largest difference, relative to a typical element of torch's; None where nothing was compared.
-        ratio: The largest difference over its bound.
-        reason: How it differs, where that is known; what is frozen, and by whom.
-    """
-
-    torch: str
-    jax: str
-    verdict: str
-    error: float | None = None
-    ratio: float = 0.0
-    reason: str = ""
+class Gradient(weighing.Compared):
+    """The gradient of the loss for one weight or input, in both models."""
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from parity.models.capture.call import named_leaves
 from parity.models.capture.jax_models import jax_model as jax_side
-from parity.models.capture.torch_modules import without_dropout
+from parity.models.capture.torch_modules import prepared
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.torch_side import TorchTree
 from parity.models.weights.tree import PARAMETER, STATISTIC
@@ -33,14 +32,8 @@ class TorchFunction:
     """
 
     def __init__(self, model: nn.Module, mode: str, *, double: bool) -> None:
-        self.model = copy.deepcopy(model)
-        self.model.train(mode == "train")
-        if double:
-            self.model.double()
-        without_dropout(self.model)
+        self.model, self.dtype = prepared(model, mode, double=double)
         self.tree = TorchTree(self.model)
-        floats = [value.dtype for value in self.model.parameters() if value.is_floating_point()]
-        self.dtype = torch.float64 if double else floats[0] if floats else torch.float32
 
     @property
     def trained(self) -> dict[str, torch.Tensor]:

@@ -176,7 +176,7 @@ class Comparison:
         shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         text = f"dropout is off on both sides ({shown}): the frameworks draw other random numbers"
         if self.tree.framework in ("linen", "function"):
-            text += "; a Linen module or a function is told by its arguments: pass deterministic=True"
+            text += "; a Linen module or a function follows its own arguments: pass deterministic=True"
         return [text]
 
     def gradients(self, one: Pass) -> tuple[list[Any], str]:

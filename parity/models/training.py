@@ -19,20 +19,11 @@ from parity.models.weights.tree import STATISTIC
 from parity.models.weights.unequal import explain
 
 
-@dataclass
-class Statistic:
-    """A running statistic after one forward in the mode that trains; see `Gradient` for the fields."""
-
-    torch: str
-    jax: str
-    verdict: str
-    error: float | None = None
-    ratio: float = 0.0
-    reason: str = ""
+class Statistic(weighing.Compared):
+    """A running statistic after one forward in the mode that trains."""
 
 
-@dataclass
-class Parameter(Statistic):
+class Parameter(weighing.Compared):
     """A parameter after the first step of an optimizer."""
 
 

@@ -22,6 +22,27 @@ Arranged = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
 
 @dataclass
+class Compared:
+    """Arrays of both models that are the same quantity, and what came of comparing them.
+
+    Attributes:
+        torch: Torch's names, joined by " + ", or "input " and the input's name.
+        jax: JAX's paths.
+        verdict: "identical", "within bound", "differs" or "not judged".
+        error: The largest difference, relative to a typical element of torch's; None where nothing was compared.
+        ratio: The largest difference over its bound.
+        reason: How it differs, where that is known; what is frozen, and by whom.
+    """
+
+    torch: str
+    jax: str
+    verdict: str
+    error: float | None = None
+    ratio: float = 0.0
+    reason: str = ""
+
+
+@dataclass
 class Weighed:
     """What came of comparing arrays: the verdict, the largest relative error, the largest error over its bound."""
 

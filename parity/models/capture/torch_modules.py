@@ -27,6 +27,17 @@ def without_dropout(model: nn.Module) -> list[str]:
     return training
 
 
+def prepared(model: nn.Module, mode: str, *, double: bool) -> tuple[nn.Module, torch.dtype]:
+    """Return a copy of a model in a mode, with its dropout off, as float64 where `double`; and its float dtype."""
+    made = copy.deepcopy(model)
+    made.train(mode == "train")
+    without_dropout(made)
+    if double:
+        made.double()
+    floats = [value.dtype for value in made.parameters() if value.is_floating_point()]
+    return made, torch.float64 if double else floats[0] if floats else torch.float32
+
+
 class TorchModel:
     """A copy of a torch model, in a mode and a dtype: the user's own is not touched.
 
@@ -37,13 +48,7 @@ class TorchModel:
     """
 
     def __init__(self, model: nn.Module, mode: str, *, double: bool) -> None:
-        self.model = copy.deepcopy(model)
-        self.model.train(mode == "train")
-        without_dropout(self.model)
-        if double:
-            self.model.double()
-        floats = [p.dtype for p in self.model.parameters() if p.is_floating_point()]
-        self.dtype = torch.float64 if double else floats[0] if floats else torch.float32
+        self.model, self.dtype = prepared(model, mode, double=double)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
 
     def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
