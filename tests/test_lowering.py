@@ -4,11 +4,14 @@ A program that is exported for four platforms at once runs on this one with the 
 exported. What a GPU answers is not shown here.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import maskedlinear_jax
 from maskedlinear_jax import (
     blocks,
     columns,
@@ -85,3 +88,27 @@ def test_a_program_exported_for_all_runs_here(name, precision):
     assert exported.platforms == PLATFORMS
     for got, want in zip(jax.tree.leaves(exported.call(*args)), jax.tree.leaves(jax.jit(every)(*args)), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+def test_only_a_cpu_writes_large_operands_and_sums_in_pieces():
+    """What is for a CPU is decided where the program is lowered, whatever the host has."""
+    g, kept = jnp.ones((600, 512)), jnp.ones((600, 512))
+
+    def lowered(mask):
+        def gradient(g, kept):
+            return jax.vjp(lambda w: masked_linear(kept, w, grad_mask=mask), jnp.ones((512, 512)))[1](g)[0]
+
+        traced = jax.jit(gradient).trace(g, kept)
+        return [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")]
+
+    on_cpu, on_cuda = lowered(blocks(np.eye(8, dtype=bool), (64, 64)))
+    assert "stablehlo.while" in on_cpu
+    assert "stablehlo.while" not in on_cuda
+    on_cpu, on_cuda = lowered(columns(range(0, 512, 2)))
+    assert "optimization_barrier" in on_cpu
+    assert "optimization_barrier" not in on_cuda
+
+
+def test_nothing_asks_for_the_host_s_devices_while_tracing():
+    sources = Path(maskedlinear_jax.__file__).parent.rglob("*.py")
+    assert not [path.name for path in sources if "default_backend" in path.read_text("utf-8")]

@@ -42,13 +42,9 @@ class Blocks(Kind, name="blocks"):
         size = positions.batch_chunk(self.numbers.shape[0], self.block_shape)
         if not can_sum_in_pieces(g) or g.shape[0] <= size:
             return self._product(g, kept)
-        count = g.shape[0] // size
-        pieces = tuple(array[: count * size].reshape(count, size, array.shape[1]) for array in (g, kept))
-
-        def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
-            return total + self._product(piece[0], piece[1]), None
-
-        return jax.lax.scan(add, self._product(g[count * size :], kept[count * size :]), pieces)[0]
+        # Decided when the program is lowered: pieces are for a CPU's cache.
+        in_pieces = partial(self._product_in_pieces, size=size)
+        return jax.lax.platform_dependent(g, kept, cpu=in_pieces, default=self._product)
 
     def to_dense(self, values: Array, shape: Shape) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -93,6 +89,15 @@ class Blocks(Kind, name="blocks"):
     def _product(self, g: Array, kept: Array) -> Array:
         # (n, h, B) times (n, B, w): one small product per block.
         return dot(self._rows(g).transpose(1, 2, 0), self._columns(kept).swapaxes(0, 1))
+
+    def _product_in_pieces(self, g: Array, kept: Array, *, size: int) -> Array:
+        count = g.shape[0] // size
+        pieces = tuple(array[: count * size].reshape(count, size, array.shape[1]) for array in (g, kept))
+
+        def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
+            return total + self._product(piece[0], piece[1]), None
+
+        return jax.lax.scan(add, self._product(g[count * size :], kept[count * size :]), pieces)[0]
 
     def _from_dense(self, g: Array, kept: Array) -> Array:
         # Half of the grid's rows at a time: nothing of a large weight's size.

@@ -49,11 +49,8 @@ class Blocks(Kind, name="blocks"):
         batch = g.shape[0]
         if not can_sum_in_pieces(g) or batch <= positions.LEAST_CHUNK:  # asked first: a traced batch is no number
             return self._product(g, kept)
-        size = min(positions.batch_chunk(self.numbers.shape[0], self.block_shape), batch)
-        total = self._product(g[:size], kept[:size])
-        for start in range(size, batch, size):
-            total += self._product(g[start : start + size], kept[start : start + size])
-        return total
+        size = positions.batch_chunk(self.numbers.shape[0], self.block_shape)
+        return self._product_in_pieces(g, kept, size=min(size, batch))
 
     def to_dense(self, values: Tensor, shape: Shape) -> Tensor:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -110,6 +107,12 @@ class Blocks(Kind, name="blocks"):
         # (n, h, B) times (n, B, w): one small product per block.
         left, right = self._rows(g).permute(1, 2, 0), self._columns(kept).transpose(0, 1)
         return dot(left, right) if left.dtype == torch.int8 else left.bmm(right)  # `@` asks for more
+
+    def _product_in_pieces(self, g: Tensor, kept: Tensor, *, size: int) -> Tensor:
+        total = self._product(g[:size], kept[:size])
+        for start in range(size, g.shape[0], size):
+            total += self._product(g[start : start + size], kept[start : start + size])
+        return total
 
     def _from_dense(self, g: Tensor, kept: Tensor) -> Tensor:
         # Half of the grid's rows at a time: nothing of a large weight's size.

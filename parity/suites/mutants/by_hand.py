@@ -57,7 +57,7 @@ BY_HAND = (
            "tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor", "tensor"),
     ByHand(_SIXTEEN, "jax", "kinds/sums.py",
            "array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array", "array"),
-    ByHand(_LAST, "torch", "kinds/blocks.py", "range(size, batch, size)", "range(size, batch - 1, size)"),
+    ByHand(_LAST, "torch", "kinds/blocks.py", "range(size, g.shape[0], size)", "range(size, g.shape[0] - 1, size)"),
     ByHand(_LAST, "jax", "kinds/blocks.py", "self._product(g[count * size :], kept[count * size :])",
            "self._product(g[count * size + 1 :], kept[count * size + 1 :])"),
     ByHand(_BORDER, "torch", "indexing.py", "[stop * columns for _, stop in chunks]",
