@@ -24,12 +24,19 @@ STYLE = """
 body { margin: 0 auto; max-width: 1180px; padding: 24px clamp(14px, 3vw, 36px); background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 32px 0 8px; }
-code, summary, .row, td { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .86rem; }
+code, td { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .86rem; }
 .verdict { font-size: 1.1rem; } .bad { color: var(--bad); } .good { color: var(--good); } .soft { color: var(--soft); }
 .cause { border-left: 4px solid var(--bad); background: var(--raised); padding: 10px 16px; margin: 12px 0; }
-details, .leaf { margin-left: 1.1rem; } .leaf { padding-left: 1rem; }
-summary { cursor: pointer; } summary:hover, .leaf:hover { background: var(--raised); }
-.bars { display: inline-block; width: 150px; vertical-align: middle; margin: 0 8px; }
+details, .leaf { margin-left: .9rem; } .leaf { padding-left: 1rem; } td details, section details { margin-left: 0; }
+summary { cursor: pointer; } .tree summary { display: flex; align-items: baseline; }
+.tree summary::before { content: "▸"; width: 1rem; flex: none; } .tree details[open] > summary::before { content: "▾"; }
+summary:hover, .leaf:hover { background: var(--raised); }
+.row { display: grid; grid-template-columns: 1.2em minmax(0, 1fr) 150px 16.5em 24em; gap: 0 12px; flex: 1;
+  align-items: center; padding: 2px 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.row b { overflow-wrap: anywhere; font-weight: 600; } .about { font-size: .82rem; overflow-wrap: anywhere; }
+@media (max-width: 900px) { .row { grid-template-columns: 1.2em minmax(0, 1fr) 90px; }
+  .errors, .about { grid-column: 2 / -1; font-size: .8rem; } .tree { margin-left: -.9rem; } }
+.bars { display: block; }
 .bars i { display: block; height: 5px; margin: 1px 0; border-radius: 2px; min-width: 1px; }
 .own { background: var(--own); } .inherited { background: var(--inherited); }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: 3px 10px 3px 0;
@@ -45,10 +52,12 @@ def render(report: ModelReport) -> str:
         f"<title>{_safe(report.name)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{_safe(report.name)}</h1>",
         f"<p class='verdict {'good' if report.ok else 'bad'}'>{_safe(text.headline(report))}</p>",
-        *(_cause(one) for one in sorted(report.failed, key=lambda one: (one is not report.first, one.order))),
+        *(_cause(*alike) for alike in text.by_cause(report)),
         "<h2>Modules</h2><p class='soft'>The upper bar is a module's own error, on the torch module's inputs; the "
         "lower one is what it inherits where the whole model runs. A tenth of a bar is a factor of 50.</p>",
+        "<div class='tree'>",
         *_tree(report),
+        "</div>",
         *_weights(report.weights),
         *_gradients("Gradients", report.gradients),
         *_gradients("After training", report.training),
@@ -67,7 +76,7 @@ def _safe(value: Any) -> str:
     return html.escape(content.visible(str(value)))
 
 
-def _cause(one: Module) -> str:
+def _cause(one: Module, *others: Module) -> str:
     lines = [
         f"<b>{_safe(one.path or 'the code of the model itself')}</b> &harr; {_safe(one.jax_path or 'the JAX model')}"
     ]
@@ -81,6 +90,8 @@ def _cause(one: Module) -> str:
         lines.append(f"Worst element: {_safe(where)}: torch {one.finding.want:.9g}, JAX {one.finding.got:.9g}")
     if one.perturbed:
         lines.append("It shows with perturbed weights, the same on both sides.")
+    if others:
+        lines.append(f"Also in: {', '.join(_safe(text.place(other)) for other in others)}")
     return f"<div class='cause'>{'<br>'.join(lines)}</div>"
 
 
@@ -119,12 +130,12 @@ def _row(one: Module) -> str:
         if value is not None
     )
     types = f"{one.torch_type} / {one.jax_type}"
-    reason = f" <span class='soft'>{_safe(one.reason)}</span>" if one.reason else ""
-    about = " &middot; ".join(map(_safe, (one.jax_path or "(model)", types, errors)))
+    about = " &middot; ".join(_safe(part) for part in (one.jax_path or "(model)", types, one.reason) if part)
     return (
-        f"<span class='{'good' if good else 'bad'}'>{text.SIGN[one.verdict]}</span> "
-        f"<b>{_safe(one.path or '(model)')}</b> <span class='bars' title='{_safe(errors)}'>{bars}</span> "
-        f"{_safe(one.verdict)} <span class='soft'>{about}</span>{reason}"
+        f"<span class='row'><span class='{'good' if good else 'bad'}' title='{_safe(one.verdict)}'>"
+        f"{text.SIGN[one.verdict]}</span> <b>{_safe(one.path or '(model)')}</b>"
+        f"<span class='bars' title='{_safe(errors)}'>{bars}</span><span class='errors'>{_safe(errors)}</span>"
+        f"<span class='soft about'>{about}</span></span>"
     )
 
 

@@ -41,17 +41,21 @@ def headline(report: ModelReport) -> str:
             wrong = plural(len(report.weights.unequal), "weight")
             return f"{report.name}: the same function, but {wrong} not equal ({about})"
         return f"{report.name}: not the same ({about})"
-    return f"{report.name}: different, first in {_place(report.first)} ({about})"
+    return f"{report.name}: different, first in {place(report.first)} ({about})"
 
 
-def _place(module: Module) -> str:
+def place(module: Module) -> str:
+    """Return the torch path of a module, in words for the model itself."""
     return module.path or "the code of the model itself"
 
 
-def _by_cause(failed: list[Module]) -> list[list[Module]]:
-    """Group modules of the same cause and fix: one fault is told once. A cause that is not known is told for each."""
+def by_cause(report: ModelReport) -> list[list[Module]]:
+    """Return the modules that fail in groups, that of the first module first.
+
+    Modules of one cause and one fix are one group: a fault is told once. A cause that is not known is told for each.
+    """
     groups: dict[object, list[Module]] = {}
-    for one in failed:
+    for one in sorted(report.failed, key=lambda one: (one is not report.first, one.order)):
         known = one.diagnosis if one.diagnosis is not None and one.diagnosis.cause != "unknown" else None
         key = one.path if known is None else (known.cause, known.fix)
         groups.setdefault(key, []).append(one)
@@ -60,11 +64,11 @@ def _by_cause(failed: list[Module]) -> list[list[Module]]:
 
 def _causes(report: ModelReport) -> list[str]:
     lines = []
-    alike = _by_cause(sorted(report.failed, key=lambda one: (one is not report.first, one.order)))
+    alike = by_cause(report)
     for one, *others in alike[:MOST_CAUSES]:
         lines += [
             "",
-            f"{_place(one)}  <->  {one.jax_path or 'the JAX model'}"
+            f"{place(one)}  <->  {one.jax_path or 'the JAX model'}"
             + (" (with perturbed weights)" if one.perturbed else ""),
         ]
         if one.diagnosis is not None:
@@ -81,7 +85,7 @@ def _causes(report: ModelReport) -> list[str]:
         if one.reason:
             lines.append(f"  {one.reason}")
         if others:
-            named = ", ".join(_place(other) for other in others[:MOST_ALIKE])
+            named = ", ".join(place(other) for other in others[:MOST_ALIKE])
             more = f" and {len(others) - MOST_ALIKE} more" if len(others) > MOST_ALIKE else ""
             lines.append(f"  also in: {named}{more}")
     rest = sum(len(group) for group in alike[MOST_CAUSES:])

@@ -225,24 +225,50 @@
   });
 
   // ---- what differs ------------------------------------------------------------------------------------------
+  const MOST_CAUSES = 6, MOST_PAIRS = 6;
+  const ORDINARY = ["random", "negative", "ties", ""];  // as in parity/report/table.py
+  const firstForward = (list) => [...list].sort((a, b) => (a.transform !== "forward") - (b.transform !== "forward") || (a.data !== "random") - (b.data !== "random"));
+  const ordinary = (list) => {
+    const wrong = list.filter((cell) => RANK[cell.verdict] <= RANK.differs), kinds = [...new Set(wrong.map((cell) => cell.data))];
+    if (!wrong.length) return null;
+    const same = !kinds.some((kind) => ORDINARY.includes(kind));
+    return make("p", { class: "note" }, same ? "The same function at ordinary numbers; not at " + kinds.join(", ") + "." : "Not the same function at ordinary numbers.");
+  };
+  const said = (cell) => cell.detail.known_reason || (cell.detail.diagnosis || {}).text || cell.detail.reason || NAME[cell.verdict];
+  const places = (list) => ["transform", "data", "world", "dtype"].map((field) => [...new Set(list.map((cell) => cell[field]).filter(Boolean))].join(", ")).filter(Boolean).join("; ");
+  const fault = (list) => {
+    const texts = [...group(list, said)], cause = (list[0].detail.diagnosis || {}), fix = list[0].detail.known_reason ? null : cause.fix;
+    const all = places(list), alike = texts.slice(1);
+    return make("li", {},
+      make("div", {}, list[0].verdict === "differs" ? null : make("b", {}, NAME[list[0].verdict] + ": "), ...linked(texts[0][0])),
+      fix ? make("div", { class: "fix" }, ...linked(fix)) : null,
+      make("details", {}, make("summary", { class: "where" }, count(list.length, "cell") + (alike.length ? ", and what follows from it" : "")),
+        make("p", { class: "where" }, all),
+        ...alike.map(([text, those]) => make("p", { class: "note" }, ...linked(text), " ", make("span", { class: "where" }, places(those))))));
+  };
   const why = (list) => {
     const differing = list.filter((cell) => RANK[cell.verdict] < RANK["within-bound"] && cell.detail);
     const byRow = [...group(differing, (cell) => cell.pair)];
     $("why-section").hidden = !byRow.length;
-    $("why").replaceChildren(...byRow.map(([pair, held]) => {
+    const cards = byRow.map(([pair, held]) => {
       const about = page.pairs[pair] || {};
-      const reasons = group(held, (cell) => (cell.detail.known_reason || (cell.detail.diagnosis || {}).text || cell.detail.reason || NAME[cell.verdict]));
+      // One fault is one line: what has one cause and one fix, derivatives among it, is folded under it.
+      const causes = group(firstForward(held), (cell) => {
+        const found = cell.detail.diagnosis;
+        return [cell.verdict, cell.detail.known_reason || (found ? found.cause + "\n" + found.fix : said(cell))].join("\n");
+      });
       const open = () => {
         const entry = [...squares.values()].find(({ held: there }) => there.some((cell) => cell.pair === pair && held.includes(cell)));
         if (entry) { entry.square.scrollIntoView({ block: "center" }); show(entry.row, entry.column); }
       };
       return make("article", { class: "card" },
         make("h3", {}, mark(worst(held)), make("button", { type: "button", onclick: open }, pair)),
-        program(pair), about.note ? make("p", { class: "note" }, ...linked(about.note)) : null,
-        make("ul", {}, ...[...reasons].slice(0, 6).map(([reason, those]) => make("li", { class: "note" }, ...linked(reason), " ",
-          make("span", { class: "where" }, [...new Set(those.map((cell) => cell.transform))].join(", ") + (those.every((cell) => !cell.data || cell.data === those[0].data) ? " · " + (those[0].data || "") : ""))))),
-        reasons.size > 6 ? make("p", { class: "where" }, "and " + (reasons.size - 6) + " more") : null);
-    }));
+        ordinary(held), program(pair), about.note ? make("p", { class: "note" }, ...linked(about.note)) : null,
+        make("ul", {}, ...[...causes.values()].slice(0, MOST_CAUSES).map(fault)),
+        causes.size > MOST_CAUSES ? make("p", { class: "where" }, "and " + (causes.size - MOST_CAUSES) + " more") : null);
+    });
+    $("why").replaceChildren(...cards.slice(0, MOST_PAIRS));
+    $("why-more").replaceChildren(...(cards.length > MOST_PAIRS ? [make("details", {}, make("summary", {}, count(cards.length - MOST_PAIRS, "more pair")), make("div", { class: "why" }, ...cards.slice(MOST_PAIRS)))] : []));
   };
 
   // ---- errors in units of the bound --------------------------------------------------------------------------
