@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskedlinear_core import constructors, masks
-from maskedlinear_torch import _compat, rule, steps
-from maskedlinear_torch.frozen_entries import Held, Places, local_places
+from maskedlinear_torch import _compat, rule
+from maskedlinear_torch.frozen_entries import Places, local_places
+from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import MaskedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """The parts of the attention's input projection, as masks name them: each of shape (embed_dim, its input's)."""
 
 
-class MaskedMultiheadAttention(nn.MultiheadAttention):
+class MaskedMultiheadAttention(HeldModule, nn.MultiheadAttention):
     """A `torch.nn.MultiheadAttention` of whose projections only the masked positions learn.
 
     The parameters are those of the plain module: `in_proj_weight` (3 E, E), or `q_proj_weight` and so on where keys
@@ -46,7 +47,6 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
     grad_masks: dict[str, masks.Mask]
     bias_masks: dict[str, np.ndarray]
     _trains: dict[str, Tensor]
-    _held: Held | None = None
 
     @classmethod
     def around(cls, plain: nn.MultiheadAttention) -> Self:
@@ -138,21 +138,6 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
         """Return where the parameters train of which a part is frozen (for `hold_frozen`)."""
         return {name: local_places(self._parameters[name], trains) for name, trains in self._trains.items()}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self._held is not None:
-            steps.join(self)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self._held is not None:
-            self._held.restore(self)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*args, **keywords)
-        if self._held is not None:
-            self._held.renew(self)
-
     def _view(self, name: str) -> Any:
         parameter, trains = self._parameters[name], self._trains.get(name)
         if self._held is not None:
@@ -160,6 +145,9 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
         if parameter is None or trains is None:
             return parameter
         return torch.where(trains, parameter, parameter.detach())
+
+    def _move_positions(self) -> None:
+        self._place_masks()
 
     def _place_masks(self) -> None:
         if self._held is not None:
@@ -183,11 +171,6 @@ class MaskedMultiheadAttention(nn.MultiheadAttention):
             whole = np.ones(self.embed_dim, np.bool_)
             lines = [self.bias_masks.get(name, whole) for name in PROJECTIONS]
             self._trains["in_proj_bias"] = torch.tensor(np.concatenate(lines), device=device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self._place_masks()
-        return self
 
 
 _OWN = ("grad_masks", "bias_masks", "_trains")

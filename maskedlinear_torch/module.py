@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -16,15 +15,16 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
-from maskedlinear_torch import lowering, rule, steps
+from maskedlinear_torch import lowering, rule
 from maskedlinear_torch.engine_choice import choose
-from maskedlinear_torch.frozen_entries import Held, Places, local_places
+from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.kinds import Kind, Submatrix
 from maskedlinear_torch.tensors import PositionsBuffer
 
 
-class Layer(nn.Module):
+class Layer(HeldModule):
     """What the layers have in common: their masks.
 
     Positions are tensors of the layer that nothing which goes over buffers can reach: averages, casts, broadcasts.
@@ -44,7 +44,6 @@ class Layer(nn.Module):
     _mask: masks.Mask
     _bias_values: np.ndarray | None
     _precision: Precision = Native()
-    _held: Held | None = None
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -114,22 +113,8 @@ class Layer(nn.Module):
         # The matrix, wherever it is: positions live with it.
         raise NotImplementedError
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Positions are moved by saying them anew: on the meta device they would have no values.
-        was_meta = self._home().is_meta
-        if self._held is not None:
-            self._held.restore(self)
-        super()._apply(fn, recurse)
+    def _move_positions(self) -> None:
         self._set_masks(self._mask, self._bias_values)
-        if self._held is not None and was_meta:
-            self._held.wait()
-        return self
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter. A held layer then holds the new one's values: it was set on purpose."""
-        super().register_parameter(name, param)
-        if self._held is not None and name in self._held.entries:
-            self._held.renew(self)
 
     def _held_names(self) -> tuple[str, ...]:
         return "weight", "bias"
@@ -160,17 +145,6 @@ class Layer(nn.Module):
             for name, (trains, dim, index) in found.items()
         }
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self._held is not None:
-            self._held.restore(self)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
-        # What is loaded is what is held from now on.
-        super()._load_from_state_dict(*args, **keywords)
-        if self._held is not None:
-            self._held.renew(self)
-
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of: positions follow from the masks."""
         state = {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
@@ -178,11 +152,9 @@ class Layer(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the positions of a copy; that of a held layer is held."""
+        """Make the positions of a copy."""
         super().__setstate__(state)
         self._set_masks(self._mask, self._bias_values)
-        if self._held is not None:
-            steps.join(self)
 
 
 _NAMES = ("_position_0", "_position_1", "_position_2")

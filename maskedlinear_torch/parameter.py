@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +14,8 @@ from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
-from maskedlinear_torch import steps
-from maskedlinear_torch.frozen_entries import Held, Places, local_places
+from maskedlinear_torch.frozen_entries import Places, local_places
+from maskedlinear_torch.held_module import HeldModule
 
 
 def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
@@ -122,10 +121,8 @@ def mask_parameter(module: nn.Module, name: str, *, grad_mask: MaskLike) -> nn.M
     return module
 
 
-class MaskedParameter(parametrize.ParametrizationList):
+class MaskedParameter(HeldModule, parametrize.ParametrizationList):
     """The parametrizations of a parameter whose first is a `GradMask`: what `hold_frozen` finds and holds."""
-
-    _held: Held | None = None
 
     def trained_positions(self) -> dict[str, np.ndarray]:
         """Return a bool array of the shape of the parameter, by its name here."""
@@ -151,39 +148,6 @@ class MaskedParameter(parametrize.ParametrizationList):
         original = self._parameters["original"]
         assert original is not None
         return {"original": local_places(original, self._mask()._on(original.device))}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        was_meta = any(one.is_meta for one in self.parameters())
-        if self._held is not None:
-            self._held.restore(self)
-        super()._apply(fn, recurse)
-        if self._held is not None:
-            self._held.renew(self)
-            if was_meta:
-                self._held.wait()
-        return self
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter. If it is held, the new one's values are: it was set on purpose."""
-        super().register_parameter(name, param)
-        if self._held is not None and name in self._held.entries:
-            self._held.renew(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make a copy; that of a held parameter is held."""
-        super().__setstate__(state)
-        if self._held is not None:
-            steps.join(self)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self._held is not None:
-            self._held.restore(self)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*args, **keywords)
-        if self._held is not None:
-            self._held.renew(self)
 
 
 def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:

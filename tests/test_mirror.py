@@ -143,6 +143,7 @@ ONLY_IN_JAX = {
     "moments.py",  # an optimizer's state is a value of its own
 }  # fmt: skip
 ONLY_IN_TORCH = {
+    "held_module.py",  # the hooks of modules whose parameters are written in place
     "steps.py",  # hooks around the steps of optimizers, which write in place
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch

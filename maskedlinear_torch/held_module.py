@@ -1,0 +1,64 @@
+"""What modules that can be held have in common: how their parameters are saved, loaded, set and copied (SPEC S8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from maskedlinear_torch import steps
+from maskedlinear_torch.frozen_entries import Held, Places
+
+
+class HeldModule(nn.Module):
+    """A module of whose own parameters a part may be held by `hold_frozen`."""
+
+    _held: Held | None = None
+
+    def _held_names(self) -> tuple[str, ...]:
+        """Return the names of the parameters of which a part may be frozen."""
+        raise NotImplementedError
+
+    def _places(self) -> dict[str, Places]:
+        """Return where these parameters train, for those of which a part is frozen."""
+        raise NotImplementedError
+
+    def _move_positions(self) -> None:
+        """Say the positions anew, where the parameters are now, and hold what these are now."""
+        if self._held is not None:
+            self._held.renew(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Positions are moved by saying them anew: on the meta device they would have no values.
+        was_meta = any(one.is_meta for one in self.parameters(recurse=False))
+        if self._held is not None:
+            self._held.restore(self)
+        super()._apply(fn, recurse)
+        self._move_positions()
+        if self._held is not None and was_meta:
+            self._held.wait()
+        return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter. If it is held, the new one's values are from now on: it was set on purpose."""
+        super().register_parameter(name, param)
+        if self._held is not None and name in self._held.entries:
+            self._held.renew(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy; that of a held module is held."""
+        super().__setstate__(state)
+        if self._held is not None:
+            steps.join(self)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._held is not None:
+            self._held.restore(self)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        # What is loaded is what is held from now on.
+        super()._load_from_state_dict(*args, **keywords)
+        if self._held is not None:
+            self._held.renew(self)
