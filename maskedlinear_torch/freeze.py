@@ -63,6 +63,8 @@ class _Look:
             if _can_be_held(layer):
                 _hold(layer, name, self.holder)
                 assert layer._held is not None
+                if name.endswith(f".{steps.ADAPTED}"):
+                    layer._held.lie_under_an_adapter()
                 layer._held.restore_parts(layer)
 
     def __reduce__(self) -> Any:
@@ -91,7 +93,8 @@ def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
 
     What is written on purpose: `load_state_dict`, another `Parameter` in the layer's `weight`, another mask, and
     `.to()` are taken over as what is held. Writes in place of frozen entries are undone; after such ones call
-    `renew()` of the hold. A penalty on `layer.weight` in a loss has a gradient at frozen entries, for only the
+    `renew()` of the hold. Under an adapter (PEFT's LoRA) a weight that takes no gradient is the adapter's: it merges
+    into it, and that stays. A penalty on `layer.weight` in a loss has a gradient at frozen entries, for only the
     layer's own product masks it; what it would move is held as everything is.
 
     It costs a copy of each masked weight. `PackedLinear` needs none of this.

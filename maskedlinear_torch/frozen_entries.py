@@ -82,8 +82,10 @@ class FrozenEntries:
 
     def __init__(self, parameter: nn.Parameter, places: Places) -> None:
         self.parameter, self.places = parameter, places
+        self.has_adapter = False
         here = local(parameter)
-        self.matrix = here.detach().clone()
+        with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
+            self.matrix = here.detach().clone()
         self._seen = self._state_of(here)
         self._taken: Tensor | None = None  # the trainable entries of the matrix, where they are known
         self._some: Tensor | None = None
@@ -124,8 +126,16 @@ class FrozenEntries:
         self.places.put(taken, self.matrix)
         self._taken, self._seen = taken, self._state_of(self.parameter)
 
+    def _is_the_adapters(self) -> bool:
+        # Nothing trains the parameter, and an adapter lies over its layer: what is written is a merge or its undoing.
+        one = self.parameter
+        return self.has_adapter and not one.requires_grad and one.grad is None
+
     def read(self, parameter: Tensor) -> Tensor:
         """Return what a forward reads: the parameter with its frozen entries as they are held."""
+        if self._is_the_adapters():
+            self.restore()
+            return parameter
         if torch.compiler.is_compiling() or _compat.in_transform() or _compat.in_dispatch_mode():
             return self.places.merged(parameter, self.matrix)
         if self._seen != self._state_of(parameter):
@@ -139,6 +149,10 @@ class FrozenEntries:
     def restore(self) -> None:
         """Put back what moved in the parameter itself."""
         here = local(self.parameter)
+        if self._is_the_adapters():
+            self.matrix.copy_(here)
+            self._taken, self._seen = None, self._state_of(here)
+            return
         self._refresh(here)
         here.copy_(self.matrix)
         self._seen = self._state_of(here)
@@ -171,6 +185,7 @@ class Held:
     def __init__(self, layer: Any) -> None:
         self.entries: dict[str, FrozenEntries] = {}
         self.holders: set[int] = set()
+        self.has_adapter = False
         self.renew(layer)
 
     def renew(self, layer: Any) -> None:
@@ -181,6 +196,14 @@ class Held:
         self.entries = {
             name: FrozenEntries(layer._parameters[name], places) for name, places in layer._places().items()
         }
+        if self.has_adapter:
+            self.lie_under_an_adapter()
+
+    def lie_under_an_adapter(self) -> None:
+        """Take over what is written to parameters that nothing trains: an adapter over the layer merges into them."""
+        self.has_adapter = True
+        for one in self.entries.values():
+            one.has_adapter = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.kinds import Kind, Submatrix
+from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.tensors import PositionsBuffer
 
 
@@ -44,6 +46,7 @@ class Layer(HeldModule):
     _mask: masks.Mask
     _bias_values: np.ndarray | None
     _precision: Precision = Native()
+    _origin: Origin
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -83,6 +86,8 @@ class Layer(HeldModule):
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
         if self._held is not None:
             self._held.restore(self)  # by the masks that it was held with
+        known: Origin | None = self.__dict__.get("_origin")
+        moved = known is not None and known.look(self, other_mask=mask is not self._mask and not self._is_packed)
         device = self._home().device
         shape = (self.out_features, self.in_features)
         kind = lowering.resolve(mask, shape, device, packed=self._is_packed)
@@ -102,6 +107,7 @@ class Layer(HeldModule):
             self.register_buffer(name, stand_in, persistent=False)
         stand_in = None if self._bias_array is None else PositionsBuffer.of(self._bias_array)
         self.register_buffer(_BIAS_NAME, stand_in, persistent=False)
+        self._origin = Origin(self, moved=moved)
         if self._held is not None:
             self._held.renew(self)
 
@@ -112,6 +118,20 @@ class Layer(HeldModule):
     def _home(self) -> Tensor:
         # The matrix, wherever it is: positions live with it.
         raise NotImplementedError
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter. Another matrix is the layer's first one from now on."""
+        super().register_parameter(name, param)
+        if name in ("weight", "base") and "_origin" in self.__dict__ and param is not None:
+            self._origin = Origin(self)
+
+    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*args, **keywords)
+        self._origin = Origin(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._origin.look(self)
+        return super()._apply(fn, recurse)
 
     def _move_positions(self) -> None:
         self._set_masks(self._mask, self._bias_values)
@@ -153,8 +173,10 @@ class Layer(HeldModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the positions of a copy."""
+        origin = state.pop("_origin")
         super().__setstate__(state)
         self._set_masks(self._mask, self._bias_values)
+        self._origin = origin
 
 
 _NAMES = ("_position_0", "_position_1", "_position_2")
@@ -326,6 +348,7 @@ class MaskedLinear(Layer, nn.Linear):
         else:
             for parameter in layer.parameters():
                 nn.init.uniform_(parameter, -initial.LOCATION_BOUND, initial.LOCATION_BOUND)
+            layer._origin = Origin(layer)
         return layer
 
     @property
@@ -370,6 +393,7 @@ class MaskedLinear(Layer, nn.Linear):
             self.weight.copy_(torch.from_numpy(weight))
             if bias is not None:
                 self.bias.copy_(torch.from_numpy(bias))
+        self._origin = Origin(self)
 
 
 def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray | None:

@@ -22,6 +22,7 @@ from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.kinds import Kind
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
+from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.tensors import Constant, Merged, as_bits, holds_same_bits
 
 
@@ -235,6 +236,7 @@ class PackedLinear(Layer):
             True
         """
         old, new = self._mask, constructors.as_mask(grad_mask).packed((self.out_features, self.in_features))
+        self._origin.look(self, other_mask=True)
         with torch.no_grad():
             whole = self._whole_weight()
             # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
@@ -432,6 +434,7 @@ class PackedLinear(Layer):
             _Weight(self).write(plain.weight)
             if plain.bias is not None:
                 _Bias(self).write(plain.bias)
+            self._origin = Origin(self)
 
 
 class _Written(NamedTuple):

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from maskedlinear_core.checks import frozen as frozen_checks
+from maskedlinear_torch.frozen_entries import FrozenEntries, Held
 from maskedlinear_torch.frozen_state import FrozenState
 from maskedlinear_torch.small_steps import SmallStep
 
@@ -23,6 +25,8 @@ _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]]
 _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
+ADAPTED = "base_layer"
+"""The name by which an adapter (PEFT's) has the layer that it lies over."""
 
 
 def join(layer: Any) -> None:
@@ -75,6 +79,13 @@ def _install() -> None:
     if not _hooks:
         _hooks.append(register_optimizer_step_pre_hook(_before))
         _hooks.append(register_optimizer_step_post_hook(_after))
+        _hooks.append(register_module_module_registration_hook(_registered))
+
+
+def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    held = getattr(child, "_held", None) if name == ADAPTED else None
+    if isinstance(held, Held):
+        held.lie_under_an_adapter()
 
 
 def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
@@ -92,6 +103,7 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
             state = _states[optimizer] = FrozenState(optimizer)
         for layer in held:
             layer._held.follow(layer)
+        _refuse_other_masks(held)
         entries = [one for layer in held for one in layer._held.entries.values()]
         entries = [one for one in entries if id(one.parameter) in known]
         state.before(entries)
@@ -121,6 +133,16 @@ def _held_by(known: dict[int, Tensor]) -> list[Any]:
         for layer in list(_layers)
         if layer._held is not None and any(id(one) in known for one in layer._parameters.values())
     ]
+
+
+def _refuse_other_masks(held: list[Any]) -> None:
+    # Each of two layers that share a parameter puts it back where its own mask says so.
+    seen: dict[int, tuple[Any, FrozenEntries]] = {}
+    for layer in held:
+        for one in layer._held.entries.values():
+            other, entries = seen.setdefault(id(one.parameter), (layer, one))
+            if entries is not one and not torch.equal(entries.frozen(), one.frozen()):
+                frozen_checks.refuse_other_masks(str(other), str(layer))
 
 
 def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor]) -> None:

@@ -18,7 +18,9 @@ from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_torch import _compat, conv1d, packing
 from maskedlinear_torch.convert import _replace, mask_linears
+from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import Layer, MaskedLinear
+from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.packed_module import PackedLinear
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -32,6 +34,10 @@ def save_packed(path: str | os.PathLike[str] | BinaryIO, model: nn.Module, *, wi
     of a checkpoint: the values, and about a byte per value for elements at one in a hundred, next to nothing for the
     other kinds. `load_packed` of either framework reads it. Let what shall not learn take no gradient
     (`mask_linears(..., freeze_others=True)`), and it is not stored.
+
+    A file goes over the matrices that the layers were made with. Where frozen entries are others by now (an optimizer
+    without `hold_frozen` moved them, an average rounded them, they were written, another mask froze what had learned)
+    the layer's matrix is stored as well, and the file is larger.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
@@ -83,7 +89,7 @@ def packed_bytes(model: nn.Module, *, with_base: bool = False) -> bytes:
 float64; load into the model that the values were trained on. Nothing was changed
     """
     layers = _layers(model)
-    stored = {name: _stored(layer, with_base) for name, layer in layers.items()}
+    stored = {name: _stored(layer, with_base or layer._origin.look(layer)) for name, layer in layers.items()}
     others = {name: _bits(tensor) for name, tensor in _others(model, layers).items()}
     return storage.to_bytes(Contents(stored, others))
 
@@ -176,7 +182,7 @@ def _layers(model: Any) -> dict[str, Any]:
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
-    if not layers:
+    if not any(isinstance(module, HeldModule) for module in model.modules()):
         storage_checks.refuse_empty()
     return layers
 
@@ -294,6 +300,7 @@ def _fill(module: Any, stored: Stored) -> None:
     values = _tensor(stored.values).to(matrix.device)
     if stored.base is not None:
         matrix.copy_(_tensor(stored.base))
+    moved = module._origin.look(module)
     if isinstance(module, PackedLinear):
         # Into the parameters where they fit, so that an optimizer that has them goes on with them.
         if module.values.shape == values.shape and module.values.dtype == values.dtype:
@@ -301,10 +308,13 @@ def _fill(module: Any, stored: Stored) -> None:
         else:
             module.values = nn.Parameter(values, requires_grad=module.values.requires_grad)
         module._set_masks(stored.mask, stored.bias_mask)
+        module._origin = Origin(module, moved=moved)
         module._take_bias_over(None if stored.bias is None else _tensor(stored.bias).to(values.device))
     else:
         module._set_masks(stored.mask, stored.bias_mask)
         matrix.copy_(packing.unpack(matrix, values, grad_mask=stored.mask))
+        module._origin = Origin(module, moved=moved)
+        module._origin.learned_elsewhere()
         if stored.bias is not None:
             module.bias.copy_(_tensor(stored.bias))
 

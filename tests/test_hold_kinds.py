@@ -492,3 +492,64 @@ def test_h7_a_penalty_on_the_weight_reaches_frozen_entries_and_is_held():
     assert grads.weight[:, 0].all()
     updates, _ = tx.update(grads, tx.init(params), params)
     assert mj.assert_frozen(held, mj.combine(optax.apply_updates(params, updates), rest)) == O * (I - 1)
+
+
+def test_h2_layers_that_share_a_parameter_need_one_mask():
+    model = nn.ModuleList([mt.MaskedLinear(I, O, bias=False, grad_mask=columns([n]), seed=0) for n in (1, 2)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mt.hold_frozen(optimizer, model)
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"expected layers that share a parameter to have one mask, got MaskedLinear"):
+        optimizer.step()
+    model[1].grad_mask = model[0].grad_mask
+    before = model[0].weight.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model[0](torch.ones(2, I)) + model[1](torch.ones(2, I))).square().mean().backward()
+        optimizer.step()
+    assert mt.assert_frozen({"weight": before}, {"weight": model[0].weight}, {"weight": columns([1])})
+    assert not torch.equal(before, model[0].weight)
+
+
+def test_h2_a_hold_from_within_inference_mode():
+    layer = mt.MaskedLinear(I, O, grad_mask=columns([1]), seed=0)
+    optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=0.5)
+    with torch.inference_mode():
+        mt.hold_frozen(optimizer, layer)
+        layer(torch.ones(2, I))
+    before = copy.deepcopy(layer)
+    layer(torch.ones(2, I)).sum().backward()
+    optimizer.step()
+    assert mt.assert_frozen(before, layer)
+
+
+@pytest.mark.parametrize("held", ["before the adapter", "after it"])
+@pytest.mark.parametrize("merge", ["merge_and_unload", "merge_adapter", "safe_merge", "at once"])
+def test_h3_an_adapter_over_a_held_layer_merges(merge, held):
+    import peft
+
+    torch.manual_seed(0)
+    model = nn.Sequential(mt.MaskedLinear(I, O, grad_mask=columns([1]), seed=0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    if held == "before the adapter":
+        mt.hold_frozen(optimizer, model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"], r=2, init_lora_weights=False))
+    if held == "after it":
+        mt.hold_frozen(optimizer, wrapped)
+    x, plain = torch.randn(5, I), torch.nn.functional.linear
+    layer = wrapped.base_model.model[0]
+    delta = layer.get_delta_weight("default").detach()
+    want = plain(x, layer.base_layer.weight.detach() + delta, layer.base_layer.bias)
+    if merge != "at once":
+        torch.testing.assert_close(wrapped(x), want)
+    if merge == "merge_adapter":
+        wrapped.merge_adapter()
+        torch.testing.assert_close(wrapped(x), want)
+        wrapped.unmerge_adapter()
+        merged = wrapped
+    else:
+        merged = wrapped.merge_and_unload(safe_merge=merge == "safe_merge")
+    torch.testing.assert_close(merged(x), want)
+    torch.testing.assert_close(copy.deepcopy(merged)(x), want)
+    merged.requires_grad_(True)  # as it is merged, it is held again
+    torch.testing.assert_close(merged(x), want)

@@ -144,6 +144,7 @@ ONLY_IN_JAX = {
 }  # fmt: skip
 ONLY_IN_TORCH = {
     "held_module.py",  # the hooks of modules whose parameters are written in place
+    "origin.py",  # a pytree is a value: it does not remember what it was
     "steps.py",  # hooks around the steps of optimizers, which write in place
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch

@@ -1,5 +1,6 @@
 """Trials M1, M3, M10: everything that trained is in the file, and comes back to the last bit (S8)."""
 
+import copy
 import io
 
 import equinox as eqx
@@ -129,6 +130,80 @@ def test_m10_other_names():
         mt.load_packed(mt.packed_bytes(model), fresh(), rename={"decoder": "encoder"})
     with pytest.raises(ValueError, match=r"expected rename= to give each part a name of its own"):
         mt.load_packed(mt.packed_bytes(model), fresh(), rename=lambda name: "one")
+
+
+def _decayed(model):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def _other_mask(model):
+    return _decayed(mt.mask_linears(_decayed(model), {"0": rows([3])}))
+
+
+def _rounded(model):
+    average = torch.optim.swa_utils.AveragedModel(model)
+    with torch.no_grad():
+        average.module[0].weight.copy_(average.module[0].weight * 0.3 + average.module[0].weight * 0.7)
+    return average.module
+
+
+def _over_another_file(model):
+    return mt.load_packed(mt.packed_bytes(_other_mask(model)), fresh())
+
+
+FROZEN_ENTRIES_MOVE = {
+    "decay without a hold": _decayed,
+    "another mask": _other_mask,
+    "another mask, copied": lambda model: copy.deepcopy(_other_mask(model)),
+    "another mask, cast and back": lambda model: _other_mask(model).double().float(),
+    "an average": _rounded,
+    "written": lambda model: nn.init.ones_(model[0].weight) is not None and model,
+    "a file with other frozen entries": _over_another_file,
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+@pytest.mark.parametrize("name", FROZEN_ENTRIES_MOVE)
+def test_m1_a_matrix_whose_frozen_entries_moved_is_stored(name, packed):
+    model = mt.mask_linears(fresh(), {"0": columns([1, 2])}, packed=packed)
+    model = FROZEN_ENTRIES_MOVE[name](model).eval()
+    assert torch.equal(mt.load_packed(mt.packed_bytes(model), fresh()).eval()(X), model(X))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_m1_a_matrix_whose_frozen_entries_did_not_move_is_not_stored(packed):
+    for mask in (rows([3]), mt.elements(np.random.default_rng(0).random((16, 8)) < 0.2)):
+        model = mt.mask_linears(fresh(), {"0": columns([1, 2])}, packed=packed)
+        mt.mask_linears(model, {"0": mask})
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=0.5)
+        if not packed:
+            mt.hold_frozen(optimizer, model)
+        model(X).square().mean().backward()
+        optimizer.step()
+        with pytest.raises(StorageError, match=r"expected a file with its matrix"):
+            mt.load_packed(mt.packed_bytes(model))
+
+
+@pytest.mark.parametrize("name", ["attention", "parameter"])
+def test_m1_a_model_of_which_only_other_masked_parts_learn_is_stored(name):
+    def model():
+        torch.manual_seed(0)
+        if name == "attention":
+            return mt.mask_linears(nn.MultiheadAttention(4, 2), {"q_proj": rows([0])})
+        return mt.mask_parameter(nn.Conv1d(1, 2, 3), "weight", grad_mask=rows([1]))
+
+    trained = model()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1.0)
+    loaded = mt.load_packed(mt.packed_bytes(trained), model())
+    for one, other in zip(trained.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])

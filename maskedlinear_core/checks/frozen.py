@@ -110,6 +110,18 @@ def refuse_computed(layer: str, name: str) -> NoReturn:
     )
 
 
+def refuse_other_masks(one: str, other: str) -> NoReturn:
+    """Refuse two masks of one parameter: what one of the layers trains the other one would put back.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"hold_frozen: expected layers that share a parameter to have one mask, got {one} and {other}; give both the "
+        "same mask, or untie them"
+    )
+
+
 def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
     """Refuse a step that would train nothing of a layer any more.
 
