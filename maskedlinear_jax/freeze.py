@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from maskedlinear_core import frozen
+from maskedlinear_core.arrays import is_framework_array
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
+from maskedlinear_jax import _compat
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
 from maskedlinear_jax.frozen_state import keep_state
 from maskedlinear_jax.module import MaskedLinear, _is_float
@@ -44,8 +46,9 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
 
     Returns:
         A gradient transformation. When a mask changes during training, hand the new ones to
-        `update(gradients, state, params, masks=grad_masks(model))`: it cannot see them otherwise, and would go on
-        moving by momentum and decay what the old mask let learn.
+        `update(gradients, state, params, masks=grad_masks(model))`. Its arguments hold no mask otherwise: positions
+        are no parameters. Outside of `jax.jit` an update whose gradient is of another mask is refused. A compiled
+        one has no numbers to look at and goes on with the old mask.
 
     Raises:
         TypeError: `optimizer` is no optax transformation.
@@ -74,6 +77,7 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     held = masks_by_path(_masks_of(model))
     if not held:
         frozen_checks.refuse_nothing_held()
+    of_layers = _is_model(model)
     inner = optax.with_extra_args_support(optimizer)
 
     def branches(tree: Any) -> tuple[Any, ...]:
@@ -83,10 +87,15 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
         known = by_path(branches(params)[0], is_leaf=lambda node: isinstance(node, optax.MaskedNode))
         if not any(path[: len(mask)] == mask for path in known for mask in held):
             frozen_checks.refuse_unknown_masks([".".join(p) for p in held], [".".join(p) for p in known])
+        for path, leaf in known.items():
+            if is_framework_array(leaf):
+                trains(held, path, leaf)
         return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, *, masks: Any = None, **extra: Any) -> tuple[Any, Any]:
         now = held if masks is None else masks_by_path(masks)
+        if masks is None and of_layers and params is not None:
+            _check_masks(held, branches(updates)[0], branches(params)[0])
         moved, after = inner.update(updates, state, params, **extra)
         parts = [keep(part, now, lambda path, leaf: jnp.asarray(-0.0, leaf.dtype)) for part in branches(moved)]
         where = {path: trains(now, path, leaf) for path, leaf in by_path(branches(moved)[0]).items()}
@@ -227,9 +236,26 @@ def register_models(kind: type, masks: Callable[[Any], Any], parts: Callable[[An
 _MODELS: list[tuple[type, Callable[[Any], Any], Callable[[Any], tuple[Any, Any]]]] = []
 
 
+def _is_model(model: Any) -> bool:
+    return isinstance(model, tuple(kind for kind, _, _ in _MODELS)) or _has_layers(model)
+
+
 def _masks_of(model: Any) -> Any:
-    known = isinstance(model, tuple(kind for kind, _, _ in _MODELS)) or _has_layers(model)
-    return grad_masks(model) if known else model
+    return grad_masks(model) if _is_model(model) else model
+
+
+def _check_masks(held: Any, gradients: Any, params: Any) -> None:
+    # The gradient of a layer is zero where its mask freezes. One that is not, and is zero at other frozen weights, is
+    # of a layer with another mask; a penalty on the whole weight reaches all of them. While JAX traces there are no
+    # numbers to look at.
+    weights = by_path(params)
+    for path, gradient in by_path(gradients).items():
+        where, weight = trains(held, path, gradient) if is_framework_array(gradient) else None, weights.get(path)
+        if where is None or weight is None or any(_compat.is_tracer(one) for one in (gradient, where, weight)):
+            continue
+        moves = ~where & (gradient != 0)
+        if bool(moves.any()) and bool((~where & (gradient == 0) & (weight != 0)).any()):
+            frozen_checks.refuse_other_gradient(".".join(path), int(moves.sum()))
 
 
 def _nothing(tree: Any) -> Any:

@@ -19,7 +19,7 @@ from maskedlinear_jax import moments, packing
 from maskedlinear_jax.embedding import masked_lookup, packed_lookup
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions
+from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole
 
 
 class _Embedding(Layer):
@@ -195,9 +195,14 @@ class PackedEmbed(_Embedding):
         return packing.unpack(self.base.get_value(), self.values.get_value(), grad_mask=self.grad_mask)
 
     @property
-    def embedding(self) -> Array:
-        """The whole matrix, by the name that `nnx.Embed` has it under."""
-        return self.table
+    def embedding(self) -> Whole:
+        """The whole matrix, by the name that `nnx.Embed` has it under. It can be set."""
+        return Whole(self.table, write=self._write)
+
+    def _write(self, table: Array) -> None:
+        values = packing.pack(table, grad_mask=self.grad_mask)
+        self.values.set_value(values.astype(self.values.get_value().dtype))
+        self.base.set_value(table)
 
     def __call__(self, inputs: Array) -> Array:
         """Return the rows of the tokens: (*batch, features) of integers (*batch)."""

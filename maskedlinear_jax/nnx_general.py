@@ -25,7 +25,7 @@ from maskedlinear_core.precision import as_precision
 from maskedlinear_jax import moments, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions
+from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole
 
 
 class _General(Layer):
@@ -186,9 +186,14 @@ class PackedLinearGeneral(_General):
         return cls(linear, grad_mask=grad_mask, bias_mask=bias_mask, values_dtype=values_dtype, precision=precision)
 
     @property
-    def kernel(self) -> Array:
-        """The whole kernel (*in, *out): the matrix with the values in their places."""
-        return self._whole().T.reshape(*self.in_axes, *self.out_axes)
+    def kernel(self) -> Whole:
+        """The whole kernel (*in, *out): the matrix with the values in their places. It can be set."""
+        return Whole(self._whole().T.reshape(*self.in_axes, *self.out_axes), write=self._write)
+
+    def _write(self, kernel: Array) -> None:
+        values = packing.pack(self._turned(kernel), grad_mask=self.grad_mask)
+        self.values.set_value(values.astype(self.values.get_value().dtype))
+        self.base.set_value(kernel)
 
     def _whole(self) -> Array:
         return packing.unpack(

@@ -49,6 +49,15 @@ class Frozen(nnx.Variable):
     """The constant matrix of a packed layer: carried along, never trained."""
 
 
+class Whole(nnx.Variable):
+    """The whole matrix or bias of a packed layer, as a plain layer's variable: what is set goes to the layer."""
+
+    def set_value(self, value: Any, **keywords: Any) -> None:
+        """Set all of it, or a part (`layer.kernel[...] = ...`)."""
+        super().set_value(value, **keywords)
+        self.get_metadata("write")(self.get_value())
+
+
 class Thawed(Frozen):
     """A parameter that learns no more, and may again: what `freeze_others` makes of an `nnx.Param`."""
 
@@ -160,7 +169,7 @@ class Layer(nnx.Module):
         )  # fmt: skip
         linear.kernel = nnx.Param(kernel)
         if self.use_bias:
-            linear.bias = self.bias if isinstance(self.bias, nnx.Param) else nnx.Param(self.bias)
+            linear.bias = self.bias if isinstance(self.bias, nnx.Param) else nnx.Param(self.bias.get_value())
         return linear
 
 
@@ -310,17 +319,32 @@ class PackedLinear(Layer):
 
     def to_linear(self) -> nnx.Linear:
         """Return a plain layer with the trained kernel."""
-        return self._plain(self.kernel)
+        return self._plain(self._whole().T)
 
     @property
-    def kernel(self) -> Array:
-        """The whole kernel (in_features, out_features): the matrix with the values in their places."""
-        base = self.base.get_value().T
-        return packing.unpack(base, self.values.get_value(), grad_mask=self.grad_mask).T
+    def kernel(self) -> Whole:
+        """The whole kernel (in_features, out_features): the matrix with the values in their places. It can be set."""
+        return Whole(self._whole().T, write=self._write)
 
     @property
     def bias(self) -> Any:
-        """The whole bias (out_features,), or None."""
+        """The whole bias (out_features,), or None: the parameter itself if all of it trains. It can be set."""
+        if self.bias_positions is None or self.bias_base is None:
+            return self.bias_values
+        return Whole(self._whole_bias(), write=self._write_bias)
+
+    def _whole(self) -> Array:
+        return packing.unpack(self.base.get_value().T, self.values.get_value(), grad_mask=self.grad_mask)
+
+    def _write(self, kernel: Array) -> None:
+        self.values.set_value(packing.pack(kernel.T, grad_mask=self.grad_mask).astype(self.values.get_value().dtype))
+        self.base.set_value(kernel)
+
+    def _write_bias(self, bias: Array) -> None:
+        self.bias_base.set_value(bias)
+        self.bias_values.set_value(bias[self.bias_positions.get_value()])
+
+    def _whole_bias(self) -> Any:
         if self.bias_positions is None or self.bias_base is None:
             return None if self.bias_values is None else self.bias_values.get_value()
         values = self.bias_values.get_value()
@@ -332,14 +356,14 @@ class PackedLinear(Layer):
     ) -> dict[moments.Path, moments.Moved]:
         moved = super()._change(mask, None, path)
         if bias_mask is not None:
-            whole = nnx.Param(self.bias)
+            whole = nnx.Param(self._whole_bias())
             self.bias_positions = ValuesPositions(jnp.asarray(bias_mask))
             self._take_bias_over(whole)
         return moved
 
     def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
         old, values = self.grad_mask, self.values.get_value()
-        whole, shape = self.kernel.T, (self.out_features, self.in_features)
+        whole, shape = self._whole(), (self.out_features, self.in_features)
         # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
         changed = packing.repack(values, old, mask, weight=whole)
         self.base.set_value(whole.T)
@@ -356,7 +380,7 @@ class PackedLinear(Layer):
 
     def __call__(self, inputs: Array) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
-        inputs, base, bias = self._cast(inputs, self.base.get_value(), self.bias)
+        inputs, base, bias = self._cast(inputs, self.base.get_value(), self._whole_bias())
         values = self.values.get_value()
         # Values are float32 over a 16-bit matrix, or of the matrix' own dtype, whatever it is cast to.
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)

@@ -170,6 +170,7 @@ class PackedLinear:
     @property
     def base(self) -> Array:
         """The constant matrix (out_features, in_features). What it holds at trainable positions counts for nothing."""
+        module_checks.bits(type(self).__name__, str(getattr(self.base_bits, "dtype", "none")), self._dtype)
         return jax.lax.bitcast_convert_type(self.base_bits, jnp.dtype(self._dtype))
 
     @property
@@ -178,8 +179,9 @@ class PackedLinear:
 
         Differentiable: what reads the weight instead of calling the layer trains the values as well.
         """
+        base = self.base
         kind = lowering.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
-        return rule.weight_view(kind, self.values, self.base)
+        return rule.weight_view(kind, self.values, base)
 
     @property
     def bias(self) -> Any:

@@ -122,6 +122,19 @@ def refuse_other_masks(one: str, other: str) -> NoReturn:
     )
 
 
+def refuse_other_gradient(name: str, count: int) -> NoReturn:
+    """Refuse to hold by masks that are not the layer's any more.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"hold_frozen: {name or 'the parameter'}: expected a gradient of zero where the mask freezes it, got {count} "
+        "entries that are not zero among others that are, as a layer with another mask has them; pass "
+        "masks=grad_masks(model) to update (if a loss reads part of the weight itself, too)"
+    )
+
+
 def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
     """Refuse a step that would train nothing of a layer any more.
 

@@ -133,3 +133,17 @@ def values_dtype(name: str, weight: str) -> None:
             f"PackedLinear: expected values_dtype {' or '.join(allowed)} over a weight of {weight}, got {name}; "
             "choose one of these"
         )
+
+
+def bits(layer: str, got: str, dtype: str) -> None:
+    """Check that a constant is still held as its bits.
+
+    Raises:
+        TypeError: Something cast or averaged all leaves of a pytree, or put something else in their places.
+    """
+    if not got.startswith("uint"):
+        raise TypeError(
+            f"{layer}: expected its constant matrix as the bits of {dtype}, got dtype {got}; cast or average leaves of "
+            "floats alone (partition(model)[0], equinox.is_inexact_array), and make a layer of another weight by "
+            "from_linear"
+        )

@@ -1,0 +1,56 @@
+"""Trial M2 in Flax NNX: what is written to the whole kernel or bias of a packed layer reaches it (S7)."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import maskedlinear_jax.nnx as mn
+from maskedlinear_core import columns, rows
+
+MASKS = {"columns": columns([1]), "rows": rows([0, 2])}
+
+
+def layer_of(name, mask):
+    if name == "linear":
+        plain = nnx.Linear(4, 6, rngs=nnx.Rngs(0))
+        return mn.PackedLinear.from_linear(plain, grad_mask=mask, bias_mask=[True, False] * 3), "kernel"
+    if name == "general":
+        plain = nnx.LinearGeneral(4, (2, 3), rngs=nnx.Rngs(0))
+        return mn.PackedLinearGeneral.from_linear(plain, grad_mask=mask), "kernel"
+    return mn.PackedEmbed.from_linear(nnx.Embed(6, 4, rngs=nnx.Rngs(0)), grad_mask=mask), "embedding"
+
+
+def outputs(layer, name):
+    x = jnp.arange(6) if name == "embedding" else jnp.eye(4)
+    whole = layer(x)
+    return np.asarray(whole if name == "embedding" else whole - layer(jnp.zeros((1, 4)))[0])
+
+
+WRITES = {
+    "set_value": lambda variable, new: variable.set_value(new),
+    "[...]": lambda variable, new: variable.__setitem__(..., new),
+    "a part": lambda variable, new: [variable.__setitem__(i, new[i]) for i in range(1)],
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", ["linear", "general", "embedding"])
+def test_m2_a_write_to_the_whole_reaches_a_packed_layer(name, mask, how):
+    layer, own = layer_of(name, MASKS[mask])
+    before = np.asarray(getattr(layer, own).get_value())
+    new = np.round(np.random.default_rng(0).standard_normal(before.shape), 1).astype(np.float32)
+    WRITES[how](getattr(layer, own), jnp.asarray(new))
+    want = np.concatenate([new[:1], before[1:]]) if how == "a part" else new
+    np.testing.assert_array_equal(getattr(layer, own).get_value(), want)
+    np.testing.assert_allclose(outputs(layer, own).reshape(want.shape), want, atol=1e-6)
+
+
+def test_m2_a_write_to_the_bias_reaches_a_packed_layer():
+    layer, _ = layer_of("linear", MASKS["rows"])
+    layer.bias.set_value(jnp.arange(6.0))
+    np.testing.assert_array_equal(layer(jnp.zeros((1, 4)))[0], np.arange(6.0))
+    whole = mn.PackedLinear.from_linear(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), grad_mask=rows([0]))
+    whole.bias[...] = jnp.arange(6.0)
+    np.testing.assert_array_equal(whole(jnp.zeros((1, 4)))[0], np.arange(6.0))
