@@ -1,4 +1,4 @@
-"""Settings of the test run: JAX on the CPU, everything seeded, who runs what, and the fixture that runs cells."""
+"""Settings of the test run: JAX on the CPU, everything seeded, and who runs what."""
 
 import gc
 import os
@@ -23,8 +23,6 @@ import torch
 
 import maskedlinear_jax
 import maskedlinear_torch
-from parity.report.terminal import failure
-from parity.suites.masked_linear import plan, run
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
 # JAX writes the entries in place, where another process could read half of one.
@@ -36,18 +34,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 collect_ignore_glob = ["engines/*"]
 """Scripts that tests run as processes of their own, each with its folder on the path."""
 
-GRID = (
-    "test_mode_sequences",
-    "test_jacobians",
-    "test_second_order",
-    "test_vjp",
-    "test_jvp",
-    "test_vmap",
-    "test_forward",
-)
-"""Each of their tests is a transform and takes about a minute, and no two share anything: any worker takes the next."""
-
-FIRST = ("test_minilm", "test_course", *GRID, "test_workers", "test_reproducible", "test_engines_jax")
+FIRST = ("test_minilm", "test_course", "test_grid", "test_workers", "test_reproducible", "test_engines_jax")
 """What takes longest goes first, so that the workers end at one time."""
 
 
@@ -60,13 +47,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Hand out whole files, whose tests share fixtures, but the grid's test by test."""
+    """Hand out whole files, whose tests share fixtures, but the grid's cases one by one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return nodeid if file.removesuffix(".py").rpartition("/")[2] in GRID else file
+            return nodeid if "test_grid.py::test_case[" in nodeid else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 
@@ -75,27 +61,6 @@ def pytest_xdist_make_scheduler(config, log):
 def _seeded():
     torch.manual_seed(0)
     torch._dynamo.reset()
-
-
-def _check_cells(transform, expected):
-    """Run every cell of a transform, in all worlds at once so that the frameworks' errors are compared.
-
-    No cell fails, and there are at least as many in each world as expected.
-    """
-    records = list(run(plan(transforms=[transform])))
-    failures = [failure(record) for record in records if record.failed]
-    assert not failures, "\n\n".join(failures)
-    if os.environ.get("PARITY_CELLS"):  # CI adds these up
-        with open(os.environ["PARITY_CELLS"], "a", encoding="utf-8") as file:
-            file.write(f"{len(records)}\n")
-    for world, at_least in expected.items():
-        ran = sum(record.cell.world == world for record in records)
-        assert ran >= at_least, f"only {ran} cells of {transform} in {world}, expected {at_least}"
-
-
-@pytest.fixture(scope="session")
-def check_cells():
-    return _check_cells
 
 
 TORCH = SimpleNamespace(

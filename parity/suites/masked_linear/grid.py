@@ -14,7 +14,7 @@ from parity.records import DEVICES, DTYPES, WORLDS, Record
 from parity.suites.masked_linear import selection
 from parity.suites.masked_linear.cases import BY_ID as CASES
 from parity.suites.masked_linear.pairs import known as known_entries
-from parity.suites.masked_linear.pairs import pair
+from parity.suites.masked_linear.pairs import pair, uses_inductor
 from parity.suites.masked_linear.pairs import world_of as world_of
 from parity.suites.masked_linear.records import PRECISIONS, TIERS, Cell
 from parity.suites.masked_linear.transforms import BY_NAME
@@ -97,18 +97,40 @@ def _pair_of(cell: Any) -> tuple[str, str]:
     return cell.pair, getattr(cell, "precision", "native")
 
 
+def forms(precision: str) -> list[tuple[str, ...]]:
+    """Return the cases that run in a precision, those of one form together: they share what is compiled.
+
+    Example:
+        >>> next(cases for cases in forms("reproducible") if "hard-ties" in cases)[:2]
+        ('hard-near-the-limit-and-back', 'hard-all-ones')
+    """
+    found: dict[Any, list[str]] = {}
+    for case in selection.cases_of(precision):
+        found.setdefault(CASES[case].form, []).append(case)
+    return [tuple(cases) for cases in found.values()]
+
+
+def together(cells: Collection[Cell]) -> list[Cell]:
+    """Return cells of one form in the order in which they share programs: those of a transform follow one another."""
+    order = {name: number for number, name in enumerate(BY_NAME)}
+    return sorted(cells, key=lambda cell: (order[cell.transform], DTYPES.index(cell.dtype), uses_inductor(cell)))
+
+
 def run_beside(cells: Collection[Cell], *, jobs: int, seed: int = 0) -> Generator[Record, None, None]:
-    """Run cells in several processes, yielding a record of each: those of a case together, the cases as they end.
+    """Run cells in several processes, yielding a record of each: those of a form together, the forms as they end.
 
     Args:
         cells: From `plan`.
         jobs: How many processes.
         seed: Of the numbers.
     """
-    groups = [list(group) for _, group in itertools.groupby(cells, _pair_of)]
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        case, precision = _pair_of(cell)
+        groups.setdefault((CASES[case].form, precision, cell.device), []).append(cell)
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
-        for done in as_completed([pool.submit(_records, group, seed) for group in groups]):
+        for done in as_completed([pool.submit(_records, together(group), seed) for group in groups.values()]):
             yield from done.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
