@@ -341,6 +341,8 @@ class PackedLinear(Layer):
         self.base.set_value(kernel)
 
     def _write_bias(self, bias: Array) -> None:
+        assert self.bias_base is not None, "asked for only where part of the bias is frozen"
+        assert self.bias_positions is not None, "as above"
         self.bias_base.set_value(bias)
         self.bias_values.set_value(bias[self.bias_positions.get_value()])
 

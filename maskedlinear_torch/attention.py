@@ -24,7 +24,88 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """The parts of the attention's input projection, as masks name them: each of shape (embed_dim, its input's)."""
 
 
-class MaskedMultiheadAttention(HeldModule, nn.MultiheadAttention):
+class Attention(nn.MultiheadAttention):
+    """What attention with masks is, masked or packed: the plain module's, but for how it reads its weights.
+
+    Attributes:
+        grad_masks: By projection; a projection without a mask trains as a whole.
+        bias_masks: By projection: bool vectors (E,).
+    """
+
+    grad_masks: dict[str, masks.Mask]
+    bias_masks: dict[str, np.ndarray]
+
+    def set_masks(self, grad_masks: Mapping[str, masks.Mask], bias_masks: Mapping[str, np.ndarray | None]) -> None:
+        """Let other positions of some projections learn; projections that are not named keep theirs."""
+        raise NotImplementedError
+
+    def to_attention(self) -> nn.MultiheadAttention:
+        """Return a plain attention with the trained weights."""
+        raise NotImplementedError
+
+    def _view(self, name: str) -> Any:
+        """Return the parameter of a name as the product is to see it."""
+        raise NotImplementedError
+
+    def _without_gradients(self) -> nn.MultiheadAttention:
+        """Return a plain attention of the same weights."""
+        raise NotImplementedError
+
+    def freeze_rest(self) -> None:
+        """Let the projections without a mask learn no more, where another has one."""
+        if self.grad_masks:
+            rest = {name: constructors.rows([]) for name in PROJECTIONS if name not in self.grad_masks}
+            self.set_masks(rest, {})
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute attention as `torch.nn.MultiheadAttention` does."""
+        if not (_compat.in_transform() or torch.is_grad_enabled()):
+            # Nothing learns here: the plain module is right, and may take its fast path.
+            return nn.MultiheadAttention.forward(
+                self._without_gradients(),
+                query,
+                key,
+                value,
+                key_padding_mask,
+                need_weights,
+                attn_mask,
+                average_attn_weights,
+                is_causal,
+            )
+        turned = self.batch_first and query.dim() == 3
+        if turned:
+            turn = _once(lambda tensor: tensor.transpose(1, 0))
+            query, key, value = turn(query), turn(key), turn(value)
+        separate = not self._qkv_same_embed_dim
+        out_weight, out_bias = _read(self.out_proj)
+        output, weights = F.multi_head_attention_forward(
+            query, key, value, self.embed_dim, self.num_heads,
+            self._view("in_proj_weight"), self._view("in_proj_bias"),
+            self.bias_k, self.bias_v, self.add_zero_attn, self.dropout, out_weight, out_bias,
+            training=self.training, key_padding_mask=key_padding_mask, need_weights=need_weights,
+            attn_mask=attn_mask, use_separate_proj_weight=separate,
+            q_proj_weight=self._view("q_proj_weight"), k_proj_weight=self._view("k_proj_weight"),
+            v_proj_weight=self._view("v_proj_weight"),
+            average_attn_weights=average_attn_weights, is_causal=is_causal,
+        )  # fmt: skip
+        return (output.transpose(1, 0) if turned else output), weights
+
+    def extra_repr(self) -> str:
+        """Describe the masks."""
+        return ", ".join(f"{name}={mask!r}" for name, mask in self.grad_masks.items())
+
+
+class MaskedMultiheadAttention(HeldModule, Attention):
     """A `torch.nn.MultiheadAttention` of whose projections only the masked positions learn.
 
     The parameters are those of the plain module: `in_proj_weight` (3 E, E), or `q_proj_weight` and so on where keys
@@ -44,8 +125,6 @@ class MaskedMultiheadAttention(HeldModule, nn.MultiheadAttention):
         ({'q_proj': rows([0])}, False)
     """
 
-    grad_masks: dict[str, masks.Mask]
-    bias_masks: dict[str, np.ndarray]
     _trains: dict[str, Tensor]
 
     @classmethod
@@ -70,12 +149,6 @@ class MaskedMultiheadAttention(HeldModule, nn.MultiheadAttention):
         self.bias_masks = {**self.bias_masks, **given}
         self._place_masks()
 
-    def freeze_rest(self) -> None:
-        """Let the projections without a mask learn no more, where another has one."""
-        if self.grad_masks:
-            rest = {name: constructors.rows([]) for name in PROJECTIONS if name not in self.grad_masks}
-            self.set_masks(rest, {})
-
     def trained_positions(self) -> dict[str, Tensor]:
         """Return a bool tensor of the shape of each parameter of which only a part learns, by the parameter's name."""
         return dict(self._trains)
@@ -88,55 +161,19 @@ class MaskedMultiheadAttention(HeldModule, nn.MultiheadAttention):
             plain.__dict__[name] = dict(self.__dict__[name])
         return plain
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute attention as `torch.nn.MultiheadAttention` does."""
-        if not (_compat.in_transform() or torch.is_grad_enabled()):
-            # Nothing learns here: the plain module is right, and may take its fast path.
-            layers: tuple[Any, ...] = (self, self.out_proj)
-            for layer in layers:
-                if getattr(layer, "_held", None) is not None:
-                    layer._held.restore(layer)
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
-        turned = self.batch_first and query.dim() == 3
-        if turned:
-            turn = _once(lambda tensor: tensor.transpose(1, 0))
-            query, key, value = turn(query), turn(key), turn(value)
-        separate = not self._qkv_same_embed_dim
-        out_weight, out_bias = _read(self.out_proj)
-        output, weights = F.multi_head_attention_forward(
-            query, key, value, self.embed_dim, self.num_heads,
-            self._view("in_proj_weight"), self._view("in_proj_bias"),
-            self.bias_k, self.bias_v, self.add_zero_attn, self.dropout, out_weight, out_bias,
-            training=self.training, key_padding_mask=key_padding_mask, need_weights=need_weights,
-            attn_mask=attn_mask, use_separate_proj_weight=separate,
-            q_proj_weight=self._view("q_proj_weight"), k_proj_weight=self._view("k_proj_weight"),
-            v_proj_weight=self._view("v_proj_weight"),
-            average_attn_weights=average_attn_weights, is_causal=is_causal,
-        )  # fmt: skip
-        return (output.transpose(1, 0) if turned else output), weights
-
-    def extra_repr(self) -> str:
-        """Describe the masks."""
-        return ", ".join(f"{name}={mask!r}" for name, mask in self.grad_masks.items())
-
     def _held_names(self) -> tuple[str, ...]:
         return tuple(self._trains)
 
     def _places(self) -> dict[str, Places]:
         """Return where the parameters train of which a part is frozen (for `hold_frozen`)."""
         return {name: local_places(self._parameters[name], trains) for name, trains in self._trains.items()}
+
+    def _without_gradients(self) -> nn.MultiheadAttention:
+        layers: tuple[Any, ...] = (self, self.out_proj)
+        for layer in layers:
+            if getattr(layer, "_held", None) is not None:
+                layer._held.restore(layer)
+        return self
 
     def _view(self, name: str) -> Any:
         parameter, trains = self._parameters[name], self._trains.get(name)

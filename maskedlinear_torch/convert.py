@@ -23,9 +23,10 @@ from maskedlinear_core.precision import Precision, as_precision
 from maskedlinear_torch import _compat, conv1d, steps
 from maskedlinear_torch import attention as attentions
 from maskedlinear_torch import embedding as embeddings
-from maskedlinear_torch.attention import MaskedMultiheadAttention
+from maskedlinear_torch.attention import Attention, MaskedMultiheadAttention
 from maskedlinear_torch.embedding import MaskedEmbedding, PackedEmbedding, TiedHead
 from maskedlinear_torch.module import Layer, MaskedLinear
+from maskedlinear_torch.packed_attention import InProjection, PackedMultiheadAttention
 from maskedlinear_torch.packed_module import PackedLinear
 
 
@@ -144,9 +145,11 @@ def unmask_linears(model: nn.Module) -> nn.Module:
         plain: Any = None
         if isinstance(layer, MaskedEmbedding | PackedEmbedding):
             plain = layer.to_embedding().requires_grad_()
+        elif isinstance(layer, InProjection):
+            continue  # a part of its attention
         elif isinstance(layer, Layer):
             plain = layer.to_linear().requires_grad_()
-        elif isinstance(layer, MaskedMultiheadAttention):
+        elif isinstance(layer, Attention):
             plain = layer.to_attention()
         if plain is not None:
             made[id(layer)] = plain
@@ -248,6 +251,8 @@ def weights_of(model: nn.Module, what: str) -> dict[str, Any]:
 
 def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], packed: bool) -> list[tuple[str, Part]]:
     # What of one module can get a mask, by name.
+    if isinstance(module, InProjection):
+        return []  # by its attention's projections
     if isinstance(module, Layer):
         is_embedding = isinstance(module, MaskedEmbedding | PackedEmbedding)
         return [
@@ -289,7 +294,7 @@ def _check_linear(name: str, linear: nn.Linear, parent: nn.Module | None, packed
     if type(linear) is NonDynamicallyQuantizableLinear:
         # What attention reads the weight of instead of calling it: a packed layer's weight guards itself, and the
         # masked attention guards the other.
-        plain = packed or type(parent) in (nn.MultiheadAttention, MaskedMultiheadAttention)
+        plain = packed or type(parent) in (nn.MultiheadAttention, MaskedMultiheadAttention, PackedMultiheadAttention)
     if not plain:
         convert_checks.refuse_subclass(name, linear)
     _check_parameters(name, linear)
@@ -305,9 +310,11 @@ def _check_parameters(name: str, linear: Any) -> None:
 def _attention_check(prefix: str, name: str, attention: nn.MultiheadAttention, packed: bool) -> Callable[[], None]:
     def check() -> None:
         where = f"{prefix}.{name}" if prefix else name
-        if type(attention) not in (nn.MultiheadAttention, MaskedMultiheadAttention):
+        if type(attention) not in (nn.MultiheadAttention, MaskedMultiheadAttention, PackedMultiheadAttention):
             convert_checks.refuse_subclass(where, attention)
-        if packed:
+        if isinstance(attention, PackedMultiheadAttention):
+            return
+        if packed and not attention._qkv_same_embed_dim and not isinstance(attention, MaskedMultiheadAttention):
             convert_checks.refuse_attention(where)
         weights = attention._parameters
         if weights.get("in_proj_weight") is None and weights.get("q_proj_weight") is None:
@@ -355,9 +362,18 @@ def _make(
     for prefix, grad_masks in inside.items():
         attention: Any = modules[prefix]
         bias_masks = {name: biases[f"{prefix}.{name}" if prefix else name] for name in grad_masks}
-        if not isinstance(attention, MaskedMultiheadAttention):
-            made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
-        changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks))
+        if isinstance(attention, PackedMultiheadAttention):
+            changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer))
+        elif options.packed and not isinstance(attention, MaskedMultiheadAttention):
+            made[id(attention)] = PackedMultiheadAttention.around(
+                attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
+            )
+            how = f"mask_linears(packed=True) of {prefix or 'the attention'!r}"
+            steps.replaced(attention.in_proj_weight, made[id(attention)].in_proj, "values", how)  # type: ignore
+        else:
+            if not isinstance(attention, MaskedMultiheadAttention):
+                made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
+            changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks))
     return made, changes
 
 
@@ -420,6 +436,8 @@ def _freeze_others(model: nn.Module, biases: set[str]) -> None:
             learns |= {id(weight)} if weight.requires_grad else set()
             bias = module.bias_values if isinstance(module, PackedLinear) else module.bias
             learns |= {id(bias)} if bias is not None and name in biases else set()
+        elif isinstance(module, PackedMultiheadAttention):
+            module.freeze_rest()
         elif isinstance(module, MaskedMultiheadAttention):
             module.freeze_rest()
             learns |= {id(module._parameters[own]) for own in module.trained_positions()}

@@ -156,6 +156,7 @@ def grad_masks(model: nn.Module) -> dict[str, Any]:
     for prefix, module in model.named_modules():
         dot = f"{prefix}." if prefix else ""
         if isinstance(module, Layer):
+            dot = f"{prefix}{module._joint}" if prefix else ""
             learned: Any = module.values if isinstance(module, PackedLinear) else module.weight
             mask: Any = module._mask
             if module._is_turned:

@@ -38,6 +38,7 @@ class Layer(HeldModule):
     weight: Any
     bias: Any
     _is_packed = False
+    _joint = "."  # between the layer's name and its parameters' in a state_dict
     _is_turned = False  # whether the weight is (in_features, out_features)
     _kind: Kind
     _arrays: tuple[Tensor | None, ...]

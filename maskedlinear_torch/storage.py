@@ -21,6 +21,7 @@ from maskedlinear_torch.convert import _replace, mask_linears
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.origin import Origin
+from maskedlinear_torch.packed_attention import in_projections, projection_masks
 from maskedlinear_torch.packed_module import PackedLinear
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -159,8 +160,9 @@ def load_packed(
     for name, numbers in contents.others.items():
         _check_other(name, numbers, targets.get(name))
     before = dict(model.named_modules())
+    known = before | in_projections(model)
     for name, layer in contents.layers.items():
-        _check_shape(name, layer, before.get(name))
+        _check_shape(name, layer, known.get(name))
     try:
         model = _converted(model, contents.layers)
         modules = dict(model.named_modules())
@@ -254,7 +256,8 @@ def _matrix(layer: Any) -> Tensor:
 def _converted(model: nn.Module, layers: Mapping[str, Stored]) -> nn.Module:
     # As `mask_linears` does it, which refuses what cannot be and keeps hooks and ties.
     for form in ("packed", "masked"):
-        modules = dict(model.named_modules())
+        projections = in_projections(model)
+        modules = dict(model.named_modules()) | projections
         masks = {
             name: layer.mask
             for name, layer in layers.items()
@@ -265,6 +268,8 @@ def _converted(model: nn.Module, layers: Mapping[str, Stored]) -> nn.Module:
         for name, module in modules.items():
             if name not in layers and _is_plain(module) and id(module._parameters.get("weight")) in of_weight:
                 masks[name] = of_weight[id(module.weight)]
+        for name in projections.keys() & masks.keys():
+            masks |= projection_masks(name, masks.pop(name), layers[name].shape)
         if masks:
             escaped = {glob.escape(name): mask for name, mask in masks.items()}
             model = mask_linears(model, escaped, packed=form == "packed")

@@ -1,6 +1,8 @@
 """Which layers of a model can be masked, what is listed or refused instead, and in which words (S8, S13, S14)."""
 
+import contextlib
 import copy
+import itertools
 import pickle
 import warnings
 
@@ -109,6 +111,64 @@ def test_M7_attention_under_func_grad_and_compile():
     compiled(x, x, x)[0].square().sum().backward()
     torch.testing.assert_close(attention.in_proj_weight.grad, found["in_proj_weight"], rtol=1e-4, atol=1e-5)
     assert not attention.in_proj_weight.grad[:, 1:].any()
+
+
+PACKED = {"q_proj": rows([0]), "[kv]_proj": columns([1, 2]), "out_proj": columns([3])}
+
+
+@pytest.mark.parametrize("keywords", [{}, {"bias": False}, {"batch_first": True}, {"add_bias_kv": True}], ids=str)
+def test_M7_packed_attention_is_the_plain_one_and_learns_as_the_masked_one(keywords):
+    torch.manual_seed(0)
+    plain, x = nn.MultiheadAttention(8, 2, **keywords), torch.randn(3, 2, 8)
+    packed = mt.mask_linears(copy.deepcopy(plain), PACKED, packed=True)
+    masked = mt.mask_linears(copy.deepcopy(plain), PACKED)
+    for train, weights, no_grad in itertools.product((True, False), (True, False), (True, False)):
+        packed.train(train), plain.train(train)
+        with torch.no_grad() if no_grad else contextlib.nullcontext():
+            assert torch.equal(packed(x, x, x, need_weights=weights)[0], plain(x, x, x, need_weights=weights)[0])
+    for attention in (masked, packed):
+        attention(x, x, x)[0].square().sum().backward()
+    mask = torch.from_numpy(packed.in_proj.grad_mask.to_array((24, 8)))
+    values = packed.in_proj._positions().to_dense(packed.in_proj.values.grad, (24, 8))
+    assert int(mask.sum()) == packed.in_proj.values.numel() == 40
+    torch.testing.assert_close(values[mask], masked.in_proj_weight.grad[mask], rtol=1e-4, atol=1e-5)
+    state = {name: value + 1 for name, value in plain.state_dict().items()}
+    packed.load_state_dict(state)
+    assert {name: value.tolist() for name, value in packed.state_dict().items()} == {
+        name: value.tolist() for name, value in state.items()
+    }
+
+
+def test_M7_packed_attention_trains_and_comes_back(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        return nn.Sequential(encoder_layer()).eval()
+
+    model, x = mt.mask_linears(fresh(), {"*.q_proj": rows([0])}, packed=True, freeze_others=True), torch.randn(2, 5, 8)
+    learn = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    assert {name: tuple(one.shape) for name, one in learn.items()} == {"0.self_attn.in_proj.values": (1, 8)}
+    optimizer = torch.optim.AdamW(learn.values(), lr=0.1, weight_decay=0.5)
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    total = sum(value.numel() for value in before.values())
+    assert mt.assert_frozen(before, model) == total - 8
+    assert torch.equal(mt.load_packed(mt.packed_bytes(model), fresh())(x), model(x))
+    assert torch.equal(pickle.loads(pickle.dumps(copy.deepcopy(model)))(x), model(x))
+    mt.mask_linears(model, {"*.k_proj": rows([1])}, packed=True, optimizer=optimizer)
+    assert optimizer.state[model[0].self_attn.in_proj.values]["exp_avg"].shape == (2, 8)
+    nn.init.ones_(model[0].self_attn.in_proj_weight)
+    assert torch.equal(model[0].self_attn.in_proj.values, torch.ones(2, 8))
+    plain = mt.unmask_linears(model)
+    assert type(plain[0].self_attn) is nn.MultiheadAttention
+    assert torch.equal(plain(x), model(x))
+
+
+def test_M7_attention_with_keys_of_another_size_is_not_packed():
+    with pytest.raises(TypeError, match=r"q_proj: expected packed=False for attention whose keys or values"):
+        mt.mask_linears(nn.MultiheadAttention(8, 2, kdim=4), {"q_proj": rows([0])}, packed=True)
 
 
 def test_M7_freeze_others_reaches_into_attention():

@@ -150,6 +150,7 @@ ONLY_IN_TORCH = {
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
+    "packed_attention.py",  # as attention.py
     "attention.py",  # torch's own attention reads its weights instead of calling layers
 }
 

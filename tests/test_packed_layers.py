@@ -1,6 +1,7 @@
 """Packed layers behave as layers (S7, S8): their weight is written through, their matrix is a constant."""
 
 import copy
+import enum
 import io
 import threading
 
@@ -339,3 +340,13 @@ def test_peft_over_and_under_a_packed_layer():
     merged = unmask_linears(wrapped.merge_and_unload())
     assert type(merged[0]) is nn.Linear
     torch.testing.assert_close(merged(x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_peft_registers_no_method_of_another_package():
+    # docs/how-to/trainer.md gives this as the reason why there is no adapter type of PEFT's for masks.
+    import peft
+
+    with pytest.raises(ValueError, match=r"Unknown PEFT type MASKED"):
+        peft.utils.register_peft_method(name="masked", config_cls=peft.PeftConfig, model_cls=None)
+    with pytest.raises(TypeError, match=r"extend|members"):
+        enum.Enum("More", ["MASKED"], type=peft.PeftType)

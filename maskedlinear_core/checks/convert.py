@@ -95,13 +95,13 @@ def refuse_foreign_optimizer() -> NoReturn:
 
 
 def refuse_attention(name: str) -> NoReturn:
-    """Refuse to pack one of the projections that attention reads as one matrix.
+    """Refuse to pack projections of keys or values of another size than the queries'.
 
     Raises:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {name}: expected packed=False for a projection that attention reads together with others, got "
+        f"mask_linears: {name}: expected packed=False for attention whose keys or values have a size of their own, got "
         "packed=True; mask it in a call of its own with packed=False"
     )
 
