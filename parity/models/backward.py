@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from parity.execution import jax_programs, torch_programs
-from parity.models import weighing
-from parity.models.functional import Arrays, JaxFunction, TorchFunction, device_arrays, output_leaves
+from parity.models import programs, weighing
+from parity.models.capture.call import output_leaves
 from parity.models.inputs import Call as Arguments
+from parity.models.jax_function import JaxFunction, device_arrays
 from parity.models.matching import pair_outputs, rearranged, relative_distance, typical
+from parity.models.torch_function import Arrays, TorchFunction
 from parity.models.weights.pairs import WeightPair
 from parity.models.weights.tree import PARAMETER, View
 from parity.models.weights.unequal import explain
@@ -60,6 +62,7 @@ class Backward:
         mapped: Whether the JAX model takes one example.
         native: The dtype of torch's model.
         least: The least precise type in which a module was judged: tables of float32 are read in no program.
+        outputs: What both models gave on these inputs, by name, where that is known.
 
     Raises:
         ValueError: The outputs do not correspond, or the loss is no single number.
@@ -69,19 +72,20 @@ class Backward:
         self, torch_model: Any, jax_model: Any, inputs: tuple[Arguments, Arguments], weights: WeightMap, *,
         loss: Loss = None, mode: str = "eval", seed: int = 0, double: bool = True, mapped: bool = False,
         native: str = "float32", least: str = "float64",
+        outputs: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = None,
     ) -> None:  # fmt: skip
         self.least = least
         self.torch = TorchFunction(torch_model, mode, double=double)
         self.jax = JaxFunction(jax_model, mode, double=double, mapped=mapped, native=native)
         self.weights, self.inputs, self.double = weights, inputs, double
         self.args = device_arrays(inputs[1], double=double)
+        self.outputs = outputs
         self.losses = self._losses(loss, seed)
 
-    def _losses(self, loss: Loss, seed: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-        if isinstance(loss, tuple):
-            return loss
-        if loss is not None:
-            return loss, loss
+    def _outputs(self) -> tuple[Arrays, Arrays]:
+        """Return what both models give."""
+        if self.outputs is not None:
+            return dict(self.outputs[0]), dict(self.outputs[1])
         # In the mode that counts a call changes the statistics: of a copy, and the JAX function keeps nothing.
         with torch.no_grad():
             copied = TorchFunction(
@@ -89,7 +93,14 @@ class Backward:
             )
             ours = {n: _host(leaf) for n, leaf in output_leaves(copied(*copied.tensors(self.inputs[0]))).items()}
         out, _ = self.jax(self.jax.parameters, *self.args)
-        theirs = {name: np.asarray(leaf) for name, leaf in output_leaves(out).items()}
+        return ours, {name: np.asarray(leaf) for name, leaf in output_leaves(out).items()}
+
+    def _losses(self, loss: Loss, seed: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+        if isinstance(loss, tuple):
+            return loss
+        if loss is not None:
+            return loss, loss
+        ours, theirs = self._outputs()
         random = np.random.Generator(np.random.PCG64(seed))
         names, factors = list(theirs), {}
         placed, _, _ = pair_outputs(ours, theirs, moved=self._moved())
@@ -146,7 +157,8 @@ class Backward:
     def of_jax(self) -> Taken:
         """Return JAX's gradients."""
         inputs = {n: v for n, v in _input_leaves(*self.args).items() if jnp.issubdtype(v.dtype, jnp.floating)}
-        value, (weights, given) = jax.value_and_grad(self.jax_value, argnums=(0, 1))(self.jax.parameters, inputs)
+        run = programs.compiled(jax.value_and_grad(self.jax_value, argnums=(0, 1)), self.jax.parameters, inputs)
+        value, (weights, given) = run(self.jax.parameters, inputs)
         return Taken(
             {path: np.asarray(one) for path, one in weights.items()},
             {name: np.asarray(one) for name, one in given.items()},

@@ -8,11 +8,11 @@ is run again with every rounding made anew (`parity.verdict.sensitivity` has the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity.execution import jax_programs, torch_programs
 from parity.execution.programs import Reading
 from parity.models.capture.call import Call, Outputs
 from parity.models.matching import relative_distance, typical
@@ -57,6 +57,9 @@ class Sensitivity:
 
     def of(self, name: str, dtype: str, draws: int = DRAWS) -> np.ndarray:
         """Return what rounding to a type does to an output, in the root mean square of some draws."""
+        if self.call.stored is not None:
+            kept = self.call.stored.moved.get(name)
+            return self._guessed(name, dtype) if kept is None else kept.astype(np.float64) * UNIT[dtype]
         key = f"{dtype}/{draws}"
         if key not in self.found:
             self.found[key] = self._measured(dtype, draws)
@@ -66,7 +69,10 @@ class Sensitivity:
             return measured + sensitivity.rms(measured)
         if measured is not None:
             return measured
-        # It could not be measured: then every element may err as a typical one does.
+        return self._guessed(name, dtype)
+
+    def _guessed(self, name: str, dtype: str) -> np.ndarray:
+        """Return what rounding may do where it was not measured: to every element what it does to a typical one."""
         value = self.call.outputs[name]
         return np.full(value.shape, UNMEASURED * UNIT[dtype] * typical(value))
 
@@ -97,6 +103,8 @@ class Sensitivity:
         )
 
     def _run(self, size: float, draw: int) -> Outputs | None:
+        from parity.execution import torch_programs
+
         try:
             with torch_programs.Rounding(size, draw):
                 return self.call.run(self.call.values)
@@ -113,7 +121,7 @@ def arithmetic(torch_call: Call, jax_call: Call, *, tables: bool, native: str) -
         tables: Whether one of them has numbers of its own that are no weights of both: they were float32.
         native: The dtype of the user's torch model.
     """
-    low = {"torch": _read_torch(torch_call).below("float64"), "jax": _read_jax(jax_call).below("float64")}
+    low = {"torch": low_types(torch_call, torch=True), "jax": low_types(jax_call, torch=False)}
     types = {side: max(found, key=lambda name: UNIT[name], default="float64") for side, found in low.items()}
     names = {"torch": "torch", "jax": "JAX"}
     least = max(types.values(), key=lambda name: UNIT[name])
@@ -129,7 +137,16 @@ def arithmetic(torch_call: Call, jax_call: Call, *, tables: bool, native: str) -
     return Arithmetic(least, text, lower["torch"] != lower["jax"])
 
 
+def low_types(call: Call, *, torch: bool) -> Mapping[str, Sequence[str]]:
+    """Return the types below float64 that a call computes in, with the operators that do."""
+    if call.stored is not None:
+        return call.stored.low
+    return (_read_torch(call) if torch else _read_jax(call)).below("float64")
+
+
 def _read_torch(call: Call) -> Reading:
+    from parity.execution import torch_programs
+
     reader = torch_programs.Reader()
     try:
         with reader:
@@ -141,6 +158,8 @@ def _read_torch(call: Call) -> Reading:
 
 def _read_jax(call: Call) -> Reading:
     import jax
+
+    from parity.execution import jax_programs
 
     reading = Reading()
     arrays = [at for at, leaf in enumerate(call.inputs) if leaf.is_array]

@@ -60,16 +60,15 @@ def compare_models(
         >>> compare_models(layer, port, (np.ones((4, 3), np.float32),)).ok
         True
     """
-    from parity.models import runs  # torch and JAX
+    from parity.models import runs, sides
 
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
-    runs.check_torch(torch_model)
     both = _inputs.of_both(inputs)
     return runs.Comparison(
-        torch_model, jax_model, both, weights=weights, told=dict(modules or {}), mode=mode, perturb=perturb, seed=seed,
-        name=name or type(torch_model).__name__, rules=rules, fail_fast=fail_fast, only=only, strict=strict,
-        progress=progress, loss=loss, optimizer=optimizer, steps=steps,
+        sides.LiveTorch(torch_model), sides.LiveJax(jax_model), both, weights=weights, told=dict(modules or {}),
+        mode=mode, perturb=perturb, seed=seed, name=name or type(torch_model).__name__, rules=rules,
+        fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer, steps=steps,
     ).report()  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from parity.models import pairing
@@ -25,6 +27,37 @@ BETWEEN = "code between the children"
 UNKNOWN = "unknown"
 PRECISION = "precision"
 SHAPE = "output shape"
+
+
+BUDGET = 25.0
+"""Seconds of this process' time in which causes are looked for, after the first module: that one is looked at whole."""
+
+
+@dataclass
+class Searched:
+    """What was found of modules so far: a model of many layers has the same fault in each.
+
+    Attributes:
+        found: The first module of each pair of classes that a cause was looked for in, and what came of it.
+        started: When the first search began, of this process' time.
+    """
+
+    found: dict[tuple[type, type], tuple[str, Diagnosis | None]] = field(default_factory=dict)
+    started: float | None = None
+
+    def named(self, about: ModulePair, *, double: bool) -> Diagnosis | None:
+        """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
+        classes = type(about.torch_module), type(about.jax_module)
+        if classes in self.found:
+            path, known = self.found[classes]
+            return None if known is None else replace(known, text=f"Likely as {path or 'the model'}: {known.text}")
+        if self.started is None:
+            self.started = time.process_time()
+        elif time.process_time() - self.started > BUDGET:
+            return None
+        made = _named(about, double=double)
+        self.found[classes] = about.path, made
+        return made
 
 
 def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> ModelReport:
@@ -53,11 +86,12 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     for at, module in enumerate(modules):
         children.setdefault(module.parent, []).append(at)
     made = _makers(modules, children, None)
+    searched = Searched()
     for at in made:
         one, judgement = shown[at]
         below = [modules[i] for i in children.get(at, [])]
         modules[at].makes = True
-        modules[at].diagnosis = _diagnosis(asked, one, judgement, below, unequal)
+        modules[at].diagnosis = _diagnosis(asked, one, judgement, below, unequal, searched)
     for module in modules:
         if module.verdict == "differs" and not module.makes and not module.reason:
             inside = next((modules[i].path for i in made if pairing.is_below(modules[i].path, module.path)), "")
@@ -102,8 +136,8 @@ def _module(judgement: Judgement, *, weights: dict[str, Any]) -> Module:
         verdict=found.verdict,
         own_error=found.own_error,
         inherited_error=found.inherited_error,
-        torch_type=type(pair.torch_calls[0].module).__name__,
-        jax_type=type(pair.jax_calls[0].module).__name__,
+        torch_type=pair.torch_calls[0].class_name,
+        jax_type=pair.jax_calls[0].class_name,
         ratio=found.ratio,
         dtype=found.dtype,
         reason=found.reason,
@@ -140,8 +174,9 @@ def _unpaired(one: Pass) -> dict[str, list[str]]:
 
 
 def _diagnosis(
-    asked: Comparison, one: Pass, judgement: Judgement, below: Sequence[Module], unequal: dict[str, Any]
-) -> Diagnosis:
+    asked: Comparison, one: Pass, judgement: Judgement, below: Sequence[Module], unequal: dict[str, Any],
+    searched: Searched,
+) -> Diagnosis:  # fmt: skip
     pair = judgement.pair
     torch_call, jax_call = pair.torch_calls[judgement.call], pair.jax_calls[judgement.call]
     if not one.perturbed:
@@ -159,21 +194,21 @@ def _diagnosis(
         pair.torch.path, pair.jax.path, torch_call.module, jax_call.module, torch_call, jax_call, pair.weights,
         tuple(module.path for module in below), context,
     )  # fmt: skip
-    found = _named(about, double=one.double)
+    found = searched.named(about, double=one.double)
     if found is not None:
         return found
-    where = f"{pair.torch.path or 'the model'} ({type(torch_call.module).__name__})"
+    where = f"{pair.torch.path or 'the model'} ({torch_call.class_name})"
     if below:
         text = f"the code between the children of {where}: each of them agrees, and the whole does not"
         near = _between(one, judgement, below)
-        fix = f"compare what {type(torch_call.module).__name__}.forward and {type(jax_call.module).__name__}"
+        fix = f"compare what {torch_call.class_name}.forward and {jax_call.class_name}"
         return Diagnosis(BETWEEN, text + near, f"{fix} do there, line by line")
     if judgement.found.own_error is None:
         return Diagnosis(
             SHAPE, f"{where}: {judgement.found.reason}", "compare stride, padding and sizes of the two layers"
         )
     text = f"{where} gives another result on the same input with the same weights; no known cause explains it"
-    return Diagnosis(UNKNOWN, text, f"compare its forward with {type(jax_call.module).__name__} in JAX")
+    return Diagnosis(UNKNOWN, text, f"compare its forward with {jax_call.class_name} in JAX")
 
 
 def _named(about: ModulePair, *, double: bool) -> Diagnosis | None:

@@ -96,7 +96,7 @@ def _alone(
     if not outputs:
         text = _no_partner(torch_call.outputs, own)
         # Frameworks' own layers do one thing: of others it is not known where each ends.
-        if type(torch_call.module).__module__.startswith("torch.nn.modules"):
+        if torch_call.owner.startswith("torch.nn.modules."):
             return replace(found, verdict="differs", ratio=np.inf, reason=text)
         return replace(found, reason=text)
     found.own_error = max(relative_distance(one.torch, one.jax) for one in outputs)

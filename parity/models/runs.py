@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 
-from parity.models import findings, pairing, perturb, training
-from parity.models.backward import Backward
+from parity.models import findings, pairing, perturb
 from parity.models.capture.call import Call
-from parity.models.capture.jax_models import candidates
-from parity.models.capture.jax_models import jax_model as jax_side
-from parity.models.capture.torch_modules import TorchModel, without_dropout
 from parity.models.inputs import Call as Arguments
 from parity.models.judging import AGREES, Judged, judge
-from parity.models.matching import pair_outputs, relative_distance
+from parity.models.matching import pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
-from parity.models.weights.jax_side import JaxTree, jax_tree
+from parity.models.sides import NotInFloat64, Setting, float64, root, said
 from parity.models.weights.mapping import map_trees
-from parity.models.weights.torch_side import TorchTree
 from parity.models.weights.weight_map import WeightMap
 from parity.verdict.bounds import UNIT
 
@@ -87,18 +78,12 @@ class Pass:
     perturbed: bool = False
 
 
-def check_torch(model: Any) -> None:
-    """Raise TypeError unless a model is one of torch's."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"torch_model: expected an nn.Module, got {type(model).__name__}")
-
-
 @dataclass
 class Comparison:
-    """What `compare_models` was asked for."""
+    """What `compare_models` was asked for; each side runs here, or ran elsewhere (`parity.models.sides`)."""
 
-    torch_model: torch.nn.Module
-    jax_model: Any
+    torch: Any
+    jax: Any
     inputs: tuple[Arguments, Arguments]
     weights: WeightMap | None
     told: dict[str, str]
@@ -117,31 +102,35 @@ class Comparison:
 
     def report(self) -> ModelReport:
         """Run everything and return the report."""
-        self.tree: JaxTree = jax_tree(self.jax_model)
-        torch_tree = TorchTree(self.torch_model)
-        self.torch_weights = torch_tree.weights()
+        self.tree, self.leaves = self.jax.tree, self.torch.tree.leaves
+        self.torch_weights = self.torch.tree.weights()
         if self.weights is None:
-            self.map = map_trees(torch_tree, self.tree, rules=self.rules)
+            self.map = map_trees(self.torch.tree, self.tree, rules=self.rules)
         else:
-            self.map = replace(self.weights, unequal=self.weights.check(self.torch_model, self.jax_model))
-        self.leaves = torch_tree.leaves
-        floats = [leaf.dtype for leaf in self.leaves.values() if leaf.kind == "parameter" and leaf.dtype in UNIT]
-        self.native = max(floats, key=lambda name: UNIT[name], default="float32")
+            self.map = replace(self.weights, unequal=self.weights.checked(self.torch.tree, self.tree))
+        self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop:
-            layers = {name: leaf.layer for name, leaf in self.leaves.items()}
-            values = torch_tree.weights()
-            changed = perturb.perturbed(values, layers, pairs, self.seed)
-            second = self._pass(changed)
+            second = self._pass(self._perturbed(pairs))
             if _is_finite(second) or not _is_finite(passes[0]):
                 passes.append(second)
             else:
                 notes.append("perturbed weights made infinities: judged with the weights as they are only")
         return findings.report(self, passes, notes)
+
+    def _perturbed(self, pairs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Return perturbed weights by torch's names: made here, or where one of the models ran."""
+        if self.jax.live:
+            made: dict[str, np.ndarray] = self.torch.perturbed(pairs, self.seed)
+            return made
+        values, names = self.jax.perturbed(), {}
+        for pair in pairs:
+            names |= pair.to_torch(values)
+        return {name.partition("[")[0]: value for name, value in names.items()}
 
     def _settle(self, first: Pass) -> list[str]:
         """Take back what was said of weights that cannot be wrong: their module agrees, so the rule was."""
@@ -170,7 +159,7 @@ class Comparison:
 
     def _dropout(self) -> list[str]:
         """Name the dropout that is off though the models train."""
-        found = without_dropout(copy.deepcopy(self.torch_model).train()) if self.mode == "train" else []
+        found = self.torch.dropout() if self.mode == "train" else []
         if not found:
             return []
         shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
@@ -183,50 +172,66 @@ class Comparison:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
         try:
             run = self._backward(one)
-            with jax.enable_x64(one.double):
+            with float64(self.jax, on=one.double):
                 return list(run.compare()), ""
         except Exception as error:
-            return [], f"gradients were not compared: {_said(error)}"
+            return [], f"gradients were not compared: {said(error)}"
 
     def training(self, one: Pass) -> tuple[list[Any], str]:
         """Return running statistics after a forward, and parameters after steps, or why they were not compared."""
         found: list[Any] = []
+        if self.mode != "train" and self.optimizer is None:
+            return found, ""
+        if not (self.torch.live and self.jax.live):
+            return found, "training was not compared: both models must run here for it"
+        from parity.models import training
+
         try:
-            with jax.enable_x64(one.double):
+            with float64(self.jax, on=one.double):
                 if self.mode == "train":
                     found += training.statistics(self._backward(one))
                 if self.optimizer is not None:
-                    found += training.train(self._backward(one), self.optimizer, max(self.steps, 1)).parameters
+                    self.trained = training.train(self._backward(one), self.optimizer, max(self.steps, 1))
+                    found += self.trained.parameters
         except Exception as error:
-            return found, f"training was not compared: {_said(error)}"
+            return found, f"training was not compared: {said(error)}"
         return found, ""
 
-    def _backward(self, one: Pass) -> Backward:
+    def _backward(self, one: Pass) -> Any:
+        from parity.models.backward import Backward
+
         types = {judgement.found.dtype for judgement in one.judgements if judgement.found.dtype in UNIT}
         least = max(types, key=lambda name: UNIT[name], default="float64")
-        with jax.enable_x64(one.double):
+        with float64(self.jax, on=one.double):
             return Backward(
-                self.torch_model, self.jax_model, self.inputs, self.map, loss=self.loss, mode=self.mode,
-                seed=self.seed, double=one.double, mapped=self.mapped, native=self.native, least=least,
+                self.torch.model, self.jax.model, self.inputs, self.map, loss=self.loss, mode=self.mode,
+                seed=self.seed, double=one.double, mapped=self.jax.mapped, native=self.native, least=least,
+                outputs=(root(one.torch_calls).outputs, root(one.jax_calls).outputs),
             )  # fmt: skip
 
     def _pass(self, changed: dict[str, np.ndarray] | None) -> Pass:
-        model = self.jax_model
+        theirs = None
         if changed is not None:
-            whole = {**TorchTree(self.torch_model).weights(), **changed}
+            whole = {**self.torch_weights, **changed}
             pairs = [pair for pair in self.map.pairs if any(name in changed for name in pair.torch)]
-            model = self.tree.replace(perturb.into_jax(pairs, whole, self.tree.weights()))
+            theirs = perturb.into_jax(pairs, whole, self.tree.weights())
         try:
-            with jax.enable_x64(True):
-                return self._judged(model, changed, double=True)
-        except _NotInFloat64 as error:
-            made = self._judged(model, changed, double=False)
+            with float64(self.jax, on=True):
+                return self._judged(changed, theirs, double=True)
+        except NotInFloat64 as error:
+            with float64(self.jax, on=False):
+                made = self._judged(changed, theirs, double=False)
             made.why_single = str(error)
             return made
 
-    def _judged(self, model: Any, changed: dict[str, np.ndarray] | None, *, double: bool) -> Pass:
-        torch_calls = self._run_torch(changed, double=double)
-        jax_calls = self._run_jax(model, torch_calls, double=double)
+    def _judged(
+        self, changed: dict[str, np.ndarray] | None, theirs: dict[str, np.ndarray] | None, *, double: bool
+    ) -> Pass:
+        setting = Setting(self.mode, double, self.native)
+        torch_calls = self.torch.calls(self.inputs[0], setting, changed)
+        wanted = root(torch_calls).outputs
+        jax_calls = self.jax.calls(self.inputs[1], setting, theirs, wanted)
+        _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
         aliases = {name: leaf.alias_names for name, leaf in self.leaves.items()}
         pairs = pairing.modules(torch_calls, jax_calls, self.map.pairs, aliases, self.told)
         judgements = _nested(pairs, torch_calls)
@@ -243,48 +248,6 @@ class Comparison:
             one.perturbed = changed is not None
         _mark_cuts(judgements)
         return Pass(judgements, torch_calls, jax_calls, double, perturbed=changed is not None)
-
-    def _run_torch(self, changed: dict[str, np.ndarray] | None, *, double: bool) -> list[Call]:
-        side = TorchModel(self.torch_model, self.mode, double=double)
-        if changed is not None:
-            TorchTree(side.model).write(changed)
-        args, kwargs = self.inputs[0]
-        try:
-            return side.capture(args, kwargs)
-        except Exception as error:
-            if double:
-                raise _NotInFloat64(f"the torch model does not run in float64 ({_said(error)})") from error
-            raise ValueError(f"the torch model does not run on these inputs: {_said(error)}") from error
-
-    def _run_jax(self, model: Any, torch_calls: list[Call], *, double: bool) -> list[Call]:
-        args, kwargs = jax.tree.map(lambda leaf: _device(leaf, double=double), self.inputs[1])
-        wanted = next(call for call in torch_calls if not call.path).outputs
-        found: list[tuple[float, bool, list[Call]]] = []
-        errors: list[Exception] = []
-        gave = ""
-        for mapped in candidates(self.tree.framework):
-            try:
-                side = jax_side(self.tree.framework, model, self.mode, double=double, mapped=mapped, native=self.native)
-                calls = side.capture(args, kwargs)
-            except Exception as error:
-                errors.append(error)
-                continue
-            out = next(call for call in calls if not call.path).outputs
-            placed, _, _ = pair_outputs(wanted, out)
-            gave = gave or _shapes(out)
-            if placed:
-                found.append((max(relative_distance(one.torch, one.jax) for one in placed), mapped, calls))
-        if found:
-            _, self.mapped, calls = min(found, key=lambda one: one[0])
-            _, *self.outputs_alone = pair_outputs(wanted, next(call for call in calls if not call.path).outputs)
-            return calls
-        if not gave:
-            if double:
-                raise _NotInFloat64(f"the JAX model does not run in float64 ({_said(errors[0])})")
-            raise ValueError(f"the JAX model does not run on these inputs: {_said(errors[0])}") from errors[0]
-        raise ValueError(
-            f"the outputs do not correspond: the torch model gives {_shapes(wanted)}; the JAX model {gave}"
-        )
 
     def _tables(self) -> Callable[[Pair], bool]:
         """Return what says whether a pair of modules keeps floats that are no weights of both."""
@@ -303,10 +266,6 @@ class Comparison:
             )
 
         return has
-
-
-class _NotInFloat64(Exception):
-    """One of the models does not run in float64; the message says which, and why."""
 
 
 def _judge(one: Judgement, tables: Callable[[Pair], bool], *, double: bool, native: str) -> None:
@@ -362,24 +321,9 @@ def _is_wanted(path: str, only: str) -> bool:
     return pairing.is_below(path, only) or fnmatch.fnmatchcase(path, only)
 
 
-def _device(leaf: Any, *, double: bool) -> Any:
-    if not isinstance(leaf, np.ndarray):
-        return leaf
-    return jnp.asarray(leaf, jnp.float64 if double else jnp.float32) if leaf.dtype.kind == "f" else jnp.asarray(leaf)
-
-
 def _is_finite(one: Pass) -> bool:
-    out = next(call for call in one.torch_calls if not call.path).outputs
+    out = root(one.torch_calls).outputs
     return all(bool(np.isfinite(value).all()) for value in out.values() if value.dtype.kind == "f")
 
 
-def _shapes(outputs: dict[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items()) or "no array"
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-__all__ = ["Comparison", "Judgement", "Pass", "check_torch"]
+__all__ = ["Comparison", "Judgement", "Pass"]

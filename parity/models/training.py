@@ -12,9 +12,9 @@ import torch
 
 from parity.models import weighing
 from parity.models.backward import Backward, groups
-from parity.models.functional import Arrays
 from parity.models.matching import typical
 from parity.models.optimizers import both
+from parity.models.torch_function import Arrays
 from parity.models.weights.tree import STATISTIC
 from parity.models.weights.unequal import explain
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.execution.torch_programs import Rounding
 from parity.models import bounds
 from parity.models.matching import relative_distance, typical
 from parity.verdict import sensitivity
@@ -117,6 +116,8 @@ class Weighing:
         return self._measured
 
     def _moved(self, size: float, draw: int) -> dict[str, np.ndarray]:
+        from parity.execution.torch_programs import Rounding
+
         try:
             with Rounding(size, draw):
                 return self.again()

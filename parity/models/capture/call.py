@@ -29,6 +29,21 @@ class Leaf:
         return self.is_array and is_float(self.value)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What is kept of a call that was made elsewhere, and cannot be run here.
+
+    Attributes:
+        owner: The module's class, with the Python module that it is of.
+        low: The types below float64 that the module computes in, with the operators that do.
+        moved: What rounding does to each output, relative to the unit of the type; empty where it was not measured.
+    """
+
+    owner: str
+    low: Mapping[str, Sequence[str]]
+    moved: Mapping[str, np.ndarray]
+
+
 @dataclass
 class Call:
     """One call of one module.
@@ -45,6 +60,7 @@ class Call:
         module: The module, as it was while it ran.
         method: Which of its methods was called.
         trace: In JAX: the same as `run` for values that may be traced.
+        stored: Of a call that was made elsewhere: `run` raises then.
     """
 
     path: str
@@ -58,6 +74,18 @@ class Call:
     module: Any = None
     method: str = "__call__"
     trace: Callable[[Sequence[Any]], list[Any]] | None = None
+    stored: Stored | None = None
+
+    @property
+    def owner(self) -> str:
+        """The module's class, with the Python module that it is of."""
+        cls = type(self.module)
+        return self.stored.owner if self.stored is not None else f"{cls.__module__}.{cls.__qualname__}"
+
+    @property
+    def class_name(self) -> str:
+        """The name of the module's class."""
+        return self.owner.rpartition(".")[2]
 
     @property
     def values(self) -> list[Any]:
@@ -112,3 +140,8 @@ def named_leaves(tree: Any, name: str = "", *, plain: bool = False) -> Iterator[
             yield from named_leaves(getattr(tree, one.name, None), f"{name}.{one.name}" if name else one.name)
     else:
         yield name, tree
+
+
+def output_leaves(tree: Any) -> dict[str, Any]:
+    """Return the arrays or tensors of what a model returned, by name."""
+    return {name or "output": leaf for name, leaf in named_leaves(tree) if hasattr(leaf, "shape")}

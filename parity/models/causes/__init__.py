@@ -3,51 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from parity.explanation import proof
-from parity.models.causes import absent, chance, exchange, norm_order, pooling, positions, precision, terms
-from parity.models.causes.calls import Calls
-from parity.models.causes.context import Context
-from parity.models.causes.naming import named
 from parity.models.causes.weights import diagnose_weights
 from parity.records import Diagnosis
 
 __all__ = ["diagnose", "diagnose_weights"]
-
-Proposer = Callable[[Context], Iterator[Diagnosis]]
-
-
-def _constants(context: Context) -> Iterator[Diagnosis]:
-    yield from _searched(context, proof.STAGES[1:3])  # a factor comes last: a length of an axis is many things
-
-
-def _rest(context: Context) -> Iterator[Diagnosis]:
-    yield from _searched(context, (*proof.STAGES[3:], proof.STAGES[0]))
-
-
-def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], ...]) -> Iterator[Diagnosis]:
-    found = proof.search(context.bench, stages) if context.bench is not None else None
-    if found is not None:
-        yield named(found)
-
-
-PROPOSERS: tuple[Proposer, ...] = (
-    absent.propose,
-    precision.propose,
-    chance.propose,
-    _constants,
-    positions.propose,
-    pooling.propose,
-    exchange.propose,
-    norm_order.propose,
-    terms.propose,
-    _rest,
-)
-"""Where causes are looked for, in this order: what fits few differences first."""
 
 
 def diagnose(pair: Any) -> Diagnosis | None:
@@ -61,6 +24,10 @@ def diagnose(pair: Any) -> Diagnosis | None:
         A cause that is proved by substitution (with one thing changed the two agree, on these numbers and on others),
         or one whose text begins with "Likely: ".
     """
+    from parity.models.causes.calls import Calls
+    from parity.models.causes.context import Context
+    from parity.models.causes.proposers import PROPOSERS  # torch and JAX
+
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -138,7 +138,11 @@ class WeightMap:
         Raises:
             ValueError: A weight of the map is not there, or has another shape.
         """
-        torch, jax = self._trees(torch_model, jax_model)
+        return self.checked(TorchTree(torch_model), jax_tree(jax_model))
+
+    def checked(self, torch: TorchTree, jax: JaxTree) -> tuple[Unequal, ...]:
+        """Do the same for the weights of two models that are read already."""
+        self._fit(torch, jax)
         return tuple(compared(self.pairs, torch, jax))
 
     def load_into_jax(self, torch_model: Any, jax_model: Any, *, partial: bool = False) -> Any:
@@ -209,6 +213,10 @@ class WeightMap:
 
     def _trees(self, torch_model: Any, jax_model: Any) -> tuple[TorchTree, JaxTree]:
         torch, jax = TorchTree(torch_model), jax_tree(jax_model)
+        self._fit(torch, jax)
+        return torch, jax
+
+    def _fit(self, torch: TorchTree, jax: JaxTree) -> None:
         for pair in self.pairs:
             for side, names, leaves in (("torch", pair.torch, torch.leaves), ("JAX", pair.jax, jax.leaves)):
                 for name in names:
@@ -225,7 +233,6 @@ class WeightMap:
                     f"the map does not fit: {pair!r} is of shapes {pair.torch_shapes} and {pair.jax_shape}, the models"
                     f" have {[torch.leaves[name].shape for name in pair.torch]} and {jax.leaves[pair.jax[0]].shape}"
                 )
-        return torch, jax
 
     def _complete(self, partial: bool) -> None:
         lines = [*map(str, self.ambiguous), *self.unpaired.lines()]

@@ -1,0 +1,42 @@
+"""Where causes of a module's error are looked for, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from parity.explanation import proof
+from parity.models.causes import absent, chance, exchange, norm_order, pooling, positions, precision, terms
+from parity.models.causes.context import Context
+from parity.models.causes.naming import named
+from parity.records import Diagnosis
+
+Proposer = Callable[[Context], Iterator[Diagnosis]]
+
+
+def _constants(context: Context) -> Iterator[Diagnosis]:
+    yield from _searched(context, proof.STAGES[1:3])  # a factor comes last: a length of an axis is many things
+
+
+def _rest(context: Context) -> Iterator[Diagnosis]:
+    yield from _searched(context, (*proof.STAGES[3:], proof.STAGES[0]))
+
+
+def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], ...]) -> Iterator[Diagnosis]:
+    found = proof.search(context.bench, stages) if context.bench is not None else None
+    if found is not None:
+        yield named(found)
+
+
+PROPOSERS: tuple[Proposer, ...] = (
+    absent.propose,
+    precision.propose,
+    chance.propose,
+    _constants,
+    positions.propose,
+    pooling.propose,
+    exchange.propose,
+    norm_order.propose,
+    terms.propose,
+    _rest,
+)
+"""Where causes are looked for, in this order: what fits few differences first."""

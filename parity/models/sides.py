@@ -1,0 +1,204 @@
+"""The two models of a comparison as it sees them: weights by name, and the calls of a run. Here those that can run.
+
+`parity.models.dump` has the same of a model that ran elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from parity.models import perturb
+from parity.models.capture.call import Call, Outputs
+from parity.models.capture.jax_models import candidates
+from parity.models.capture.jax_models import jax_model as jax_side
+from parity.models.inputs import Call as Arguments
+from parity.models.matching import pair_outputs, relative_distance
+from parity.models.weights.jax_side import jax_tree
+from parity.models.weights.torch_side import TorchTree
+from parity.verdict.bounds import UNIT
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How both models run: the mode, whether in float64, and the dtype of torch's model."""
+
+    mode: str
+    double: bool
+    native: str
+
+
+class NotInFloat64(Exception):
+    """One of the models does not run in float64; the message says which, and why."""
+
+
+class LiveTorch:
+    """A torch model that runs here.
+
+    Args:
+        model: The user's; it runs as a copy.
+
+    Raises:
+        TypeError: It is no `nn.Module`.
+    """
+
+    live = True
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"torch_model: expected an nn.Module, got {type(model).__name__}")
+        self.model, self.tree = model, TorchTree(model)
+
+    def native(self) -> str:
+        """Return the least precise dtype of the parameters."""
+        floats = [one.dtype for one in self.tree.leaves.values() if one.kind == "parameter" and one.dtype in UNIT]
+        return max(floats, key=lambda name: UNIT[name], default="float32")
+
+    def perturbed(self, pairs: Any, seed: int) -> Arrays:
+        """Return weights of order one, of those that are paired, by name."""
+        layers = {name: leaf.layer for name, leaf in self.tree.leaves.items()}
+        return perturb.perturbed(self.tree.weights(), layers, pairs, seed)
+
+    def dropout(self) -> list[str]:
+        """Return the paths of dropout layers that a model in training has."""
+        from parity.models.capture.torch_modules import without_dropout
+
+        return without_dropout(copy.deepcopy(self.model).train())
+
+    def calls(self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None) -> list[Call]:
+        """Run the model, with other values of some weights, and return the calls of its modules.
+
+        Raises:
+            NotInFloat64: It does not run in float64.
+            ValueError: It does not run.
+        """
+        from parity.models.capture.torch_modules import TorchModel
+
+        side = TorchModel(self.model, setting.mode, double=setting.double)
+        if changed is not None:
+            TorchTree(side.model).write(changed)
+        try:
+            return side.capture(*inputs)
+        except Exception as error:
+            if setting.double:
+                raise NotInFloat64(f"the torch model does not run in float64 ({said(error)})") from error
+            raise ValueError(f"the torch model does not run on these inputs: {said(error)}") from error
+
+
+class LiveJax:
+    """A JAX model that runs here.
+
+    Args:
+        model: The user's, of any kind that `jax_tree` reads; it runs as a copy.
+
+    Raises:
+        TypeError: It is of no kind that is known.
+
+    Attributes:
+        mapped: Whether it takes one example, and was mapped over the first axis; known after `calls`.
+    """
+
+    live = True
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.tree, self.mapped = model, jax_tree(model), False
+
+    def calls(
+        self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None, wanted: Outputs | None
+    ) -> list[Call]:
+        """Run the model, with other values of some weights, and return the calls of its modules.
+
+        Args:
+            inputs: What it is called with.
+            setting: How.
+            changed: Weights by path, or None.
+            wanted: What torch's model gave: of two ways to call a model the one is right that gives nearly that.
+
+        Raises:
+            NotInFloat64: It does not run in float64.
+            ValueError: It does not run, or gives nothing that torch's model gives.
+        """
+        model = self.model if changed is None else self.tree.replace(changed)
+        args, kwargs = arguments(inputs, double=setting.double)
+        found: list[tuple[float, bool, list[Call]]] = []
+        errors: list[Exception] = []
+        gave = ""
+        for mapped in candidates(self.tree.framework):
+            try:
+                side = jax_side(
+                    self.tree.framework, model, setting.mode, double=setting.double, mapped=mapped,
+                    native=setting.native,
+                )  # fmt: skip
+                calls = side.capture(args, kwargs)
+            except Exception as error:
+                errors.append(error)
+                continue
+            out = root(calls).outputs
+            gave = gave or shapes(out)
+            placed, _, _ = pair_outputs(out if wanted is None else wanted, out)
+            if placed:
+                far = max(relative_distance(one.torch, one.jax) for one in placed)
+                found.append((far, mapped, calls))
+        if found:
+            _, self.mapped, calls = min(found, key=lambda one: one[0])
+            return calls
+        if not gave:
+            if setting.double:
+                raise NotInFloat64(f"the JAX model does not run in float64 ({said(errors[0])})")
+            raise ValueError(f"the JAX model does not run on these inputs: {said(errors[0])}") from errors[0]
+        raise ValueError(
+            f"the outputs do not correspond: the torch model gives {shapes(wanted or {})}; the JAX model {gave}"
+        )
+
+
+def arguments(inputs: Arguments, *, double: bool) -> Arguments:
+    """Return arguments of a JAX model: JAX arrays in place of NumPy's, floats in the precision that is asked for."""
+    import jax
+    import jax.numpy as jnp
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        dtype = (jnp.float64 if double else jnp.float32) if leaf.dtype.kind == "f" else None
+        return jnp.asarray(leaf, dtype)
+
+    made: Arguments = jax.tree.map(moved, inputs)
+    return made
+
+
+def float64(jax_side: Any, *, on: bool) -> contextlib.AbstractContextManager[Any]:
+    """Return what lets JAX have float64 within, where a JAX model runs here."""
+    if not jax_side.live:
+        return contextlib.nullcontext()
+    import jax
+
+    made: contextlib.AbstractContextManager[Any] = jax.enable_x64(on)
+    return made
+
+
+def root(calls: list[Call]) -> Call:
+    """Return the call of the model itself."""
+    return next(call for call in calls if not call.path)
+
+
+def shapes(outputs: Outputs) -> str:
+    """Return outputs as a message shows them."""
+    return ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items()) or "no array"
+
+
+def said(error: Exception) -> str:
+    """Return the first line of an error, with its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+Progress = Callable[[str], object]
