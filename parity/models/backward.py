@@ -77,7 +77,7 @@ class Backward:
         self.least = least
         self.torch = TorchFunction(torch_model, mode, double=double)
         self.jax = JaxFunction(jax_model, mode, double=double, mapped=mapped, native=native)
-        self.weights, self.inputs, self.double = weights, inputs, double
+        self.weights, self.inputs, self.double, self.native = weights, inputs, double, native
         self.args = device_arrays(inputs[1], double=double)
         self.outputs = outputs
         self.losses = self._losses(loss, seed)
@@ -181,7 +181,9 @@ class Backward:
         """Return the gradients of every paired parameter, in torch's order, then those of the inputs."""
         ours, theirs = self.of_torch(), self.of_jax()
         floor = SMALL * max((typical(value) for value in _flat(ours).values()), default=0.0)
-        judge = weighing.Weighing(lambda: _flat(self.of_torch()), self.dtype, order=1, double=self.double, floor=floor)
+        judge = weighing.Weighing(
+            lambda: _flat(self.of_torch()), self.dtype, order=1, double=self.double, floor=floor, native=self.native
+        )
         made = [self._weight(group, ours, theirs, judge) for group in groups(self.weights.pairs)]
         return [*made, *self._inputs(ours, theirs, judge)]
 

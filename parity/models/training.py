@@ -169,7 +169,7 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
     ours, torch_losses = torch_steps(steps)
     state = transformation.init(values)
     result = Training([])
-    judge = weighing.Weighing(lambda: torch_steps(1)[0][0], run.dtype, order=1, double=run.double)
+    judge = weighing.Weighing(lambda: torch_steps(1)[0][0], run.dtype, order=1, double=run.double, native=run.native)
     for number in range(steps):
         loss, found = jax.value_and_grad(objective)(values)
         updates, state = transformation.update(found, state, values)

@@ -22,8 +22,8 @@ class Calls:
         self.path, self.jax_path, self.torch_module = pair.path, pair.jax_path, pair.torch_module
         self._torch, self._jax = pair.torch_call, pair.jax_call
         self._fed = feed(pair.torch_call, pair.jax_call)
-        self._places = [at for at, leaf in enumerate(pair.torch_call.inputs) if leaf.is_array]
-        self.arrays = tuple(np.asarray(pair.torch_call.inputs[at].value) for at in self._places)
+        self._places = _alike(pair.torch_call)
+        self.arrays = tuple(np.asarray(pair.torch_call.inputs[places[0]].value) for places in self._places)
         self.torch_weights = {
             name: value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
             for name, value in pair.torch_module.state_dict(keep_vars=True).items()
@@ -36,7 +36,7 @@ class Calls:
 
     def _input_orders(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yield the place of each JAX input that is one of torch's, that one's number, and the order of its entries."""
-        numbers = {self._torch.inputs[at].name: number for number, at in enumerate(self._places)}
+        numbers = {self._torch.inputs[at].name: number for number, places in enumerate(self._places) for at in places}
         for at, leaf in enumerate(self._jax.inputs):
             source = self._fed.arrays.get(leaf.name)
             if source not in numbers or not leaf.is_array:
@@ -67,8 +67,9 @@ class Calls:
         from parity.models.capture.call import named_leaves
 
         values = self._torch.values
-        for at, array in zip(self._places, arrays, strict=True):
-            values[at] = array
+        for places, array in zip(self._places, arrays, strict=True):
+            for at in places:
+                values[at] = array
         raw: list[Any] = []
         depth = [0]
 
@@ -100,6 +101,22 @@ class Calls:
             values[at] = arrays[number].ravel()[order.ravel()].reshape(order.shape)
         outputs = self._jax.trace(values)
         return tuple(outputs[at].ravel()[order.ravel()].reshape(order.shape) for _, at, order in self._outputs)
+
+
+def _alike(call: Any) -> list[list[int]]:
+    """Return the places of a call's arrays, those of equal ones together: query, key and value are one input."""
+    found: list[list[int]] = []
+    for at, leaf in enumerate(call.inputs):
+        if not leaf.is_array:
+            continue
+        first = (places for places in found if _equal(call.inputs[places[0]].value, leaf.value))
+        home = next(first, None) if leaf.value.size > 1 else None
+        found.append([at]) if home is None else home.append(at)
+    return found
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 @contextlib.contextmanager

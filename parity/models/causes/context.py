@@ -95,11 +95,13 @@ class Context:
             return _Scopes()
         return record
 
-    def agree(self, torch_function: Any) -> bool:
+    def agree(self, torch_function: Any, *, where_finite: bool = False) -> bool:
         """Return whether another torch function gives the JAX module's results, on all the numbers.
 
         Args:
             torch_function: Of the arrays, in the place of the torch module.
+            where_finite: Whether elements that become NaN are left out: what is masked whole is NaN in torch and the
+                mean in JAX.
         """
         from parity.explanation.programs.torch_program import TorchProgram
 
@@ -111,8 +113,10 @@ class Context:
                 found = TorchProgram(torch_function, numbers).outputs
             except Exception:  # a change that does not run explains nothing
                 return False
-            want = at.outputs["jax"][number]
-            before, after = distance(at.outputs["torch"][number], want), distance(found, want)
+            want, was = at.outputs["jax"][number], at.outputs["torch"][number]
+            if where_finite:
+                found, want, was = _where_finite(found, want, was)
+            before, after = distance(was, want), distance(found, want)
             if not after <= at.agreement or not after <= max(before / SHRINK, ROUNDING):
                 return False
         return True
@@ -128,6 +132,18 @@ class Context:
             if at.proves(claim.change):
                 return claim.diagnosis()
         return None
+
+
+def _where_finite(found: Any, *others: Any) -> list[dict[str, np.ndarray]]:
+    """Return outputs without the elements that are NaN in the first: nothing of an output that has no other."""
+    kept = {name: ~np.isnan(value) for name, value in found.items() if value.dtype.kind == "f"}
+    return [
+        {
+            name: value[kept[name]] if name in kept and kept[name].shape == value.shape else value
+            for name, value in one.items()
+        }
+        for one in (found, *others)
+    ]
 
 
 class _Scopes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from parity.explanation import proof
-from parity.models.causes import absent, chance, exchange, norm_order, pooling, positions, precision, terms
+from parity.models.causes import absent, chance, exchange, masks, norm_order, pooling, positions, precision, terms
 from parity.models.causes.context import Context
 from parity.models.causes.naming import named
 from parity.records import Diagnosis
@@ -31,8 +31,9 @@ PROPOSERS: tuple[Proposer, ...] = (
     absent.propose,
     precision.propose,
     chance.propose,
-    _constants,
+    masks.propose,
     positions.propose,
+    _constants,
     pooling.propose,
     exchange.propose,
     norm_order.propose,
