@@ -26,6 +26,7 @@ from parity.suites import MOVED as _MOVED
 if TYPE_CHECKING:
     from parity.models.compare import assert_same_model as assert_same_model
     from parity.models.compare import compare_models as compare_models
+    from parity.models.dump.writing import dump_model as dump_model
     from parity.models.report import ModelError as ModelError
     from parity.models.report import ModelReport as ModelReport
     from parity.models.weights import Rule as Rule
@@ -57,12 +58,14 @@ __all__ = [
     "compare",
     "compare_models",
     "compare_pair",
+    "dump_model",
     "map_weights",
 ]
 
 _MODELS = {
     **dict.fromkeys(("Rule", "WeightMap", "WeightPair", "map_weights"), "parity.models.weights"),
     **dict.fromkeys(("assert_same_model", "compare_models"), "parity.models.compare"),
+    "dump_model": "parity.models.dump.writing",
     **dict.fromkeys(("ModelError", "ModelReport"), "parity.models.report"),
 }
 """What compares whole models, by where it is: imported when it is asked for."""

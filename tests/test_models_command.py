@@ -1,6 +1,7 @@
 """`python -m parity model FILE.py`: exit codes, files, and what is said of a file that cannot be used."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -49,10 +50,36 @@ def test_a_right_port_is_as_promised(tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["ok"] is True
 
 
+def test_training_steps_are_a_table_and_a_curve(tmp_path, capsys):
+    arguments = ["--optimizer", "adam", "--steps", "3", "--plot", str(tmp_path / "steps.svg"), "--no-perturb"]
+    assert main(["model", file(tmp_path, "1e-5"), *arguments]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.partition("training steps")[2].splitlines()]
+    steps = [row for row in rows if row and row[0].isdecimal()]
+    assert [row[0] for row in steps] == ["1", "2", "3"]
+    assert all(float(row[3]) < 1e-9 for row in steps)
+    assert float(steps[0][1]) > float(steps[2][1])  # the loss falls
+    drawn = (tmp_path / "steps.svg").read_text()
+    assert drawn.count("<circle") == 3
+    assert ElementTree.fromstring(drawn).tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(("--plot", "steps.png"), "--plot: expected a name that ends in .svg"), (("--steps", "0"), "--steps: expected 1")],
+    ids=["another picture", "no step"],
+)
+def test_what_no_steps_can_be_is_refused(tmp_path, capsys, given, said):
+    with pytest.raises(SystemExit, match="2"):
+        main(["model", file(tmp_path, "1e-5"), *given])
+    assert said in capsys.readouterr().err
+
+
 def test_a_wrong_port_fails_and_names_the_module(tmp_path, capsys):
     kept = [f"--{kind}={tmp_path / f'r.{kind}'}" for kind in ("html", "json", "md", "txt")]
     assert main(["model", file(tmp_path, "1e-6"), "--fail-fast", *kept]) == 1
-    assert "different, first in 0 (" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "different, first in 0 (" in out
+    assert f"again: python -m parity model {tmp_path / 'models.py'} --only 0" in out
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["first"] == "0"
     assert "<details open>" in (tmp_path / "r.html").read_text()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ FILES = ("html", "json", "md", "txt")
 
 NEEDED = ("torch_model", "jax_model", "inputs")
 OPTIONAL = ("weights", "modules", "rules", "loss", "mode", "optimizer", "steps")
+
+AGAINST = "python -m parity model FILE.py --against"
 
 HOW = (
     "define torch_model, jax_model and inputs (or functions without arguments that make them); "
@@ -43,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-perturb", action="store_true", help="compare with the weights as they are only")
     parser.add_argument("--fail-fast", action="store_true", help="stop after the first run in which a module differs")
     parser.add_argument("--strict", action="store_true", help="a weight without a partner fails too")
+    parser.add_argument("--dump", type=Path, metavar="DIR", help="run one model only, and keep what the other needs")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="hold the model to one that --dump kept")
+    parser.add_argument("--side", choices=("torch", "jax"), help="which model --dump runs, where FILE.py has both")
+    parser.add_argument("--float32", action="store_true", help="with --dump: run in float32, not in float64")
+    parser.add_argument("--optimizer", metavar="NAME", help="whose steps are compared: sgd, adam, adamw or rmsprop")
+    parser.add_argument("--steps", type=int, metavar="N", help="how many training steps are compared (1)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw how far apart the two are after each step")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the tree of modules to unfold")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep what is known of every module")
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the report in Markdown")
@@ -51,36 +62,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(asked: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
-    options.check(asked, FILES)
+    options.check(asked, (*FILES, "plot"))
+    if asked.plot is not None and asked.plot.suffix != ".svg":
+        asked.parser.error(f"--plot: expected a name that ends in .svg, got {str(asked.plot)!r}")
+    if asked.steps is not None and asked.steps < 1:
+        asked.parser.error(f"--steps: expected 1 or more, got {asked.steps}")
     made: argparse.ArgumentParser = asked.parser
     out = console()
     try:
-        found = _models(Path(asked.file))
-        report = _compare(found, asked, out)
+        if asked.dump is not None:
+            return _dump(Path(asked.file), asked, out)
+        report = _compare(_models(Path(asked.file), against=asked.against), asked, out)
     except NotUnderstood as error:
         made.error(str(error))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         made.error(f"{asked.file}: {error}")
     for line in str(report).splitlines():
         out.print(Text(line, style=STYLE.get(line[:1], "") if line[1:2] == " " else ""), soft_wrap=True)
+    if asked.plot is not None and report.steps is not None:
+        report.save_steps(asked.plot)
+    elif asked.plot is not None:
+        out.print(Text(f"{asked.plot} is not drawn: training steps are compared where the outputs agree"))
     for name in FILES:
         if getattr(asked, name):
             report.save(getattr(asked, name), kind=name)
     return verdict(not report.ok, out)
 
 
-def _models(file: Path) -> dict[str, Any]:
+def _models(file: Path, *, against: Path | None = None, needed: Sequence[str] = NEEDED) -> dict[str, Any]:
     names = import_file(file)
-    missing = [name for name in NEEDED if name not in names]
+    dumped: dict[str, Any] = {}
+    if against is not None:
+        from parity.models.dump.files import Dump
+
+        dump = Dump.read(against)
+        dumped = {f"{dump.side}_model": dump, "mode": dump.meta["mode"]}
+        dumped |= {} if "inputs" in names else {"inputs": None}
+    names = {**names, **dumped}
+    missing = [name for name in needed if name not in names]
     if missing:
         others = [name for name in names if not name.startswith("_")]
         hint = unknown(missing[0], missing[0], others).partition("; ")[2] if others else ""
         raise NotUnderstood(f"{file} does not define {' and '.join(missing)}{'; ' + hint if hint else ''}: {HOW}")
     found = {name: names[name] for name in (*NEEDED, *OPTIONAL) if name in names}
     for name in NEEDED:
-        if _is_maker(found[name]):
+        if _is_maker(found.get(name)):
             found[name] = found[name]()
     return found
+
+
+def _dump(file: Path, asked: argparse.Namespace, out: Console) -> int:
+    """Run one model and keep what a comparison needs of it."""
+    from parity.models.dump.writing import dump_model
+    from parity.models.inputs import Inputs
+
+    found = _models(file, needed=("inputs",))
+    sides = [side for side in ("torch", "jax") if f"{side}_model" in found and asked.side in (None, side)]
+    if not sides:
+        raise NotUnderstood(f"{file} does not define {asked.side or 'torch'}_model, which --dump is to run")
+    side, inputs = sides[0], found["inputs"]
+    with out.status(f"running {side}_model"):
+        dump_model(
+            found[f"{side}_model"], getattr(inputs, side) if isinstance(inputs, Inputs) else inputs, asked.dump,
+            mode=asked.mode or found.get("mode", "eval"), seed=asked.seed, name=file.name,
+            perturb=not asked.no_perturb, double=not asked.float32,
+        )  # fmt: skip
+    other = "jax" if side == "torch" else "torch"
+    out.print(Text(f"{asked.dump}: {side}_model is kept. Where {other}_model runs: {AGAINST} {asked.dump}"))
+    return 0
 
 
 def _is_maker(value: Any) -> bool:
@@ -93,10 +142,16 @@ def _compare(found: dict[str, Any], asked: argparse.Namespace, out: Console) -> 
     given = dict(found)
     if asked.mode is not None:
         given["mode"] = asked.mode
+    if asked.optimizer is not None or asked.steps is not None or asked.plot is not None:
+        given["optimizer"] = asked.optimizer or given.get("optimizer", "sgd")
+        given["steps"] = asked.steps or given.get("steps", 1)
     torch_model, jax_model, inputs = (given.pop(name) for name in NEEDED)
     with out.status("running both models") as status:
-        return compare_models(
+        report = compare_models(
             torch_model, jax_model, inputs, name=Path(asked.file).name, perturb=not asked.no_perturb, seed=asked.seed,
             fail_fast=asked.fail_fast, only=asked.only, strict=asked.strict,
             progress=lambda path: status.update(Text(f"comparing {path}")), **given,
         )  # fmt: skip
+    against = "" if asked.against is None else f" --against {shlex.quote(str(asked.against))}"
+    report.command = f"python -m parity model {shlex.quote(str(asked.file))}{against}"
+    return report

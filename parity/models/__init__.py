@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
+from parity.models.dump.files import Dump as Dump
 from parity.models.inputs import Inputs as Inputs

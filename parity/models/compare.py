@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from parity.models import inputs as _inputs
+from parity.models.dump.files import Dump
 from parity.models.report import ModelReport
 from parity.names import unknown
 
@@ -13,8 +14,9 @@ MODES = ("eval", "train")
 
 
 def compare_models(
-    torch_model: Any, jax_model: Any, inputs: Any, *, weights: Any = None, modules: Mapping[str, str] | None = None,
-    mode: str = "eval", loss: Callable[..., Any] | None = None, perturb: bool = True, seed: int = 0,
+    torch_model: Any, jax_model: Any, inputs: Any = None, *, weights: Any = None,
+    modules: Mapping[str, str] | None = None, mode: str = "eval", loss: Callable[..., Any] | None = None,
+    perturb: bool = True, seed: int = 0,
     name: str | None = None, optimizer: Any = None, steps: int = 0, rules: Sequence[Any] = (), fail_fast: bool = False,
     only: str | None = None, strict: bool = False, progress: Callable[[str], object] | None = None,
 ) -> ModelReport:  # fmt: skip
@@ -25,11 +27,13 @@ def compare_models(
     inherits. Neither model is changed. SPEC S12.
 
     Args:
-        torch_model: An `nn.Module`.
+        torch_model: An `nn.Module`; or a `parity.models.Dump` of one that ran where JAX is not installed.
         jax_model: A Flax NNX module; an Equinox module, or `(module, state)`; a Flax Linen pair `(module, variables)`;
-            or a function of a pytree with its weights, `(function, params)`, called as `function(params, *inputs)`.
+            or a function of a pytree with its weights, `(function, params)`, called as `function(params, *inputs)`; or
+            a `parity.models.Dump` of one that ran where torch is not installed.
         inputs: A tuple of arrays, a dict of keywords, `parity.Args`, or `parity.models.Inputs(torch=..., jax=...)`
-            where the two take them differently. An Equinox module that takes one example is mapped over the first axis.
+            where the two take them differently; None for those of a dump. An Equinox module that takes one example is
+            mapped over the first axis.
         weights: A `WeightMap`; None for `parity.map_weights`.
         modules: Paths of torch modules, and of the JAX modules that they are, where weights do not tell.
         mode: "eval" or "train": what both models are put into.
@@ -60,19 +64,50 @@ def compare_models(
         >>> compare_models(layer, port, (np.ones((4, 3), np.float32),)).ok
         True
     """
-    from parity.models import runs, sides
+    from parity.models import runs
 
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
-    both = _inputs.of_both(inputs)
+    ours, theirs, both = _sides(torch_model, jax_model, inputs)
     return runs.Comparison(
-        sides.LiveTorch(torch_model), sides.LiveJax(jax_model), both, weights=weights, told=dict(modules or {}),
-        mode=mode, perturb=perturb, seed=seed, name=name or type(torch_model).__name__, rules=rules,
+        ours, theirs, both, weights=weights, told=dict(modules or {}),
+        mode=mode, perturb=perturb, seed=seed, name=name or _name(torch_model), rules=rules,
         fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer, steps=steps,
     ).report()  # fmt: skip
 
 
-def assert_same_model(torch_model: Any, jax_model: Any, inputs: Any, **options: Any) -> ModelReport:
+def _sides(torch_model: Any, jax_model: Any, inputs: Any) -> tuple[Any, Any, tuple[_inputs.Call, _inputs.Call]]:
+    """Return both sides and their inputs; a dump brings its own."""
+    from parity.models import sides
+    from parity.models.dump.stored import StoredSide
+
+    dumps = {"torch": torch_model, "jax": jax_model}
+    dumps = {side: one for side, one in dumps.items() if isinstance(one, Dump)}
+    for side, one in dumps.items():
+        if one.side != side:
+            raise TypeError(f"{side}_model: expected a model of {side} or a dump of one, got a dump of {one.side}")
+    if len(dumps) == 2:
+        raise TypeError("expected one model that runs here: with two dumps no module can be run alone")
+    if inputs is None:
+        if not dumps:
+            raise TypeError("inputs: expected a tuple of arrays, got None, which is for a dump: that brings its own")
+        ((_, only),) = dumps.items()
+        both = only.inputs, only.inputs
+    else:
+        both = _inputs.of_both(inputs)
+        both = tuple(
+            dumps[side].inputs if side in dumps else one for side, one in zip(("torch", "jax"), both, strict=True)
+        )
+    ours: Any = StoredSide(torch_model) if "torch" in dumps else sides.LiveTorch(torch_model)
+    theirs: Any = StoredSide(jax_model) if "jax" in dumps else sides.LiveJax(jax_model)
+    return ours, theirs, both
+
+
+def _name(model: Any) -> str:
+    return str(model.meta["name"]) if isinstance(model, Dump) else type(model).__name__
+
+
+def assert_same_model(torch_model: Any, jax_model: Any, inputs: Any = None, **options: Any) -> ModelReport:
     """Compare two models, and raise AssertionError with the report as its text unless they are the same function.
 
     Takes what `compare_models` takes, and returns its report.

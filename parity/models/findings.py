@@ -47,6 +47,8 @@ class Searched:
 
     def named(self, about: ModulePair, *, double: bool) -> Diagnosis | None:
         """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
+        if about.torch_call.stored is not None or about.jax_call.stored is not None:
+            return None  # there is no program of it here
         classes = type(about.torch_module), type(about.jax_module)
         if classes in self.found:
             path, known = self.found[classes]
@@ -117,6 +119,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         weights=asked.map,
         gradients=gradients,
         training=trained,
+        steps=asked.trained,
         unpaired=_unpaired(first),
         notes=notes,
         mode=asked.mode,

@@ -56,7 +56,7 @@ def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, nativ
         double: Whether both ran in float64.
         native: The dtype of the user's torch model.
     """
-    fed = feed(torch_call, jax_call)
+    fed = feed(*directed(torch_call, jax_call))
     placed, _, _ = pair_outputs(torch_call.outputs, jax_call.outputs, moved=fed.moved)
     found = Judged("not judged", inputs=fed.distance, worst_input=fed.farthest, fed=fed.arrays)
     found.inherited_error = max((relative_distance(one.torch, one.jax) for one in placed), default=None)
@@ -69,7 +69,7 @@ def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, nativ
     first: Judged | None = None
     tried: dict[str, str] = {}
     for kind in KINDS:
-        fed = feed(torch_call, jax_call, kind)
+        fed = feed(*directed(torch_call, jax_call), kind)
         if first is not None and fed.arrays == tried:
             continue
         tried = fed.arrays
@@ -82,19 +82,27 @@ def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, nativ
     return first
 
 
+def directed(torch_call: Call, jax_call: Call) -> tuple[Call, Call]:
+    """Return the call whose inputs are taken, and the one that runs on them: JAX's, unless JAX ran elsewhere."""
+    return (torch_call, jax_call) if jax_call.stored is None else (jax_call, torch_call)
+
+
 def _alone(
     torch_call: Call, jax_call: Call, fed: Fed, found: Judged, tables: bool, double: bool, native: str
 ) -> Judged:  # fmt: skip
     """Judge a JAX module run alone on what it is fed."""
+    _, alone = directed(torch_call, jax_call)
     try:
-        own = jax_call.run(fed.values)
+        own = alone.run(fed.values)
     except Exception as raised:
         lines = str(raised).strip().splitlines()[:1]
-        text = f"JAX's module does not run on torch's inputs: {type(raised).__name__}: {''.join(lines)}"
+        sides = ("JAX's", "torch's") if alone is jax_call else ("torch's", "JAX's")
+        text = f"{sides[0]} module does not run on {sides[1]} inputs: {type(raised).__name__}: {''.join(lines)}"
         return replace(found, reason=text)
-    outputs, _, _ = pair_outputs(torch_call.outputs, own, moved=fed.moved)
+    ours, theirs = (torch_call.outputs, own) if alone is jax_call else (own, jax_call.outputs)
+    outputs, _, _ = pair_outputs(ours, theirs, moved=fed.moved)
     if not outputs:
-        text = _no_partner(torch_call.outputs, own)
+        text = _no_partner(ours, theirs)
         # Frameworks' own layers do one thing: of others it is not known where each ends.
         if torch_call.owner.startswith("torch.nn.modules."):
             return replace(found, verdict="differs", ratio=np.inf, reason=text)

@@ -63,7 +63,7 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
         wanted = [(at, leaf) for at, leaf in wanted if leaf.is_float]
     for choose in (_by_value, _by_name, _by_position):
         for at, leaf in list(wanted) if not (kind == "main" and fed.arrays) else []:
-            found = choose(leaf, free)
+            found = choose(leaf, free, _likely(jax_call))
             if found is None:
                 continue
             source, value = found
@@ -87,7 +87,12 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
     return fed
 
 
-def _by_value(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | None:
+def _likely(target: Call) -> int:
+    """Return which arrangement of an image is likely where all its lengths are one: of `_orders`."""
+    return (1 if target.trace is not None else 2) if target.moved else 0
+
+
+def _by_value(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
     for one in free:
         for value in arrangements(one, leaf):
             if relative_distance(value, leaf.value) <= NEAR:
@@ -95,11 +100,11 @@ def _by_value(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | Non
     return None
 
 
-def _by_name(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | None:
-    return _by_position(leaf, [one for one in free if one.name == leaf.name])
+def _by_name(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
+    return _by_position(leaf, [one for one in free if one.name == leaf.name], likely)
 
 
-def _by_position(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | None:
+def _by_position(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
     if leaf.is_float and is_mask(leaf.value):
         return None  # frameworks have masks of other kinds: JAX's module keeps the one that it was given
     for one in free:
@@ -107,16 +112,24 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf]) -> tuple[Leaf, np.ndarray] | 
         if not leaf.is_float and is_mask(one.value) != is_mask(leaf.value):
             continue
         if made and not (one.is_float and is_mask(one.value)):
-            usual = (
-                3 if one.value.shape == leaf.value.shape else 1
-            )  # as it is, channels last and first; or channels moved
-            return one, made[_nearest([relative_distance(value, leaf.value) for value in made], usual)]
+            distances = [relative_distance(value, leaf.value) for value in made]
+            return one, made[_nearest(distances, likely if _is_cube(one.value.shape, leaf.value.shape) else 0)]
     return None
 
 
-def _nearest(distances: Sequence[float], usual: int) -> int:
-    """Return which arrangement is nearest: what comes before was wrong, so an unusual one must be twice as near."""
-    return min(range(len(distances)), key=lambda at: round(distances[at], 2) * (1 if at < usual else UNUSUAL))
+def _is_cube(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Return whether an image's shape does not say where its channels are.
+
+    Example:
+        >>> _is_cube((2, 8, 8, 8), (2, 8, 8, 8)), _is_cube((2, 3, 8, 8), (2, 8, 8, 3)), _is_cube((2, 6, 2), (2, 6, 2))
+        (True, False, False)
+    """
+    return shape == target and len(shape) > 3 and len(set(shape[1:])) == 1
+
+
+def _nearest(distances: Sequence[float], likely: int) -> int:
+    """Return which arrangement is nearest: what comes before was wrong, so an unlikely one must be twice as near."""
+    return min(range(len(distances)), key=lambda at: round(distances[at], 2) * (1 if at == likely else UNUSUAL))
 
 
 def is_mask(array: np.ndarray) -> bool:
@@ -255,5 +268,5 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
     # are one does the shape not say whether the channels are still where the inputs have them.
     choice = 0
     if moved and torch_value.ndim > 3 and torch_value.shape == jax_value.shape and len(set(jax_value.shape[1:])) == 1:
-        choice = min(range(min(3, len(made))), key=lambda at: relative_distance(made[at], jax_value))
+        choice = _nearest([relative_distance(one, jax_value) for one in made[:3]], 1)
     return Output(name, made[choice], jax_value, choice)

@@ -8,7 +8,8 @@ that one of them computes and the other keeps is none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,18 +32,61 @@ def perturbed(
         pairs: Of a `WeightMap`.
         seed: Of the random numbers.
     """
+    paired = [name for pair in pairs if getattr(pair, "kind", "parameter") != "buffer" for name in pair.torch]
+    return of_names(values, layers, paired, seed)
+
+
+def of_names(
+    values: Mapping[str, np.ndarray], layers: Mapping[str, str], names: Iterable[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Return new values of torch's weights of some names."""
     changed = {}
-    for pair in pairs:
-        if getattr(pair, "kind", "parameter") == "buffer":
-            continue
-        for name in pair.torch:
-            value = values[name]
-            if name in changed or value.dtype.kind != "f" or not value.size:
-                continue
-            rng = np.random.Generator(np.random.PCG64([seed, *name.encode()]))
-            new = _value(name.rpartition(".")[2], value, layers.get(name, ""), rng)
+    for name in dict.fromkeys(names):
+        value = values[name]
+        if value.dtype.kind == "f" and value.size:
+            new = _value(name.rpartition(".")[2], value, layers.get(name, ""), _random(seed, name))
             changed[name] = new.astype(np.float32).astype(value.dtype)  # numbers that float32 has, whatever it runs in
     return changed
+
+
+def perturbed_jax(values: Mapping[str, np.ndarray], paths: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+    """Return new values of JAX's weights at some paths, where torch's model is not there.
+
+    Example:
+        >>> made = perturbed_jax({"fc.kernel": np.zeros((400, 3)), "norm.scale": np.ones(5)}, ["fc.kernel"], 0)
+        >>> list(made), bool(0.04 < made["fc.kernel"].std() < 0.08)
+        (['fc.kernel'], True)
+    """
+    changed = {}
+    for path in paths:
+        value = values[path]
+        if value.dtype.kind == "f" and value.size:
+            name = re.split(r"[.\[\]']+", path.rstrip("]'"))[-1]
+            new = _jax_value(name, value, _random(seed, path))
+            changed[path] = new.astype(np.float32).astype(value.dtype)
+    return changed
+
+
+def _jax_value(name: str, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    noise = rng.standard_normal(value.shape)
+    if name == "mean":
+        return SPREAD * noise
+    if name == "var":
+        return rng.uniform(0.5, 1.5, value.shape)
+    if name in ("bias", "b"):
+        return SPREAD * noise
+    if name == "embedding":
+        return noise
+    if name == "scale" or (name == "weight" and value.ndim == 1):
+        return 1 + SPREAD * rng.uniform(-1, 1, value.shape)
+    if name in ("kernel", "w", "weight") and value.ndim >= 2:
+        into = value.shape[1:] if name == "weight" else value.shape[:-1]
+        return noise * GAIN / math.sqrt(max(math.prod(into), 1))
+    return value * (1 + SPREAD * rng.uniform(-1, 1, value.shape)) + SPREAD / 3 * noise
+
+
+def _random(seed: int, name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, *name.encode()]))
 
 
 def _value(name: str, value: np.ndarray, layer: str, rng: np.random.Generator) -> np.ndarray:

@@ -76,6 +76,7 @@ class ModelReport:
         unpaired: Paths of modules that ran and have no partner, of "torch" and of "jax".
         training: Of every running statistic after a forward in "train", and of every parameter after a step of the
             optimizer: the same.
+        steps: Of the optimizer: `.distances` and `.losses`, one a step; None where no step was asked for.
         notes: What else is to be known of the run.
         mode: "eval" or "train".
         framework: Of the JAX model: "nnx", "linen", "equinox" or "function".
@@ -83,6 +84,7 @@ class ModelReport:
         seed: Of the random numbers.
         perturbed: Whether perturbed weights were tried too.
         strict: Whether weights without a partner are a failure.
+        command: Which command makes it, without --only; "" where none is known.
         environment: Versions, machine and commit.
     """
 
@@ -93,6 +95,7 @@ class ModelReport:
     gradients: Any
     unpaired: dict[str, list[str]]
     training: Any = ()
+    steps: Any = None
     notes: list[str] = field(default_factory=list)
     mode: str = "eval"
     framework: str = ""
@@ -100,6 +103,7 @@ class ModelReport:
     seed: int = 0
     perturbed: bool = False
     strict: bool = False
+    command: str = ""
     environment: dict[str, Any] = field(default_factory=environment)
 
     @property
@@ -141,6 +145,7 @@ class ModelReport:
             "weights": None if self.weights is None else _weights(self.weights),
             "gradients": [_plain(one) for one in self.gradients],
             "training": [_plain(one) for one in self.training],
+            "steps": None if self.steps is None else {"distances": self.steps.distances, "losses": self.steps.losses},
             "environment": self.environment,
         }  # fmt: skip
 
@@ -169,6 +174,21 @@ class ModelReport:
         file, function = KINDS[kind]
         text: str = getattr(importlib.import_module(f"parity.models.{file}"), function)(self)
         content.write_text(path, text.rstrip() + "\n")
+
+    def save_steps(self, path: str | Path) -> None:
+        """Write the training steps as a curve, in SVG.
+
+        Raises:
+            ValueError: No steps were compared, or the name does not end in .svg.
+        """
+        from parity.models import curve
+        from parity.report import content
+
+        if self.steps is None:
+            raise ValueError("steps: expected a comparison with optimizer= and steps=, whose outputs agree; got none")
+        if Path(path).suffix != ".svg":
+            raise ValueError(f"path: expected a name that ends in .svg, got {str(path)!r}")
+        content.write_text(Path(path), curve.svg(self.steps, self.name))
 
     def raise_if_failed(self) -> None:
         """Raise ModelError, an AssertionError, with the report as its text unless all is as it should be."""

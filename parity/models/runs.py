@@ -13,8 +13,8 @@ import numpy as np
 from parity.models import findings, pairing, perturb
 from parity.models.capture.call import Call
 from parity.models.inputs import Call as Arguments
-from parity.models.judging import AGREES, Judged, judge
-from parity.models.matching import pair_outputs
+from parity.models.judging import AGREES, Judged, directed, judge
+from parity.models.matching import feed, pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
 from parity.models.sides import NotInFloat64, Setting, float64, root, said
@@ -110,27 +110,42 @@ class Comparison:
             self.map = replace(self.weights, unequal=self.weights.checked(self.torch.tree, self.tree))
         self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
+        self.trained: Any = None
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
-        if self.perturb and pairs and not stop:
+        if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):
             second = self._pass(self._perturbed(pairs))
             if _is_finite(second) or not _is_finite(passes[0]):
                 passes.append(second)
             else:
                 notes.append("perturbed weights made infinities: judged with the weights as they are only")
+        elif self.perturb and pairs and not stop:
+            notes.append(f"perturbed weights were not compared: the dump changed {lone}, which the other model has not")
         return findings.report(self, passes, notes)
+
+    def _perturbed_alone(self, pairs: Sequence[Any]) -> str:
+        """Return a weight that was perturbed where a model ran, and that is paired with none here; or nothing."""
+        for side, attribute in ((self.torch, "torch"), (self.jax, "jax")):
+            if not side.live:
+                paired = {name for pair in pairs for name in getattr(pair, attribute)}
+                changed = side.perturbed()
+                lone = [name for name in changed if name not in paired]
+                return lone[0] if lone else "" if changed else "nothing"
+        return ""
 
     def _perturbed(self, pairs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Return perturbed weights by torch's names: made here, or where one of the models ran."""
         if self.jax.live:
             made: dict[str, np.ndarray] = self.torch.perturbed(pairs, self.seed)
             return made
-        values, names = self.jax.perturbed(), {}
+        values = {**self.tree.weights(), **self.jax.perturbed()}
+        changed = {name: np.array(self.torch_weights[name]) for pair in pairs for name in pair.torch}
         for pair in pairs:
-            names |= pair.to_torch(values)
-        return {name.partition("[")[0]: value for name, value in names.items()}
+            for view, value in zip(pair.torch_views, pair.to_torch(values).values(), strict=True):
+                view.of(changed[view.name])[...] = value
+        return changed
 
     def _settle(self, first: Pass) -> list[str]:
         """Take back what was said of weights that cannot be wrong: their module agrees, so the rule was."""
@@ -170,6 +185,8 @@ class Comparison:
 
     def gradients(self, one: Pass) -> tuple[list[Any], str]:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
+        if not (self.torch.live and self.jax.live):
+            return [], "gradients were not compared: both models must run here for it"
         try:
             run = self._backward(one)
             with float64(self.jax, on=one.double):
@@ -232,6 +249,9 @@ class Comparison:
         wanted = root(torch_calls).outputs
         jax_calls = self.jax.calls(self.inputs[1], setting, theirs, wanted)
         _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
+        moved = feed(*directed(root(torch_calls), root(jax_calls))).moved
+        for call in (*torch_calls, *jax_calls):
+            call.moved = moved
         aliases = {name: leaf.alias_names for name, leaf in self.leaves.items()}
         pairs = pairing.modules(torch_calls, jax_calls, self.map.pairs, aliases, self.told)
         judgements = _nested(pairs, torch_calls)

@@ -84,6 +84,8 @@ def _causes(report: ModelReport) -> list[str]:
             )
         if one.reason:
             lines.append(f"  {one.reason}")
+        if report.command:
+            lines.append(f"  again: {report.command}" + (f" --only {one.path}" if one.path else ""))
         if others:
             named = ", ".join(place(other) for other in others[:MOST_ALIKE])
             more = f" and {len(others) - MOST_ALIKE} more" if len(others) > MOST_ALIKE else ""
@@ -167,6 +169,11 @@ def _gradients(report: ModelReport) -> list[str]:
             lines += ["", f"{what}: {len(found) - len(wrong)} of {len(found)} agree"]
         for one in wrong[:MOST_NAMES]:
             lines.append(f"  {one.torch}: {one.verdict}, {getattr(one, 'reason', '') or one.error}")
+    if report.steps is not None:
+        from parity.models import curve
+
+        lines += ["", "training steps: how far apart the parameters are, relative to how far torch's have moved"]
+        lines += curve.table(report.steps)
     return lines
 
 

@@ -61,6 +61,7 @@ class Call:
         method: Which of its methods was called.
         trace: In JAX: the same as `run` for values that may be traced.
         stored: Of a call that was made elsewhere: `run` raises then.
+        moved: Whether the model has its images' channels at another place than the other framework's model.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Call:
     method: str = "__call__"
     trace: Callable[[Sequence[Any]], list[Any]] | None = None
     stored: Stored | None = None
+    moved: bool = False
 
     @property
     def owner(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from parity.explanation import proof
@@ -13,6 +14,10 @@ from parity.records import Diagnosis
 Proposer = Callable[[Context], Iterator[Diagnosis]]
 
 
+NOTHING_LEFT = re.compile(r"where (JAX|torch) has (0|none) \((?!mul)")
+"""Says that a number is zero on one side, but for factors, which have no other name."""
+
+
 def _constants(context: Context) -> Iterator[Diagnosis]:
     yield from _searched(context, proof.STAGES[1:3])  # a factor comes last: a length of an axis is many things
 
@@ -22,9 +27,15 @@ def _rest(context: Context) -> Iterator[Diagnosis]:
 
 
 def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], ...]) -> Iterator[Diagnosis]:
-    found = proof.search(context.bench, stages) if context.bench is not None else None
-    if found is not None:
-        yield named(found)
+    at = context.bench
+    found = proof.search(at, stages) if at is not None else None
+    if found is None or at is None:
+        return
+    if NOTHING_LEFT.search(found.text):
+        # A number that is nothing in its place makes one activation of another: ELU with the scale 0 is ReLU.
+        other = proof.search(at, (proof.STAGES[2],))
+        found = other if other is not None and "activation" in other.cause else found
+    yield named(found)
 
 
 PROPOSERS: tuple[Proposer, ...] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -383,4 +382,3 @@ PORTS = (
         Fault("not causal", {"causal": False}, "", "mask|causal"),
     )),
 )  # fmt: skip
-_ = math

@@ -134,7 +134,7 @@ class Llama(NamedTuple):
 
 def _llama(params: Llama, x: Any, *, base: float = 10000.0, halves: bool = False, swapped: bool = False,
            scale: float = 8**-0.5, start: int = 0) -> Any:  # fmt: skip
-    b, n, _ = x.shape
+    n = x.shape[1]
     turn = jnp.outer(jnp.arange(start, n + start), base ** (-jnp.arange(0, 8, 2) / 8))
     c, s = jnp.cos(turn)[None, :, None], jnp.sin(turn)[None, :, None]
 
@@ -173,7 +173,9 @@ class TorchT5(tnn.Module):
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         h = self.layer_norm(x)
-        q, k, v = (f(t).unflatten(-1, (2, 8)).transpose(1, 2) for f, t in ((self.q, h), (self.k, memory), (self.v, memory)))
+        q, k, v = (
+            f(t).unflatten(-1, (2, 8)).transpose(1, 2) for f, t in ((self.q, h), (self.k, memory), (self.v, memory))
+        )
         at = torch.arange(memory.shape[1])[None] - torch.arange(x.shape[1])[:, None]
         bias = self.relative_attention_bias(at.clamp(-4, 4) + 4).permute(2, 0, 1)
         a = torch.softmax(q @ k.mT + bias, -1) @ v

@@ -1,0 +1,150 @@
+"""Run one model and keep what the other framework's side needs to be held to it."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity.models import bounds, perturb, sides
+from parity.models import inputs as _inputs
+from parity.models.capture.call import Call, Stored
+from parity.models.dump import files
+from parity.models.weights.tree import BUFFER, PARAMETER
+from parity.names import unknown
+from parity.verdict.bounds import UNIT
+
+MODES = ("eval", "train")
+PACKAGES = ("torch", "jax", "flax", "equinox", "numpy")
+
+
+def dump_model(
+    model: Any, inputs: Any, folder: str | Path, *, mode: str = "eval", seed: int = 0, name: str | None = None,
+    perturb: bool = True, double: bool = True,
+) -> None:  # fmt: skip
+    """Run a torch or JAX model and write what a comparison needs, for a machine that has the other framework only.
+
+    There, `parity.compare_models(parity.models.Dump.read(folder), jax_model)` takes the dump in the place of the torch
+    model, or `compare_models(torch_model, parity.models.Dump.read(folder))` in the place of the JAX model.
+
+    Args:
+        model: What `compare_models` takes as `torch_model` or as `jax_model`.
+        inputs: Its inputs: a tuple of arrays, a dict of keywords, or `parity.Args`.
+        folder: Is made where it is not there. `parity.models.dump.files` says what is in it.
+        mode: "eval" or "train".
+        seed: Of the perturbed weights.
+        name: Of the report; None for the model's class.
+        perturb: Whether it runs a second time, with weights of order one.
+        double: Whether it runs in float64, where it can.
+
+    Raises:
+        TypeError: The model or the inputs are of no kind that is known.
+        ValueError: The model does not run.
+        ModuleNotFoundError: safetensors is not installed.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp, numpy as np, torch, parity
+        >>> layer, x = torch.nn.Linear(3, 2), np.ones((4, 3), np.float32)
+        >>> params = {name: jnp.asarray(value.detach()) for name, value in layer.named_parameters()}
+        >>> port = (lambda p, x: x @ p["weight"].T + p["bias"], params)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dump_model(layer, (x,), folder)
+        ...     parity.compare_models(parity.models.Dump.read(folder), port).ok
+        True
+    """
+    import safetensors  # noqa: F401 # before the model runs
+
+    if mode not in MODES:
+        raise ValueError(unknown("mode", mode, MODES))
+    given = _inputs.of_both(inputs)[0]
+    side: Any = sides.LiveTorch(model) if _is_torch(model) else sides.LiveJax(model)
+    of_torch = isinstance(side, sides.LiveTorch)
+    changed = _perturbed(side, seed) if perturb else {}
+    native = side.native() if of_torch else _native(side)
+    runs, double = _runs(side, given, sides.Setting(mode, double, native), changed)
+    meta = {
+        "side": "torch" if of_torch else "jax",
+        "framework": "torch" if of_torch else side.tree.framework,
+        "name": name or type(model[0] if isinstance(model, tuple) else model).__name__,
+        "mode": mode, "seed": seed, "double": double, "native": native,
+        "mapped": not of_torch and side.mapped,
+        "ordered": of_torch or side.tree.ordered,
+        "dropout": side.dropout() if of_torch and mode == "train" else [],
+        "versions": _versions(),
+    }  # fmt: skip
+    arrays = {"weights": side.tree.weights(), "perturbed": changed, "gradients": {}}
+    files.write(folder, meta, side.tree.leaves.values(), arrays, given, runs)
+
+
+def _is_torch(model: Any) -> bool:
+    return any(base.__module__.startswith("torch.nn.modules.") for base in type(model).__mro__)
+
+
+def _perturbed(side: Any, seed: int) -> dict[str, np.ndarray]:
+    """Return weights of order one, of all that learn and of statistics: which are paired is not known here."""
+    leaves, values = side.tree.leaves, side.tree.weights()
+    if isinstance(side, sides.LiveJax):
+        names = [name for name, leaf in leaves.items() if leaf.kind != BUFFER]
+        return perturb.perturbed_jax(values, names, seed)
+    learns = {name for name, leaf in leaves.items() if leaf.kind != PARAMETER or side.tree.tensor(name).requires_grad}
+    layers = {name: leaf.layer for name, leaf in leaves.items()}
+    names = [name for name, leaf in leaves.items() if leaf.kind != BUFFER and name in learns]
+    return perturb.of_names(values, layers, names, seed)
+
+
+def _runs(
+    side: Any, inputs: Any, setting: sides.Setting, changed: Mapping[str, np.ndarray]
+) -> tuple[dict[str, list[tuple[Call, Stored]]], bool]:
+    """Run the model, and again with other weights; in float32 where float64 is not asked for or does not go."""
+    try:
+        with _precision(side, double=setting.double):
+            runs = {"calls": _kept(side, inputs, setting, None)}
+            if changed:
+                runs["calls_perturbed"] = _kept(side, inputs, setting, changed)
+            return runs, setting.double
+    except sides.NotInFloat64:
+        return _runs(side, inputs, sides.Setting(setting.mode, False, setting.native), changed)
+
+
+def _precision(side: Any, *, double: bool) -> contextlib.AbstractContextManager[Any]:
+    return sides.float64(side, on=double) if isinstance(side, sides.LiveJax) else contextlib.nullcontext()
+
+
+def _kept(
+    side: Any, inputs: Any, setting: sides.Setting, changed: Mapping[str, np.ndarray] | None
+) -> list[tuple[Call, Stored]]:
+    if isinstance(side, sides.LiveTorch):
+        return [(call, _measured(call, setting.double)) for call in side.calls(inputs, setting, changed)]
+    calls = side.calls(inputs, setting, changed, None)
+    return [
+        (call, Stored(call.owner, bounds.low_types(call, torch=False) if setting.double else {}, {})) for call in calls
+    ]
+
+
+def _measured(call: Call, double: bool) -> Stored:
+    """Return what else the other side needs of a torch call: the types in it, and what rounding does to its outputs."""
+    measured = bounds.Sensitivity(call)
+    moved = {
+        name: (measured.of(name, "float32") / UNIT["float32"]).astype(np.float32)
+        for name, value in call.outputs.items()
+        if value.dtype.kind == "f"
+    }
+    return Stored(call.owner, bounds.low_types(call, torch=True) if double else {}, moved)
+
+
+def _native(side: Any) -> str:
+    floats = [one.dtype for one in side.tree.leaves.values() if one.kind == PARAMETER and one.dtype in UNIT]
+    return max(floats, key=lambda name: UNIT[name], default="float32")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

@@ -1,0 +1,148 @@
+"""A model that ran where the other framework is not installed is compared from what it left in a folder."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import parity
+from parity.isolation.sources import import_file
+from parity.models import Dump
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from parity.cli.main import main
+sys.exit(main({arguments}))
+"""
+
+JAX, TORCH = ("jax", "jaxlib", "flax", "equinox", "optax"), ("torch", "transformers", "peft")
+
+TORCH_FILE = """
+import numpy as np
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = torch.nn.LayerNorm(6), torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+torch.manual_seed(0)
+torch_model = Net()
+inputs = (np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32),)
+"""
+
+JAX_FILE = """
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file
+
+
+class Port(nnx.Module):
+    def __init__(self, rngs, eps=EPS):
+        self.norm = nnx.LayerNorm(6, epsilon=eps, rngs=rngs)
+        self.up, self.down = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 6, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(nnx.relu(self.up(self.norm(x))))
+
+
+jax_model = Port(nnx.Rngs(0))
+weights = load_file("WEIGHTS")
+jax_model.norm.scale[...], jax_model.norm.bias[...] = (jnp.asarray(weights[f"norm.{n}"]) for n in ("weight", "bias"))
+for name in ("up", "down"):
+    layer = getattr(jax_model, name)
+    layer.kernel[...] = jnp.asarray(weights[f"{name}.weight"].T)
+    layer.bias[...] = jnp.asarray(weights[f"{name}.bias"])
+del weights
+inputs = (np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32),)
+"""
+
+
+def run(blocked, *arguments):
+    code = BLOCKED.format(names=set(blocked), arguments=list(map(str, arguments)))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dump")
+    (path / "torch_side.py").write_text(TORCH_FILE)
+    done = run(JAX, "model", path / "torch_side.py", "--dump", path / "of_torch")
+    assert done.returncode == 0, done.stderr
+    for name, eps in (("right", "1e-5"), ("wrong", "1e-6")):
+        text = JAX_FILE.replace("EPS", eps).replace("WEIGHTS", str(path / "of_torch" / "weights.safetensors"))
+        (path / f"{name}.py").write_text(text)
+    return path
+
+
+def test_jax_is_held_to_torch_where_torch_is_not_installed(folder):
+    arguments = "--against", folder / "of_torch", "--no-perturb", "--json", folder / "r.json"
+    done = run(TORCH, "model", folder / "wrong.py", *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert json.loads((folder / "r.json").read_text())["first"] == "norm"
+
+
+def test_torch_is_held_to_jax_where_jax_is_not_installed(folder):
+    done = run(TORCH, "model", folder / "wrong.py", "--dump", folder / "of_jax", "--no-perturb")
+    assert done.returncode == 0, done.stderr
+    done = run(JAX, "model", folder / "torch_side.py", "--against", folder / "of_jax", "--json", folder / "r.json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert json.loads((folder / "r.json").read_text())["first"] == "norm"
+
+
+@pytest.mark.parametrize(("port", "first"), [("right", None), ("wrong", "norm")])
+def test_a_dump_is_judged_as_the_model_is(folder, tmp_path, port, first):
+    torch_model, jax_model, inputs = (
+        import_file(folder / f"{file}.py")[name]
+        for file, name in (("torch_side", "torch_model"), (port, "jax_model"), (port, "inputs"))
+    )
+    parity.dump_model(jax_model, inputs, tmp_path)
+    for pair in ((Dump.read(folder / "of_torch"), jax_model), (torch_model, Dump.read(tmp_path))):
+        report = parity.compare_models(*pair)
+        assert len(report.modules) == 4
+        assert report.perturbed
+        assert getattr(report.first, "path", None) == first
+        assert report.ok == (first is None)
+
+
+def test_what_is_kept_is_what_ran(folder):
+    dump = Dump.read(folder / "of_torch")
+    assert (dump.side, dump.meta["double"]) == ("torch", True)
+    paths = [call.path for call in dump.calls[0]]
+    assert paths == ["", "norm", "up", "down"]
+    norm, up = dump.calls[0][1:3]
+    np.testing.assert_array_equal(norm.outputs["output"], up.inputs[0].value)
+    want = (dump.inputs[0][0] - dump.inputs[0][0].mean(-1, keepdims=True)) / np.sqrt(
+        dump.inputs[0][0].astype(np.float64).var(-1, keepdims=True) + 1e-5
+    )
+    np.testing.assert_allclose(norm.outputs["output"], want, rtol=1e-5)
+    assert np.abs(dump.calls[1][1].outputs["output"] - norm.outputs["output"]).max() > 0.1  # with perturbed weights
+
+
+def test_dumps_that_cannot_be_used_are_refused(folder, tmp_path):
+    dump = Dump.read(folder / "of_torch")
+    with pytest.raises(FileNotFoundError, match=r"expected a folder that parity.dump_model wrote, found no model.json"):
+        Dump.read(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": "parity-model", "version": 99}')
+    with pytest.raises(ValueError, match="this dump cannot be read: ValueError: expected parity-model of version 1"):
+        Dump.read(tmp_path)
+    two = Dump(dump.meta | {"side": "jax"}, dump.weights, dump.perturbed, dump.inputs, dump.calls)
+    with pytest.raises(TypeError, match="expected one model that runs here"):
+        parity.compare_models(dump, two)
+    with pytest.raises(TypeError, match="jax_model: expected a model of jax or a dump of one, got a dump of torch"):
+        parity.compare_models(dump, dump)
