@@ -88,6 +88,8 @@ def _sides(torch_model: Any, jax_model: Any, inputs: Any) -> tuple[Any, Any, tup
             raise TypeError(f"{side}_model: expected a model of {side} or a dump of one, got a dump of {one.side}")
     if len(dumps) == 2:
         raise TypeError("expected one model that runs here: with two dumps no module can be run alone")
+    ours: Any = StoredSide(torch_model) if "torch" in dumps else sides.LiveTorch(torch_model)
+    theirs: Any = StoredSide(jax_model) if "jax" in dumps else sides.LiveJax(jax_model)
     if inputs is None:
         if not dumps:
             raise TypeError("inputs: expected a tuple of arrays, got None, which is for a dump: that brings its own")
@@ -98,8 +100,6 @@ def _sides(torch_model: Any, jax_model: Any, inputs: Any) -> tuple[Any, Any, tup
         both = tuple(
             dumps[side].inputs if side in dumps else one for side, one in zip(("torch", "jax"), both, strict=True)
         )
-    ours: Any = StoredSide(torch_model) if "torch" in dumps else sides.LiveTorch(torch_model)
-    theirs: Any = StoredSide(jax_model) if "jax" in dumps else sides.LiveJax(jax_model)
     return ours, theirs, both
 
 
