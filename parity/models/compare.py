@@ -96,9 +96,10 @@ def _sides(torch_model: Any, jax_model: Any, inputs: Any) -> tuple[Any, Any, tup
         ((_, only),) = dumps.items()
         both = only.inputs, only.inputs
     else:
-        both = _inputs.of_both(inputs)
-        both = tuple(
-            dumps[side].inputs if side in dumps else one for side, one in zip(("torch", "jax"), both, strict=True)
+        first, second = _inputs.of_both(inputs)
+        both = (
+            torch_model.inputs if "torch" in dumps else first,
+            jax_model.inputs if "jax" in dumps else second,
         )
     return ours, theirs, both
 

@@ -107,6 +107,8 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     if not made and asked.only is None:
         gradients, note = asked.gradients(passes[0])
         trained, other = asked.training(passes[0])
+        if any(one.verdict == "differs" for one in gradients):
+            made = _backward_alone(asked, passes[0], modules, place)
         notes += [text for text in (note, other) if text]
     elif made:
         notes.append("gradients are compared where the outputs agree")
@@ -129,6 +131,22 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         perturbed=len(passes) > 1,
         strict=asked.strict,
     )
+
+
+def _backward_alone(
+    asked: Comparison, one: Pass, modules: list[Module], place: dict[tuple[Any, Any], int]
+) -> list[int]:
+    """Name the module whose backward alone is wrong, where there is one; return its place."""
+    from parity.models import backward_alone
+    from parity.models.sides import float64
+
+    with float64(asked.jax, on=one.double):
+        found = backward_alone.first(one.judgements, double=one.double, seed=asked.seed)
+    if found is None:
+        return []
+    at = place[found[0].pair.torch, found[0].pair.jax]
+    modules[at].makes, modules[at].diagnosis = True, found[1]
+    return [at]
 
 
 def _module(judgement: Judgement, *, weights: dict[str, Any]) -> Module:

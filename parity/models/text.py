@@ -33,6 +33,8 @@ def headline(report: ModelReport) -> str:
     about = f"{plural(len(report.modules), 'module')}: {tally}; {report.mode} mode, {report.precision}"
     if report.ok:
         return f"{report.name}: the same function ({about})"
+    if report.first is not None and report.first.verdict in AGREES:
+        return f"{report.name}: the same outputs, but other gradients, first in {place(report.first)} ({about})"
     if report.first is None:
         worse = [one.torch for one in (*report.gradients, *report.training) if one.verdict == "differs"]
         if worse:
@@ -73,7 +75,7 @@ def _causes(report: ModelReport) -> list[str]:
         ]
         if one.diagnosis is not None:
             lines += [f"  cause: {one.diagnosis.cause}: {one.diagnosis.text}", f"  fix:   {one.diagnosis.fix}"]
-        if one.own_error is not None:
+        if one.own_error is not None and one.verdict not in AGREES:
             lines.append(
                 f"  own error {one.own_error:.2g} of a typical output, {one.ratio:.3g} times the bound of {one.dtype}"
             )

@@ -60,6 +60,7 @@ class Call:
         module: The module, as it was while it ran.
         method: Which of its methods was called.
         trace: In JAX: the same as `run` for values that may be traced.
+        graph: In torch: takes values, tensors among them, runs the module with gradients, and returns its tensors.
         stored: Of a call that was made elsewhere: `run` raises then.
         moved: Whether the model has its images' channels at another place than the other framework's model.
     """
@@ -75,6 +76,7 @@ class Call:
     module: Any = None
     method: str = "__call__"
     trace: Callable[[Sequence[Any]], list[Any]] | None = None
+    graph: Callable[[Sequence[Any]], dict[str, Any]] | None = None
     stored: Stored | None = None
     moved: bool = False
 

@@ -108,9 +108,16 @@ class _Recorder:
             def run(values: Sequence[Any]) -> Outputs:
                 return self.owner.run(module, *rebuild(values))
 
+            def graph(values: Sequence[Any]) -> dict[str, Any]:
+                given, named = rebuild(values)
+                with torch.enable_grad():
+                    made = module(*given, **named)
+                found = {name or "output": leaf for name, leaf in named_leaves(made)}
+                return {name: leaf for name, leaf in found.items() if isinstance(leaf, torch.Tensor)}
+
             parent = self.open[-1][0] if self.open else None
             self.calls.append(
-                Call(path, index, order, parent, inputs, outputs_of(output), run, next(self.ends), module)
+                Call(path, index, order, parent, inputs, outputs_of(output), run, next(self.ends), module, graph=graph)
             )
 
         return hook
