@@ -12,6 +12,7 @@ import numpy as np
 
 from parity.models import findings, pairing, perturb
 from parity.models.capture.call import Call
+from parity.models.capture.once import Once, keep
 from parity.models.inputs import Call as Arguments
 from parity.models.judging import AGREES, Judged, directed, judge
 from parity.models.matching import feed, pair_outputs
@@ -111,6 +112,7 @@ class Comparison:
         self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
         self.trained: Any = None
+        self.once = Once()
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
@@ -249,6 +251,7 @@ class Comparison:
         wanted = root(torch_calls).outputs
         jax_calls = self.jax.calls(self.inputs[1], setting, theirs, wanted)
         _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
+        keep((*torch_calls, *jax_calls), self.once)
         moved = feed(*directed(root(torch_calls), root(jax_calls))).moved
         for call in (*torch_calls, *jax_calls):
             call.moved = moved
@@ -267,6 +270,8 @@ class Comparison:
             one.seconds = time.perf_counter() - start
             one.perturbed = changed is not None
         _mark_cuts(judgements)
+        if changed is not None:
+            _forget(judgements, torch_calls, jax_calls)
         return Pass(judgements, torch_calls, jax_calls, double, perturbed=changed is not None)
 
     def _tables(self) -> Callable[[Pair], bool]:
@@ -320,6 +325,14 @@ def _nested(pairs: Sequence[Pair], torch_calls: Sequence[Call]) -> list[Judgemen
                 break
             above = by_order[above].parent
     return made
+
+
+def _forget(judgements: Sequence[Judgement], torch_calls: Sequence[Call], jax_calls: Sequence[Call]) -> None:
+    """Let go of what was captured of modules that agree: of a second run nobody asks for it again."""
+    needed = {id(call) for one in judgements if not one.agrees for call in (*one.pair.torch_calls, *one.pair.jax_calls)}
+    for call in (*torch_calls, *jax_calls):
+        if id(call) not in needed and call.path and call.stored is None:
+            call.forget()
 
 
 def _mark_cuts(judgements: Sequence[Judgement]) -> None:

@@ -91,10 +91,19 @@ class Call:
         """The name of the module's class."""
         return self.owner.rpartition(".")[2]
 
+    def forget(self) -> None:
+        """Let go of the arrays and of the model: the call cannot be run any more."""
+        self.inputs, self.outputs, self.trace, self.graph = [], {}, None, None
+        self.run = _forgotten
+
     @property
     def values(self) -> list[Any]:
         """What went in, without names."""
         return [leaf.value for leaf in self.inputs]
+
+
+def _forgotten(values: Sequence[Any]) -> Outputs:
+    raise RuntimeError("the module was let go of after it was judged")
 
 
 def is_float(array: np.ndarray) -> bool:
