@@ -30,7 +30,7 @@ class Once:
     def __call__(self, array: np.ndarray) -> np.ndarray:
         if array.nbytes < LEAST or array.dtype.hasobject:
             return array
-        key = array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).digest()
+        key = array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest()
         return self._held.setdefault(key, array)
 
 
