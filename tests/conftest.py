@@ -23,6 +23,8 @@ import torch
 
 import maskedlinear_jax
 import maskedlinear_torch
+from parity.execution._compat import xla_options
+from parity.suites.masked_linear.pairs import QUICKLY
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
 # JAX writes the entries in place, where another process could read half of one.
@@ -61,6 +63,17 @@ def pytest_xdist_make_scheduler(config, log):
 def _seeded():
     torch.manual_seed(0)
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def quick_xla():
+    """Let XLA make machine code in a third of the time: for tests of what operators mean, not of how they round.
+
+    The graph goes through all of XLA's passes. What was compiled so is forgotten afterwards.
+    """
+    with xla_options(QUICKLY):
+        yield
+    jax.clear_caches()
 
 
 TORCH = SimpleNamespace(
