@@ -24,6 +24,7 @@ from maskedlinear_core import submatrix as submatrix
 from maskedlinear_jax import convert as _convert
 from maskedlinear_jax import lowering as _lowering
 from maskedlinear_jax.convert import mask_linears as mask_linears
+from maskedlinear_jax.convert import merged as merged
 from maskedlinear_jax.convert import train_new_tokens as train_new_tokens
 from maskedlinear_jax.convert import unmask_linears as unmask_linears
 from maskedlinear_jax.embedding import MaskedEmbedding as MaskedEmbedding
@@ -74,6 +75,7 @@ __all__ = [
     "mask_linears",
     "masked_linear",
     "masked_parameter",
+    "merged",
     "pack",
     "packed_arrays",
     "packed_bytes",

@@ -16,7 +16,7 @@ from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.patterns import Part
-from maskedlinear_core.precision import as_precision
+from maskedlinear_core.precision import Native, as_precision
 from maskedlinear_jax.constant import Constant, is_float
 from maskedlinear_jax.embedding import MaskedEmbedding, PackedEmbedding
 from maskedlinear_jax.module import MaskedLinear
@@ -132,6 +132,39 @@ def unmask_linears(model: Any) -> Any:
         return node.to_linear() if _is_layer(node) else node
 
     return jax.tree.map(plain, model, is_leaf=lambda node: _is_layer(node) or isinstance(node, Constant))
+
+
+def merged(model: Any) -> Any:
+    """Return a pytree model for inference: each packed layer is a plain one with the trained weight.
+
+    A packed layer writes its values into a copy of its matrix in each call. This makes the copy once, so that a
+    forward costs what the plain layer's does, with the same bits. The model itself is unchanged: go on training that
+    one, and merge it anew. Layers of reproducible precision stay as they are: their copy is little beside the rest.
+
+    Args:
+        model: Any pytree; the adapters have this function for their libraries.
+
+    Raises:
+        TypeError: A model of Equinox, Flax or torch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maskedlinear_jax import columns
+        >>> layer = PackedLinear(4, 3, grad_mask=columns([1]), seed=0)
+        >>> bool((merged(layer)(jnp.ones(4)) == layer(jnp.ones(4))).all())
+        True
+    """
+    _check_library(model, "merged")
+    return merge(model)
+
+
+def merge(model: Any) -> Any:
+    """Do what `merged` does with a model of any library."""
+
+    def plain(node: Any) -> Any:
+        return node.to_linear() if isinstance(node, PackedLinear) and isinstance(node.precision, Native) else node
+
+    return jax.tree.map(plain, model, is_leaf=_is_layer)
 
 
 def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, packed: bool = True,
@@ -377,19 +410,20 @@ def _check_tied(
         convert_checks.refuse_tied(name, found)
 
 
-def _check_library(model: Any) -> None:
+def _check_library(model: Any, function: str = "mask_linears") -> None:
     # A model without a layer that this function knows: perhaps one of a library that has a function of its own.
-    for library, function in _ADAPTERS.items():
+    for library, package in _ADAPTERS.items():
         nodes = jax.tree.leaves(model, is_leaf=lambda node: is_from(node, library))  # noqa: B023
         for node in nodes:
             if is_from(node, library):
-                convert_checks.refuse_model("a pytree of this package's layers", node, function)
+                use = f"{package}.{function}" if package != "maskedlinear_torch" or function == "mask_linears" else None
+                convert_checks.refuse_model("a pytree of this package's layers", node, use, function)
 
 
 _ADAPTERS = {
-    "equinox": "maskedlinear_jax.equinox.mask_linears",
-    "flax": "maskedlinear_jax.nnx.mask_linears",
-    "torch": "maskedlinear_torch.mask_linears",
+    "equinox": "maskedlinear_jax.equinox",
+    "flax": "maskedlinear_jax.nnx",
+    "torch": "maskedlinear_torch",
 }
 
 

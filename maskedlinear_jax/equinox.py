@@ -40,6 +40,7 @@ __all__ = [
     "keep_frozen",
     "load_packed",
     "mask_linears",
+    "merged",
     "packed_arrays",
     "packed_bytes",
     "save_packed",
@@ -207,6 +208,27 @@ def train_new_tokens(
 def unmask_linears(model: Any) -> Any:
     """Return an Equinox model whose masked layers are `equinox.nn.Linear` with the trained weights."""
     return _close(convert.unmask_linears(_open(model)))
+
+
+def merged(model: Any) -> Any:
+    """Return an Equinox model for inference: each packed layer is an `equinox.nn.Linear` with the trained weight.
+
+    As `maskedlinear_jax.merged`; a packed embedding becomes an `equinox.nn.Embedding`.
+
+    Raises:
+        TypeError: A model of Flax.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> model = eqx.nn.MLP(4, 2, 8, depth=1, key=jax.random.key(0))
+        >>> model = mask_linears(model, {"layers.0": columns([1])}, packed=True)
+        >>> x = jax.numpy.ones(4)
+        >>> type(merged(model).layers[0]).__name__, bool((merged(model)(x) == model(x)).all())
+        ('Linear', True)
+    """
+    if convert.is_from(model, "flax"):
+        convert_checks.refuse_model("an Equinox model", model, "maskedlinear_jax.nnx.merged", "merged")
+    return _close(convert.merge(_open(model)))
 
 
 def save_packed(path: Any, model: Any, *, with_base: bool = False) -> int:

@@ -32,6 +32,7 @@ except ImportError as error:
 
 from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
+from maskedlinear_jax.nnx_convert import merged as merged
 from maskedlinear_jax.nnx_convert import places as _places
 from maskedlinear_jax.nnx_convert import replace as _replace
 from maskedlinear_jax.nnx_convert import train_new_tokens as train_new_tokens
@@ -67,6 +68,7 @@ __all__ = [
     "keep_frozen",
     "load_packed",
     "mask_linears",
+    "merged",
     "packed_arrays",
     "packed_bytes",
     "save_packed",

@@ -13,7 +13,7 @@ from maskedlinear_core import patterns
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.patterns import Part
-from maskedlinear_core.precision import as_precision
+from maskedlinear_core.precision import Native, as_precision
 from maskedlinear_jax import moments
 from maskedlinear_jax.convert import Form, is_from, new_tokens
 from maskedlinear_jax.nnx_embedding import MaskedEmbed, PackedEmbed, check_embed
@@ -178,6 +178,29 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     model = replace(model, found, {name: place.node.to_linear() for name, place in found.items()})
     _set_variables(model, lambda variable: Thawed.back(variable) if isinstance(variable, Thawed) else variable)
     return model
+
+
+def merged(model: nnx.Module) -> nnx.Module:
+    """Return another model for inference: each packed layer is a plain one of NNX with the trained kernel.
+
+    As `maskedlinear_jax.merged`. Both models share what is not merged, as arrays and not as variables.
+
+    Raises:
+        TypeError: No NNX model.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from maskedlinear_jax import columns
+        >>> layer = PackedLinear(4, 3, grad_mask=columns([1]), rngs=nnx.Rngs(0))
+        >>> bool((merged(layer)(jnp.ones(4)) == layer(jnp.ones(4))).all())
+        True
+    """
+    if not isinstance(model, nnx.Module):
+        convert_checks.refuse_model("a flax.nnx.Module", model, function="merged")
+    other = nnx.merge(*nnx.split(model))
+    packed = {name: place for name, place in places(other, Layer).items() if place.node.is_packed}
+    found = {name: place for name, place in packed.items() if isinstance(place.node.arithmetic, Native)}
+    return replace(other, found, {name: place.node.to_linear() for name, place in found.items()})
 
 
 def form_of(node: Any) -> Form:

@@ -159,7 +159,7 @@ def _forward(
         lambda leaf: leaf.value, (input, learned, bias, bias_mask, base, kind), is_leaf=_is_primal
     )
     # Masked in the value as well: forward over reverse differentiates this half.
-    view = weight_view(kind, learned, base)
+    view = weight_view(kind, learned) if base is None else _matrix_after(input, kind, learned, base)
     kept = row_max = None
     if wanted.learned:
         kept = kind.gather_input(input)
@@ -176,7 +176,7 @@ def _backward(products: Products, residual: Any, g: Any) -> tuple[Any, ...]:
         return None, None, None, None, None, None
     d_input = d_learned = d_bias = None
     if wanted.input:
-        d_input = products.input_grad(g, _matrix(kind, *source))
+        d_input = products.input_grad(g, _matrix(kind, *source) if wanted.is_dense else _matrix_after(g, kind, *source))
     if wanted.learned:
         d_learned = _gradient(products, wanted, kind, g, kept, row_max)
     if wanted.bias:
@@ -194,6 +194,32 @@ def _gradient(products: Products, wanted: _Wanted, kind: Kind, g: Array, kept: A
 
 
 _reverse.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _matrix_after(before: Array, kind: Kind, learned: Array, base: Array) -> Array:
+    # V, made when something else is there: the input in the forward, the cotangent in the backward. XLA on a CPU makes
+    # first whatever it can make, so all layers' matrices at once; and it sees that both halves make the same one, and
+    # keeps it in between. So it is made of a base of which XLA knows no more than that it depends on `before`.
+    if not before.size:
+        return weight_view(kind, learned, base)
+
+    def merge(kind: Kind, base: Array, learned: Array, before: Array) -> Array:
+        later = jnp.where(_never(jax.lax.stop_gradient(before)), jnp.zeros_like(base), base)
+        return kind.merge_into(later, learned.astype(base.dtype))
+
+    return _compat.auto_axes(merge, _compat.explicit_sharding(base))(kind, base, learned, before)
+
+
+@jax.custom_batching.custom_vmap
+def _never(array: Array) -> Array:
+    # False, whatever is in there.
+    return jax.lax.reshape(jax.lax.slice(array, (0,) * array.ndim, (1,) * array.ndim), ()) > jnp.inf
+
+
+@_never.def_vmap
+def _never_batched(size: int, is_batched: Any, array: Array) -> tuple[Array, bool]:
+    # Of the first of a batch alone: else there would be a matrix for each.
+    return _never(jax.lax.index_in_dim(array, 0, keepdims=False)), False
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

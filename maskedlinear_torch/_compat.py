@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,6 +28,25 @@ def in_dual_level() -> bool:
 def in_dispatch_mode() -> bool:
     """Tell whether a `TorchDispatchMode` is on, such as the one of fake tensors."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def in_tracing_mode() -> bool:
+    """Tell whether a mode of torch's own is on that makes other tensors of real ones: fake, proxy or functional."""
+    return torch._C._len_torch_dispatch_stack() > 0 and any(map(torch._C._get_dispatch_mode, _TRACING))
+
+
+_TRACING = tuple(torch._C._TorchDispatchModeKey.__members__.values())
+
+
+def is_held_once(tensor: torch.Tensor) -> bool:
+    """Tell whether one Python object alone holds a tensor and its memory: no view, no graph of autograd, no alias."""
+    memory = tensor.untyped_storage()  # holds it for the second time
+    return tensor._use_count() == 1 and torch._C._storage_Use_Count(memory._cdata) == 2 and _counts_references()
+
+
+def _counts_references() -> bool:
+    # Without a global lock `sys.getrefcount` is no proof.
+    return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def in_autocast() -> bool:
@@ -124,6 +145,19 @@ def cut_like(tensor: torch.Tensor, other: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, other.device_mesh, other.placements)
+
+
+def _memcmp() -> Any:
+    try:
+        found = ctypes.CDLL(None).memcmp
+    except (AttributeError, OSError, TypeError):  # no such library under that name
+        return None
+    found.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+    return found
+
+
+MEMCMP = _memcmp()
+"""Compares two places in memory in a third of the time of `torch.equal`; None where there is none under that name."""
 
 
 def version(tensor: torch.Tensor) -> int:

@@ -53,6 +53,14 @@ def write(tensor: Tensor, values: Tensor, index: Tensor, dim: int, *, is_canonic
     return tensor.index_copy(dim, index, values)
 
 
+def write_into(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> None:
+    """Write `values` at `index` along `dim`, in place: what is not written is not moved."""
+    if _is_scattered(values, dim):
+        tensor.scatter_(dim, index.expand(values.shape), values)
+    else:
+        tensor.index_copy_(dim, index, values)
+
+
 def bounds(numbers: Tensor, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
     """Return ranges of rows, each with the range of the sorted numbers in it: (start, stop, first, last)."""
     chunks = positions.row_chunks(rows)

@@ -20,10 +20,10 @@ from maskedlinear_core.precision import described
 from maskedlinear_torch import _compat, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
-from maskedlinear_torch.kinds import Kind
+from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.origin import Origin
-from maskedlinear_torch.tensors import Constant, Merged, as_bits, holds_same_bits
+from maskedlinear_torch.tensors import Constant, Merged, as_bits
 
 
 class PackedLinear(Layer):
@@ -37,7 +37,7 @@ class PackedLinear(Layer):
     require a gradient. `weight` and `bias` are put together of these, and what is written to them in place goes to
     these. The state_dict is that of `nn.Linear`, its weight and bias written out; `save_packed` stores the share.
 
-    On a CPU a layer keeps its matrix with the values in their places, and makes it anew when they changed.
+    On a CPU a layer keeps its matrix with the values in their places, and writes them into it when they changed.
 
     Args:
         in_features: I.
@@ -70,7 +70,7 @@ class PackedLinear(Layer):
     base: Constant
     bias_values: nn.Parameter | None
     bias_base: Constant | None
-    _written: _Written | None = None
+    _kept: KeptMatrix | None = None
 
     def __init__(
         self,
@@ -266,6 +266,8 @@ class PackedLinear(Layer):
         # (functional_call may have put other positions in place of the layer's own.)
         own = base is self.base and kind is self._kind
         written = self._matrix() if own else None
+        if written is not None and not (torch.is_grad_enabled() and self.values.requires_grad):
+            return products.linear(input, written, bias)  # as the rule does, which would ask it all again
         return rule.masked(kind, input, base, bias, None, self.values, products, written)
 
     def reset_parameters(self) -> None:
@@ -297,10 +299,10 @@ class PackedLinear(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_written"}
+        return {name: value for name, value in super().__getstate__().items() if name != "_kept"}
 
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
-        self._written = None
+        self._kept = None
         super()._set_masks(mask, bias_values)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -328,21 +330,14 @@ class PackedLinear(Layer):
         return base.index_copy(0, index, self.bias_values)
 
     def _matrix(self) -> Tensor | None:
-        # The matrix with the values in their places, where it can be kept and told from another. The values are
-        # compared bit by bit, since writes through `.data` leave no trace; the constant tells that it has aliases.
-        base, values = self.base, self.values
-        if (
-            torch.compiler.is_dynamo_compiling()
-            or _compat.in_transform()
-            or _compat.in_dispatch_mode()
-            or not (type(base) is Constant and base.is_cpu and not base.has_aliases)
-            or type(values) is not nn.Parameter
-        ):
+        # The matrix with the values in their places, where it can be kept and told from another.
+        base, values, kept = self.base, self.values, self._kept
+        if not KeptMatrix.can_be_kept(base, values):
             return None
-        written = self._written
-        if written is None or not written.is_of(base) or not holds_same_bits(values, written.bits):
-            self._written = written = _Written.of(self._kind, base, values)
-        return written.matrix
+        if kept is None or not kept.is_of(base, values):
+            del kept  # who holds the old one is counted
+            kept = renewed(self, self._kind, base, values)
+        return None if kept is None else kept.matrix
 
     def _take_over(
         self, linear: nn.Linear, mask: masks.Mask, bias_values: np.ndarray | None, values_dtype: torch.dtype | None
@@ -435,28 +430,6 @@ class PackedLinear(Layer):
             if plain.bias is not None:
                 _Bias(self).write(plain.bias)
             self._origin = Origin(self)
-
-
-class _Written(NamedTuple):
-    """A matrix with values in their places, and what it was made of."""
-
-    matrix: Tensor
-    base: Constant
-    memory: Tensor
-    version: int
-    bits: Tensor
-
-    @staticmethod
-    @torch.no_grad()
-    def of(kind: Kind, base: Constant, values: nn.Parameter) -> _Written:
-        with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
-            # The old memory is kept, so that no new one can have its address.
-            memory, version, bits = base.detach(), base._version, as_bits(values).clone()
-            matrix = rule.weight_view(kind, bits.view(values.dtype), memory) if bits.numel() else memory
-        return _Written(matrix, base, memory, version, bits)
-
-    def is_of(self, base: Constant) -> bool:
-        return base is self.base and base._version == self.version and base.data_ptr() == self.memory.data_ptr()
 
 
 class _Weight(NamedTuple):

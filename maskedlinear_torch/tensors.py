@@ -244,8 +244,12 @@ def _linked(result: Any, links: list[_Link]) -> Any:
 
 
 def holds_same_bits(tensor: Tensor, bits: Tensor) -> bool:
-    """Tell whether a tensor has these bits, as `as_bits` gives them."""
-    return tensor.shape == bits.shape and torch.equal(as_bits(tensor), bits)
+    """Tell whether a tensor has these bits, as `as_bits` gives them, without gaps in memory."""
+    if tensor.shape != bits.shape or tensor.itemsize != bits.itemsize:
+        return False
+    if tensor.is_cpu and tensor.is_contiguous() and _compat.MEMCMP is not None:
+        return _compat.MEMCMP(tensor.data_ptr(), bits.data_ptr(), bits.nbytes) == 0
+    return torch.equal(as_bits(tensor), bits)
 
 
 def as_bits(tensor: Tensor) -> Tensor:

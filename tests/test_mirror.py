@@ -26,6 +26,7 @@ ONLY_PUBLIC_IN_JAX = {
     "combine": "the way back from partition",
     "repack_state": "an optimizer's state is a value of its own; in torch `repack` moves it along in place",
     "apply_updates": "XLA flushes subnormal numbers to zero where optax adds an update of zero",
+    "merged": "in torch a packed layer keeps its matrix from call to call",
     "keep_frozen": "parameters computed from a state have no layer that puts them back before it reads them",
 }
 ONLY_PUBLIC_IN_TORCH = {"mask_parameter": "JAX has no parametrizations: `masked_parameter` is called on the array"}
@@ -46,7 +47,7 @@ ONLY_DEFINED_IN_ONE = {
         "divided",  # XLA would compile what // does about negative numbers
         "_scatter",  # vmap has no rule for index_copy
         "_is_scattered",  # a CPU scatters faster than it copies by index
-        "can_write_in_place", "fill_blocks", "fill_crossings",  # what may be written in place
+        "can_write_in_place", "fill_blocks", "fill_crossings", "write_into",  # what may be written in place
     },
     "lowering.py": {
         "register_pytree", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
@@ -59,6 +60,7 @@ ONLY_DEFINED_IN_ONE = {
         "_Reverse", "_Rule", "_ReverseOnly", "_reverse", "_rule", "_forward", "_backward", "_tangent",
         "_gradient", "_along",  # JAX compiles each operation of eager code by itself
         "_Wanted",  # torch has ctx.needs_input_grad
+        "_matrix_after", "_never", "_never_batched",  # XLA would keep V from the forward to the backward
         "_identity", "_identity_jvp",  # V without a copy, which torch makes where the backward is differentiated
         "_alike",  # shard_map types what differs between devices
         "_is_primal", "_shape", "_is_differentiated", "_gradients",  # inner workings of either form
@@ -83,6 +85,7 @@ ONLY_DEFINED_IN_ONE = {
     "packing.py": {"_taken"},  # JAX has shardings that are part of types
     "convert.py": {
         # Pytrees of several libraries; torch has one kind of module.
+        "merged", "merge",  # a packed layer of torch keeps its matrix by itself
         "Form", "Adapter", "convert", "plain_layers", "check_nothing", "is_from", "_part", "_changed", "_constant",
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
@@ -119,7 +122,6 @@ ONLY_DEFINED_IN_ONE = {
     },
     "packed_module.py": {
         "_bits",  # the matrix is an integer leaf: a pytree has no parameters that take no gradient
-        "_Written",  # XLA decides what is kept
         "_Weight", "_Bias", "_seen",  # arrays are not written in place
     },
     "module.py": {"Layer", "_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
@@ -151,6 +153,7 @@ ONLY_IN_TORCH = {
     "conv1d.py",  # of transformers, which is for torch
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
     "packed_attention.py",  # as attention.py
+    "kept_matrix.py",  # XLA decides what is kept
     "attention.py",  # torch's own attention reads its weights instead of calling layers
 }
 
@@ -295,14 +298,15 @@ def test_same_arguments_are_documented():
 ONLY_METHODS_OF_ONE = {
     "Kind": {
         "arrays", "with_arrays", "without_arrays",  # JAX flattens a kind as a pytree
+        "overwrite",  # in place
     },
-    "Submatrix": {"arrays", "with_arrays"},  # as above
+    "Submatrix": {"arrays", "with_arrays", "overwrite"},  # as above
     "Blocks": {
-        "arrays", "with_arrays",  # as above
+        "arrays", "with_arrays", "overwrite",  # as above
     },
     "DenseElements": {"arrays", "with_arrays"},  # as above
     "SparseElements": {
-        "arrays", "with_arrays",  # as above
+        "arrays", "with_arrays", "overwrite",  # as above
         "_from_dense",  # torch's eager code reads positions; XLA cannot
     },
 }  # fmt: skip

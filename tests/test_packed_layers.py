@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.functional import linear
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
 from maskedlinear_torch import PackedLinear, mask_linears, pack, packed_linear, unmask_linears
@@ -203,9 +207,9 @@ def test_m5_the_forward_has_the_bits_of_the_plain_layer_in_every_memory_layout(l
 
 def copies(layer, run):
     """How often a run made the matrix anew."""
-    before = layer._written
+    before = layer._kept
     run()
-    return int(layer._written is not before)
+    return int(layer._kept is not before)
 
 
 def test_the_matrix_is_made_once_while_its_values_are_the_same():
@@ -225,8 +229,58 @@ def _sgd(layer):
     torch.optim.SGD([layer.values], lr=0.1).step()
 
 
+def _inference(layer):
+    with torch.inference_mode():
+        layer.values.mul_(2)
+
+
+def _swap(layer):
+    torch.utils.swap_tensors(layer.values, nn.Parameter(torch.randn_like(layer.values)))
+
+
+def _in_thread(layer):
+    thread = threading.Thread(target=lambda: layer.values.data.mul_(2))
+    thread.start()
+    thread.join()
+
+
+@torch.no_grad()
+def _set(layer):
+    layer.values.set_(torch.randn_like(layer.values))
+
+
+@torch.no_grad()
+def _from_vector(layer):
+    nn.utils.vector_to_parameters(torch.randn(layer.values.numel()), [layer.values])
+
+
+def _shared_memory(layer):
+    layer.values.share_memory_()
+    layer.values.data.mul_(2)
+
+
+@torch.no_grad()
+def _positions_of_others(layer):
+    layer.grad_mask = columns([2, 4])
+    layer.values.add_(1)
+
+
 CHANGES = {
     "step": _sgd,
+    "no_grad": torch.no_grad()(lambda layer: layer.values.mul_(2)),
+    "inference mode": _inference,
+    "swap_tensors": _swap,
+    "another thread": _in_thread,
+    "set_": _set,
+    "vector_to_parameters": _from_vector,
+    "shared memory": _shared_memory,
+    "dlpack": lambda layer: torch.from_dlpack(layer.values.detach()).mul_(2),
+    "storage": lambda layer: layer.values.untyped_storage().copy_(torch.randn(O * len(LEARNS)).untyped_storage()),
+    "another mask": _positions_of_others,
+    "half": lambda layer: layer.half().float(),
+    "bfloat16": lambda layer: layer.bfloat16().float(),
+    "fused": lambda layer: torch.optim.Adam([layer.values], lr=0.1, fused=True).step(),
+    "foreach": lambda layer: torch.optim.Adam([layer.values], lr=0.1, foreach=True).step(),
     "data": lambda layer: layer.values.data.add_(1),
     "numpy": lambda layer: layer.values.detach().numpy().__iadd__(1),
     "minus zero": lambda layer: layer.values.data.zero_().neg_(),
@@ -259,6 +313,114 @@ def test_the_matrix_is_never_an_old_one(name):
         other.values += 1
     assert torch.equal(layer(x), linear(x, layer.weight.detach(), layer.bias))
     assert torch.equal(other(x), linear(x, other.weight.detach(), other.bias))
+
+
+class Written(TorchDispatchMode):
+    """Operations that make or write a tensor of the weight's size."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.names = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+        if not is_view and any(isinstance(one, torch.Tensor) and one.numel() == self.size for one in tree_leaves(out)):
+            self.names.append(str(func))
+        return out
+
+
+MASKS = {
+    "columns": columns([0, 3, 11]),
+    "rows": rows([1, 8]),
+    "submatrix": submatrix([1, 5, 8], [0, 7]),
+    "blocks": blocks(np.eye(4, dtype=bool), (3, 4)),
+    "elements": elements(np.indices((12, 16)).sum(0) % 5 == 0),
+    "few elements": elements(np.indices((12, 16)).sum(0) == 9),
+}
+WRITTEN = {"submatrix": "aten.index_put_.default", "blocks": "aten.index_put_.default"}
+"""What writes changed values into the matrix, where it is not `index_copy_`."""
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_step_writes_its_values_and_copies_nothing(name):
+    """Two forwards, a backward and one without gradients write nothing; after a step the values alone are written."""
+    torch.manual_seed(0)
+    layer, plain, x = PackedLinear(16, 12, grad_mask=MASKS[name]), nn.Linear(16, 12), torch.randn(5, 16)
+    optimizer = torch.optim.SGD([layer.values], lr=0.1)
+
+    def run():
+        layer(x).sum().backward()
+        layer(x).sum().backward()
+        with torch.no_grad():
+            layer(x)
+
+    run()
+    memory = layer._kept.matrix.data_ptr()
+    for _ in range(3):
+        optimizer.step()
+        with Written(12 * 16) as written:
+            run()
+        assert layer._kept.matrix.data_ptr() == memory
+        assert written.names == [WRITTEN.get(name, "aten.index_copy_.default")]
+        with torch.no_grad():
+            plain.weight.copy_(layer.weight.detach())
+            plain.bias.copy_(layer.bias)
+        assert torch.equal(layer(x), plain(x))
+
+
+def test_a_copy_is_seen():
+    layer, x = PackedLinear(16, 12, grad_mask=columns([1])), torch.randn(5, 16)
+    layer(x)
+    layer._kept = None
+    with Written(12 * 16) as written:
+        layer(x)
+    assert "aten.index_copy.default" in written.names
+
+
+def test_a_graph_that_waits_keeps_its_own_matrix():
+    """Two graphs, written to behind autograd's back: each gradient is that of its own forward."""
+    layer, x = made(), torch.randn(3, I, requires_grad=True)
+    weights, outputs = [], []
+    for _ in range(3):
+        weights.append(layer.weight.detach().clone())
+        outputs.append(layer(x))
+        layer.values.data.mul_(2)
+    for weight, y in reversed([*zip(weights, outputs, strict=True)]):
+        assert torch.equal(torch.autograd.grad(y.sum(), x, retain_graph=True)[0], torch.ones(3, O) @ weight)
+    layer.requires_grad_(False)  # now the plain product holds the matrix
+    outputs, weights = [], []
+    for _ in range(2):
+        weights.append(layer.weight.detach().clone())
+        outputs.append(layer(x))
+        layer.values.data.mul_(2)
+    for weight, y in zip(weights, outputs, strict=True):
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones(3, O) @ weight)
+
+
+def test_what_is_kept_takes_one_matrix_and_the_values():
+    layer, x = PackedLinear(16, 12, grad_mask=columns([1, 5])), torch.randn(5, 16)
+    layer(x)
+    own = {layer.base.untyped_storage().data_ptr(), layer.values.untyped_storage().data_ptr()}
+    kept = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in layer._kept[:3:2]}
+    kept[layer._kept.bits.untyped_storage().data_ptr()] = layer._kept.bits.untyped_storage().nbytes()
+    assert sum(size for pointer, size in kept.items() if pointer not in own) == (12 * 16 + 12 * 2) * 4
+
+
+def test_one_layer_called_twice_and_checkpointed_copies_nothing():
+    layer, x = PackedLinear(8, 8, grad_mask=columns([1, 5])), torch.randn(5, 8)
+    layer(x)
+    with Written(64) as written:
+        checkpoint(lambda x: layer(layer(x).relu()), x, use_reentrant=False).sum().backward()
+    assert written.names == []
+
+
+def test_fake_tensors_see_no_matrix_of_before():
+    layer, x = made(), torch.randn(3, I)
+    layer(x)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(layer(torch.randn(3, I))) is FakeTensor
+    assert torch.equal(layer(x), linear(x, layer.weight.detach(), layer.bias))
 
 
 def test_other_values_by_functional_call_are_used():

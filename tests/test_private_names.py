@@ -55,6 +55,37 @@ def test_dispatch_modes_are_seen():
     assert not torch_compat.in_dispatch_mode()
 
 
+def test_a_mode_that_makes_other_tensors_is_told_from_one_that_looks_on():
+    with FlopCounterMode(display=False):
+        assert torch_compat.in_dispatch_mode()
+        assert not torch_compat.in_tracing_mode()
+        with FakeTensorMode():
+            assert torch_compat.in_tracing_mode()
+    assert not torch_compat.in_tracing_mode()
+
+
+def test_who_holds_a_tensor_is_counted():
+    held = torch.ones(3, 3)
+    assert torch_compat.is_held_once(held)
+    for other in (held.detach(), held.data, held[0], held.numpy(), held.untyped_storage()):
+        assert not torch_compat.is_held_once(held)
+        del other
+    assert torch_compat.is_held_once(held)
+    y = torch.ones(2, 3, requires_grad=True) @ held  # a graph keeps it
+    assert not torch_compat.is_held_once(held)
+    del y
+    assert torch_compat.is_held_once(held)
+
+
+def test_memory_is_compared():
+    a = torch.tensor([0.0, float("nan"), 1.0])
+    b = a.clone()
+    assert torch_compat.MEMCMP is not None
+    assert torch_compat.MEMCMP(a.data_ptr(), b.data_ptr(), a.nbytes) == 0
+    b[0] = -0.0
+    assert torch_compat.MEMCMP(a.data_ptr(), b.data_ptr(), a.nbytes) != 0
+
+
 def test_step_hooks_of_others_are_seen():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     assert not torch_compat.has_step_hooks(optimizer)

@@ -29,14 +29,14 @@ def naming(layer: str) -> Iterator[None]:
         raise type(error)(f"mask_linears: {_named(layer)}: {error}") from None
 
 
-def refuse_model(expected: str, value: object, use: str | None = None) -> NoReturn:
+def refuse_model(expected: str, value: object, use: str | None = None, function: str = "mask_linears") -> NoReturn:
     """Refuse what is no model, or a model of another library, for which `use` names the function.
 
     Raises:
         TypeError: Always.
     """
     what_to_do = "pass the model itself" if use is None else f"use {use}"
-    raise TypeError(f"mask_linears: expected {expected}, got {type(value).__name__}; {what_to_do}")
+    raise TypeError(f"{function}: expected {expected}, got {type(value).__name__}; {what_to_do}")
 
 
 def refuse_tied(name: str, others: list[str]) -> NoReturn:

@@ -90,6 +90,10 @@ class Kind:
         """Return W with packed values in the place of its entries."""
         raise NotImplementedError
 
+    def overwrite(self, weight: Tensor, values: Tensor) -> bool:
+        """Write packed values into W, in eager code; False where W lies in memory so that this cannot be."""
+        return False
+
     def mask_values(self, values: Tensor) -> Tensor:
         """Return packed values with zero where none is wanted, as `weight_grad` gives them."""
         return values

@@ -83,6 +83,12 @@ class Blocks(Kind, name="blocks"):
         grid = write(grid, values, self.numbers, 0, is_canonical=self.is_canonical)
         return grid.reshape(y, x, h, w).transpose(1, 2).reshape(weight.shape)
 
+    def overwrite(self, weight: Tensor, values: Tensor) -> bool:
+        if not (self.is_canonical and weight.is_contiguous()):
+            return False
+        fill_blocks(weight, values, self.grid_shape, self.block_shape, self.ys, self.xs)
+        return True
+
     def apply(self, kept: Tensor, values: Tensor, out_features: int) -> Tensor:
         (y, _), (h, _) = self.grid_shape, self.block_shape
         columns = self._columns(flat(kept))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskedlinear_core import positions
 from maskedlinear_core.positions import Positions
-from maskedlinear_torch.indexing import bounds, put, take, within, write
+from maskedlinear_torch.indexing import bounds, put, take, within, write, write_into
 from maskedlinear_torch.kinds.base import Kind, Shape
 from maskedlinear_torch.kinds.sums import can_sum_in_pieces, dot, flat, sum_dtype, widened
 
@@ -65,6 +65,12 @@ class SparseElements(Kind, name="entries"):
     def merge_into(self, weight: Tensor, values: Tensor) -> Tensor:
         line = weight.reshape(weight.numel())
         return write(line, values, self.flat_positions, 0, is_canonical=self.is_canonical).reshape(weight.shape)
+
+    def overwrite(self, weight: Tensor, values: Tensor) -> bool:
+        if not (self.is_canonical and weight.is_contiguous()):
+            return False
+        write_into(weight.view(weight.numel()), values, self.flat_positions, 0)
+        return True
 
     def apply(self, kept: Tensor, values: Tensor, out_features: int) -> Tensor:
         x = flat(kept)

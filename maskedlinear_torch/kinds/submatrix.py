@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskedlinear_core.positions import Positions
-from maskedlinear_torch.indexing import can_write_in_place, fill_crossings, put, take, write
+from maskedlinear_torch.indexing import can_write_in_place, fill_crossings, put, take, write, write_into
 from maskedlinear_torch.kinds.base import Kind, Shape
 from maskedlinear_torch.kinds.sums import dot, flat
 
@@ -78,6 +78,21 @@ class Submatrix(Kind, name="submatrix"):
             some = weight if self.rows is None else take(weight, self.rows, 0, is_canonical=self.is_canonical)
             values = write(some, values, self.columns, 1, is_canonical=self.is_canonical)
         return values if self.rows is None else write(weight, values, self.rows, 0, is_canonical=self.is_canonical)
+
+    def overwrite(self, weight: Tensor, values: Tensor) -> bool:
+        if not self.is_canonical:
+            return False
+        if self.rows is not None and self.columns is not None:
+            if not weight.is_contiguous():
+                return False
+            fill_crossings(weight, values, self.rows, self.columns)
+        elif self.columns is not None:
+            write_into(weight, values, self.columns, 1)
+        elif self.rows is not None:
+            write_into(weight, values, self.rows, 0)
+        else:
+            weight.copy_(values)
+        return True
 
     def apply(self, kept: Tensor, values: Tensor, out_features: int) -> Tensor:
         return self._put(dot(kept, values.t()), self.rows, -1, out_features)

@@ -1,0 +1,101 @@
+"""The matrix of a packed layer with the values in their places, kept from one call to the next (SPEC S7).
+
+While the values are the same, nothing is written. When they have changed, and nobody else holds the matrix, the new
+values are written into it; else a new one is made. So a graph of autograd that waits for its backward keeps the matrix
+of its own forward. It takes the memory of one matrix and of the values, beside the layer's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from maskedlinear_torch import _compat, rule
+from maskedlinear_torch.kinds import Kind
+from maskedlinear_torch.tensors import Constant, as_bits, holds_same_bits
+
+
+class KeptMatrix(NamedTuple):
+    """A matrix with values in their places, and what it was made of.
+
+    The values are compared bit by bit, since writes through `.data` leave no trace. A base has a count of its writes,
+    and tells when its memory was handed out in a way that hides them.
+    """
+
+    matrix: Tensor
+    base: Constant
+    memory: Tensor
+    version: int
+    bits: Tensor
+
+    def is_of(self, base: Constant, values: nn.Parameter) -> bool:
+        """Tell whether this is the matrix of these."""
+        return (
+            base is self.base
+            and base._version == self.version
+            and base.data_ptr() == self.memory.data_ptr()
+            and holds_same_bits(values, self.bits)
+        )
+
+    def _is_over(self, base: Constant) -> bool:
+        return base is self.base and base._version == self.version and base.data_ptr() == self.memory.data_ptr()
+
+    @staticmethod
+    def can_be_kept(base: Tensor, values: Tensor) -> bool:
+        """Tell whether it can be proved later what a matrix was made of: in eager code, on a CPU."""
+        return not (
+            torch.compiler.is_dynamo_compiling()
+            or _compat.in_transform()
+            or _compat.in_tracing_mode()
+            or not (type(base) is Constant and base.is_cpu and not base.has_aliases)
+            or not (type(values) is nn.Parameter and values.is_cpu)
+        )
+
+    @staticmethod
+    @torch.no_grad()
+    def of(kind: Kind, base: Constant, values: nn.Parameter) -> KeptMatrix | None:
+        """Return a new one, or None where a mode makes other tensors of it."""
+        with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
+            # The old memory is kept, so that no new one can have its address.
+            memory, version, bits = base.detach(), base._version, as_bits(values).contiguous().clone()
+            matrix = rule.weight_view(kind, bits.view(values.dtype), memory) if bits.numel() else memory
+            if not type(matrix) is type(bits) is Tensor:
+                return None
+            if matrix._is_view():  # which holds what it is a view of: it would never be held once
+                like = matrix.shape, matrix.stride()
+                matrix = matrix.new_empty(0).set_(matrix.untyped_storage(), matrix.storage_offset(), *like)
+        return KeptMatrix(matrix, base, memory, version, bits)
+
+
+def renewed(layer: Any, kind: Kind, base: Constant, values: nn.Parameter) -> KeptMatrix | None:
+    """Return the matrix of a layer whose values or base changed, and keep it: the old one, if nobody else holds it."""
+    # Taken out of the layer first: from here on no other thread can come by it, and who has it is counted.
+    kept: KeptMatrix | None = layer.__dict__.pop("_kept", None)
+    if not (
+        kept is not None
+        and sys.getrefcount(kept) <= _ALONE
+        and sys.getrefcount(kept.matrix) <= _ALONE
+        and _compat.is_held_once(kept.matrix)
+        and kept._is_over(base)
+        and _overwrite(kept, kind, values)
+    ):
+        kept = KeptMatrix.of(kind, base, values)
+    layer.__dict__["_kept"] = kept
+    return kept
+
+
+_ALONE = 2
+"""References to what one name or tuple holds, as `sys.getrefcount` counts them: that one, and its own argument."""
+
+
+@torch.no_grad()
+def _overwrite(kept: KeptMatrix, kind: Kind, values: nn.Parameter) -> bool:
+    # As one read of the values, which another thread may be writing.
+    matrix, bits = kept.matrix, as_bits(values)
+    if not bits.numel() or bits.shape != kept.bits.shape or bits.dtype != kept.bits.dtype:
+        return False
+    kept.bits.copy_(bits)
+    return kind.overwrite(matrix, kept.bits.view(values.dtype).to(matrix.dtype))
