@@ -41,7 +41,8 @@ _TRACING = tuple(torch._C._TorchDispatchModeKey.__members__.values())
 def is_held_once(tensor: torch.Tensor) -> bool:
     """Tell whether one Python object alone holds a tensor and its memory: no view, no graph of autograd, no alias."""
     memory = tensor.untyped_storage()  # holds it for the second time
-    return tensor._use_count() == 1 and torch._C._storage_Use_Count(memory._cdata) == 2 and _counts_references()
+    use_count: Any = getattr(tensor, "_use_count")  # noqa: B009  (unknown to type checkers)
+    return use_count() == 1 and torch._C._storage_Use_Count(memory._cdata) == 2 and _counts_references()
 
 
 def _counts_references() -> bool:

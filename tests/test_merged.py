@@ -1,4 +1,4 @@
-"""Packed models of JAX merged for inference: the same bits, no copy of a matrix, and the model itself unchanged (S7)."""
+"""Packed models of JAX merged for inference: the same bits, no copy, and the model itself unchanged (S7)."""
 
 import equinox as eqx
 import jax
