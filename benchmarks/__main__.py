@@ -1,8 +1,10 @@
-"""`python -m benchmarks`: what the layer costs, beside what people write instead."""
+"""`python -m benchmarks`: what a layer costs, beside what people write instead; with `models`, whole models."""
 
 import sys
 
-from benchmarks.command import main
+from benchmarks import command, models
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:2] == ["models"]:
+        sys.exit(models.main(sys.argv[2:]))
+    sys.exit(command.main(sys.argv[1:]))
