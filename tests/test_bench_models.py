@@ -42,7 +42,7 @@ def test_each_form_steps_runs_generates_and_is_weighed(programs):
 
 
 def test_a_cache_generates_what_the_whole_sequence_does(programs):
-    shape, found = programs
+    _, found = programs
     full = found["full"]
     tokens = generated(full)[0]
     sequence = [int(np.asarray(full.data)[0, 0])]
@@ -107,7 +107,7 @@ def test_a_run_keeps_every_figure_and_writes_the_page(tmp_path, capsys):
     arguments = ["--quick", "--framework", "torch", "--how", "eager", "--model", "encoder", "--match", "packed"]
     assert models.main([*arguments, "--seconds", "0.01", "--json", str(file), "--markdown", str(page)]) == 0
     found = json.loads(file.read_text("utf-8"))
-    assert [record["id"] for record in found["records"]][0] == "torch/eager/encoder/full"
+    assert next(iter(found["records"]))["id"] == "torch/eager/encoder/full"
     for record in found["records"]:
         assert set(record["ratios"]) == {"step", "forward, batch 1", "forward, batch 32"}
         assert all(low <= middle <= high for middle, low, high in record["ratios"].values())
