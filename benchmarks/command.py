@@ -6,7 +6,6 @@ import argparse
 import fnmatch
 import json
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from benchmarks import growth, rows, targets, timing, view, worker
 from benchmarks.rows import FRAMEWORKS
 from benchmarks.timing import Ratio
 from benchmarks.worker import SECTIONS, Job
+from parity.report.content import write_text
 from parity.report.environment import environment
 
 WIDTH = 160  # of output that goes to a file
@@ -203,10 +203,7 @@ def _judge(found: dict[str, Any]) -> None:
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
     _judge(found)
-    # Whole or not at all.
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def _rounded(value: Any) -> Any:
