@@ -33,6 +33,9 @@ class Case:
         real: Whether this is a case of the real-size tier (real_size.py).
         packed: Whether the layer is computed in packed form (S7): x unpack(W, pack(W))^T + b, as a function of W.
             The derivatives by W, through `pack`, are then those of the masked layer.
+        by: What computes the layer: masked_linear (""), or another layer as the same function of x, W and b: W is what
+            "masked_parameter" returns, or rows that an "embedding" looks up, masked or packed, and x W^T + b the
+            framework's own.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Case:
     hard: bool = False
     packed: bool = False
     real: bool = False
+    by: str = ""
 
     @property
     def tier(self) -> str:
@@ -64,7 +68,7 @@ class Case:
     @property
     def form(self) -> tuple[Any, ...]:
         """All that a program depends on, beside the numbers."""
-        return self.build, self.shape, self.batch, self.bias, self.bias_mask, self.packed
+        return self.build, self.shape, self.batch, self.bias, self.bias_mask, self.packed, self.by
 
 
 def random_bools(shape: tuple[int, int]) -> np.ndarray:

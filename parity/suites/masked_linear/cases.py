@@ -91,6 +91,15 @@ CASES = (
          40, 64, (96,), wide=True, packed=True),
     Case("wide-packed-few", "elements", lambda s: few(s).packed(s), "packed elements that are few", 64, 96, (128,),
          wide=True, packed=True),
+    Case("parameter-rows", "rows", lambda s: rows([1, -1]), "masked_parameter, rows", by="masked_parameter"),
+    Case("parameter-elements", "elements", lambda s: elements(random_bools(s)), "masked_parameter, elements",
+         batch=(2, 2), by="masked_parameter"),
+    Case("embedding-rows", "rows", lambda s: rows([2, -1]), "tokens that learn", by="embedding"),
+    Case("embedding-submatrix", "submatrix", lambda s: submatrix([0, 3], [1, 5]), "features of tokens", bias=False,
+         by="embedding"),
+    Case("packed-embedding-rows", "rows", lambda s: rows([2, -1]), "packed tokens", packed=True, by="embedding"),
+    Case("packed-embedding-elements", "elements", lambda s: elements(random_bools(s)).packed(s), "packed entries",
+         packed=True, by="embedding"),
 )  # fmt: skip
 """Every case, by what it adds."""
 
@@ -231,7 +240,8 @@ def make(case: Case, dtype: str, tier: str, seed: int, precision: str = "native"
     copies = theta((count,)) | {"cotangent": _round(draw((count, *outputs), "cotangent"), dtype)}
     return Problem(
         case, dtype, point, mask, trains, _round(draw(outputs, "cotangent"), dtype),
-        tuple(theta() for _ in range(ways)), copies, None if count == 1 else _mask_copies(mask, from_end=case.real),
+        tuple(theta() for _ in range(ways)), copies,
+        None if count == 1 or case.by else _mask_copies(mask, from_end=case.real),
     )  # fmt: skip
 
 

@@ -101,6 +101,8 @@ def _layer(framework: str, case: Case, precision: str, given: Layers) -> Deferre
     def make() -> Callable[..., Any]:
         side = world_of(framework)  # imported first: masks have the views of twins that are there when they are made
         mask, tested = case.build(case.shape), given.get(framework) or side.SUBJECTS[case.packed]
+        if case.by and framework not in given:
+            tested = side.OTHERS[case.by, case.packed](mask, case.shape)
         chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
         def function(
