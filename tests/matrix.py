@@ -22,11 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path("tests") / "versions"
+SIDE_BY_SIDE = 2
+"""How many environments run at once: their tests are one process each."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen:
             parser.error("--here: none of these has its Python here")
     results = []
-    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
-        for one in chosen:
-            print(f"{one.name}: running", flush=True)
-            results.append(run(one, Path(folder)))
-            print(f"{one.name}: {results[-1].passed} passed in {results[-1].seconds:.0f} s", flush=True)
-            if results[-1].failed is not None:
-                print(results[-1].failed)
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        print(f"{', '.join(one.name for one in chosen)}: running", flush=True)
+        for result in pool.map(lambda one: run(one, Path(folder)), chosen):
+            results.append(result)
+            print(f"{result.environment.name}: {result.passed} passed in {result.seconds:.0f} s", flush=True)
+            if result.failed is not None:
+                print(result.failed)
     if asked.markdown:
         asked.markdown.write_text(markdown(results), "utf-8")
     return int(any(one.failed is not None for one in results))
