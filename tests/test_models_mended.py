@@ -208,3 +208,75 @@ def test_right_backwards_are_not_blamed():
     report = gelus()
     assert report.ok
     assert report.first is None
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.02])
+def test_a_function_that_holds_its_weights_is_judged_as_it_is(slope):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3)
+    model = torch.nn.Sequential(layer, torch.nn.LeakyReLU())
+    weight, bias = (jnp.asarray(value.detach()) for value in (layer.weight, layer.bias))
+    report = parity.compare_models(
+        model,
+        lambda x: jax.nn.leaky_relu(x @ weight.T + bias, slope),
+        (RNG.standard_normal((5, 4)).astype(np.float32),),
+    )
+    assert report.ok == (slope == 0.01), str(report)
+    assert any("the function holds its own weights" in note for note in report.notes)
+    assert report.weights.unpaired.torch == ("0.weight", "0.bias")
+
+
+class Rotated(torch.nn.Module):
+    """Attention that is given its rotary tables, as in transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x, tables):
+        cos, sin = tables
+        q, k = self.q(x), self.k(x)
+        q, k = (t * cos + torch.cat([-t[..., 4:], t[..., :4]], -1) * sin for t in (q, k))
+        return torch.softmax(q @ k.mT / 8**0.5, -1) @ self.v(x)
+
+
+class WithTables(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = Rotated()
+
+    def forward(self, x):
+        half = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2, dtype=x.dtype) / 8)
+        turn = torch.cat([half, half], -1).expand(len(x), -1, -1)
+        return self.attn(x, (turn.cos(), turn.sin()))
+
+
+class JaxRotated(nnx.Module):
+    def __init__(self, rngs, base):
+        self.q, self.k, self.v = (nnx.Linear(8, 8, rngs=rngs) for _ in range(3))
+        turn = np.arange(16)[:, None] * base ** (-np.arange(0, 8, 2) / 8)
+        self.table = np.concatenate([np.sin(turn), np.cos(turn)], -1)
+
+    def __call__(self, x):
+        sin, cos = jnp.split(jnp.asarray(self.table)[jnp.arange(x.shape[1])], 2, -1)
+        sin, cos = jnp.concatenate([sin, sin], -1), jnp.concatenate([cos, cos], -1)
+        q, k = (t * cos + jnp.concatenate([-t[..., 4:], t[..., :4]], -1) * sin for t in (self.q(x), self.k(x)))
+        return jax.nn.softmax(q @ k.swapaxes(-1, -2) / 8**0.5) @ self.v(x)
+
+
+class JaxWithTables(nnx.Module):
+    def __init__(self, rngs, base):
+        self.attn = JaxRotated(rngs, base)
+
+    def __call__(self, x):
+        return self.attn(x)
+
+
+@pytest.mark.parametrize(("base", "cause"), [(10000.0, None), (500.0, "rope base")])
+def test_rotary_tables_that_torch_hands_in_are_held_to_those_that_jax_makes(base, cause):
+    torch.manual_seed(0)
+    model, port = WithTables(), JaxWithTables(nnx.Rngs(0), base)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    report = quick(model, port, (RNG.standard_normal((2, 6, 8)).astype(np.float32),))
+    assert report.ok == (cause is None), str(report)
+    assert cause is None or (report.first.path, report.first.diagnosis.cause) == ("attn", cause), str(report)

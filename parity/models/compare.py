@@ -29,7 +29,8 @@ def compare_models(
     Args:
         torch_model: An `nn.Module`; or a `parity.models.Dump` of one that ran where JAX is not installed.
         jax_model: A Flax NNX module; an Equinox module, or `(module, state)`; a Flax Linen pair `(module, variables)`;
-            or a function of a pytree with its weights, `(function, params)`, called as `function(params, *inputs)`; or
+            or a function of a pytree with its weights, `(function, params)`, called as `function(params, *inputs)`; a
+            function that holds its own weights, which are neither paired nor perturbed then; or
             a `parity.models.Dump` of one that ran where torch is not installed.
         inputs: A tuple of arrays, a dict of keywords, `parity.Args`, or `parity.models.Inputs(torch=..., jax=...)`
             where the two take them differently; None for those of a dump. An Equinox module that takes one example is

@@ -114,6 +114,10 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         notes.append("gradients are compared where the outputs agree")
     if asked.tree.framework == "function":
         notes.append("a function has no modules: it is judged as a whole")
+        if not asked.tree.leaves:
+            notes.append(
+                "the function holds its own weights: pass (function, params) to have them paired and perturbed"
+            )
     return ModelReport(
         name=asked.name,
         modules=modules,

@@ -26,7 +26,8 @@ class JaxFunction:
     """
 
     def __init__(self, model: Any, mode: str, *, double: bool, mapped: bool = False, native: str = "float32") -> None:
-        framework = jax_tree(model).framework
+        tree = jax_tree(model)
+        framework, model = tree.framework, tree.model
         side: Any = jax_side(framework, model, mode, double=double, mapped=mapped, native=native)
         self.mapped, self.framework = mapped, framework
         self.call = CALLS[framework]

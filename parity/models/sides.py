@@ -110,7 +110,8 @@ class LiveJax:
     live = True
 
     def __init__(self, model: Any) -> None:
-        self.model, self.tree, self.mapped = model, jax_tree(model), False
+        self.tree, self.mapped = jax_tree(model), False
+        self.model = self.tree.model
 
     def calls(
         self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None, wanted: Outputs | None

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from parity.explanation.claims import Claim
 from parity.explanation.programs.program import Program, Step, set_result
@@ -23,7 +24,7 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     at = context.bench
     if at is None:
         return
-    for found in (context.first(_offsets(context)), _angles(context)):
+    for found in (context.first(_offsets(context)), _angles(context), _angles_of_inputs(context)):
         if found is not None:
             yield found
 
@@ -72,6 +73,25 @@ def _angles(context: Context) -> Diagnosis | None:
     return None
 
 
+def _angles_of_inputs(context: Context) -> Diagnosis | None:
+    """Do the same where torch's module is given its cosines and sines, and JAX's makes its own."""
+    at = context.bench
+    assert at is not None
+    arrays = [np.asarray(one, np.float64) if one.dtype.kind == "f" else one for one in context.pair.arrays]
+    tables = [k for k, one in enumerate(arrays) if one.dtype.kind == "f" and _bounded(one)]
+    for c in (k for k in tables if _first_row(arrays[k], 1.0)):
+        for s in (k for k in tables if _first_row(arrays[k], 0.0) and arrays[k].shape == arrays[c].shape):
+            for cos, sin in _tables(at.programs["jax"], arrays[c].shape):
+                given = {c: torch.from_numpy(np.array(cos)), s: torch.from_numpy(np.array(sin))}
+
+                def run(*own: Any, given: dict[int, torch.Tensor] = given) -> Any:
+                    return context.torch(*(given.get(k, one) for k, one in enumerate(own)))
+
+                if context.agree(run):
+                    return _told(arrays[c], arrays[s], cos, sin)
+    return None
+
+
 def _tables(program: Program, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield cosines and sines of a shape that stand in a JAX program, as steps' results or as what goes into one."""
     arrays: list[np.ndarray] = []
@@ -99,13 +119,19 @@ def _bounded(values: np.ndarray) -> bool:
 
 
 def _first_row(values: np.ndarray, number: float) -> bool:
-    squeezed = values.reshape([n for n in values.shape if n > 1] or [1])
+    squeezed = _of_one(values)
     return squeezed.ndim == 2 and bool(np.all(squeezed[0] == number)) and bool(np.any(squeezed[1:] != number))
+
+
+def _of_one(values: np.ndarray) -> np.ndarray:
+    """Return a table without axes of length one, and of one example where all have the same."""
+    squeezed = values.reshape([n for n in values.shape if n > 1] or [1])
+    return squeezed[0] if squeezed.ndim == 3 and bool(np.all(squeezed == squeezed[:1])) else squeezed
 
 
 def _fit(c: np.ndarray, s: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return tables (time, channel) in another shape: repeated for halves, or each channel twice."""
-    c, s = (one.reshape([n for n in one.shape if n > 1]) for one in (c, s))
+    c, s = _of_one(c), _of_one(s)
     wide = [n for n in shape if n > 1]
     if len(wide) == 3 and wide[0] != c.shape[0]:
         wide = wide[1:]

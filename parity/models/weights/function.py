@@ -1,21 +1,39 @@
-"""The weights of a function of a pytree: `(function, params)`, as Haiku and hand-written models have them."""
+"""The weights of a function of a pytree: `(function, params)`, as Haiku and hand-written models have them.
+
+A function alone holds its own weights, where nobody can read them: it has none here, and is judged as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from parity.models.weights.jax_side import JaxTree
+from parity.models.weights.jax_side import JaxTree, extends
 from parity.models.weights.tree import Leaf, Parts
 
 
 def reads(model: Any) -> bool:
-    """Return whether a model is a function beside a pytree."""
-    return isinstance(model, tuple) and len(model) == 2 and callable(model[0])
+    """Return whether a model is a function beside a pytree, or a function alone."""
+    return (isinstance(model, tuple) and len(model) == 2 and callable(model[0])) or is_alone(model)
+
+
+def is_alone(model: Any) -> bool:
+    """Return whether a model is a function that holds its own weights: no class, and no module of a library.
+
+    Example:
+        >>> is_alone(lambda x: x), is_alone(dict), is_alone((lambda params, x: x, {}))
+        (True, False, False)
+    """
+    modules = (("flax.linen", "Module"), ("torch.nn", "Module"), ("haiku", "Module"))
+    return callable(model) and not isinstance(model, type) and not any(extends(model, *one) for one in modules)
 
 
 def read(model: Any) -> JaxTree:
     """Return the weights of `(function, params)`."""
+    if is_alone(model):
+        alone = model
+        model = (lambda params, *inputs, **named: alone(*inputs, **named)), {}
+        return JaxTree(model, "function", {}, {}, lambda values: model, ordered=True)
     function, params = model
     entries, rebuild, ordered = flat(params)
     if not entries:

@@ -79,8 +79,8 @@ def jax_tree(model: Any) -> JaxTree:
     """Return the weights of a JAX model.
 
     Args:
-        model: A Flax NNX module; an Equinox module, or `(module, state)`; a Flax Linen pair `(module, variables)`; or
-            a function of a pytree `(function, params)`.
+        model: A Flax NNX module; an Equinox module, or `(module, state)`; a Flax Linen pair `(module, variables)`;
+            a function of a pytree `(function, params)`; or a function that holds its own weights.
 
     Raises:
         TypeError: It is none of these.
@@ -98,7 +98,7 @@ def jax_tree(model: Any) -> JaxTree:
             return made
     raise TypeError(
         "the JAX model: expected a Flax NNX module, an Equinox module, (Equinox module, state), (Linen module,"
-        f" variables) or (function, params), got {described(model)}"
+        f" variables), (function, params) or a function that holds its weights, got {described(model)}"
     )
 
 
