@@ -68,7 +68,9 @@ class JaxLayer(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         parts = jnp.split(self.qkv(self.norm1(x)), 3, -1)
-        a = jax.nn.dot_product_attention(*(part.reshape(*x.shape[:2], self.heads, -1) for part in parts))
+        q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
+        scores = jnp.einsum("bqhc,bkhc->bhqk", q, k) / q.shape[-1] ** 0.5
+        a = jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(scores), v)
         x = x + self.out(a.reshape(x.shape))
         return x + self.down(nnx.gelu(self.up(self.norm2(x)), approximate=self.approximate))
 

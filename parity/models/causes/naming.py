@@ -32,6 +32,30 @@ FIXES = {
 }
 
 
+ROOTS = re.compile(r"(\S+) in (torch|JAX) where (torch|JAX) has (\S+) \(mul, (\d+) times\)")
+"""Says that the roots of two scales differ: torch's attention multiplies queries and keys by the root of its scale."""
+
+
+def _of_attention(found: Diagnosis) -> Diagnosis:
+    """Return the scale of attention where its root was named, on queries and on keys.
+
+    Example:
+        >>> text = "0.594603557501 in torch where JAX has 0.5 (mul, 4 times); with it replaced the two agree."
+        >>> _of_attention(Diagnosis("constant", text, "")).text
+        '0.353553 in torch where JAX has 0.25 (attention scale); with it replaced the two agree.'
+    """
+    match = ROOTS.match(found.text)
+    if found.cause != "constant" or match is None or int(match[5]) % 2:
+        return found
+    numbers = [float(match[at]) for at in (1, 4)]
+    if not all(0 < number < 1 and abs(number**-4 - round(number**-4)) < 1e-6 * number**-4 for number in numbers):
+        return found  # no root of 1/sqrt(channels)
+    mine, theirs = (f"{number**2:.6g}" for number in numbers)
+    text = f"{mine} in {match[2]} where {match[3]} has {theirs} (attention scale){found.text[match.end() :]}"
+    fix = "Scale the scores alike, by 1/sqrt(channels of a head)."
+    return Diagnosis("constant: attention scale", text, fix)
+
+
 def named(found: Diagnosis) -> Diagnosis:
     """Return a diagnosis of operators with the name that it has in models.
 
@@ -39,6 +63,7 @@ def named(found: Diagnosis) -> Diagnosis:
         >>> named(Diagnosis("x64 off", "JAX computes in bfloat16 where float64 was asked for.", "")).cause
         'lower precision'
     """
+    found = _of_attention(found)
     for cause, text, name in NAMES:
         if re.fullmatch(cause, found.cause) and re.search(text, found.text):
             if name == "lower precision":
