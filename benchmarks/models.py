@@ -7,6 +7,7 @@ process. What masks the same positions otherwise is held to the gradient of the 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib
 import json
 import os
@@ -226,12 +227,16 @@ def _jobs(asked: argparse.Namespace) -> list[Job]:
                 continue
             for model in asked.model or SHAPES:
                 planned = ways(framework, quick=asked.quick)
-                chosen = tuple(way for way in planned if way == FULL or asked.match in way.name)
+                chosen = tuple(way for way in planned if way == FULL or _is_asked(way, asked.match))
                 seconds = asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS)
                 jobs.append(Job(framework, how, model, asked.quick, tuple(chosen), seconds))
     if not jobs:
         asked.parser.error(f"--how: {asked.framework} has no {', '.join(asked.how)}")
     return jobs
+
+
+def _is_asked(way: Way, patterns: Sequence[str] | None) -> bool:
+    return patterns is None or any(fnmatch.fnmatchcase(way.name, pattern) for pattern in patterns)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -240,7 +245,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     hows = [how for each in FRAMEWORKS.values() for how in each]
     parser.add_argument("--how", action="append", choices=hows, help="repeatable; default: all of the framework")
     parser.add_argument("--model", action="append", choices=SHAPES, help="repeatable; default: all")
-    parser.add_argument("--match", default="", metavar="TEXT", help="only ways to learn whose name has this in it")
+    parser.add_argument(
+        "--match", action="append", metavar="PATTERN", help="only full and ways to learn that are like this; repeatable"
+    )
     parser.add_argument("--seconds", type=float, help=f"of timing each work (default: {SECONDS:g})")
     parser.add_argument("--quick", action="store_true", help="tiny models and a few ways, in about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with versions, machine, commit")
