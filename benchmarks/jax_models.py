@@ -78,7 +78,8 @@ def network(shape: Shape, linears: Sequence[Callable[[Array], Array]], others: O
             x = x + next(each)(jax.nn.silu(gate) * up)
         else:
             x = _layer_norm(x, first)
-            x = _layer_norm(x + next(each)(jax.nn.gelu(next(each)(x), approximate=False)), second)
+            hidden = jax.nn.gelu(next(each)(x), approximate=False)
+            x = _layer_norm(x + next(each)(hidden), second)
     x = x if others.head is None else x @ others.head.T
     return x if cache is None else (x, (start + q.shape[2], kept))
 

@@ -51,6 +51,15 @@ def test_a_cache_generates_what_the_whole_sequence_does(programs):
         assert sequence[-1] == want
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_encoder_learns(framework):
+    shape = quickly(SHAPES["encoder"])
+    program = world(framework).Program(shape, FULL, FRAMEWORKS[framework][0])
+    before = program.first_gradient()
+    assert before.shape == (64, 64)
+    assert (before != 0).all()
+
+
 def generated(program):
     found = program.generate()
     return np.asarray(found() if callable(found) else found)

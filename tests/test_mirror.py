@@ -308,6 +308,7 @@ ONLY_METHODS_OF_ONE = {
     "SparseElements": {
         "arrays", "with_arrays", "overwrite",  # as above
         "_from_dense",  # torch's eager code reads positions; XLA cannot
+        "_sampled", "_in_pieces", "_places",  # torch's eager code sums over pieces of the batch
     },
 }  # fmt: skip
 KINDS = sorted(ONLY_METHODS_OF_ONE)

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
-from maskedlinear_core import blocks, columns, elements, rows, submatrix
+from maskedlinear_core import blocks, columns, elements, positions, rows, submatrix
 from maskedlinear_core.positions import SPARSE
+from maskedlinear_torch.kinds import sums
 
 O, I, B = 6, 8, 5
 RNG = np.random.default_rng(0)
@@ -397,6 +398,48 @@ def test_values_dtype_is_checked():
             twin.PackedLinear(I, O, grad_mask=rows([0]), seed=0, values_dtype=half)
         with pytest.raises(TypeError, match=r"expected values_dtype bfloat16 or float32 over a weight of bfloat16"):
             twin.PackedLinear(I, O, grad_mask=rows([0]), seed=0, dtype=half, values_dtype=double)
+
+
+class Products(TorchDispatchMode):
+    """Whether a matrix product was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 30, 654, 656, 1400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_elements_are_dot_products_over_pieces_of_the_batch(batch, dtype):
+    """One in 200: of integers exactly what the dense product has at these places, whatever the frozen ones hold."""
+    rng = np.random.default_rng(batch)
+    array = np.zeros(200 * 200, bool)
+    array[rng.permutation(array.size)[:200]] = True
+    mask = mt.elements(array.reshape(200, 200))
+    assert positions.SAMPLED // 200 == 655, "between the batches"
+    x, g = (torch.from_numpy(rng.integers(-3, 4, (batch, 200))).to(dtype) for _ in range(2))
+    values = mt.pack(torch.zeros(200, 200, dtype=dtype), grad_mask=mask).requires_grad_()
+    mt.packed_linear(x, torch.full((200, 200), torch.inf).to(dtype), values, grad_mask=mask).backward(g)
+    assert torch.equal(values.grad, (g.t() @ x)[torch.from_numpy(mask.to_array((200, 200)))])
+
+
+def test_few_elements_make_no_matrix_product(monkeypatch):
+    """Counted where a mode that looks on does not change what is done."""
+    monkeypatch.setattr(sums._compat, "in_dispatch_mode", lambda: False)
+    seen = {}
+    for one_in in (positions.SPARSE_IN_PIECES, positions.SPARSE_IN_PIECES // 2):
+        mask = mt.elements(np.arange(200 * 200).reshape(200, 200) % one_in == 0)
+        x, w = torch.ones(30, 200), torch.ones(200, 200)
+        values = mt.pack(w, grad_mask=mask).requires_grad_()
+        y = mt.packed_linear(x, w, values, grad_mask=mask)
+        with Products() as products:
+            y.sum().backward()
+        seen[one_in] = "aten.mm.default" in products.names
+    assert seen == {200: False, 100: True}
 
 
 MANY = np.random.default_rng(0).random((600, 1200)) < 0.01

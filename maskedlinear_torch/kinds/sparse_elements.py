@@ -20,8 +20,9 @@ from maskedlinear_torch.kinds.sums import can_sum_in_pieces, dot, flat, sum_dtyp
 class SparseElements(Kind, name="entries"):
     """Single elements that are few, or packed: flat positions (n,), row by row.
 
-    Where one in `positions.SPARSE` or fewer are wanted, each is a dot product of its own. Otherwise the dense
-    product is made in halves and the wanted entries are taken: nothing has the size of a large weight.
+    Where one in `positions.SPARSE` or fewer are wanted (in eager code on a CPU one in `SPARSE_IN_PIECES`), each is a
+    dot product of its own. Otherwise the dense product is made in halves and the wanted entries are taken: nothing has
+    the size of a large weight.
     """
 
     flat_positions: Tensor
@@ -43,11 +44,10 @@ class SparseElements(Kind, name="entries"):
 
     def weight_grad(self, g: Tensor, kept: Tensor) -> Tensor:
         g, kept = flat(g), flat(kept)
-        if self._are_few(g.shape[1]):
-            rows, columns = self.flat_positions // self.in_features, self.flat_positions % self.in_features
-            terms = widened(take(g, rows, 1, is_canonical=self.is_canonical)) * widened(kept.index_select(1, columns))
-            return terms.sum(0).to(sum_dtype(g))
-        if self.is_canonical and can_sum_in_pieces(g):
+        in_pieces = self.is_canonical and can_sum_in_pieces(g)
+        if self._are_few(g.shape[1], positions.SPARSE_IN_PIECES if in_pieces else positions.SPARSE):
+            return self._in_pieces(g, kept) if in_pieces else self._sampled(g, kept, *self._places())
+        if in_pieces:
             return self._from_dense(g, kept)
         values = g.new_zeros(self.flat_positions.shape, dtype=sum_dtype(g))
         for start, stop in positions.row_chunks(g.shape[1]):
@@ -75,7 +75,7 @@ class SparseElements(Kind, name="entries"):
     def apply(self, kept: Tensor, values: Tensor, out_features: int) -> Tensor:
         x = flat(kept)
         if self._are_few(out_features):
-            rows, columns = self.flat_positions // self.in_features, self.flat_positions % self.in_features
+            rows, columns = self._places()
             terms = widened(x.index_select(1, columns)) * widened(values)
             sums = terms.new_zeros(x.shape[0], out_features + 1).index_add(1, rows, terms)
             return sums[:, :out_features].to(sum_dtype(x)).reshape(*kept.shape[:-1], out_features)
@@ -87,7 +87,7 @@ class SparseElements(Kind, name="entries"):
     def input_grad(self, g: Tensor, values: Tensor, in_features: int) -> Tensor:
         line = flat(g)
         if self._are_few(line.shape[1]):
-            rows, columns = self.flat_positions // self.in_features, self.flat_positions % self.in_features
+            rows, columns = self._places()
             terms = widened(take(line, rows, 1, is_canonical=self.is_canonical)) * widened(values)
             sums = terms.new_zeros(line.shape[0], in_features).index_add(1, columns, terms)
             return sums.to(sum_dtype(g)).reshape(*g.shape[:-1], in_features)
@@ -103,8 +103,25 @@ class SparseElements(Kind, name="entries"):
         ones = torch.ones_like(self.flat_positions, dtype=torch.bool)
         return self.to_dense(ones, (weight.shape[0], weight.shape[1]))
 
-    def _are_few(self, out_features: int) -> bool:
-        return self.flat_positions.shape[0] * positions.SPARSE <= out_features * self.in_features
+    def _are_few(self, out_features: int, one_in: int = positions.SPARSE) -> bool:
+        return self.flat_positions.shape[0] * one_in <= out_features * self.in_features
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        return self.flat_positions // self.in_features, self.flat_positions % self.in_features
+
+    def _sampled(self, g: Tensor, kept: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        # A dot product for each position.
+        terms = widened(take(g, rows, 1, is_canonical=self.is_canonical)) * widened(kept.index_select(1, columns))
+        return terms.sum(0).to(sum_dtype(g))
+
+    def _in_pieces(self, g: Tensor, kept: Tensor) -> Tensor:
+        # The same, of so much of the batch at a time that what is gathered stays in cache.
+        rows, columns = self._places()
+        size = max(positions.SAMPLED // max(rows.shape[0], 1), 1)
+        total = self._sampled(g[:size], kept[:size], rows, columns)
+        for start in range(size, g.shape[0], size):
+            total += self._sampled(g[start : start + size], kept[start : start + size], rows, columns)
+        return total
 
     def _from_dense(self, g: Tensor, kept: Tensor) -> Tensor:
         # Of each half of the dense product the positions in it.
