@@ -26,6 +26,7 @@ from benchmarks import command, timing
 from benchmarks.model_shapes import FORWARD_BATCHES, FULL, GENERATED, SHAPES, Shape, Way, quickly, ways
 from benchmarks.operands import NotTheSame
 from benchmarks.timing import Ratio
+from parity.report.content import write_text
 from parity.report.environment import environment
 
 FRAMEWORKS = {"torch": ("eager", "compiled"), "jax": ("jit",)}
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     busy = os.getloadavg()[0] / (os.cpu_count() or 1) > BUSY
     found: dict[str, Any] = {"environment": environment(), "busy": busy, "records": [], "threads": {}}
+    if asked.add and asked.json.exists():
+        before = json.loads(asked.json.read_text("utf-8"))
+        if before["environment"] != found["environment"]:
+            asked.parser.error(f"--add: {asked.json} was measured elsewhere, or at another commit; measure all again")
+        found = before | {"busy": busy or before["busy"]}
     try:
         for job in _jobs(asked):
             console.print(f"{job.framework} {job.how} {job.model}: {len(job.ways)} ways to learn")
@@ -72,14 +78,14 @@ def main(arguments: Sequence[str]) -> int:
                 else:
                     found["records"].append(command._rounded(content))
             if asked.json:
-                asked.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+                write_text(asked.json, json.dumps(found, indent=1) + "\n")
     except command.Failed as failure:
         console.print(f"[bold red]FAILED[/] {failure}", markup=True)
         return 1
     text = page(found)
     console.print(text, markup=False)
     if asked.markdown:
-        asked.markdown.write_text(text, "utf-8")
+        write_text(asked.markdown, text)
     return 0
 
 
@@ -251,11 +257,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=f"of timing each work (default: {SECONDS:g})")
     parser.add_argument("--quick", action="store_true", help="tiny models and a few ways, in about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with versions, machine, commit")
+    parser.add_argument("--add", action="store_true", help="add to what the --json file has")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page docs/evidence/models-speed.md")
     asked = parser.parse_args(arguments)
     for option in ("json", "markdown"):
         file = getattr(asked, option)
         if file and not file.parent.is_dir():
             parser.error(f"--{option}: expected a file in a folder that exists, got {file}")
+    if asked.add and not asked.json:
+        parser.error("--add: expected --json FILE with it")
     asked.parser = parser
     return asked
