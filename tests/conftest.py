@@ -65,12 +65,20 @@ def _seeded():
     torch._dynamo.reset()
 
 
-@pytest.fixture(scope="module")
-def quick_xla():
-    """Let XLA make machine code in a third of the time: for tests of what operators mean, not of how they round.
+QUICK = ("test_atlas", "test_convert", "test_convert_layers", "test_hold", "test_hold_kinds", "test_hold_layers",
+         "test_hold_table", "test_jax_only", "test_module", "test_storage")  # fmt: skip
+"""Files that ask what is computed, held or stored, not how XLA's code rounds."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _xla(request):
+    """Let XLA make machine code in a third of the time where that is not in question (`QUICK`).
 
     The graph goes through all of XLA's passes. What was compiled so is forgotten afterwards.
     """
+    if request.path.stem not in QUICK:
+        yield
+        return
     with xla_options(QUICKLY):
         yield
     jax.clear_caches()

@@ -31,7 +31,7 @@ def cells(pair):
 
 
 @pytest.fixture(scope="module")
-def seen(quick_xla):
+def seen():
     """What torch and JAX compute in float64: the records of every operator, by name."""
     return {pair.name: list(run.run(pair, cells(pair))) for pair in PAIRS}
 
