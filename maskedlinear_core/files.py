@@ -15,6 +15,7 @@ def check_target(path: Path | BinaryIO) -> None:
     """Check that a file can be written at a path, before the work whose result it is to hold. An open file can.
 
     Raises:
+        TypeError: It is neither a path nor an open file.
         IsADirectoryError: There is a folder.
         FileNotFoundError: The folder that is to hold the file is missing.
 
@@ -25,6 +26,10 @@ def check_target(path: Path | BinaryIO) -> None:
         IsADirectoryError: expected the path of a file, got the folder '.'; add a name
     """
     if not isinstance(path, str | os.PathLike):
+        if not callable(getattr(path, "write", None)):
+            raise TypeError(
+                f"expected a path or a file that is open for writing bytes, got {type(path).__name__}; pass one"
+            )
         return
     if os.path.isdir(path):
         raise IsADirectoryError(f"expected the path of a file, got the folder {os.fspath(path)!r}; add a name")
@@ -76,7 +81,7 @@ def read(source: Path | bytes | BinaryIO) -> bytes:
 
     Raises:
         OSError: The file cannot be read.
-        TypeError: An open file gives text.
+        TypeError: It is none of these, or an open file gives text.
 
     Example:
         >>> import io
@@ -86,6 +91,11 @@ def read(source: Path | bytes | BinaryIO) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if not isinstance(source, str | os.PathLike):
+        if not callable(getattr(source, "read", None)):
+            raise TypeError(
+                f"expected a path, bytes, or a file that is open for reading, got {type(source).__name__}; pass one of "
+                "these"
+            )
         data = source.read()
         if not isinstance(data, bytes):
             raise TypeError(

@@ -192,7 +192,7 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
 def _tree(model: Any) -> dict[str, Any]:
     # The masked layers as the package's own, and what else learns.
     if not isinstance(model, nnx.Module):
-        convert_checks.refuse_model("a flax.nnx.Module", model)
+        convert_checks.refuse_model("a flax.nnx.Module", model, function="save_packed")
     layers = {name: _pytree(layer) for name, (layer, *_) in _places(model, _Layer).items()}
     return layers | {name: variable.get_value() for name, variable in _variables(model).items()}
 

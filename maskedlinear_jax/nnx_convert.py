@@ -136,7 +136,7 @@ def train_new_tokens(
         [(2, 4)]
     """
     if not isinstance(model, nnx.Module):
-        convert_checks.refuse_model("a flax.nnx.Module", model)
+        convert_checks.refuse_model("a flax.nnx.Module", model, function="train_new_tokens")
     found = places(model, (nnx.Embed, MaskedEmbed, PackedEmbed))
     tokens = {name: place.node.num_embeddings for name, place in found.items()}
     masks = new_tokens(tokens, first, embedding)
@@ -173,7 +173,7 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     What `freeze_others` made constant is an `nnx.Param` again.
     """
     if not isinstance(model, nnx.Module):
-        convert_checks.refuse_model("a flax.nnx.Module", model)
+        convert_checks.refuse_model("a flax.nnx.Module", model, function="unmask_linears")
     found = places(model, Layer)
     model = replace(model, found, {name: place.node.to_linear() for name, place in found.items()})
     _set_variables(model, lambda variable: Thawed.back(variable) if isinstance(variable, Thawed) else variable)

@@ -139,7 +139,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
         )
     """
     if not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model)
+        convert_checks.refuse_model("a torch.nn.Module", model, function="unmask_linears")
     made: dict[int, nn.Module] = {}
     for layer in model.modules():
         plain: Any = None
@@ -207,7 +207,7 @@ def train_new_tokens(
         [(2, 4)]
     """
     if not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model)
+        convert_checks.refuse_model("a torch.nn.Module", model, function="train_new_tokens")
     modules = dict(model.named_modules())
     name, layer = _token_embedding(model, modules, embedding)
     tokens = layer.weight.shape[0]

@@ -149,7 +149,7 @@ def load_packed(
         OSError: The file cannot be read.
     """
     if model is not None and not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model)
+        convert_checks.refuse_model("a torch.nn.Module", model, function="load_packed")
     if isinstance(path, Mapping):
         return _load_arrays(path, model, rename)
     contents = storage.renamed(storage.from_bytes(files.read(path)), rename)
@@ -182,7 +182,7 @@ def load_packed(
 
 def _layers(model: Any) -> dict[str, Any]:
     if not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model)
+        convert_checks.refuse_model("a torch.nn.Module", model, function="save_packed")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
     if not any(isinstance(module, HeldModule) for module in model.modules()):
         storage_checks.refuse_empty()

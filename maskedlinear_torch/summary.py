@@ -38,7 +38,7 @@ def summary(model: nn.Module) -> Summary:
         2.weight  parameter          6   6
     """
     if not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model)
+        convert_checks.refuse_model("a torch.nn.Module", model, function="summary")
     parts: list[Part] = []
     counted: set[int] = set()
     for prefix, module in model.named_modules():

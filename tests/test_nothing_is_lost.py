@@ -363,3 +363,23 @@ def test_embeddings_with_their_heads_come_back():
     x = torch.tensor([1, 9])
     loaded = mt.load_packed(mt.packed_bytes(model), Small())
     assert torch.equal(loaded(x), model(x))
+
+
+def test_m12_what_is_no_model_or_no_file_is_refused_by_the_name_of_the_function(tmp_path):
+    model = trained()
+    for function, call in {
+        "save_packed": lambda: mt.save_packed(tmp_path / "file", None),
+        "load_packed": lambda: mt.load_packed(mt.packed_bytes(model), {}),
+        "summary": lambda: mt.summary(3),
+        "unmask_linears": lambda: mt.unmask_linears([]),
+        "train_new_tokens": lambda: mt.train_new_tokens([], first=1),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^{function}: expected a torch.nn.Module, got "):
+            call()
+    for twin, layer in zip((mt, mj), layers(), strict=True):
+        with pytest.raises(
+            TypeError, match=r"^expected a path, bytes, or a file that is open for reading, got NoneType"
+        ):
+            twin.load_packed(None, layer)
+        with pytest.raises(TypeError, match=r"^expected a path or a file that is open for writing bytes, got int"):
+            twin.save_packed(3, layer)
