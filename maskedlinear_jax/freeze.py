@@ -75,9 +75,9 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         frozen_checks.refuse_optimizer("an optax.GradientTransformation", optimizer)
     held = masks_by_path(_masks_of(model))
-    if not held:
-        frozen_checks.refuse_nothing_held()
     of_layers = _is_model(model)
+    if not held or (of_layers and not _holds(held)):
+        frozen_checks.refuse_nothing_held()
     inner = optax.with_extra_args_support(optimizer)
 
     def branches(tree: Any) -> tuple[Any, ...]:
@@ -242,6 +242,11 @@ def _is_model(model: Any) -> bool:
 
 def _masks_of(model: Any) -> Any:
     return grad_masks(model) if _is_model(model) else model
+
+
+def _holds(held: Any) -> bool:
+    # Whether anything is frozen; a mask that is traced may freeze something.
+    return any(mask is False or _compat.is_tracer(mask) or not bool(jnp.all(mask)) for mask in held.values())
 
 
 def _check_masks(held: Any, gradients: Any, params: Any) -> None:

@@ -21,6 +21,7 @@ from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, Precision, as_precision
 from maskedlinear_jax import moments, packing
 from maskedlinear_jax.functional import masked_linear
@@ -67,6 +68,9 @@ class Thawed(Frozen):
         return nnx.Param(variable.get_value(), **variable.get_metadata())
 
 
+_WHOLE = ("kernel", "embedding", "bias")
+
+
 class Layer(nnx.Module):
     """What the layers have in common: the mask, and how `nnx.Linear` casts."""
 
@@ -103,12 +107,17 @@ class Layer(nnx.Module):
         """Set an attribute; of `grad_mask` that is `repack`. NNX refuses masks before a property could take them."""
         if name == "grad_mask":
             self.repack(value)
+        elif name == "bias_mask":
+            trains = np.ones(self.out_features, np.bool_) if value is None else value
+            self._change(self.grad_mask, _bias_mask(trains, self.bias is not None, self.out_features), ())
+        elif name in _WHOLE and isinstance(getattr(type(self), name, None), property):
+            packed_checks.refuse_assigned(name, value, f"set the numbers by layer.{name}[...] = ...")
         else:
             super().__setattr__(name, value)
 
     @property
     def bias_mask(self) -> Any:
-        """The bias mask as a bool vector, or None if all of the bias trains."""
+        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
         return None if self.bias_positions is None else np.asarray(self.bias_positions.get_value())
 
     def repack(self, grad_mask: MaskLike, optimizer: nnx.Optimizer | None = None, *, model: Any = None) -> None:

@@ -293,7 +293,9 @@ class PackedLinear(Layer):
         if name in ("weight", "bias"):
             # `layer.weight *= 2` has written before it sets.
             if not (isinstance(value, Merged) and value.link.part.is_of(self)):
-                packed_checks.refuse_assigned(name, value)
+                packed_checks.refuse_assigned(
+                    name, value, f"copy the numbers with torch.no_grad(): layer.{name}.copy_(...)"
+                )
         else:
             super().__setattr__(name, value)
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -54,3 +55,33 @@ def test_m2_a_write_to_the_bias_reaches_a_packed_layer():
     whole = mn.PackedLinear.from_linear(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), grad_mask=rows([0]))
     whole.bias[...] = jnp.arange(6.0)
     np.testing.assert_array_equal(whole(jnp.zeros((1, 4)))[0], np.arange(6.0))
+
+
+@pytest.mark.parametrize("name", ["linear", "general", "embedding"])
+def test_m2_an_assignment_to_the_whole_of_a_packed_layer_says_what_to_do(name):
+    layer, own = layer_of(name, MASKS["rows"])
+    with pytest.raises(
+        TypeError, match=rf"expected {own} to be written to, got an assignment of Param: .* layer.{own}"
+    ):
+        setattr(layer, own, nnx.Param(jnp.zeros(2)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_m9_the_bias_mask_can_be_set(packed):
+    kind = mn.PackedLinear if packed else mn.MaskedLinear
+    layer = kind.from_linear(nnx.Linear(4, 6, rngs=nnx.Rngs(0)), grad_mask=rows([0]))
+    x = jnp.ones((1, 4))
+    before = layer(x)
+    for mask, count in ([True] + [False] * 5, 1), ([False, True] * 3, 3), (None, 6):
+        layer.bias_mask = mask
+        gradient = nnx.grad(lambda layer: layer(x).sum())(layer)
+        moved = gradient["bias_values" if packed else "bias"].get_value()
+        assert int((moved != 0).sum()) == count
+        np.testing.assert_array_equal(layer(x), before)
+    with pytest.raises(ValueError, match=r"bias_mask"):
+        layer.bias_mask = [True]
+
+
+def test_h3_a_model_without_a_mask_is_not_held():
+    with pytest.raises(ValueError, match=r"hold_frozen: expected a model with masked layers"):
+        mn.hold_frozen(optax.sgd(0.1), nnx.Linear(4, 6, rngs=nnx.Rngs(0)))

@@ -121,7 +121,7 @@ def written(name: str, shape: Shape, dtype: str, new_shape: Shape, new_dtype: st
         )
 
 
-def refuse_assigned(name: str, value: object) -> NoReturn:
+def refuse_assigned(name: str, value: object, instead: str) -> NoReturn:
     """Refuse to put a tensor in the place of a packed layer's weight or bias.
 
     Raises:
@@ -129,8 +129,7 @@ def refuse_assigned(name: str, value: object) -> NoReturn:
     """
     raise TypeError(
         f"PackedLinear: expected {name} to be written to, got an assignment of {type(value).__name__}: a packed layer "
-        f"has no parameter {name}; copy the numbers with torch.no_grad(): layer.{name}.copy_(...), or use "
-        "layer.to_linear() where the parameter itself is to be shared"
+        f"has no parameter {name}; {instead}, or use layer.to_linear() where the parameter itself is to be shared"
     )
 
 
