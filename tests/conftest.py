@@ -36,7 +36,15 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 collect_ignore_glob = ["engines/*"]
 """Scripts that tests run as processes of their own, each with its folder on the path."""
 
-FIRST = ("test_minilm", "test_course", "test_grid", "test_workers", "test_reproducible", "test_engines_jax")
+FIRST = (
+    "test_quiet",
+    "test_minilm",
+    "test_course",
+    "test_grid",
+    "test_workers",
+    "test_reproducible",
+    "test_engines_jax",
+)
 """What takes longest goes first, so that the workers end at one time."""
 
 
