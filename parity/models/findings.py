@@ -145,7 +145,7 @@ def _backward_alone(
     from parity.models.sides import float64
 
     with float64(asked.jax, on=one.double):
-        found = backward_alone.first(one.judgements, double=one.double, seed=asked.seed)
+        found = backward_alone.first(asked.again(one).judgements, double=one.double, seed=asked.seed)
     if found is None:
         return []
     at = place[found[0].pair.torch, found[0].pair.jax]

@@ -112,7 +112,7 @@ class Comparison:
         self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
         self.trained: Any = None
-        self.once = Once()
+        self.once, self.kept = Once(), False
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
@@ -184,6 +184,13 @@ class Comparison:
         if self.tree.framework in ("linen", "function"):
             text += "; a Linen module or a function follows its own arguments: pass deterministic=True"
         return [text]
+
+    def again(self, one: Pass) -> Pass:
+        """Return a pass whose calls can be run: the same, or a new one where they were let go of."""
+        if not any(call.forgotten for call in one.jax_calls):
+            return one
+        self.kept = True
+        return self._pass(None)
 
     def gradients(self, one: Pass) -> tuple[list[Any], str]:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
@@ -270,7 +277,7 @@ class Comparison:
             one.seconds = time.perf_counter() - start
             one.perturbed = changed is not None
         _mark_cuts(judgements)
-        if changed is not None:
+        if not self.kept and (changed is not None or all(one.agrees for one in judgements)):
             _forget(judgements, torch_calls, jax_calls)
         return Pass(judgements, torch_calls, jax_calls, double, perturbed=changed is not None)
 
@@ -328,11 +335,11 @@ def _nested(pairs: Sequence[Pair], torch_calls: Sequence[Call]) -> list[Judgemen
 
 
 def _forget(judgements: Sequence[Judgement], torch_calls: Sequence[Call], jax_calls: Sequence[Call]) -> None:
-    """Let go of what was captured of modules that agree: of a second run nobody asks for it again."""
+    """Let go of what was captured of modules that agree, and with it of the copies of the models: they fill memory."""
     needed = {id(call) for one in judgements if not one.agrees for call in (*one.pair.torch_calls, *one.pair.jax_calls)}
     for call in (*torch_calls, *jax_calls):
-        if id(call) not in needed and call.path and call.stored is None:
-            call.forget()
+        if id(call) not in needed and call.stored is None:
+            call.forget(outputs=bool(call.path))
 
 
 def _mark_cuts(judgements: Sequence[Judgement]) -> None:

@@ -91,10 +91,17 @@ class Call:
         """The name of the module's class."""
         return self.owner.rpartition(".")[2]
 
-    def forget(self) -> None:
-        """Let go of the arrays and of the model: the call cannot be run any more."""
-        self.inputs, self.outputs, self.trace, self.graph = [], {}, None, None
+    def forget(self, *, outputs: bool) -> None:
+        """Let go of the inputs, of the model, and of the `outputs` where asked: the call cannot be run any more."""
+        self.stored = Stored(self.owner, {}, {})
+        self.inputs, self.module, self.trace, self.graph = [], None, None, None
+        self.outputs = {} if outputs else self.outputs
         self.run = _forgotten
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether `forget` was called."""
+        return self.run is _forgotten
 
     @property
     def values(self) -> list[Any]:
