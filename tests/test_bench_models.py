@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,12 @@ def test_a_run_keeps_every_figure_and_writes_the_page(tmp_path, capsys):
     assert text in capsys.readouterr().out
     for record in found["records"]:
         assert f"| {record['id'].rpartition('/')[2]} |" in text
+
+
+def test_the_page_is_that_of_the_record():
+    folder = Path(__file__).parent.parent / "docs" / "evidence"
+    found = json.loads((folder / "models-cpu.json").read_text("utf-8"))
+    assert models.page(found) == (folder / "models-speed.md").read_text("utf-8")
 
 
 def test_a_failure_is_one(monkeypatch, capsys):
