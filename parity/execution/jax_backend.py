@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from parity.execution import jax_eager, jax_programs
+from parity.execution import jax_eager, jax_programs, jax_rounding
 from parity.execution._compat import xla_options
 from parity.execution.calls import Call, Outputs
 from parity.execution.programs import Reading
@@ -28,6 +28,9 @@ CACHED = 800
 """Cells after which JAX forgets what it compiled: every one compiles programs of its own, and keeps them in memory."""
 
 _cells = itertools.count(1)
+
+_anew: list[tuple[float, int]] = []
+"""How large movements are, and the seed, where results are rounded anew; empty where they are not."""
 
 
 class Ops:
@@ -93,6 +96,8 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arrays = _arrays(asked, device)
+        if _anew:
+            return _outputs(jax_rounding.run(lambda a: asked.program(Ops, is_float, a), arrays, *_anew[-1]))
         if world == "jax-eager":
             with _options(asked):
                 outputs = _outputs(asked.program(EagerOps, is_float, arrays))
@@ -154,6 +159,22 @@ def _arrays(asked: Call, device: str) -> dict[str, Any]:
 
     # Converted by NumPy, whose values the dtype holds exactly: JAX would compile a program for each shape.
     return asked.arrays(lambda values: array(np.asarray(values, DTYPES[asked.dtype])), array)
+
+
+@contextlib.contextmanager
+def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
+    """In this context every result is rounded anew, at random (`jax_rounding`).
+
+    Args:
+        size: Of the movement, relative.
+        seed: Of the random numbers.
+        lower: As in torch; here every type is moved by one size.
+    """
+    _anew.append((size, seed))
+    try:
+        yield
+    finally:
+        _anew.pop()
 
 
 def read(asked: Call, device: str, *, ranges: bool = False) -> Reading:

@@ -9,9 +9,9 @@ import numpy as np
 from parity.execution.calls import Failure, Outputs
 from parity.explanation import default_arguments as hypotheses
 from parity.explanation.evidence import Evidence
+from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
 from parity.operator.data import SUBNORMAL
 from parity.records import Diagnosis
-from parity.verdict.bounds import UNIT
 
 Cause = Callable[[Evidence], Diagnosis | None]
 
@@ -78,7 +78,7 @@ def shape(e: Evidence) -> Diagnosis | None:
     """Another shape: transposed, broadcast, or reduced."""
     if e.got.shape == e.want.shape:
         return None
-    shapes = f"{_name(e)} has shape {e.got.shape}, the other framework's {e.want.shape}"
+    shapes = f"{e.name} has shape {e.got.shape}, the other framework's {e.want.shape}"
     if sorted(e.got.shape) == sorted(e.want.shape):
         return Diagnosis("transposed", f"{shapes}: the axes are in another order.",
                          "Transpose one of them: check dim and axis, and channels first (torch) or last (JAX).")  # fmt: skip
@@ -100,7 +100,7 @@ def promotion(e: Evidence) -> Diagnosis | None:
         or (own.rstrip("0123456789") in ("int", "uint") and e.got.dtype.kind != "f")
     ):
         return None
-    return Diagnosis("dtype promotion", f"{_name(e)} is {own} in {e.who} and {other} in the other: a constant or an "
+    return Diagnosis("dtype promotion", f"{e.name} is {own} in {e.who} and {other} in the other: a constant or an "
                      "operand of another dtype was promoted differently.",
                      "Cast operands and result explicitly; Python scalars promote nothing, NumPy scalars do.")  # fmt: skip
 
@@ -112,7 +112,7 @@ def transposed(e: Evidence) -> Diagnosis | None:
     for i in range(e.got.ndim):
         for j in range(i + 1, e.got.ndim):
             if e.got.shape[i] == e.got.shape[j] and _explains(np.swapaxes(e.got, i, j), e.want):
-                return Diagnosis("transposed", f"{_name(e)} is right with axes {i} and {j} exchanged.",
+                return Diagnosis("transposed", f"{e.name} is right with axes {i} and {j} exchanged.",
                                  "Transpose one of them: check dim, axis and the order of einsum's letters.")  # fmt: skip
     return None
 
@@ -124,7 +124,7 @@ def signed_zero(e: Evidence) -> Diagnosis | None:
     sign = (e.got == 0) & (e.want == 0) & (np.signbit(e.got) != np.signbit(e.want))
     if not sign.any():
         return None
-    return Diagnosis("signed zero", f"{int(sign.sum())} zeros of {_name(e)} have the other sign (-0.0 for +0.0).",
+    return Diagnosis("signed zero", f"{int(sign.sum())} zeros of {e.name} have the other sign (-0.0 for +0.0).",
                      "Harmless unless 1/x, atan2, copysign or sqrt follow; add 0.0 to the result to make zeros positive.")  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def nan_in_one(e: Evidence) -> Diagnosis | None:
             return Diagnosis("nan in one", f"The derivative at zero is NaN {side} ({count} elements): there it is 0/0, and one "
                              "framework defines it.", "Add a small number under the root, or select the safe branch "
                              "before the operation as well as after it (the double where).")  # fmt: skip
-        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {_name(e)}), on {_points(e)}.",
+        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {e.name}), on {_points(e)}.",
                          "Decide what the operator gives there, and select that on both sides with where, before the "
                          "operation that makes the NaN.")  # fmt: skip
     if e.output and (np.isinf(e.got) != np.isinf(e.want)).any() and e.cell.data != "subnormal":
@@ -163,11 +163,11 @@ def flushed(e: Evidence) -> Diagnosis | None:
         return None  # float64 loses nothing there
     tiny = SUBNORMAL[e.cell.dtype]
     if e.framework == "jax" and e.cell.data == "subnormal":
-        return Diagnosis("flushed subnormals", f"JAX takes numbers below {tiny:.3g} for zero, and {_name(e)} shows it.",
+        return Diagnosis("flushed subnormals", f"JAX takes numbers below {tiny:.3g} for zero, and {e.name} shows it.",
                          "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the "
                          "cell as known.")  # fmt: skip
     return Diagnosis("underflow", f"Products of such numbers are below {tiny:.3g}, the smallest normal {e.cell.dtype}, and "
-                     f"{_name(e)} shows it: the two lose them differently.",
+                     f"{e.name} shows it: the two lose them differently.",
                      "Scale before squaring (divide by the largest), or add eps under the root, on both sides.")  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def overflowed(e: Evidence) -> Diagnosis | None:
         who = "the other"
     else:
         return None
-    return Diagnosis("overflow in one", f"{int(e.off.sum())} of {e.got.size} elements of {_name(e)} are zero in {who}, on large numbers, "
+    return Diagnosis("overflow in one", f"{int(e.off.sum())} of {e.got.size} elements of {e.name} are zero in {who}, on large numbers, "
                      "and should not be: an intermediate result (a square, an exponential) overflows, and dividing by "
                      "infinity gives 0.", "Use the formula that scales first (subtract the maximum, hypot) on both sides.")  # fmt: skip
 
@@ -216,12 +216,14 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
     index = np.argwhere(e.off)
     if not len(index):
         return None
+    if not e.alike_nearby():
+        return None
     first = tuple(int(i) for i in index[0])
     what = "derivative" if e.derivative else "value"
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
     return Diagnosis("tie or kink", f"The {what} at {point} is a convention, and the frameworks have different ones: "
-                     f"{_name(e)} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
-                     f"at {len(index)} of {e.got.size} elements. Elsewhere they agree.",
+                     f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
+                     f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
                      "Write the convention out (where, or a custom rule) on one side, or list the cell as known.")  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def gradient_missing(e: Evidence) -> Diagnosis | None:
         return None
     for who, zero, other in ((e.who, e.got, e.want), ("the other framework", e.want, e.got)):
         if not zero.any() and other.any():
-            return Diagnosis("gradient missing", f"The derivative {_name(e)} is zero everywhere in {who}, and is not in the other.",
+            return Diagnosis("gradient missing", f"The derivative {e.name} is zero everywhere in {who}, and is not in the other.",
                              "Look for detach, stop_gradient, a round trip through NumPy or an integer cast on that "
                              "side.")  # fmt: skip
     return None
@@ -239,11 +241,11 @@ def gradient_missing(e: Evidence) -> Diagnosis | None:
 
 def gradient_masked(e: Evidence) -> Diagnosis | None:
     """Some of a gradient is zero on one side, and the rest agrees."""
-    if not e.same_shape or not e.derivative or not e.off.any():
-        return None
+    if not e.same_shape or not e.derivative or not e.off.any() or e.judged != "meaning":
+        return None  # in less than float64 a zero may be what rounding left
     got, want = e.got[e.off], e.want[e.off]
     who = e.who
-    counted = f"{int(e.off.sum())} of {e.got.size} elements of {_name(e)}"
+    counted = f"{int(e.off.sum())} of {e.got.size} elements of {e.name}"
     if not got.any():
         return Diagnosis("gradient masked", f"{counted} are zero in {who} and are not in the other; the rest agrees.",
                          f"A mask or a branch stops the gradient in {who} only: compare where, clip and stop_gradient.")  # fmt: skip
@@ -253,46 +255,6 @@ def gradient_masked(e: Evidence) -> Diagnosis | None:
     return None
 
 
-def tf32(e: Evidence) -> Diagnosis | None:
-    """Inputs rounded to the 11 digits of TF32."""
-    return _rounded_inputs(e, 11, "tf32 inputs", "TF32", "Set torch.set_float32_matmul_precision('highest') and "
-                           "jax_default_matmul_precision='highest'.")  # fmt: skip
-
-
-def bfloat16_inputs(e: Evidence) -> Diagnosis | None:
-    """Inputs rounded to the 8 digits of bfloat16."""
-    return _rounded_inputs(e, 8, "bfloat16 inputs", "bfloat16", "Look for a cast, autocast or a matmul precision of "
-                           "bfloat16 on that side.")  # fmt: skip
-
-
-def low_accumulator(e: Evidence) -> Diagnosis | None:
-    """Sums kept in 16 bits."""
-    if not e.same_shape or e.judged not in ("precision", "ratio", "meaning") or e.cell.dtype == "float64":
-        return None
-    short = e.got[np.isfinite(e.got) & (e.got != 0)]
-    error = float(np.nanmax(_distance(e.got, e.want), initial=0.0))
-    if e.judged == "meaning" and error > 2 * UNIT["bfloat16"]:
-        return None  # more than bfloat16 loses: round numbers happen to be short
-    if e.cell.dtype == "float32" and short.size and np.all(_digits_of(short) <= 8):
-        return Diagnosis("bfloat16 accumulation", f"Every number of {_name(e)} has the 8 digits of bfloat16: it was summed or "
-                         "stored in bfloat16.", "Accumulate in float32 (preferred_element_type, or a cast first).")  # fmt: skip
-    if e.cell.dtype in ("bfloat16", "float16") and error > 4 * UNIT[e.cell.dtype]:
-        return Diagnosis("bfloat16 accumulation", f"{_name(e)} is off by {error:.2g} of its size, {error / UNIT[e.cell.dtype]:.0f} "
-                         f"units of {e.cell.dtype}: more than storing the result loses, so sums or intermediate results "
-                         "were kept in 16 bits.", "Accumulate in float32: cast before the sum and back after it.")  # fmt: skip
-    return None
-
-
-def lost_precision(e: Evidence) -> Diagnosis | None:
-    """Another formula, that rounds worse."""
-    if not e.same_shape or e.judged not in ("precision", "ratio"):
-        return None
-    error = float(np.nanmax(_distance(e.got, e.want), initial=0.0))
-    return Diagnosis("loss of precision", f"In {e.cell.dtype}, {e.who} is off by {error:.2g} of the size of {_name(e)}; in float64 "
-                     "the two agree. Its formula rounds more, or cancels.",
-                     "Use the stable form on both sides (log1p, expm1, logsumexp, two-pass variance).")  # fmt: skip
-
-
 def gradient_rule(e: Evidence) -> Diagnosis | None:
     """The functions agree, and their derivatives do not."""
     if not e.same_shape or not e.derivative or e.judged != "meaning" or not e.off.any():
@@ -300,19 +262,21 @@ def gradient_rule(e: Evidence) -> Diagnosis | None:
     if e.cell.data != "random" and not e.at_random:
         return None
     factor = hypotheses.factor_of(e.got, e.want)
+    wrong = e.wrong_derivative()
     by = "" if factor is None else f": it is {factor:.6g} times the other's everywhere"
-    return Diagnosis("gradient rule", f"The functions agree, and the derivative {_name(e)} does not, in {int(e.off.sum())} of "
-                     f"{e.got.size} elements{by}.", "One side does not differentiate what it computes: look at custom_vjp, custom_jvp "
+    return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.name} does not, in {int(e.off.sum())} of "
+                     f"{e.got.size} elements{by}.{wrong}", "One side does not differentiate what it computes: look at custom_vjp, custom_jvp "
                      "and autograd.Function, and for detach and stop_gradient.")  # fmt: skip
 
 
 def other_formula(e: Evidence) -> Diagnosis | None:
     """The meaning differs, and nothing above says why."""
-    if not e.same_shape or not e.off.any():
+    if not e.same_shape or not (e.off.any() or (e.verdict == "differs" and e.judged == "meaning")):
         return None
-    error = _distance(e.got, e.want)
-    return Diagnosis("another formula", f"In float64, on {_points(e)}, {int(e.off.sum())} of {e.got.size} elements of "
-                     f"{_name(e)} differ, by up to {float(np.nanmax(error, initial=0.0)):.2g} of its size: the two compute "
+    error = distance(e.got, e.want)
+    count = int(e.off.sum()) or "some"
+    return Diagnosis("another formula", f"In float64, on {_points(e)}, {count} of {e.got.size} elements of "
+                     f"{e.name} differ, by up to {float(np.nanmax(error, initial=0.0)):.2g} of its size: the two compute "
                      "different functions.", "Compare default arguments and conventions in both documentations.")  # fmt: skip
 
 
@@ -323,11 +287,11 @@ def integers(e: Evidence) -> Diagnosis | None:
     count = int(np.sum(e.got != e.want))
     if not count:
         return None
-    if e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random:
-        return Diagnosis("tie or kink", f"{_name(e)} names other elements in {count} of {e.got.size} places where numbers are equal; "
-                         "elsewhere the two agree.", "Among equal numbers no order is promised: sort stably, or compare "
+    if e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random and e.alike_nearby():
+        return Diagnosis("tie or kink", f"{e.name} names other elements in {count} of {e.got.size} places where numbers are equal; "
+                         "beside these the two agree.", "Among equal numbers no order is promised: sort stably, or compare "
                          "values instead of indices.")  # fmt: skip
-    return Diagnosis("another formula", f"{count} of {e.got.size} elements of {_name(e)} differ, on {_points(e)}, and they are "
+    return Diagnosis("another formula", f"{count} of {e.got.size} elements of {e.name} differ, on {_points(e)}, and they are "
                      "no floats.", "Compare conventions: where counting begins, which side is meant, what is true.")  # fmt: skip
 
 
@@ -347,44 +311,11 @@ CAUSES: tuple[Cause, ...] = (
 """What is tried, in this order."""
 
 
-def _rounded_inputs(e: Evidence, digits: int, cause: str, name: str, fix: str) -> Diagnosis | None:
-    if not e.same_shape or e.judged not in ("precision", "ratio") or e.cell.dtype != "float32":
-        return None
-    plain = _rms(e.got - e.want)
-    rounded = min((_rms(e.got - explained) for explained in e.with_rounded(digits)), default=plain)
-    if not plain > 0 or rounded > plain / 4:
-        return None
-    return Diagnosis(cause, f"The error of {_name(e)} is that of inputs rounded to {name}: {plain / max(rounded, 1e-300):.0f} times "
-                     f"smaller against the float64 function of such inputs.", fix)  # fmt: skip
-
-
-def _digits_of(values: np.ndarray) -> np.ndarray:
-    mantissa = np.ldexp(np.frexp(np.abs(values))[0], 53).astype(np.int64)
-    return 53 - np.log2((mantissa & -mantissa).astype(np.float64)).astype(int)
-
-
 def _explains(values: np.ndarray, target: np.ndarray) -> bool:
     return hypotheses.explains(values, target)
-
-
-def _distance(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Return the differences relative to the largest finite number of the result."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(got - want)
-    size = float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0)) or 1.0
-    return np.where(np.isfinite(difference), difference / size, 0.0)
-
-
-def _rms(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
 
 
 def _points(e: Evidence) -> str:
     plain = {"zeros": "zeros", "signed zeros": "zeros of both signs", "ties": "equal numbers", "kinks": "kinks and edges",
              "nan": "numbers with NaN among them", "infinite": "numbers with infinities among them"}  # fmt: skip
     return plain.get(e.cell.data, f"{e.cell.data} numbers")
-
-
-def _name(e: Evidence) -> str:
-    return e.output or "the result"

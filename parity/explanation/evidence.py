@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,19 @@ import numpy as np
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.operator import data
 from parity.records import Cell
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A program as a function has it in one dtype, run in float64.
+
+    Attributes:
+        outputs: What it gives.
+        sums: Its operators that add many numbers in 16 bits.
+    """
+
+    outputs: dict[str, np.ndarray]
+    sums: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,9 @@ class Evidence:
         recompute: Runs this framework's function in float64 on other numbers.
         against_oracle: Whether it is the user's oracle that the function does not agree with.
         proved: Looks for a cause that is proved by substitution (proof.py); once for a pair and a kind of data.
+        alike_nearby: Tells whether the two functions agree at points beside those of the cell, in float64.
+        wrong_derivative: Tells in a sentence whose derivative is not that of its function, by finite differences.
+        widened: Runs in float64 the program that this framework's function has in the cell's dtype.
         unsteady: The frameworks whose function gives other results when it is run again on the same numbers.
     """
 
@@ -53,6 +70,9 @@ class Evidence:
     forward: Any = None
     recompute: Any = field(default=lambda numbers: Failure("not run"))
     proved: Any = field(default=lambda: None)
+    alike_nearby: Callable[[], bool] = field(default=lambda: True)
+    wrong_derivative: Callable[[], str] = field(default=lambda: "")
+    widened: Callable[[], Widened | None] = field(default=lambda: None)
     against_oracle: bool = False
     unsteady: tuple[str, ...] = ()
 
@@ -65,6 +85,11 @@ class Evidence:
     def who(self) -> str:
         """The framework whose result `got` is, by the name people write."""
         return {"torch": "torch", "jax": "JAX"}[self.framework]
+
+    @property
+    def name(self) -> str:
+        """What the output is called."""
+        return self.output or "the result"
 
     @property
     def same_shape(self) -> bool:

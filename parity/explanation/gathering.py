@@ -9,6 +9,7 @@ import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
+from parity.explanation import trials
 from parity.explanation.evidence import Evidence
 from parity.explanation.proof import prove
 from parity.records import Cell, Diagnosis
@@ -72,6 +73,9 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         forward=_forward(named, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
         recompute=recompute,
         proved=proved,
+        alike_nearby=lambda: trials.alike_nearby(runs, cell),
+        wrong_derivative=lambda: runs.once(("differences", cell.id), lambda: trials.wrong_derivative(runs, cell)),
+        widened=lambda: trials.widened(runs, cell, whose),
         against_oracle=found.against_oracle,
         unsteady=_unsteady(runs, cell.device) if differs else (),
     )

@@ -26,6 +26,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
         yield from _gelus(framework, bench.programs[framework].steps)
     steps = bench.programs["torch"].steps
     yield from _switches(steps)
+    yield from _thresholds(steps)
     yield from _reductions(steps)
     yield from _resizes(steps)
     for framework in ("torch", "jax"):
@@ -178,6 +179,20 @@ def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
                     f"axis {axis}",
                     "Pass dim= and axis= alike.",
                 )
+
+
+def _thresholds(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield softplus without the threshold beyond which torch's is x itself: JAX has none."""
+    for group in _grouped(steps, lambda step: step.name == "softplus"):
+        now = group[0].operands.get("threshold", 20)
+        yield Claim(
+            _change("torch", group, set_operand(("threshold", math.inf))),
+            "default argument: threshold",
+            f"threshold {now:g} of softplus, beyond which it is x itself,",
+            "no threshold",
+            "Pass threshold= alike, or write log(1 + exp(x)) as torch.logaddexp(x, 0); the difference is at most "
+            "exp(-threshold) / beta.",
+        )
 
 
 def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:

@@ -34,6 +34,8 @@ def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], 
         at = bench(torch_function, jax_function, numbers)
         if at is None:
             return None
+        if at.difference() <= NOTHING:
+            at.each = True
         low = lower_type(at)
         return low if low is not None or at.difference() <= NOTHING else search(at, STAGES)
 

@@ -73,12 +73,14 @@ class Bench:
         numbers: Those of the cell first, then fresh ones.
         outputs: What each framework returned on each of them.
         started: When the search began.
+        each: Whether results are compared relative to each element, as where a difference is in small ones alone.
     """
 
     programs: dict[str, Program]
     numbers: tuple[Numbers, ...]
     outputs: dict[str, tuple[dict[str, np.ndarray], ...]]
     started: float = field(default_factory=time.process_time)
+    each: bool = False
 
     @property
     def late(self) -> bool:
@@ -103,12 +105,12 @@ class Bench:
 
     def difference(self) -> float:
         """Return how far apart the two are."""
-        return distance(self.outputs["torch"][0], self.outputs["jax"][0])
+        return distance(self.outputs["torch"][0], self.outputs["jax"][0], self.each)
 
     def residual(self, change: Change, at: int = 0) -> float:
         """Return how far apart the two are after a change: infinite where it does not run."""
         found = self.changed(change, at)
-        return np.inf if found is None else distance(found, self.outputs[other(change.framework)][at])
+        return np.inf if found is None else distance(found, self.outputs[other(change.framework)][at], self.each)
 
     def changed(self, change: Change, at: int = 0) -> dict[str, np.ndarray] | None:
         """Return the outputs of one side after a change."""
@@ -129,7 +131,7 @@ class Bench:
         if change.edits and not self.in_focus(change.framework, change.edits):
             return False
         for at in range(len(self.numbers)):
-            before = distance(self.outputs["torch"][at], self.outputs["jax"][at])
+            before = distance(self.outputs["torch"][at], self.outputs["jax"][at], self.each)
             after = self.residual(change, at)
             if not after <= self.agreement or not after <= max(before / SHRINK, ROUNDING):
                 return False
@@ -141,8 +143,8 @@ def other(framework: str) -> str:
     return {"torch": "jax", "jax": "torch"}[framework]
 
 
-def distance(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> float:
-    """Return the largest difference between two sets of outputs, relative to the size of each output."""
+def distance(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray], each: bool = False) -> float:
+    """Return the largest difference between two sets of outputs, relative to the size of each output, or element."""
     worst = 0.0
     if list(got) != list(want):
         return np.inf
@@ -151,17 +153,21 @@ def distance(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> f
         if a.shape != b.shape:
             return np.inf
         if a.dtype.kind in "fc" and b.dtype.kind in "fc":
-            worst = max(worst, _apart(a, b))
+            worst = max(worst, _apart(a, b, each))
         elif not np.array_equal(a, b):
             worst = max(worst, 1.0)
     return worst
 
 
-def _apart(a: np.ndarray, b: np.ndarray) -> float:
+def _apart(a: np.ndarray, b: np.ndarray, each: bool) -> float:
     with np.errstate(all="ignore"):
         finite = np.isfinite(a) & np.isfinite(b)
         if not np.all(finite | (a == b) | (np.isnan(a) & np.isnan(b))):
             return np.inf
+        if each:
+            use = finite & (a != b)
+            left, right = a[use], b[use]
+            return float(np.max(np.abs(left - right) / np.maximum(np.abs(left), np.abs(right)), initial=0.0))
         size = np.sqrt(np.mean(np.abs(b[finite]) ** 2)) if finite.any() else 0.0
         worst = np.max(np.abs(a[finite] - b[finite]), initial=0.0)
     return float(worst / (size or 1.0))

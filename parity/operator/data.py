@@ -32,6 +32,12 @@ SWEEP = {"float64": (-900, 800), "float32": (-120, 100), "bfloat16": (-120, 100)
 NEAR = (-12, 12)
 """Powers of two between which thresholds lie that people write: 20 for softplus, 1e-3, 1000."""
 
+TAME = (10, 8, 7, 6, 5, 4)
+"""Powers of two that numbers stay below where more would leave the range: `exp` does at 2^9.5, in float32 at 2^6.5."""
+
+ORDINARY = -3
+"""The power of two that such numbers stay above."""
+
 ENOUGH = 192
 """Numbers of a kind of which the mean error says something, even of results in 16 bits."""
 
@@ -115,6 +121,17 @@ def variants(pair: Pair, kind: str) -> tuple[str, ...]:
     return (kind, *near, *(alone if len(floats) <= ALONE else []), *together)
 
 
+def tamed(kind: str, power: int) -> str:
+    """Return the variant of a sweep whose numbers stay below a power of two.
+
+    Example:
+        >>> tamed("sweep#2", 5)
+        'sweep#2~5'
+    """
+    name, _, variant = kind.partition("#")
+    return f"{name}#{variant}~{power}"
+
+
 def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     """Return the arguments of a pair: floats as float64 of values that the dtype holds, the others as they are.
 
@@ -125,6 +142,7 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
         seed: Of what is drawn.
     """
     name, _, variant = kind.partition("#")
+    variant, _, power = variant.partition("~")
     if name not in KINDS:
         raise Fault(f"numbers: expected Numbers for the pair's own kind of data {kind!r}, got None")
     again = int(variant) if name == "random" and variant else 1
@@ -137,7 +155,10 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     if name == "negative":
         own = [leaf for _, leaf in trees.leaves(pair.make(0)) if is_float(leaf)]
         special &= {number for number, leaf in enumerate(own) if _not_negative(leaf)}
-    draw = (lambda rng, values, dtype: _swept(rng, values, NEAR)) if kind == "sweep#near" else KINDS[name]
+    draw = KINDS[name]
+    if kind == "sweep#near" or power:
+        powers = (ORDINARY, int(power)) if power else NEAR
+        draw = lambda rng, values, dtype: _swept(rng, values, powers)  # noqa: E731 # it closes over the powers
     number = -1
 
     def changed(leaf: Any) -> Any:
@@ -155,7 +176,7 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
 
 def _special(kind: str, floats: list[Any]) -> set[int]:
     """Return the numbers of the floating arguments that get a kind's values."""
-    name, _, variant = kind.partition("#")
+    name, _, variant = kind.partition("~")[0].partition("#")
     if name in ("random", "indices"):
         return set()
     if variant == "all":

@@ -1,7 +1,9 @@
 """Differences beyond the edge of the range: an intermediate that overflows, a subnormal that is flushed.
 
 They say how two programs are built, and nothing of the function at ordinary numbers. A difference is one of them only
-where the two agree on the user's own numbers, and a program leaves the range on those at hand.
+where the two agree on the user's own numbers, and a program leaves the range on those at hand. A sweep that leaves the
+range is drawn again below smaller powers of two, where it does not: what differs there is no matter of the range
+(softplus is x beyond a threshold of 20, and exp(-4096) is zero).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 
 from parity.execution.calls import Numbers
 from parity.execution.outputs import Runs
+from parity.operator import data
 from parity.records import Cell
 from parity.verdict.bounds import FLUSHED
 from parity.verdict.outcomes import Outcome
@@ -36,9 +39,19 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         return found
     if judged(replace(cell, data="random")).verdict not in ("identical", "within bound"):
         return found
-    why = _why(runs, cell, "float64" if found.judged == "meaning" else cell.dtype)
+    if "~" in cell.data:
+        return found  # it was drawn so as not to leave the range
+    dtype = "float64" if found.judged == "meaning" else cell.dtype
+    why = _why(runs, cell, dtype)
     if not why:
         return found
+    for power in data.TAME if cell.data.startswith("sweep") else ():
+        there = replace(cell, data=data.tamed(cell.data, power))
+        if _why(runs, there, dtype):
+            continue
+        tame = judged(there)
+        if tame.verdict == "differs":
+            return tame
     return replace(found, verdict="edge", reason=f"at the edge of the range: {why}; there {found.reason}")
 
 

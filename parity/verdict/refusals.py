@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from parity.execution.calls import Failure, Outputs
@@ -18,7 +19,8 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
     """Return the outcome of a cell whose function raises.
 
     Where the other framework raises as well, the two do not differ, if the function itself ran in both: then it is a
-    derivative, a dtype or numbers that both refuse. Else it is a failure: nothing was compared.
+    derivative, a dtype or numbers that both refuse. Else it is a failure: nothing was compared. A derivative that a
+    framework itself has not is no fault of the port either.
 
     Args:
         runs: Of the pair.
@@ -28,7 +30,7 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
         other: The name of that framework.
     """
     if not isinstance(twin, Failure):
-        return Outcome("unsupported", own.text)
+        return Outcome("unsupported", own.text, alike=lacks(runs, cell, own))
     if runs.pair.brings(cell.transform):
         # A transform of the pair's own is meant to run: raised in both worlds, its program is wrong.
         return Outcome("unsupported", own.text)
@@ -37,6 +39,38 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
     if not _ran(runs, cell):
         return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): the function ran in neither")
     return Outcome("unsupported", f"{own.text} ({other} raises as well)", alike=True)
+
+
+GAPS = (
+    r"^NotImplementedError: .*does not support it because it has not been implemented",
+    r"^(NotImplementedError|RuntimeError): (the )?derivative for '?[\w:]+'? is not implemented",
+    r"^NotImplementedError: (Forward-mode differentiation|Differentiation|Transpose|Batching|Transposition)"
+    r" rule \(?.*not implemented",
+)
+"""What a framework says where it has no derivative of an operator of its own."""
+
+
+def is_gap(failure: Failure) -> bool:
+    """Return whether a framework says that it has no derivative of an operator of its own.
+
+    Example:
+        >>> text = "NotImplementedError: Differentiation rule for 'eig' not implemented"
+        >>> is_gap(Failure(text, text)), is_gap(Failure("NotImplementedError: later", "NotImplementedError: later"))
+        (True, False)
+    """
+    return any(re.search(one, failure.raised.strip()) for one in GAPS)
+
+
+def lacks(runs: Runs, cell: Cell, failure: Failure) -> bool:
+    """Return whether a cell cannot be compared as one framework has no such derivative, and all that both have agrees.
+
+    Args:
+        runs: Of the pair.
+        cell: The cell.
+        failure: What one of the frameworks raised.
+    """
+    order = runs.pair.transform(cell.transform).order
+    return order > 0 and not runs.pair.brings(cell.transform) and is_gap(failure) and _ran(runs, cell)
 
 
 def takes(runs: Runs, cell: Cell) -> bool:

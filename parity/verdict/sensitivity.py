@@ -78,7 +78,7 @@ NOTHING = Moved()
 """Before anything is measured: bounds are of what an element is itself."""
 
 
-def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False) -> Moved:
+def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula: str = "") -> Moved:
     """Return what rounding does to a cell's float64 results: to torch's, or to JAX's where torch fails.
 
     Args:
@@ -86,20 +86,42 @@ def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False) -> Move
         cell: On its numbers; its world does not matter.
         unit: The unit roundoff to speak of.
         lower: Whether what the program computes in a type with a larger unit is rounded in that one.
+        formula: The framework whose program is measured, in the place of the first that runs.
     """
     chosen = cell.data.split("#")[0] in CHOSEN
     size = unit if unit > IN_FLOAT64 else IN_FLOAT64
-    key = ("moved", cell.device, cell.data, cell.dtype, cell.transform, str(size if not chosen else 0), str(lower))
+    key = (
+        "moved",
+        cell.device,
+        cell.data,
+        cell.dtype,
+        cell.transform,
+        str(size if not chosen else 0),
+        str(lower),
+        formula,
+    )
     if chosen and not lower:
         # Measured once, for all units.
-        found: Moved = runs.once(key, lambda: _smooth(runs, cell, COARSE, FINE, lower=False))
+        found: Moved = runs.once(key, lambda: _smooth(runs, cell, COARSE, FINE, lower=False, formula=formula))
         return found.times(unit / COARSE)
     if chosen:
         return runs.once(key, lambda: _smooth(runs, cell, 1.0, 2.0**-8, lower=True))
     if lower:
         return runs.once(key, lambda: _measured(runs, cell, 1.0, lower=True))
-    found = runs.once(key, lambda: _measured(runs, cell, size, lower=False))
+    found = runs.once(key, lambda: _measured(runs, cell, size, lower=False, formula=formula))
     return found.times(unit / size)
+
+
+def with_own(runs: Runs, cell: Cell, moved: Moved, unit: float) -> Moved:
+    """Return the sensitivity of the program that is more sensitive, of the two: JAX may have another formula."""
+    own = of_cell(runs, cell, unit, formula="jax")
+    wider = {
+        name: np.maximum(value, own.spread[name])
+        if name in own.spread and own.spread[name].shape == value.shape
+        else value
+        for name, value in moved.spread.items()
+    }
+    return replace(moved, spread=wider)
 
 
 def with_formula(runs: Runs, cell: Cell, moved: Moved) -> Moved:
@@ -169,8 +191,8 @@ def _draws(cell: Cell) -> int:
     return DRAWS if cell.transform in ("forward", "vjp") else FEW
 
 
-def _measured(runs: Runs, cell: Cell, size: float, *, lower: bool) -> Moved:
-    made = _again(runs, cell)
+def _measured(runs: Runs, cell: Cell, size: float, *, lower: bool, formula: str = "") -> Moved:
+    made = _again(runs, cell, formula)
     if made is None:
         return NOTHING
     at, again = made
@@ -186,9 +208,9 @@ def _measured(runs: Runs, cell: Cell, size: float, *, lower: bool) -> Moved:
     return Moved({name: value / math.sqrt(_draws(cell)) for name, value in total.items()}, seen)
 
 
-def _smooth(runs: Runs, cell: Cell, coarse: float, fine: float, *, lower: bool) -> Moved:
+def _smooth(runs: Runs, cell: Cell, coarse: float, fine: float, *, lower: bool, formula: str = "") -> Moved:
     """Return what movements do that do not jump; with `lower` sizes are in units of the types."""
-    made = _again(runs, cell)
+    made = _again(runs, cell, formula)
     if made is None:
         return NOTHING
     at, again = made
@@ -201,9 +223,13 @@ def _smooth(runs: Runs, cell: Cell, coarse: float, fine: float, *, lower: bool) 
     return Moved({name: value / math.sqrt(_draws(cell)) for name, value in total.items()})
 
 
-def _again(runs: Runs, cell: Cell) -> tuple[Outputs, Callable[[float, int, bool], Outputs | None]] | None:
+def _again(
+    runs: Runs, cell: Cell, formula: str
+) -> tuple[Outputs, Callable[[float, int, bool], Outputs | None]] | None:  # fmt: skip
     """Return a cell's float64 results, and what gives them anew, moved by a size; None where neither runs it."""
     for framework, world in EAGER.items():
+        if formula not in ("", framework):
+            continue
         at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_of(cell, framework)
         if not isinstance(at, Outputs) or not isinstance(numbers, Numbers):
             continue

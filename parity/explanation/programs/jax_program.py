@@ -16,6 +16,9 @@ from parity.execution.jax_backend import Ops, is_float, settings
 from parity.explanation._compat import jax_bind
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
+from parity.operator.transforms import Transform
+
+FORWARD = transforms.get("forward")
 
 LONGEST = 4096
 """Turns of a loop that are run one by one; a longer one is not."""
@@ -26,11 +29,14 @@ class JaxProgram:
 
     framework = "jax"
 
-    def __init__(self, function: Callable[..., Any], numbers: Numbers) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[..., Any], numbers: Numbers, *, transform: Transform = FORWARD, dtype: str = "float64"
+    ) -> None:
+        self._function, self._transform = function, transform
         with settings(x64=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            arrays = _arrays(function, numbers)
+            # As the function is when it is called with the dtype; it runs in float64.
+            arrays = _arrays(function, numbers, dtype)
             closed, shape = jax.make_jaxpr(self._program(numbers), return_shape=True)(arrays)
             self._closed, self._names = closed, list(shape)
             self.held = tuple(closed.consts)
@@ -57,7 +63,7 @@ class JaxProgram:
             return None
 
     def _program(self, numbers: Numbers) -> Callable[[Any], Any]:
-        call = Call(self._function, transforms.get("forward"), numbers, "float64")
+        call = Call(self._function, self._transform, numbers, "float64")
         return lambda a: call.program(Ops, is_float, a)
 
     def _run(self, numbers: Numbers, reader: _Reader) -> dict[str, np.ndarray]:
@@ -68,9 +74,9 @@ class JaxProgram:
         return {name: _numpy(leaf) for name, leaf in zip(sorted(self._names), outputs, strict=True)}
 
 
-def _arrays(function: Callable[..., Any], numbers: Numbers) -> Any:
-    call = Call(function, transforms.get("forward"), numbers, "float64")
-    return call.arrays(lambda v: jnp.asarray(np.asarray(v, np.float64)), jnp.asarray)
+def _arrays(function: Callable[..., Any], numbers: Numbers, dtype: str = "float64") -> Any:
+    call = Call(function, FORWARD, numbers, "float64")
+    return call.arrays(lambda v: jnp.asarray(np.asarray(v, np.float64)).astype(dtype), jnp.asarray)
 
 
 class _Reader:

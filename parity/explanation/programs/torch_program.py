@@ -15,6 +15,9 @@ from parity.execution.torch_backend import Ops, is_float
 from parity.explanation._compat import torch_dispatch_mode, torch_schema
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
+from parity.operator.transforms import Transform
+
+FORWARD = transforms.get("forward")
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,8 +33,10 @@ class TorchProgram:
 
     framework = "torch"
 
-    def __init__(self, function: Callable[..., Any], numbers: Numbers) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[..., Any], numbers: Numbers, *, transform: Transform = FORWARD, dtype: str = "float64"
+    ) -> None:
+        self._function, self._transform, self._dtype = function, transform, getattr(torch, dtype)
         mode = _mode({}, record=True)
         self.outputs = self._run(numbers, mode)
         self.steps = mode.steps
@@ -45,9 +50,9 @@ class TorchProgram:
             return None
 
     def _run(self, numbers: Numbers, mode: Any) -> dict[str, np.ndarray]:
-        call = Call(self._function, transforms.get("forward"), numbers, "float64")
+        call = Call(self._function, self._transform, numbers, "float64")
         arrays = call.arrays(
-            lambda v: torch.from_numpy(np.array(v, np.float64)), lambda v: torch.from_numpy(np.array(v))
+            lambda v: torch.from_numpy(np.array(v, np.float64)).to(self._dtype), lambda v: torch.from_numpy(np.array(v))
         )
         with warnings.catch_warnings(), _decomposed_attention(), mode:
             warnings.simplefilter("ignore")

@@ -1,0 +1,90 @@
+"""How rounding moves a JAX program: its equations are run one by one, and every result that is rounded is moved.
+
+Twin of `Rounding` in torch_programs.py. It measures what the formula of a JAX function loses, where that is not the
+formula that torch has: the derivative that JAX makes of `0.5 * minimum(x, d)**2 + d * (x - minimum(x, d))` adds d and
+takes it away again, and no small x is left of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from parity.execution.jax_programs import INLINED, MOVES, ONCE
+
+_EXACT = """
+abs neg sign max min argmax argmin reduce_max reduce_min sort clamp floor ceil round eq ne lt le gt ge and or not
+is_finite cummax cummin reduce_and reduce_or nextafter top_k scatter copysign
+"""
+EXACT = frozenset(_EXACT.split()) | MOVES
+"""Primitives that move, choose or compare numbers: their results are not rounded."""
+
+_BASIC = """
+add sub mul div rem sqrt square integer_pow add_any
+"""
+BASIC = frozenset(_BASIC.split())
+"""Arithmetic that is rounded once."""
+
+_SUMS = """
+reduce_sum dot_general cumsum cumlogsumexp conv_general_dilated reduce_window_sum scatter-add scatter_add
+"""
+SUMS = frozenset(_SUMS.split())
+"""Sums of many products."""
+
+FUNCTIONS = 4.0
+"""Units that all else may be off by."""
+
+
+def run(function: Callable[..., Any], arrays: Any, size: float, seed: int) -> Any:
+    """Return what a function gives with every rounding made anew, at random.
+
+    Args:
+        function: Of a pytree of arrays; it returns a dict of arrays.
+        arrays: They.
+        size: Of the movement, relative.
+        seed: Of the random numbers.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(arrays)
+    rng = np.random.Generator(np.random.PCG64([seed, 11]))
+    found = _run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), size, rng)
+    return jax.tree.unflatten(jax.tree.structure(shape), found)
+
+
+def _run(
+    jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], size: float, rng: np.random.Generator
+) -> list[Any]:
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
+    known |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if hasattr(variable, "val") else known[variable]
+
+    for eqn in jaxpr.eqns:
+        name, inputs = eqn.primitive.name, [value(variable) for variable in eqn.invars]
+        inner = next((eqn.params[one] for one in INLINED if one in eqn.params), None)
+        if inner is not None and name in ONCE:
+            body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+            found = _run(body, consts, inputs, size, rng)
+        else:
+            if name not in EXACT | BASIC:
+                factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
+                inputs = [_moved(one, factor * size, rng) for one in inputs]
+            found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            found = list(found) if eqn.primitive.multiple_results else [found]
+            if name not in EXACT:
+                found = [_moved(one, size, rng) for one in found]
+        known |= dict(zip(eqn.outvars, found, strict=True))
+    return [value(variable) for variable in jaxpr.outvars]
+
+
+def _moved(values: Any, amount: float, rng: np.random.Generator) -> Any:
+    # By NumPy: JAX would compile a program for each shape.
+    array = np.asarray(values)
+    if array.dtype.kind not in "fc" or not amount:
+        return values
+    noise = rng.uniform(-amount, amount, array.shape)
+    return jax.numpy.asarray((array * (1 + noise)).astype(array.dtype))
