@@ -36,8 +36,9 @@ def compare(
     float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.verdict.float64` says how.
 
     Args:
-        torch_fn: A function of torch tensors. It runs in several dtypes: weights go in as inputs.
-        jax_fn: The same function of JAX arrays.
+        torch_fn: A function of torch tensors, or an `nn.Module`. Weights that it brings along (of a module, or closed
+            over) are found, paired with JAX's by their values, and become inputs: they are cast and differentiated.
+        jax_fn: The same function of JAX arrays, or a module of Flax NNX, Equinox, or Linen (bound).
         inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
             `parity.Args(x, w, stride=2)` where there are keywords, or arguments that are no arrays;
             or a function of a seed that returns one. Floats are differentiated, integers and bools are not.

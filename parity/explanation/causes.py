@@ -15,6 +15,9 @@ from parity.records import Diagnosis
 
 Cause = Callable[[Evidence], Diagnosis | None]
 
+BEYOND = ("infinite", "nan", "subnormal", "large", "small", "sweep")
+"""Kinds of data far from what people compute with."""
+
 CLOSE = 1e-6
 """How well a hypothesis must explain a difference: relative, of float64 results."""
 
@@ -103,6 +106,13 @@ def promotion(e: Evidence) -> Diagnosis | None:
     return Diagnosis("dtype promotion", f"{e.name} is {own} in {e.who} and {other} in the other: a constant or an "
                      "operand of another dtype was promoted differently.",
                      "Cast operands and result explicitly; Python scalars promote nothing, NumPy scalars do.")  # fmt: skip
+
+
+def ordinary(e: Evidence) -> Diagnosis | None:
+    """A difference at special numbers of functions that differ at the user's own: it is that one."""
+    if e.cell.data not in BEYOND:
+        return None
+    return e.at_ordinary() if e.at_random else follows(e)
 
 
 def transposed(e: Evidence) -> Diagnosis | None:
@@ -304,7 +314,7 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 
 CAUSES: tuple[Cause, ...] = (
-    raises, structure, unsteady, oracle, shape, promotion, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
+    raises, structure, unsteady, oracle, shape, promotion, ordinary, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
     follows, integers, proved, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
     low_accumulator, lost_precision, other_formula,
 )  # fmt: skip

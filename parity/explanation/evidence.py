@@ -10,7 +10,7 @@ import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.operator import data
-from parity.records import Cell
+from parity.records import Cell, Diagnosis
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Evidence:
         numbers: What went in.
         framework: Whose result `got` is, "torch" or "jax".
         at_random: Whether the same transform differs on the user's own numbers.
+        at_ordinary: Gives the diagnosis of the same transform on the user's own numbers, where it differs there.
         forward: The diagnosis of the forward on the same numbers, where a derivative is looked at.
         recompute: Runs this framework's function in float64 on other numbers.
         against_oracle: Whether it is the user's oracle that the function does not agree with.
@@ -67,6 +68,7 @@ class Evidence:
     numbers: Numbers
     framework: str
     at_random: bool = False
+    at_ordinary: Callable[[], Diagnosis | None] = field(default=lambda: None)
     forward: Any = None
     recompute: Any = field(default=lambda numbers: Failure("not run"))
     proved: Any = field(default=lambda: None)

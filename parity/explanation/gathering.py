@@ -70,6 +70,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         numbers=numbers if isinstance(numbers, Numbers) else runs.plain(cell.data, cell.dtype),
         framework=whose,
         at_random=at_random,
+        at_ordinary=lambda: outcome(replace(named, data="random")).diagnosis,
         forward=_forward(named, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
         recompute=recompute,
         proved=proved,

@@ -210,6 +210,13 @@ FIXES = {
 def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     role = _role(replacement, at)
     name = ARGUMENTS.get(role, role)
+    if role == "beta" and set(replacement.values) == {0.0}:
+        return Diagnosis(
+            "another formula: bias",
+            f"{WHO[replacement.framework]} adds a bias that {WHO[other(replacement.framework)]} has not "
+            f"({replacement.constants[0].name}); without it the two agree.",
+            "Add the bias on both sides, or on neither (bias=False).",
+        )
     pairs = list(dict.fromkeys(zip((c.value for c in replacement.constants), replacement.values, strict=True)))
     masked = any(abs(value) >= MASKED for pair in pairs for value in pair)
     if masked or any(c.name in SELECTS for c in replacement.constants):

@@ -85,7 +85,7 @@ KINDS: dict[str, Draw] = {
 def kinds(pair: Pair) -> tuple[str, ...]:
     """Return the kinds that say something of a pair: negative numbers only where its own are not, integers if any."""
     arguments = [leaf for _, leaf in trees.leaves(pair.make(0))]
-    floats = [leaf for leaf in arguments if is_float(leaf)]
+    floats = _own_floats(pair, arguments)
     left_out = set() if any(_not_negative(leaf) for leaf in floats) else {"negative"}
     if not any(np.asarray(leaf).dtype.kind in "iu" for leaf in arguments):
         left_out.add("indices")
@@ -105,7 +105,7 @@ def variants(pair: Pair, kind: str) -> tuple[str, ...]:
     if kind not in KINDS or (pair.numbers is not None and kind != "random"):
         return (kind,)
     leaves = [leaf for _, leaf in trees.leaves(pair.make(0))]
-    floats = [leaf for leaf in leaves if is_float(leaf)]
+    floats = _own_floats(pair, leaves)
     if kind == "random":
         if pair.numbers is not None or not floats:
             return (kind,)
@@ -151,9 +151,9 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     if again > 1 and not callable(pair.inputs):
         arguments = _scaled(arguments, rng)
     leaves = [leaf for _, leaf in trees.leaves(arguments)]
-    special = _special(kind, [leaf for leaf in leaves if is_float(leaf)])
+    special = _special(kind, _own_floats(pair, leaves))
     if name == "negative":
-        own = [leaf for _, leaf in trees.leaves(pair.make(0)) if is_float(leaf)]
+        own = _own_floats(pair, [leaf for _, leaf in trees.leaves(pair.make(0))])
         special &= {number for number, leaf in enumerate(own) if _not_negative(leaf)}
     draw = KINDS[name]
     if kind == "sweep#near" or power:
@@ -172,6 +172,12 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
         return _each_part(lambda part: rounded(part, dtype), values)
 
     return trees.rebuild(arguments, iter([changed(leaf) for leaf in leaves]))
+
+
+def _own_floats(pair: Pair, leaves: list[Any]) -> list[Any]:
+    """Return the arrays of floats that the user gives; weights that functions bring along come after them, and stay."""
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+    return floats[: len(floats) - pair.weights]
 
 
 def _special(kind: str, floats: list[Any]) -> set[int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 
 from parity.execution.calls import Numbers
 from parity.names import nearest
-from parity.operator import transforms, trees
+from parity.operator import brought, transforms, trees
 from parity.operator.args import Adapted, Args
 from parity.operator.faults import ask
 from parity.operator.known import PATTERNS, matches
@@ -82,6 +82,7 @@ class Pair:
         form: All that a compiled program depends on beside the numbers: where it is equal, what was compiled for the
             pair before serves this one. None where it serves the pair alone.
         tolerance: What results may be off by besides, with a reason, which is printed; None for nothing.
+        weights: How many arrays the functions brought along, which are the last argument now (`brought`).
 
     Raises:
         TypeError: A function cannot be called, an input is not of NumPy, or what is promised is of another type.
@@ -113,6 +114,8 @@ class Pair:
     cell: Callable[..., Cell] = Cell
     form: Any = None
     tolerance: Tolerance | None = None
+    weights: int = field(init=False, default=0)
+    _names: tuple[str, ...] = field(init=False, default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name in ("torch", "jax"):
@@ -126,6 +129,7 @@ class Pair:
                 f"{'no oracle' if self.oracle is None else 'a function'}; write oracle=Oracle({{transform: answer}})"
             )
         self._adapt()
+        self._lift()
         if not (self.tolerance is None or isinstance(self.tolerance, Tolerance)):
             raise TypeError(
                 f"tolerance: expected a Tolerance with a reason, got {self.tolerance!r:.80}; write "
@@ -154,6 +158,37 @@ class Pair:
         object.__setattr__(self, "inputs", made)
         for name in ("torch", "jax"):
             object.__setattr__(self, name, first.adapted(getattr(self, name)))
+
+    def _lift(self) -> None:
+        """Make the weights that the functions bring along one more argument (`brought`)."""
+        made_here = self.numbers or self.exact or self.frozen or self.oracle or self.runs
+        if made_here or isinstance(self.torch, Deferred) or isinstance(self.jax, Deferred):
+            return
+        lifted = brought.lift(self.torch, self.jax)
+        if lifted is None:
+            return
+        inputs, names = self.inputs, self.names()
+        if callable(inputs):
+            object.__setattr__(self, "inputs", lambda seed: (*inputs(seed), lifted.weights))
+        else:
+            self.make(0)
+            object.__setattr__(self, "inputs", (*inputs, lifted.weights))
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.torch, "__name__", type(self.torch).__name__).lower())
+        object.__setattr__(self, "torch", lifted.torch)
+        object.__setattr__(self, "jax", lifted.jax)
+        object.__setattr__(self, "weights", len(lifted.weights))
+        object.__setattr__(self, "_names", (*names, "weights"))
+        alone = [f"{path} in {side}" for side, paths in lifted.alone.items() for path in paths]
+        if alone:
+            # They are cast to what is computed in, and no input: in 16 bits they are rounded, in float64 they are not.
+            if self.dtypes is None:
+                object.__setattr__(self, "dtypes", ("float64", "float32"))
+            note = f"brought along by one side alone, and not differentiated: {', '.join(alone)}"
+            object.__setattr__(self, "note", f"{self.note}; {note}" if self.note else note)
+        if self.worlds is None:
+            # torch.compile cannot trace how modules and closures are given other weights.
+            object.__setattr__(self, "worlds", ("torch-eager", "jax-eager", "jax-jit"))
 
     def _check_promises(self) -> None:
         if not (self.exact is None or _is_dict_of(self.exact, Exact)):
@@ -232,6 +267,8 @@ class Pair:
 
     def names(self) -> tuple[str, ...]:
         """Return what the arguments are called in the torch function, as far as it tells."""
+        if self._names:
+            return self._names
         if isinstance(self.torch, Adapted):
             return self.torch.names
         count = len(self.make(0))

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.execution.calls import Numbers
-from parity.execution.outputs import Runs
+from parity.execution.calls import Numbers, Outputs
+from parity.execution.outputs import EAGER, Runs
 from parity.operator import data
 from parity.records import Cell
 from parity.verdict.bounds import FLUSHED
@@ -22,6 +22,9 @@ from parity.verdict.outcomes import Outcome
 
 KINDS = ("large", "small", "subnormal", "sweep")
 """Kinds of data that reach it."""
+
+NO_NUMBERS = ("nan", "infinite")
+"""Kinds of data with what is no number."""
 
 NAMES = {"torch": "torch", "jax": "JAX"}
 
@@ -35,12 +38,20 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         found: It differs.
         judged: Judges another cell.
     """
-    if cell.data.split("#")[0] not in KINDS or found.finding is None or found.finding.output == "structure":
+    if (
+        cell.data.split("#")[0] not in (*KINDS, *NO_NUMBERS)
+        or found.finding is None
+        or found.finding.output == "structure"
+    ):
         return found
     if judged(replace(cell, data="random")).verdict not in ("identical", "within bound"):
         return found
+    if _is_nowhere(runs, cell):
+        return replace(found, verdict="edge", reason=f"a derivative where the function is no number: {found.reason}")
     if "~" in cell.data:
         return found  # it was drawn so as not to leave the range
+    if cell.data.split("#")[0] in NO_NUMBERS:
+        return found
     dtype = "float64" if found.judged == "meaning" else cell.dtype
     why = _why(runs, cell, dtype)
     if not why:
@@ -53,6 +64,21 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         if tame.verdict == "differs":
             return tame
     return replace(found, verdict="edge", reason=f"at the edge of the range: {why}; there {found.reason}")
+
+
+def _is_nowhere(runs: Runs, cell: Cell) -> bool:
+    """Return whether a derivative is taken, on NaN or infinities, of what is NaN or infinite itself, in both."""
+    if cell.data.split("#")[0] not in NO_NUMBERS or not runs.pair.transform(cell.transform).order:
+        return False
+    if runs.pair.brings(cell.transform):
+        return False
+    plain = replace(cell, transform="forward")
+    seen = [runs.outputs(plain, world=world, dtype="float64") for world in EAGER.values()]
+    return all(
+        isinstance(one, Outputs)
+        and any(v.dtype.kind == "f" and not np.all(np.isfinite(v)) for v in one.values.values())
+        for one in seen
+    )
 
 
 def _why(runs: Runs, cell: Cell, dtype: str) -> str:
