@@ -22,7 +22,10 @@ optimization_barrier sharding_constraint
 MOVES = frozenset(_MOVES.split())
 """Primitives that move or choose numbers: what they have is of no account, unless something is computed with it."""
 
-FLUSHING = ("mul", "div", "exp", "integer_pow", "pow", "square")
+SUMS = ("dot_general", "conv_general_dilated")
+"""Sums of products: they are zero, of numbers that are not, where the products are lost."""
+
+FLUSHING = ("mul", "div", "exp", "integer_pow", "pow", "square", "convert_element_type", *SUMS)
 """Primitives whose results can be subnormal where nothing else is."""
 
 INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -148,6 +151,6 @@ def _note_range(name: str, inputs: Sequence[Any], outputs: Sequence[Any], readin
                 reading.large.add(name)
         elif name in FLUSHING and bool((out == 0).any()):
             # XLA flushes what is subnormal, so nothing of it is left to see: zero, of factors that are not.
-            factors = [one for one in floats if jnp.shape(one) in ((), out.shape)]
+            factors = [one for one in floats if name in SUMS or jnp.shape(one) in ((), out.shape)]
             if factors and all(bool((one != 0).all()) for one in factors):
                 reading.small.add(name)

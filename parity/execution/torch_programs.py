@@ -203,6 +203,8 @@ class Reader(TorchDispatchMode):
         if base in ("_to_copy", "to", "convert_element_type") and isinstance(out, torch.Tensor):
             for leaf in inputs[:1]:
                 self.reading.cast(_type(leaf), _type(out), _library())
+                if out.dtype in UNITS and leaf.dtype in UNITS and _vanishes(out, [leaf]):
+                    self.reading.small.add(base)
         for leaf in _tensors(out):
             if leaf.dtype in UNITS and inputs and base not in MOVES:
                 self.reading.note(_type(leaf), base)
@@ -214,11 +216,21 @@ class Reader(TorchDispatchMode):
         real = torch.view_as_real(out.resolve_conj()) if out.is_complex() else out
         if real.numel() and bool(torch.isfinite(real).all()):
             tiny = torch.finfo(REAL.get(out.dtype, out.dtype)).tiny
-            if bool(((real != 0) & (real.abs() < tiny)).any()):
+            if bool(((real != 0) & (real.abs() < tiny)).any()) or (name in PRODUCTS and _vanishes(out, inputs)):
                 self.reading.small.add(name)
             return
         if all(bool(torch.isfinite(leaf).all()) for leaf in inputs if leaf.dtype in UNITS):
             self.reading.large.add(name)
+
+
+PRODUCTS = ("mul", "square", "pow", "exp", "mm", "bmm", "addmm", "dot", "mv", "convolution")
+"""Operators whose results are zero, of numbers that are not, where they are too small to be held."""
+
+
+def _vanishes(out: torch.Tensor, inputs: list[torch.Tensor]) -> bool:
+    """Return whether zeros come of numbers of which none is zero."""
+    floats = [leaf for leaf in inputs if leaf.dtype in UNITS]
+    return bool((out == 0).any()) and all(bool((leaf != 0).all()) for leaf in floats)
 
 
 def name_of(func: Any) -> str:

@@ -36,6 +36,36 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _paddings(steps)
 
 
+def conjugates(bench: Bench) -> Iterator[Claim]:
+    """Yield conjugates of complex outputs and results: of a gradient, torch gives the conjugate of JAX's."""
+    fix = (
+        "jax.grad of a complex number is the conjugate of torch's gradient: take jnp.conj of it, as descent does. Else "
+        "look for conj, vdot and .mH on one side only."
+    )
+    cause = "complex convention: conjugate"
+    names = [name for name, values in bench.outputs["jax"][0].items() if values.dtype.kind == "c"]
+    for group in [names] if len(names) < 2 else [names, *([name] for name in names)]:
+
+        def turned(outputs: dict[str, np.ndarray], group: Sequence[str] = tuple(group)) -> dict[str, np.ndarray]:
+            return {name: np.conj(value) if name in group else value for name, value in outputs.items()}
+
+        if group:
+            yield Claim(Change("jax", outputs=turned), cause, ", ".join(group), "its conjugate", fix)
+    inputs = [number for number, name in enumerate(bench.numbers[0].names) if name.endswith(".imag")]
+    for number in inputs:
+
+        def other(theta: tuple[np.ndarray, ...], number: int = number) -> tuple[np.ndarray, ...]:
+            return tuple(-x if i == number else x for i, x in enumerate(theta))
+
+        name = bench.numbers[0].names[number].removesuffix(".imag")
+        yield Claim(Change("torch", inputs=other), cause, name, "its conjugate", fix)
+    for framework in ("torch", "jax"):
+        for step in bench.programs[framework].steps:
+            if step.result is not None and step.result.dtype.kind == "c":
+                change = _change(framework, [step], set_result(np.conj))
+                yield Claim(change, cause, f"{step.name} (step {place(step)})", "its conjugate", fix)
+
+
 def left_out(bench: Bench) -> Iterator[Claim]:
     """Yield steps that only one side may have: these fit much, and come last."""
     for framework in ("torch", "jax"):
@@ -273,6 +303,10 @@ def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
+CHOICES: dict[str, str | int] = {"masked_fill": "mask", "masked_fill_": "mask", "where": "condition", "select_n": 0}
+"""Operators that choose by a mask, and which operand that is."""
+
+
 def _is(step: Step, name: str) -> bool:
     return step.name == name
 
@@ -313,6 +347,22 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
             "the opposite one",
             fix,
         )
+    for group in _grouped(steps, lambda step: step.name in CHOICES):
+
+        def opposite(operation: Operation) -> Any:
+            place = CHOICES[operation.name]
+            mask = operation.operands[place]
+            turned = operation.like(np.logical_not(operation.numpy(mask)), mask)
+            return operation.compute({**operation.operands, place: turned})
+
+        if isinstance(group[0].operands.get(CHOICES[group[0].name]), np.ndarray):
+            yield Claim(
+                _change(framework, group, opposite),
+                "another formula: mask",
+                f"the mask of {group[0].name}",
+                "the opposite one",
+                fix,
+            )
     for group in _grouped(steps, lambda step: step.name in ("tril", "triu")):
         for other in ("tril", "triu"):
             for diagonal in (-1, 0, 1):

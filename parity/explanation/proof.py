@@ -108,6 +108,10 @@ def _factor(at: Bench) -> Diagnosis | None:
     return replace(found, text=f"{found.text} {constant.text}", fix=constant.fix)
 
 
+def _conjugates(at: Bench) -> Diagnosis | None:
+    return _first(operators.conjugates(at), at)
+
+
 def _operators(at: Bench) -> Diagnosis | None:
     return _first(operators.claims(at), at)
 
@@ -127,6 +131,7 @@ def _left_out(at: Bench) -> Diagnosis | None:
 STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _factor,
     _replaced,
+    _conjugates,
     _operators,
     _solved,
     _arrangements,

@@ -218,7 +218,13 @@ def with_theta(numbers: Numbers, theta: tuple[np.ndarray, ...]) -> Numbers:
     if [leaf.shape for leaf in theta] != [leaf.shape for leaf in numbers.theta]:
         raise ValueError("shapes differ")
     left = iter(theta)
-    leaves = [next(left) if is_float(leaf) else leaf for _, leaf in trees.leaves(numbers.arguments)]
+
+    def changed(leaf: np.ndarray) -> np.ndarray:
+        if not is_float(leaf):
+            return leaf
+        return next(left) + 1j * next(left) if leaf.dtype.kind == "c" else next(left)
+
+    leaves = [changed(leaf) for _, leaf in trees.leaves(numbers.arguments)]
     return replace(numbers, arguments=trees.rebuild(numbers.arguments, iter(leaves)), theta=tuple(theta))
 
 

@@ -46,6 +46,8 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         return found
     if judged(replace(cell, data="random")).verdict not in ("identical", "within bound"):
         return found
+    if _are_no_numbers(runs, cell):
+        return replace(found, verdict="edge", reason=f"no number in both, of other kinds: {found.reason}")
     if _is_nowhere(runs, cell):
         return replace(found, verdict="edge", reason=f"a derivative where the function is no number: {found.reason}")
     if "~" in cell.data:
@@ -79,6 +81,37 @@ def _is_nowhere(runs: Runs, cell: Cell) -> bool:
         and any(v.dtype.kind == "f" and not np.all(np.isfinite(v)) for v in one.values.values())
         for one in seen
     )
+
+
+def _are_no_numbers(runs: Runs, cell: Cell) -> bool:
+    """Return whether results on NaN or infinities differ only where both are no numbers: inf - inf, 0 times inf."""
+    if cell.data.split("#")[0] not in NO_NUMBERS:
+        return False
+    one, other = (runs.outputs(cell, world=world, dtype="float64") for world in EAGER.values())
+    if not isinstance(one, Outputs) or not isinstance(other, Outputs) or one.values.keys() != other.values.keys():
+        return False
+    parted = False
+    for name, left in one.values.items():
+        right = other.values[name]
+        if left.shape != right.shape or left.dtype.kind != right.dtype.kind:
+            return False
+        if left.dtype.kind != "f":
+            continue
+        apart = (left != right) & ~(np.isnan(left) & np.isnan(right)) & ~(np.isfinite(left) & np.isfinite(right))
+        if np.any(apart & (np.isfinite(left) | np.isfinite(right))):
+            return False
+        parted |= bool(apart.any())
+    return parted and _agree_elsewhere(one, other)
+
+
+def _agree_elsewhere(one: Outputs, other: Outputs) -> bool:
+    """Return whether the numbers that both have agree, to six digits: else something else differs as well."""
+    for name, left in one.values.items():
+        right = other.values[name]
+        both = np.isfinite(left) & np.isfinite(right) if left.dtype.kind == "f" else np.ones(left.shape, bool)
+        if not np.allclose(left[both], right[both], rtol=1e-6, atol=0):
+            return False
+    return True
 
 
 def _why(runs: Runs, cell: Cell, dtype: str) -> str:
