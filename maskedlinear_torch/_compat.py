@@ -30,6 +30,11 @@ def in_dispatch_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+def dispatch_modes() -> tuple[Any, ...]:
+    """Return the dispatch modes that are on, the innermost last."""
+    return tuple(map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack())))
+
+
 def in_tracing_mode() -> bool:
     """Tell whether a mode of torch's own is on that makes other tensors of real ones: fake, proxy or functional."""
     return torch._C._len_torch_dispatch_stack() > 0 and any(map(torch._C._get_dispatch_mode, _TRACING))
@@ -46,8 +51,8 @@ def is_held_once(tensor: torch.Tensor) -> bool:
 
 
 def _counts_references() -> bool:
-    # Without a global lock `sys.getrefcount` is no proof.
-    return getattr(sys, "_is_gil_enabled", lambda: True)()
+    # Without a global lock `sys.getrefcount` is no proof; from 3.14 on a local name may hold without being counted.
+    return sys.version_info < (3, 14) and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def in_autocast() -> bool:
@@ -162,8 +167,8 @@ MEMCMP = _memcmp()
 
 
 def version(tensor: torch.Tensor) -> int:
-    """Return how often a tensor was written to in place, but for writes to its `.data`."""
-    return tensor._version
+    """Return how often a tensor was written to in place, but for writes to its `.data`; 0 for one that counts none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
@@ -296,6 +301,13 @@ def forward_mode_enabled() -> AbstractContextManager[None]:
     Without this the tangents of an outer level are dropped without an error (pytorch #197867).
     """
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def remove_pre_hook(module: torch.nn.Module, hook: Callable[..., None]) -> None:
+    """Remove a forward pre-hook by what it calls: copies of a module have no handle to theirs."""
+    for number, found in list(module._forward_pre_hooks.items()):
+        if found is hook:
+            del module._forward_pre_hooks[number]
 
 
 def take_hooks(new: torch.nn.Module, old: torch.nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskedlinear_core import frozen
 from maskedlinear_core.checks import frozen as frozen_checks
-from maskedlinear_torch import steps
+from maskedlinear_torch import _compat, steps
 from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.embedding import TiedHead
 from maskedlinear_torch.frozen_entries import INHERITED, Held
@@ -48,6 +48,7 @@ class Hold:
             if not layer._held.holders:
                 layer._held.restore(layer)
                 layer._held = None
+                _compat.remove_pre_hook(layer, _call_the_layer)
 
 
 class _Look:
@@ -227,6 +228,7 @@ def _hold(layer: Any, name: str, holder: int) -> None:
     if layer._held is None:
         _check(layer, name)
         layer._held = Held(layer)
+        layer.register_forward_pre_hook(_call_the_layer)
         steps.join(layer)
     layer._held.holders.add(holder)
 
@@ -234,3 +236,9 @@ def _hold(layer: Any, name: str, holder: int) -> None:
 def _held_layers(models: list[nn.Module]) -> list[Any]:
     found = {layer: None for model in models for layer in model.modules() if _can_be_held(layer)}
     return [layer for layer in found if layer._held is not None]
+
+
+def _call_the_layer(layer: nn.Module, args: Any) -> None:
+    # Does nothing, but that it is there: torch's fast path of transformers in eval mode reads the parameters of layers
+    # past their forward, unless one of them has a hook. A held layer reads the frozen entries in its forward.
+    del layer, args

@@ -8,6 +8,7 @@ of its own forward. It takes the memory of one matrix and of the values, beside 
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class KeptMatrix(NamedTuple):
     """A matrix with values in their places, and what it was made of.
 
     The values are compared bit by bit, since writes through `.data` leave no trace. A base has a count of its writes,
-    and tells when its memory was handed out in a way that hides them.
+    and tells when its memory was handed out in a way that hides them. A dispatch mode (a user's, such as one that adds
+    noise) may have changed what was written: what was made under it is not read without it.
     """
 
     matrix: Tensor
@@ -30,6 +32,7 @@ class KeptMatrix(NamedTuple):
     memory: Tensor
     version: int
     bits: Tensor
+    modes: tuple[weakref.ref[Any], ...] = ()
 
     def is_of(self, base: Constant, values: nn.Parameter) -> bool:
         """Tell whether this is the matrix of these."""
@@ -38,7 +41,12 @@ class KeptMatrix(NamedTuple):
             and base._version == self.version
             and base.data_ptr() == self.memory.data_ptr()
             and holds_same_bits(values, self.bits)
+            and self.is_readable()
         )
+
+    def is_readable(self) -> bool:
+        """Tell whether it was made without a mode, or under the modes that are on."""
+        return not self.modes or [mode() for mode in self.modes] == list(_compat.dispatch_modes())
 
     def _is_over(self, base: Constant) -> bool:
         return base is self.base and base._version == self.version and base.data_ptr() == self.memory.data_ptr()
@@ -50,7 +58,7 @@ class KeptMatrix(NamedTuple):
             torch.compiler.is_dynamo_compiling()
             or _compat.in_transform()
             or _compat.in_tracing_mode()
-            or not (type(base) is Constant and base.is_cpu and not base.has_aliases)
+            or not (type(base) is Constant and base.is_cpu and not base.has_aliases and not base.is_inference())
             or not (type(values) is nn.Parameter and values.is_cpu)
         )
 
@@ -79,10 +87,13 @@ def renewed(layer: Any, kind: Kind, base: Constant, values: nn.Parameter) -> Kep
         and sys.getrefcount(kept) <= _ALONE
         and sys.getrefcount(kept.matrix) <= _ALONE
         and _compat.is_held_once(kept.matrix)
+        and kept.is_readable()
         and kept._is_over(base)
         and _overwrite(kept, kind, values)
     ):
         kept = KeptMatrix.of(kind, base, values)
+    if kept is not None and (modes := _compat.dispatch_modes()):
+        kept = kept._replace(modes=tuple(map(weakref.ref, modes)))
     layer.__dict__["_kept"] = kept
     return kept
 

@@ -446,7 +446,7 @@ class _Weight(NamedTuple):
     def versions(self) -> tuple[Any, ...]:
         """Return what changes when the weight does."""
         base, values, mask = self.layer.base, self.layer.values, self.layer._mask
-        return id(base), base._version, id(values), values._version, id(mask)
+        return id(base), _compat.version(base), id(values), _compat.version(values), id(mask)
 
     @torch.no_grad()
     def write(self, whole: Tensor) -> None:
@@ -474,7 +474,7 @@ class _Bias(NamedTuple):
     def versions(self) -> tuple[Any, ...]:
         """Return what changes when the bias does."""
         parts = self.layer.bias_base, self.layer.bias_values
-        return tuple([None if part is None else (id(part), part._version) for part in parts])
+        return tuple([None if part is None else (id(part), _compat.version(part)) for part in parts])
 
     @torch.no_grad()
     def write(self, whole: Tensor) -> None:

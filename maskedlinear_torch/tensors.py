@@ -165,10 +165,10 @@ class Merged(Tensor):
                 if func in (Tensor.requires_grad_, Tensor.requires_grad.__set__) and not first.is_view:  # type: ignore[attr-defined]
                     return first._set_learns(*args[1:], **kwargs)
             merged = list(_merged((args, kwargs)))
-            before = [(one, one._version, one._history()) for one in merged]
+            before = [(one, _compat.version(one), one._history()) for one in merged]
             result = func(*args, **kwargs)
             for one, version, history in before:
-                if one._version != version:
+                if _compat.version(one) != version:
                     one._write_through(history is not None and one._history() is not history)
             return _linked(result, [one.link for one in merged])
 

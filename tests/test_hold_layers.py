@@ -150,3 +150,24 @@ def test_counted(name):
         trains = np.broadcast_to(True if mask is None else np.asarray(mask.tolist()), value.shape)
         counted[value.data_ptr()] = int((~trains).sum())
     assert sum(counted.values()) == frozen
+
+
+@pytest.mark.parametrize("how", ["the model", "a deep copy"])
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("*linear1", "linear1.weight"), ("*linear2", "linear2.weight"), ("*q_proj", "self_attn.in_proj_weight")],
+)
+def test_the_fast_path_of_a_transformer_reads_what_is_held(pattern, name, how):
+    """In eval mode without gradients torch reads the weights of a transformer's layers past their forward."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    model = mt.mask_linears(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), {pattern: mt.rows([0])})
+    hold = mt.hold_frozen(torch.optim.AdamW(model.parameters()), model)
+    held = (copy.deepcopy(model) if how == "a deep copy" else model).eval()
+    x = torch.randn(2, 3, 4)
+    with torch.no_grad():
+        before = held(x)
+        held.get_parameter(f"layers.0.{name}")[1:4] += 1
+        assert torch.equal(held(x), before)
+    hold.remove()
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -356,8 +356,8 @@ def test_a_step_writes_its_values_and_copies_nothing(name):
             layer(x)
 
     run()
-    memory = layer._kept.matrix.data_ptr()
     for _ in range(3):
+        memory = layer._kept.matrix.data_ptr()
         optimizer.step()
         with Written(12 * 16) as written:
             run()
@@ -512,3 +512,33 @@ def test_peft_registers_no_method_of_another_package():
         peft.utils.register_peft_method(name="masked", config_cls=peft.PeftConfig, model_cls=None)
     with pytest.raises(TypeError, match=r"extend|members"):
         enum.Enum("More", ["MASKED"], type=peft.PeftType)
+
+
+class Noise(TorchDispatchMode):
+    """A user's mode that changes what operations return."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return out * 1.01 if isinstance(out, torch.Tensor) and out.is_floating_point() else out
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_what_was_made_under_a_mode_is_not_read_without_it(name):
+    layer = PackedLinear(16, 12, grad_mask=MASKS[name], seed=0)
+    x = torch.randn(3, 16)
+    want = nn.functional.linear(x, layer.weight, layer.bias)
+    with Noise():
+        layer(x)
+    assert torch.equal(layer(x), want)
+    with torch.no_grad():
+        layer.values.add_(1)
+    with Noise():
+        layer(x)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_a_layer_made_in_inference_mode_runs():
+    with torch.inference_mode():
+        layer = PackedLinear(4, 3, grad_mask=columns([1]), seed=0)
+        x = torch.ones(2, 4)
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -371,3 +371,21 @@ def test_a_version_that_answers_wrongly_is_refused_at_the_call(monkeypatch):
     torch._dynamo.reset()
     with pytest.raises(RuntimeError, match=r"expected torch 2\.12\.1 or later for this call"):
         torch.compile(layer, backend="eager", fullgraph=True)(x)
+
+
+def test_the_dispatch_modes_that_are_on():
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    assert torch_compat.dispatch_modes() == ()
+    with Mode() as outer, Mode() as inner:
+        assert torch_compat.dispatch_modes() == (outer, inner)
+
+
+def test_a_pre_hook_is_removed_by_what_it_calls():
+    linear, calls = torch.nn.Linear(1, 1), []
+    linear.register_forward_pre_hook(calls.append)
+    linear.register_forward_pre_hook(print)
+    torch_compat.remove_pre_hook(linear, print)
+    assert len(linear._forward_pre_hooks) == 1
