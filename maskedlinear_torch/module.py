@@ -122,8 +122,9 @@ class Layer(HeldModule):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter. Another matrix is the layer's first one from now on."""
+        same = self._parameters.get(name) is param  # `layer.weight *= 2` sets what is there
         super().register_parameter(name, param)
-        if name in ("weight", "base") and "_origin" in self.__dict__ and param is not None:
+        if name in ("weight", "base") and "_origin" in self.__dict__ and param is not None and not same:
             self._origin = Origin(self)
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:

@@ -7,6 +7,7 @@ either.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from torch import Tensor
 from maskedlinear_torch import _compat
 
 _SAMPLE = 1024
-"""So many entries of a matrix are remembered."""
+"""So many frozen entries of a matrix are remembered."""
+
+_OF_A_ROW = 8
+"""So many of them in one row, where each row has frozen entries of its own."""
+
+_GOLDEN, _SILVER = math.sqrt(5) / 2 - 0.5, math.sqrt(2) - 1
+"""How far apart they are, in parts of all: no pattern of rows or columns goes in step with these."""
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -32,13 +39,15 @@ class Origin:
     def __init__(self, layer: Any, *, moved: bool = False) -> None:
         self.moved = moved
         self._some: Tensor | None = None
+        self._places: tuple[Tensor, ...] = ()
         self._learned: Tensor | None = None
         matrix = _readable(layer)
         if matrix is None:
             return
-        places, upright = _places(matrix), _upright(layer, matrix)
-        trains = _upright(layer, layer._kind.mask(upright).expand(upright.shape))
-        self._some, self._frozen = _bits(matrix[places]).cpu(), ~trains[places].cpu()
+        upright = _upright(layer, matrix)
+        places = _frozen_places(layer._kind.mask(upright), upright.shape)
+        self._shape, self._places = upright.shape, tuple([place.to("cpu", torch.int32) for place in places])
+        self._some = _bits(upright[places]).cpu()
         if not layer._is_packed:
             self._learned = _checksum(layer, matrix)
 
@@ -53,9 +62,10 @@ class Origin:
         matrix = _readable(layer)
         if self.moved or matrix is None or self._some is None:
             return self.moved
-        now = _bits(matrix[_places(matrix)]).cpu()
-        if now.dtype == self._some.dtype and now.shape == self._some.shape:  # else another matrix, or a cast one
-            self.moved = bool((self._frozen & (now != self._some)).any())
+        upright = _upright(layer, matrix)
+        if upright.shape == self._shape and upright.itemsize == self._some.itemsize:  # else another, or a cast one
+            height, width = [place.to(matrix.device, torch.int64) for place in self._places]
+            self.moved = not torch.equal(_bits(upright[height, width]).cpu(), self._some)
             if other_mask and not self.moved:
                 self.moved = self._has_learned(layer, matrix)
         return self.moved
@@ -82,14 +92,28 @@ def _readable(layer: Any) -> Tensor | None:
     return matrix.detach()
 
 
-def _places(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    # In all rows and columns alike: multiples of a number that has no factor in common with most sizes.
-    height, width = matrix.shape
-    count = min(_SAMPLE, height * width)
-    flat = torch.arange(count, device=matrix.device) * 7919 % max(height * width, 1)
-    if count == height * width:
-        flat = torch.arange(count, device=matrix.device)
-    return flat // max(width, 1), flat % max(width, 1)
+def _frozen_places(trains: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    # Rows and columns of frozen entries, spread over all of them.
+    frozen, (height, width) = ~trains, shape
+    if height * width <= _SAMPLE:
+        rows, columns = frozen.expand(shape).nonzero().unbind(1)
+        return rows, columns
+    rows = frozen.any(1).expand(height).nonzero()[:, 0]
+    if frozen.shape != shape:  # all rows or all columns are alike
+        columns = frozen.any(0).expand(width).nonzero()[:, 0]
+        return rows[_spread(_SAMPLE, _GOLDEN, len(rows), rows)], columns[_spread(_SAMPLE, _SILVER, len(columns), rows)]
+    rows = rows[_spread(_SAMPLE // _OF_A_ROW, _GOLDEN, len(rows), rows)]
+    counts = frozen[rows].cumsum(1, dtype=torch.int32)
+    ranks = _spread(len(rows) * _OF_A_ROW, _SILVER, counts[:, -1:].repeat(1, _OF_A_ROW).flatten(), rows)
+    columns = torch.searchsorted(counts, ranks.reshape(len(rows), -1).int() + 1)
+    return rows.repeat_interleave(_OF_A_ROW), columns.flatten()
+
+
+def _spread(count: int, step: float, size: Any, like: Tensor) -> Tensor:
+    # Multiples of an irrational number lie evenly between whole ones (Weyl). None where there is nothing to choose of.
+    count = 0 if isinstance(size, int) and size == 0 else count
+    parts = torch.arange(count, dtype=torch.float64) * step % 1
+    return (parts.to(like.device) * size).long()
 
 
 def _upright(layer: Any, matrix: Tensor) -> Tensor:

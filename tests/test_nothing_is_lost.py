@@ -189,6 +189,32 @@ def test_m1_a_matrix_whose_frozen_entries_did_not_move_is_not_stored(packed):
             mt.load_packed(mt.packed_bytes(model))
 
 
+def _all_but(*entries):
+    array = np.ones((3000, 3000), np.bool_)
+    array[entries] = False
+    return mt.elements(array)
+
+
+FEW_FROZEN = {
+    "the last rows": lambda: rows(slice(0, 2720)),
+    "the last row": lambda: rows(slice(0, 2999)),
+    "the last column": lambda: columns(slice(0, 2999)),
+    "one entry": lambda: _all_but(2999, 2998),
+    "what is in no row and no column": lambda: _all_but(slice(2990, None), slice(0, 10)),
+}
+
+
+@pytest.mark.parametrize("name", FEW_FROZEN)
+def test_m1_a_large_matrix_of_which_few_entries_are_frozen(name):
+    layer = mt.MaskedLinear(3000, 3000, False, grad_mask=FEW_FROZEN[name](), seed=0)
+    trains = layer.grad_mask.to_array((3000, 3000))
+    with torch.no_grad():
+        layer.weight[torch.from_numpy(trains)] *= 0.9
+        assert not layer._origin.look(layer)
+        layer.weight *= 0.9
+    assert layer._origin.look(layer)
+
+
 @pytest.mark.parametrize("name", ["attention", "parameter"])
 def test_m1_a_model_of_which_only_other_masked_parts_learn_is_stored(name):
     def model():
