@@ -128,8 +128,19 @@ class Layer(HeldModule):
             self._origin = Origin(self)
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+        if self._held is not None:
+            self._held.restore(self)
+        known, is_first = self._origin, self._origin.is_first(self)
+        dtype = self._home().dtype
+        self._load_numbers(*args, **keywords)
+        if is_first:  # before training, what is loaded is another first matrix
+            self._origin = Origin(self)
+        else:
+            known.learned_elsewhere()
+            self._origin = known if self._home().dtype == dtype else Origin(self, moved=True)
+
+    def _load_numbers(self, *args: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*args, **keywords)
-        self._origin = Origin(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._origin.look(self)

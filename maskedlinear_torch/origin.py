@@ -41,6 +41,7 @@ class Origin:
         self._some: Tensor | None = None
         self._places: tuple[Tensor, ...] = ()
         self._learned: Tensor | None = None
+        self._elsewhere = False
         matrix = _readable(layer)
         if matrix is None:
             return
@@ -70,11 +71,19 @@ class Origin:
                 self.moved = self._has_learned(layer, matrix)
         return self.moved
 
+    def is_first(self, layer: Any) -> bool:
+        """Tell whether the matrix of a layer is the first one still, in what learns too."""
+        matrix = _readable(layer)
+        return not self.look(layer) and (matrix is None or not self._has_learned(layer, matrix))
+
     def learned_elsewhere(self) -> None:
         """Know that the trainable entries are not those of the first matrix: they were loaded."""
-        self._learned = None
+        self._elsewhere = True
 
+    @torch.no_grad()
     def _has_learned(self, layer: Any, matrix: Tensor) -> bool:
+        if self._elsewhere:
+            return True
         if layer._is_packed:
             first = layer._kind.pack(matrix)
             return not torch.equal(_bits(first), _bits(layer.values.detach().to(first.dtype)))

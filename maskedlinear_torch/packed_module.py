@@ -22,7 +22,6 @@ from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
-from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.tensors import Constant, Merged, as_bits
 
 
@@ -393,7 +392,7 @@ class PackedLinear(Layer):
             if value is not None:
                 destination[prefix + name] = value if keep_vars else value.detach()
 
-    def _load_from_state_dict(
+    def _load_numbers(
         self,
         state_dict: Mapping[str, Any],
         prefix: str,
@@ -431,7 +430,6 @@ class PackedLinear(Layer):
             _Weight(self).write(plain.weight)
             if plain.bias is not None:
                 _Bias(self).write(plain.bias)
-            self._origin = Origin(self)
 
 
 class _Weight(NamedTuple):

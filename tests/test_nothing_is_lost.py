@@ -152,6 +152,30 @@ def _rounded(model):
     return average.module
 
 
+def _loaded(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    return model
+
+
+def _loaded_from(other):
+    def load(model):
+        _stepped(model).load_state_dict(other().state_dict())
+        return model
+
+    return load
+
+
+def _stepped(model):
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5 if parameter.dim() == 1 or type(model[0]) is mt.PackedLinear else BY_COLUMN)
+    return model
+
+
+BY_COLUMN = torch.tensor([0.0, 0.5, 0.5, 0, 0, 0, 0, 0])
+
+
 def _over_another_file(model):
     return mt.load_packed(mt.packed_bytes(_other_mask(model)), fresh())
 
@@ -161,6 +185,10 @@ FROZEN_ENTRIES_MOVE = {
     "another mask": _other_mask,
     "another mask, copied": lambda model: copy.deepcopy(_other_mask(model)),
     "another mask, cast and back": lambda model: _other_mask(model).double().float(),
+    "decay, then its own state_dict": lambda model: _loaded(_decayed(model)),
+    "another mask, then its own state_dict": lambda model: _loaded(_other_mask(model)),
+    "its own state_dict, then another mask": lambda model: mt.mask_linears(_loaded(_stepped(model)), {"0": rows([3])}),
+    "another state_dict after training": _loaded_from(lambda: _decayed(fresh())),
     "an average": _rounded,
     "written": lambda model: nn.init.ones_(model[0].weight) is not None and model,
     "a file with other frozen entries": _over_another_file,
@@ -173,6 +201,17 @@ def test_m1_a_matrix_whose_frozen_entries_moved_is_stored(name, packed):
     model = mt.mask_linears(fresh(), {"0": columns([1, 2])}, packed=packed)
     model = FROZEN_ENTRIES_MOVE[name](model).eval()
     assert torch.equal(mt.load_packed(mt.packed_bytes(model), fresh()).eval()(X), model(X))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_m1_a_loaded_matrix_whose_frozen_entries_did_not_move_is_not_stored(packed):
+    model = mt.mask_linears(_decayed(fresh()), {"0": columns([1, 2])}, packed=packed)
+    first = copy.deepcopy(fresh().state_dict())
+    model.load_state_dict(first)  # before training: another first matrix
+    _loaded(_stepped(model))
+    assert torch.equal(mt.load_packed(mt.packed_bytes(model), fresh()).eval()(X), model.eval()(X))
+    with pytest.raises(StorageError, match=r"expected a file with its matrix"):
+        mt.load_packed(mt.packed_bytes(model))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
