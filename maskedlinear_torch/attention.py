@@ -35,7 +35,12 @@ class Attention(nn.MultiheadAttention):
     grad_masks: dict[str, masks.Mask]
     bias_masks: dict[str, np.ndarray]
 
-    def set_masks(self, grad_masks: Mapping[str, masks.Mask], bias_masks: Mapping[str, np.ndarray | None]) -> None:
+    def set_masks(
+        self,
+        grad_masks: Mapping[str, masks.Mask],
+        bias_masks: Mapping[str, np.ndarray | None],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Let other positions of some projections learn; projections that are not named keep theirs."""
         raise NotImplementedError
 
@@ -51,11 +56,13 @@ class Attention(nn.MultiheadAttention):
         """Return a plain attention of the same weights."""
         raise NotImplementedError
 
-    def freeze_rest(self) -> None:
-        """Let the projections without a mask learn no more, where another has one."""
-        if self.grad_masks:
-            rest = {name: constructors.rows([]) for name in PROJECTIONS if name not in self.grad_masks}
-            self.set_masks(rest, {})
+    def freeze_rest(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Let the projections without a mask learn no more, where another has one; biases likewise."""
+        nothing, no_bias = constructors.rows([]), np.zeros(self.embed_dim, np.bool_)
+        weights = {name: nothing for name in PROJECTIONS if self.grad_masks and name not in self.grad_masks}
+        biases = {name: no_bias for name in PROJECTIONS if self.bias_masks and name not in self.bias_masks}
+        if weights or biases:
+            self.set_masks(weights, biases, optimizer)
 
     def forward(
         self,
@@ -137,12 +144,18 @@ class MaskedMultiheadAttention(HeldModule, Attention):
         attention.grad_masks, attention.bias_masks, attention._trains = {}, {}, {}
         return attention
 
-    def set_masks(self, grad_masks: Mapping[str, masks.Mask], bias_masks: Mapping[str, np.ndarray | None]) -> None:
+    def set_masks(
+        self,
+        grad_masks: Mapping[str, masks.Mask],
+        bias_masks: Mapping[str, np.ndarray | None],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Let other positions of some projections learn; projections that are not named keep theirs.
 
         Args:
             grad_masks: By projection ("q_proj", "k_proj", "v_proj"), each over (embed_dim, its input's features).
             bias_masks: By projection: bool vectors (embed_dim,).
+            optimizer: Of no use: the parameters stay.
         """
         self.grad_masks = {**self.grad_masks, **grad_masks}
         given = {name: mask for name, mask in bias_masks.items() if mask is not None}

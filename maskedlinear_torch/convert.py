@@ -114,7 +114,7 @@ def mask_linears(
     for change in changes:
         change()
     if freeze_others:
-        _freeze_others(model, {name for name, mask in biases.items() if mask is not None})
+        _freeze_others(model, {name for name, mask in biases.items() if mask is not None}, optimizer)
     return model
 
 
@@ -428,7 +428,7 @@ def _token_embedding(model: Any, modules: Mapping[str, nn.Module], name: str | N
     return next(iter(found.items()))
 
 
-def _freeze_others(model: nn.Module, biases: set[str]) -> None:
+def _freeze_others(model: nn.Module, biases: set[str], optimizer: torch.optim.Optimizer | None) -> None:
     learns: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, Layer):
@@ -437,9 +437,10 @@ def _freeze_others(model: nn.Module, biases: set[str]) -> None:
             bias = module.bias_values if isinstance(module, PackedLinear) else module.bias
             learns |= {id(bias)} if bias is not None and name in biases else set()
         elif isinstance(module, PackedMultiheadAttention):
-            module.freeze_rest()
+            module.freeze_rest(optimizer)
+            learns |= {id(module.in_proj.bias_values)} if module.bias_masks else set()
         elif isinstance(module, MaskedMultiheadAttention):
-            module.freeze_rest()
+            module.freeze_rest(optimizer)
             learns |= {id(module._parameters[own]) for own in module.trained_positions()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in learns)

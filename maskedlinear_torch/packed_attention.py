@@ -113,6 +113,16 @@ class PackedMultiheadAttention(Attention):
         if given:
             self.in_proj.bias_mask = self._bias_mask()
 
+    def read_masks(self) -> None:
+        """Take the masks of the projections from `in_proj`, into which a file was loaded."""
+        weights = np.split(self.in_proj.grad_mask.to_array((3 * self.embed_dim, self.embed_dim)), len(PROJECTIONS))
+        self.grad_masks = {
+            name: simplify(mask) for name, mask in zip(PROJECTIONS, weights, strict=True) if not mask.all()
+        }
+        whole = self.in_proj.bias_mask
+        biases = [] if whole is None else np.split(whole, len(PROJECTIONS))
+        self.bias_masks = {name: mask for name, mask in zip(PROJECTIONS, biases, strict=False) if not mask.all()}
+
     def to_attention(self) -> nn.MultiheadAttention:
         """Return a plain attention with the trained weight, around the output layer and hooks of this one."""
         linear = self.in_proj.to_linear()

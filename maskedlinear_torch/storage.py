@@ -21,7 +21,7 @@ from maskedlinear_torch.convert import _replace, mask_linears
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.origin import Origin
-from maskedlinear_torch.packed_attention import in_projections, projection_masks
+from maskedlinear_torch.packed_attention import PackedMultiheadAttention, in_projections, projection_masks
 from maskedlinear_torch.packed_module import PackedLinear
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -174,6 +174,12 @@ def load_packed(
         raise
     for name, layer in contents.layers.items():
         _fill(modules[name], layer)
+    for name, module in modules.items():
+        if (
+            isinstance(module, PackedMultiheadAttention)
+            and ".".join(filter(None, (name, "in_proj"))) in contents.layers
+        ):
+            module.read_masks()
     with torch.no_grad():
         for name, numbers in contents.others.items():
             targets[name].copy_(_tensor(numbers))

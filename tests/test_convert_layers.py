@@ -178,6 +178,67 @@ def test_M7_freeze_others_reaches_into_attention():
     assert model[0].self_attn.in_proj_weight.grad.any(1).tolist() == [True] + [False] * 23
 
 
+Q_BIAS = [True, False, False, False]
+
+
+def _learning(attention):
+    # Positions of the weight and of the bias that get a gradient.
+    for parameter in attention.parameters():
+        parameter.grad = None
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    attention(x, x * x, x + 1)[0].square().sum().backward()
+    if not hasattr(attention, "in_proj"):
+        weight, bias = attention.in_proj_weight.grad, attention.in_proj_bias.grad
+        return (None if bias is None else bias.ne(0).tolist()), weight.ne(0).any(1).tolist()
+    own = attention.in_proj
+    mask = torch.from_numpy(own.grad_mask.to_array((12, 4)))
+    learns = own.bias_values.requires_grad and own.bias_values.grad.ne(0).any()
+    return (own.bias_mask.tolist() if learns else None), mask.any(1).tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_M7_freeze_others_with_the_bias_of_one_projection(packed):
+    torch.manual_seed(0)
+    attention = mt.mask_linears(
+        nn.MultiheadAttention(4, 2), {"q_proj": rows([0])},
+        packed=packed, freeze_others=True, bias_masks={"q_proj": Q_BIAS},
+    )  # fmt: skip
+    first = [True] + [False] * 11
+    assert _learning(attention) == (first, first)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_M7_freeze_others_without_a_bias(packed):
+    attention = mt.mask_linears(nn.MultiheadAttention(4, 2), {"q_proj": rows([0])}, packed=packed, freeze_others=True)
+    assert _learning(attention) == (None, [True] + [False] * 11)
+
+
+def test_M7_freeze_others_takes_the_optimizer_along():
+    attention = mt.mask_linears(nn.MultiheadAttention(4, 2), {"q_proj": rows([0])}, packed=True)
+    optimizer = torch.optim.Adam(attention.parameters(), lr=0.1)
+    attention.in_proj.values.grad = torch.ones_like(attention.in_proj.values)
+    optimizer.step()
+    mt.mask_linears(attention, {"q_proj": rows([0, 1])}, packed=True, freeze_others=True, optimizer=optimizer)
+    values = attention.in_proj.values
+    assert any(one is values for one in optimizer.param_groups[0]["params"])
+    assert optimizer.state[values]["exp_avg"].shape == values.shape == (2, 4)
+
+
+@pytest.mark.parametrize("is_packed_already", [False, True], ids=["plain", "packed with another mask"])
+def test_M7_a_file_tells_which_projections_have_masks(is_packed_already):
+    def fresh(row):
+        torch.manual_seed(0)
+        plain = nn.MultiheadAttention(4, 2)
+        masks = {"q_proj": rows([row])}
+        return mt.mask_linears(plain, masks, packed=True, bias_masks={"q_proj": Q_BIAS}) if row else plain
+
+    loaded = mt.load_packed(mt.packed_bytes(fresh(1)), fresh(2 if is_packed_already else 0))
+    assert loaded.grad_masks == {"q_proj": rows([1])}
+    assert {name: mask.tolist() for name, mask in loaded.bias_masks.items()} == {"q_proj": Q_BIAS}
+    mt.mask_linears(loaded, {"q_proj": rows([3])}, packed=True, freeze_others=True)
+    assert loaded.in_proj.grad_mask == rows([3])
+
+
 def gpt2():
     import transformers
 
