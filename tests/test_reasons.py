@@ -91,6 +91,7 @@ QUIET = {
     "indices of products that vanish": (lambda x, w: (x @ w).argmax(-1), lambda x, w: jnp.argmax(x @ w, -1),
                                         (X, RNG.standard_normal((6, 5))), ["small", "random"]),
     "a derivative at NaN": (torch.relu, jax.nn.relu, (X,), ["nan", "infinite"]),
+    "a derivative of NaN": (lambda x: x.amax(-1), lambda x: x.max(-1), (X,), ["nan", "infinite"]),
 }  # fmt: skip
 
 
@@ -98,6 +99,33 @@ QUIET = {
 def test_a_right_port_is_left_alone(theirs, mine, inputs, data):
     report = parity.compare(theirs, mine, inputs, worlds=WORLDS, data=data, transforms=["forward", "vjp"])
     assert report.ok, str(report)
+
+
+def shifted(x):
+    return jnp.log(jnp.exp(x - x.max(-1, keepdims=True)).sum(-1)) + x.max(-1)
+
+
+def tanh_beside(x):
+    """Return tanh, whose derivative at infinity is NaN here, and x."""
+    safe = jnp.where(jnp.isinf(x), jnp.sign(x), x)
+    return jnp.tanh(x) + 0 * jnp.where(jnp.isinf(x), 0.0, jnp.sqrt(jnp.abs(x - safe) ** 2)), x * 1.0
+
+
+# name: torch function, JAX function, what differs
+AT_INFINITY = {
+    "a row that is all masked": (lambda x: torch.logsumexp(x, -1), shifted, "forward"),
+    "infinity of the other sign": (lambda x: x * 1.0, lambda x: jnp.where(jnp.isinf(x), -x, x), "forward"),
+    "NaN for infinity": (lambda x: x * 1.0, lambda x: jnp.where(jnp.isinf(x), jnp.nan, x), "forward"),
+    "a derivative of a number": (lambda x: (torch.tanh(x), x * 1.0), tanh_beside, "vjp"),
+}
+
+
+@pytest.mark.parametrize(("theirs", "mine", "transform"), AT_INFINITY.values(), ids=AT_INFINITY)
+def test_what_a_function_makes_of_infinity_is_no_edge(theirs, mine, transform):
+    report = parity.compare(
+        theirs, mine, (X,), worlds=["jax-jit"], data=["infinite"], transforms=[transform], dtypes=["float64", "float32"]
+    )
+    assert {cell.verdict for cell in report.cells} == {"differs"}, str(report)
 
 
 def test_a_derivative_that_torch_has_not_is_no_failure_and_is_counted():

@@ -4,6 +4,9 @@ They say how two programs are built, and nothing of the function at ordinary num
 where the two agree on the user's own numbers, and a program leaves the range on those at hand. A sweep that leaves the
 range is drawn again below smaller powers of two, where it does not: what differs there is no matter of the range
 (softplus is x beyond a threshold of 20, and exp(-4096) is zero).
+
+What goes in as NaN or infinity is no such edge: a function says what it makes of them. Only a derivative
+is, by an input that reaches no output that is a number.
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.execution.calls import Numbers, Outputs
-from parity.execution.outputs import EAGER, Runs
+from parity.execution.calls import Failure, Numbers, Outputs
+from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import data
 from parity.records import Cell
-from parity.verdict.bounds import FLUSHED
+from parity.verdict.bounds import FLUSHED, UNIT
 from parity.verdict.outcomes import Outcome
 
 KINDS = ("large", "small", "subnormal", "sweep")
@@ -25,6 +28,12 @@ KINDS = ("large", "small", "subnormal", "sweep")
 
 NO_NUMBERS = ("nan", "infinite")
 """Kinds of data with what is no number."""
+
+MOST = 32
+"""Elements of which it is seen what they reach; of more, as many are taken from all parts."""
+
+NEAR, NEAR_UNITS = 1e-6, 2.0**10
+"""Derivatives that are nearer, relative or in units, are the same: another derivative is off by more."""
 
 NAMES = {"torch": "torch", "jax": "JAX"}
 
@@ -46,9 +55,7 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         return found
     if judged(replace(cell, data="random")).verdict not in ("identical", "within bound"):
         return found
-    if _are_no_numbers(runs, cell):
-        return replace(found, verdict="edge", reason=f"no number in both, of other kinds: {found.reason}")
-    if _is_nowhere(runs, cell):
+    if _is_nowhere(runs, cell, found, judged):
         return replace(found, verdict="edge", reason=f"a derivative where the function is no number: {found.reason}")
     if "~" in cell.data:
         return found  # it was drawn so as not to leave the range
@@ -68,50 +75,83 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
     return replace(found, verdict="edge", reason=f"at the edge of the range: {why}; there {found.reason}")
 
 
-def _is_nowhere(runs: Runs, cell: Cell) -> bool:
-    """Return whether a derivative is taken, on NaN or infinities, of what is NaN or infinite itself, in both."""
-    if cell.data.split("#")[0] not in NO_NUMBERS or not runs.pair.transform(cell.transform).order:
-        return False
-    if runs.pair.brings(cell.transform):
+def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outcome]) -> bool:
+    """Return whether derivatives on NaN or infinities differ only where the function is no number itself, in both.
+
+    Functions that differ themselves are not excused. Where they agree, each element that differs is: by an input on
+    which no output depends that is a number.
+    """
+    transform, finding = runs.pair.transform(cell.transform), found.finding
+    if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
         return False
     plain = replace(cell, transform="forward")
-    seen = [runs.outputs(plain, world=world, dtype="float64") for world in EAGER.values()]
-    return all(
-        isinstance(one, Outputs)
-        and any(v.dtype.kind == "f" and not np.all(np.isfinite(v)) for v in one.values.values())
-        for one in seen
-    )
+    if finding is None or judged(plain).verdict not in ("identical", "within bound"):
+        return False
+    numbers = runs.numbers_of(cell)
+    apart = _derivatives_apart(runs, cell, found)
+    if isinstance(numbers, Failure) or finding.output not in apart or not apart[finding.output][finding.index]:
+        return False
+    places = {f"by {name}": at for at, name in enumerate(numbers.names)}
+    wrong = [
+        (places.get(name, -1), mask.shape, index) for name, mask in apart.items() for index in np.argwhere(mask)
+    ]  # fmt: skip
+    if any(at < 0 or shape != numbers.theta[at].shape for at, shape, _ in wrong):
+        return False
+    if len(wrong) > MOST:
+        wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
+    return all(_reaches_no_number(runs, plain, at, tuple(index)) for at, _, index in wrong)
 
 
-def _are_no_numbers(runs: Runs, cell: Cell) -> bool:
-    """Return whether results on NaN or infinities differ only where both are no numbers: inf - inf, 0 times inf."""
-    if cell.data.split("#")[0] not in NO_NUMBERS:
-        return False
-    one, other = (runs.outputs(cell, world=world, dtype="float64") for world in EAGER.values())
-    if not isinstance(one, Outputs) or not isinstance(other, Outputs) or one.values.keys() != other.values.keys():
-        return False
-    parted = False
+def _derivatives_apart(runs: Runs, cell: Cell, found: Outcome) -> dict[str, np.ndarray]:
+    """Return by output where the two results that were held to each other differ; nothing where they have no places."""
+    own = framework_of(cell)
+    one = runs.outputs(cell)
+    exact = one if cell.dtype == "float64" else runs.outputs(cell, world=EAGER[own], dtype="float64")
+    if found.judged == "meaning":
+        one, other = exact, runs.outputs(cell, world=EAGER[OTHER[own]], dtype="float64")
+    else:
+        other = exact
+    if isinstance(one, Failure) or isinstance(other, Failure) or one.values.keys() != other.values.keys():
+        return {}
+    near = NEAR if found.judged == "meaning" else max(NEAR, NEAR_UNITS * UNIT[cell.dtype])
+    masks = {}
     for name, left in one.values.items():
         right = other.values[name]
-        if left.shape != right.shape or left.dtype.kind != right.dtype.kind:
-            return False
-        if left.dtype.kind != "f":
-            continue
-        apart = (left != right) & ~(np.isnan(left) & np.isnan(right)) & ~(np.isfinite(left) & np.isfinite(right))
-        if np.any(apart & (np.isfinite(left) | np.isfinite(right))):
-            return False
-        parted |= bool(apart.any())
-    return parted and _agree_elsewhere(one, other)
+        if left.shape != right.shape or left.dtype.kind != "f" or right.dtype.kind != "f":
+            return {}
+        masks[name] = ~np.isclose(left, right, rtol=near, atol=0, equal_nan=True)
+    return masks
 
 
-def _agree_elsewhere(one: Outputs, other: Outputs) -> bool:
-    """Return whether the numbers that both have agree, to six digits: else something else differs as well."""
-    for name, left in one.values.items():
-        right = other.values[name]
-        both = np.isfinite(left) & np.isfinite(right) if left.dtype.kind == "f" else np.ones(left.shape, bool)
-        if not np.allclose(left[both], right[both], rtol=1e-6, atol=0):
+def _reaches_no_number(runs: Runs, plain: Cell, at: int, index: tuple[int, ...]) -> bool:
+    """Return whether an element of an input reaches some output, and none that is a number in a framework.
+
+    What it reaches is seen on the user's own numbers: there it is made NaN.
+    """
+    usual = replace(plain, data="random")
+    numbers = runs.plain(usual.data, usual.dtype)
+    probe = numbers.theta[at].copy()
+    probe[index] = np.nan
+    probed = replace(numbers, theta=(*numbers.theta[:at], probe, *numbers.theta[at + 1 :]))
+    reached = False
+    for world in EAGER.values():
+        there = replace(usual, world=world)
+        seen = [
+            runs.outputs(plain, world=world, dtype="float64"),
+            runs.outputs(usual, world=world, dtype="float64"),
+            runs.rerun(there, "float64", probed),
+        ]
+        if any(isinstance(one, Failure) for one in seen):
             return False
-    return True
+        here, before, after = (one.values for one in seen if isinstance(one, Outputs))
+        for name, value in here.items():
+            if name not in before or not value.shape == before[name].shape == after[name].shape:
+                return False
+            moved = (before[name] != after[name]) & ~((before[name] != before[name]) & (after[name] != after[name]))
+            if np.any(moved & (np.isfinite(value) if value.dtype.kind == "f" else True)):
+                return False
+            reached |= bool(moved.any())
+    return reached
 
 
 def _why(runs: Runs, cell: Cell, dtype: str) -> str:
