@@ -1,6 +1,8 @@
 """Weights that functions bring along: modules as operators, closures. They are cast, paired and differentiated."""
 
+import collections
 import functools
+import types
 
 import equinox as eqx
 import flax.linen as linen
@@ -160,3 +162,90 @@ def test_equal_arrays_are_told_apart_by_name_or_not_paired():
 def test_functions_that_bring_nothing_are_left_alone():
     assert lift(torch.tanh, jnp.tanh) is None
     assert lift(lambda x: x + np.ones(3), lambda x: x) is None
+
+
+SQUARE = torch.zeros(4, 4), jnp.zeros((4, 4)), torch.eye(4), jnp.eye(4)
+UNIT_AXES = torch.arange(1.0, 5).reshape(1, 1, 4), jnp.arange(1.0, 5).reshape(1, 4, 1)
+
+
+def test_no_order_of_axes_is_guessed():
+    for theirs, mine in (SQUARE[:2], SQUARE[2:]):
+        functions = (lambda x: torch.tanh(F.linear(x, theirs)), lambda x: jnp.tanh(x @ mine))  # noqa: B023
+        assert lift(*functions).alone == {"torch": ("theirs",), "jax": ("mine",)}
+        report = parity.compare(*functions, (X[0][:, :4],), **{**FEW, "dtypes": ["float64"]})
+        assert report.ok, str(report)
+        assert "theirs in torch" in Pair(*functions, (X[0][:, :4],)).note
+    left, right = UNIT_AXES
+    assert set(lift(lambda x: x * left, lambda x: x * right).weights) == {"left"}
+
+
+def batch_norms(train):
+    theirs, mine = nn.BatchNorm1d(8), nnx.BatchNorm(8, epsilon=1e-5, momentum=0.9, rngs=nnx.Rngs(0))
+    theirs.running_mean.copy_(torch.linspace(-1, 1, 8))
+    mine.mean.set_value(jnp.asarray(theirs.running_mean.numpy()))
+    (theirs.train if train else theirs.eval)()
+    return theirs, (mine.train if train else mine.eval)() or mine
+
+
+def test_buffers_are_not_differentiated_and_modules_not_written_to():
+    theirs, mine = batch_norms(train=False)
+    assert set(lift(theirs, mine).weights) <= {"weight", "bias"}
+    report = parity.compare(theirs, lambda x: mine(x), X, **{**FEW, "dtypes": ["float64", "float32"]})
+    assert report.ok, str(report)
+    theirs, mine = batch_norms(train=True)
+    before = {name: value.clone() for name, value in theirs.state_dict().items()}
+    parity.compare(theirs, lambda x: mine(x), X, **{**FEW, "dtypes": ["float64"], "transforms": ["forward"]})
+    assert all(torch.equal(value, before[name]) for name, value in theirs.state_dict().items())
+
+
+def test_a_frozen_parameter_is_cast_alone():
+    layer = nn.Linear(8, 4)
+    layer.bias.requires_grad_(False)
+    kernel, bias = jnp.asarray(layer.weight.detach().numpy().T), jnp.asarray(layer.bias.detach().numpy())
+    assert set(lift(layer, lambda x: x @ kernel + bias).weights) == {"weight"}
+
+
+class Plain:
+    def __init__(self, weight):
+        self.weight = weight
+        self.itself = self
+
+    def __call__(self, x):
+        return x @ self.weight
+
+
+Parts = collections.namedtuple("Parts", ["weight"])
+STATE, PARTS = collections.OrderedDict(weight=TORCH_W), Parts(TORCH_W)
+VIEW = types.MappingProxyType({"weight": JAX_W})
+
+
+def again(x, left=1):
+    return again(x, left - 1) if left else x @ TORCH_W
+
+
+def of_closures():
+    def again(x, left=1):
+        return again(x, left - 1) if left else x @ JAX_W
+
+    return again
+
+
+HELD = {
+    "an OrderedDict, a view": (lambda x: x @ STATE["weight"], lambda x: x @ VIEW["weight"]),
+    "a namedtuple": (lambda x: x @ PARTS.weight, lambda x: x @ Parts(JAX_W).weight),
+    "instances": (Plain(TORCH_W), Plain(JAX_W)),
+    "a bound method": (Plain(TORCH_W).__call__, Plain(JAX_W).__call__),
+    "functions that call themselves": (again, of_closures()),
+}
+
+
+@pytest.mark.parametrize(("theirs", "mine"), HELD.values(), ids=HELD)
+def test_weights_are_found_where_they_are_held(theirs, mine):
+    lifted = lift(theirs, mine)
+    assert len(lifted.weights) == 1
+    assert lifted.alone == {"torch": (), "jax": ()}
+    ((name, values),) = lifted.weights.items()
+    x = torch.ones(2, 8, dtype=torch.float64)
+    found = lifted.torch(x, {name: torch.from_numpy(2 * values)})
+    np.testing.assert_array_equal(found, x.numpy() @ (2 * values))
+    np.testing.assert_allclose(lifted.jax(jnp.ones((2, 8)), {name: jnp.asarray(2 * values)}), found, rtol=1e-5)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Swap = Callable[[str, Any], Any]
+Swap = Callable[..., Any]
 
 
 class JaxSide:

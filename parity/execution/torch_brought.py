@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-Swap = Callable[[str, Any], Any]
+Swap = Callable[..., Any]
 
 
 class TorchSide:
@@ -51,17 +51,15 @@ def _is_float(value: Any) -> bool:
 
 
 def _module(module: nn.Module, path: str, swap: Swap, seen: dict[int, nn.Module]) -> nn.Module:
-    """Return a copy of a module that shares all but its tensors of floats."""
+    """Return a copy of a module that shares no tensor that it writes to; parameters that need a gradient learn."""
     if id(module) in seen:
         return seen[id(module)]
     made = copy.copy(module)
     seen[id(module)] = made
     for place in ("_parameters", "_buffers"):
-        held = {
-            name: swap(f"{path}.{name}".lstrip("."), one) if _is_float(one) else one
-            for name, one in getattr(module, place).items()
+        made.__dict__[place] = {
+            name: _tensor(one, f"{path}.{name}".lstrip("."), swap) for name, one in getattr(module, place).items()
         }
-        made.__dict__[place] = held
     made.__dict__["_modules"] = {
         name: None if part is None else _module(part, f"{path}.{name}".lstrip("."), swap, seen)
         for name, part in module._modules.items()
@@ -69,3 +67,11 @@ def _module(module: nn.Module, path: str, swap: Swap, seen: dict[int, nn.Module]
     if isinstance(module, nn.RNNBase):  # it keeps its weights in a list as well
         made.__dict__["_flat_weights"] = [made._parameters[name] for name in module._flat_weights_names]
     return made
+
+
+def _tensor(one: torch.Tensor | None, path: str, swap: Swap) -> torch.Tensor | None:
+    if one is None or not _is_float(one):
+        return None if one is None else one.clone()  # a counter, which a module in training adds to
+    swapped = swap(path, one, learns=isinstance(one, nn.Parameter) and one.requires_grad)
+    assert isinstance(swapped, torch.Tensor)
+    return swapped

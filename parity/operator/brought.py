@@ -3,19 +3,21 @@
 Everything runs in several dtypes, and what is brought along has one. So arrays of floats are found (in an `nn.Module`,
 a Flax or an Equinox module, in closures, globals, partials and bound methods of the user's own code), paired between
 the frameworks by their values, in any order of axes, and given to both functions as one more argument: they are rounded
-and cast as other inputs are, and differentiated. An array that only one side has, or whose partner is not certain, is
-cast and not differentiated.
+and cast as other inputs are, and differentiated. Buffers, frozen parameters, and arrays whose partner or order of axes
+is not certain, are cast and not differentiated.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import itertools
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,8 +35,11 @@ class Side(Protocol):
     def holds(self, value: Any) -> bool:
         """Return whether an object is an array of floats, or a module or tree that may have some."""
 
-    def swapped(self, value: Any, path: str, swap: Callable[[str, Any], Any]) -> Any:
-        """Return an object of the same kind, in which each array of floats is what `swap(path, array)` returns."""
+    def swapped(self, value: Any, path: str, swap: Callable[..., Any]) -> Any:
+        """Return an object of the same kind, in which each array of floats is what `swap(path, array)` returns.
+
+        It is `swap(path, array, learns=False)` for a buffer and for a frozen parameter.
+        """
 
     def numpy(self, array: Any) -> np.ndarray:
         """Return an array as float64."""
@@ -51,22 +56,25 @@ class Side(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """Arrays that a function brings along, by path, and whose they are."""
+    """Arrays that a function brings along, by path, and whose they are; the paths of those that do not learn."""
 
     side: Side
     arrays: dict[str, Any]
+    fixed: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, function: Any, side: Side) -> Found:
         """Find them."""
-        arrays: dict[str, Any] = {}
+        found = cls(side, {})
 
-        def note(path: str, array: Any) -> Any:
-            arrays.setdefault(path, array)
+        def note(path: str, array: Any, learns: bool = True) -> Any:
+            found.arrays.setdefault(path, array)
+            if not learns:
+                found.fixed.add(path)
             return array
 
         _swapped(function, "", side, note, {}, 0)
-        return cls(side, arrays)
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,13 @@ class Lifted:
     """A function whose weights are its last argument, a dict of arrays by name."""
 
     def __init__(
-        self, function: Callable[..., Any], found: Found, places: Mapping[str, tuple[str, tuple[int, ...] | None]]
-    ) -> None:
+        self, function: Callable[..., Any], found: Found, places: Mapping[str, tuple[str, tuple[int, ...] | None]],
+        fixed: Mapping[str, np.ndarray],
+    ) -> None:  # fmt: skip
         self.__wrapped__, self._found, self._places = function, found, places
         # What is not lifted is cast: from here, as inside of a transform a tensor may have no numbers to read.
-        self._own = {path: found.side.numpy(array) for path, array in found.arrays.items() if path not in places}
+        own = {path: found.side.numpy(array) for path, array in found.arrays.items() if path not in places}
+        self._own = {**own, **fixed}
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -104,9 +114,10 @@ class Lifted:
         like = side.first_float(given)
         like = next(iter(weights.values()), None) if like is None else like
 
-        def swap(path: str, array: Any) -> Any:
+        def swap(path: str, array: Any, learns: bool = True) -> Any:
             if path not in self._places:
-                return array if like is None or path not in self._own else side.array(self._own[path], like)
+                # A copy in any case: a function may write to its buffers, and the user's are not touched.
+                return side.array(self._own[path], array if like is None else like) if path in self._own else array
             name, axes = self._places[path]
             return weights[name] if axes is None else side.transposed(weights[name], axes)
 
@@ -121,7 +132,8 @@ class Lift:
         torch: Of torch, taking one argument more.
         jax: Of JAX.
         weights: That argument; empty where nothing is shared.
-        alone: Paths of arrays of which the other side has none, or no certain one, by framework.
+        alone: Paths of arrays that are cast alone, by framework: the other side has none, or no certain one, or
+            they do not learn.
     """
 
     torch: Callable[..., Any]
@@ -139,7 +151,11 @@ def lift(torch_function: Any, jax_function: Any) -> Lift | None:
             empty[name] = Found.of(function, sides[name])
     if not any(found.arrays for found in empty.values()) or len(empty) < 2:
         return None
-    shared = list(_shared(empty["torch"], empty["jax"]))
+    paired = list(_shared(empty["torch"], empty["jax"]))
+    shared = [one for one in paired if empty["torch"].fixed.isdisjoint(one.torch)]
+    # Both have the same numbers in what does not learn as well, though one may have been rounded.
+    buffers = [one for one in paired if not empty["torch"].fixed.isdisjoint(one.torch)]
+    fixed = {path: one.values.transpose(axes) for one in buffers for path, axes in one.jax}
     of_torch = {path: (one.name, None) for one in shared for path in one.torch}
     of_jax = {path: (one.name, axes) for one in shared for path, axes in one.jax}
     alone = {
@@ -147,8 +163,8 @@ def lift(torch_function: Any, jax_function: Any) -> Lift | None:
         "jax": tuple(path for path in empty["jax"].arrays if path not in of_jax),
     }
     return Lift(
-        Lifted(torch_function, empty["torch"], of_torch),
-        Lifted(jax_function, empty["jax"], of_jax),
+        Lifted(torch_function, empty["torch"], of_torch, {}),
+        Lifted(jax_function, empty["jax"], of_jax, fixed),
         {one.name: one.values for one in shared},
         alone,
     )
@@ -169,17 +185,17 @@ def _sides() -> dict[str, Side]:
 
 
 def _shared(torch: Found, jax: Found) -> Iterator[Shared]:
-    """Yield the arrays that both bring along: equal in value, in some order of axes, and no others like them."""
+    """Yield the arrays that both bring along: equal in value, in one order of axes alone, and no others like them."""
     theirs = _distinct(torch)
     mine = _distinct(jax)
     for paths, values in theirs:
-        equal = [(found, axes) for found, other in mine if (axes := _order(values, other)) is not None]
-        rivals = [found for found, other in theirs if _order(values, other) is not None]
+        equal = [(found, orders) for found, other in mine if (orders := _orders(values, other))]
+        rivals = [found for found, other in theirs if _orders(values, other)]
         if len(equal) > 1 or len(rivals) > 1:
             equal = _by_name(paths, rivals, equal)
-        if len(equal) != 1 or values.size < 1:
+        if len(equal) != 1 or len(equal[0][1]) != 1 or values.size < 1:
             continue
-        ((found, axes),) = equal
+        ((found, (axes,)),) = equal
         yield Shared(paths[0], values, tuple(paths), tuple((path, axes) for path in found))
 
 
@@ -191,18 +207,23 @@ def _distinct(found: Found) -> list[tuple[list[str], np.ndarray]]:
     return list(by_object.values())
 
 
-def _order(values: np.ndarray, other: np.ndarray) -> tuple[int, ...] | None:
-    """Return the order of axes in which an array has another's numbers, or None."""
+def _orders(values: np.ndarray, other: np.ndarray) -> list[tuple[int, ...]]:
+    """Return the orders of axes in which an array has another's numbers.
+
+    Zeros, the identity and other symmetric arrays have them in several, and only one is the order of the axes' meaning.
+    Orders that differ in axes of length one are the same.
+    """
     if sorted(values.shape) != sorted(other.shape) or values.ndim > 5:
-        return None
+        return []
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
     for axes in itertools.permutations(range(values.ndim)):
         turned = values.transpose(axes)
         if turned.shape == other.shape and np.allclose(turned, other, rtol=NEAR, atol=0):
-            return axes
-    return None
+            found.setdefault(tuple(axis for axis in axes if values.shape[axis] > 1), axes)
+    return list(found.values())
 
 
-Equal = list[tuple[list[str], tuple[int, ...]]]
+Equal = list[tuple[list[str], list[tuple[int, ...]]]]
 
 
 def _by_name(paths: list[str], rivals: list[list[str]], equal: Equal) -> Equal:
@@ -230,7 +251,7 @@ def _plain(path: str) -> str:
 
 
 def _swapped(
-    value: Any, path: str, side: Side, swap: Callable[[str, Any], Any], seen: dict[int, Any], depth: int
+    value: Any, path: str, side: Side, swap: Callable[..., Any], seen: dict[int, Any], depth: int
 ) -> Any:  # fmt: skip
     """Return a function, or what it reaches, with each array that it brings along swapped."""
     if id(value) in seen:
@@ -241,6 +262,7 @@ def _swapped(
     def inner(part: Any, name: str) -> Any:
         return _swapped(part, f"{path}.{name}" if path else name, side, swap, seen, depth + 1)
 
+    seen[id(value)] = made = value  # what holds itself ends here
     if side.holds(value):
         made = side.swapped(value, path, swap)
     elif isinstance(value, functools.partial):
@@ -248,57 +270,100 @@ def _swapped(
         made = functools.partial(
             inner(value.func, ""), *(inner(a, str(i)) for i, a in enumerate(value.args)), **keywords
         )
-    elif isinstance(value, types.MethodType) and side.holds(value.__self__):
-        made = getattr(inner(value.__self__, ""), value.__func__.__name__)
+    elif isinstance(value, types.MethodType):
+        owner = inner(value.__self__, "")
+        if side.holds(value.__self__):
+            made = getattr(owner, value.__func__.__name__)
+        elif (bare := inner(value.__func__, "")) is not value.__func__ or owner is not value.__self__:
+            made = types.MethodType(bare, owner)
     elif isinstance(value, types.FunctionType) and _is_own(value):
-        seen[id(value)] = value  # one that calls itself
-        made = _function(value, inner)
-    elif type(value) in (list, tuple):
+        made = _function(value, inner, seen)
+    elif isinstance(value, list | tuple):
         parts = [inner(part, str(i)) for i, part in enumerate(value)]
-        made = type(value)(parts) if any(a is not b for a, b in zip(parts, value, strict=True)) else value
-    elif type(value) is dict:
+        if any(a is not b for a, b in zip(parts, value, strict=True)):
+            made = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    elif isinstance(value, Mapping) and _is_plain(value):
         changed = {key: inner(part, str(key)) for key, part in value.items()}
-        made = changed if any(changed[key] is not value[key] for key in value) else value
+        if any(changed[key] is not value[key] for key in changed):
+            made = copy.copy(value) if isinstance(value, dict) else changed
+            if made is not changed:
+                made.update(changed)
     elif hasattr(value, "__wrapped__") and _is_own(value.__wrapped__) and not isinstance(value, type):
         # jax.jit and others like it: the function is compiled, if at all, with what calls it.
         bare = inner(value.__wrapped__, "")
         made = value if bare is value.__wrapped__ else bare
-    else:
-        return value
+    elif _is_own_object(value):
+        changed = {name: inner(part, name) for name, part in vars(value).items()}
+        if any(changed[name] is not part for name, part in vars(value).items()):
+            made = copy.copy(value)
+            vars(made).update(changed)
     seen[id(value)] = made
     return made
+
+
+_LIBRARIES = tuple({f"{path}/".replace("\\", "/") for path in map(sysconfig.get_path, ("stdlib", "platstdlib"))})
+
+
+def _is_own_file(file: str) -> bool:
+    """Return whether a file is of the user's code, and of no library."""
+    file = file.replace("\\", "/")
+    libraries = "/site-packages/" in file or "/dist-packages/" in file or file.startswith(_LIBRARIES)
+    return not libraries and not file.startswith("<frozen")
 
 
 def _is_own(function: Any) -> bool:
     """Return whether a function is of the user's code, and no library's."""
     code = getattr(function, "__code__", None)
-    if code is None:
+    return code is not None and _is_own_file(code.co_filename)
+
+
+def _is_own_object(value: Any) -> bool:
+    """Return whether a value is an instance of a class of the user's, with attributes of its own."""
+    if isinstance(value, type | types.ModuleType) or not hasattr(value, "__dict__"):
         return False
-    file = code.co_filename.replace("\\", "/")
-    return "/site-packages/" not in file and not file.startswith(sys.prefix) and not file.startswith("<frozen")
+    name = type(value).__module__
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return name == "__main__" or (file is not None and _is_own_file(file))
 
 
-def _function(function: types.FunctionType, inner: Callable[[Any, str], Any]) -> types.FunctionType:
-    """Return a function whose cells, defaults and globals are swapped; itself where none of them holds arrays."""
+def _is_plain(value: Mapping[Any, Any]) -> bool:
+    """Return whether a mapping holds its values itself: it is of Python's, or of the user's code."""
+    return isinstance(value, dict | types.MappingProxyType) or _is_own_object(value)
+
+
+def _function(
+    function: types.FunctionType, inner: Callable[[Any, str], Any], seen: dict[int, Any]
+) -> types.FunctionType:  # fmt: skip
+    """Return a function whose cells, defaults and globals are swapped; itself where none of them holds arrays.
+
+    A function that calls itself calls the one that is made.
+    """
     code = function.__code__
-    cells = []
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+    cells, globals_ = tuple(types.CellType() for _ in code.co_freevars), dict[str, Any]()
+    made = types.FunctionType(code, globals_, function.__name__, None, cells)
+    seen[id(function)] = made
+    changed = False
+
+    def swapped(part: Any, name: str) -> Any:
+        nonlocal changed
+        found = inner(part, name)
+        changed |= found is not part and found is not made
+        return found
+
+    for name, cell, new in zip(code.co_freevars, function.__closure__ or (), cells, strict=True):
         try:
-            made = inner(cell.cell_contents, name)
+            held = cell.cell_contents
         except ValueError:  # not filled yet
-            cells.append(cell)
             continue
-        cells.append(cell if made is cell.cell_contents else types.CellType(made))
+        new.cell_contents = swapped(held, name)
     names = [name for name in _names(code) if name in function.__globals__]
-    globals_ = {name: inner(function.__globals__[name], name) for name in names}
-    changed = {name: made for name, made in globals_.items() if made is not function.__globals__[name]}
-    defaults = None if function.__defaults__ is None else tuple(inner(d, "default") for d in function.__defaults__)
-    same = all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True))
-    alike = defaults is None or all(a is b for a, b in zip(defaults, function.__defaults__ or (), strict=True))
-    if same and alike and not changed:
+    others = {name: swapped(function.__globals__[name], name) for name in names}
+    defaults = None if function.__defaults__ is None else tuple(swapped(d, "default") for d in function.__defaults__)
+    keywords = {name: swapped(part, name) for name, part in (function.__kwdefaults__ or {}).items()}
+    if not changed:
         return function
-    made = types.FunctionType(code, {**function.__globals__, **changed}, function.__name__, defaults, tuple(cells))
-    made.__kwdefaults__ = function.__kwdefaults__
+    globals_.update({**function.__globals__, **others})
+    made.__defaults__, made.__kwdefaults__ = defaults, keywords or None
     return made
 
 

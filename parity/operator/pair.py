@@ -184,7 +184,7 @@ class Pair:
             # They are cast to what is computed in, and no input: in 16 bits they are rounded, in float64 they are not.
             if self.dtypes is None:
                 object.__setattr__(self, "dtypes", ("float64", "float32"))
-            note = f"brought along by one side alone, and not differentiated: {', '.join(alone)}"
+            note = f"brought along, and not differentiated (no certain partner, or no weight): {', '.join(alone)}"
             object.__setattr__(self, "note", f"{self.note}; {note}" if self.note else note)
         if self.worlds is None:
             # torch.compile cannot trace how modules and closures are given other weights.
