@@ -1,11 +1,14 @@
 """A model that ran where the other framework is not installed is compared from what it left in a folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import parity
 from parity.isolation.sources import import_file
@@ -146,3 +149,46 @@ def test_dumps_that_cannot_be_used_are_refused(folder, tmp_path):
         parity.compare_models(dump, two)
     with pytest.raises(TypeError, match="jax_model: expected a model of jax or a dump of one, got a dump of torch"):
         parity.compare_models(dump, dump)
+
+
+def test_a_file_of_a_dump_that_is_not_whole_is_refused_in_words(folder, tmp_path):
+    shutil.copytree(folder / "of_torch", tmp_path, dirs_exist_ok=True)
+    whole = (tmp_path / "calls.safetensors").read_bytes()
+    (tmp_path / "calls.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cannot be read: ValueError: calls.safetensors is damaged or not whole"):
+        Dump.read(tmp_path)
+
+
+class Single(torch.nn.Linear):
+    """It does not run in float64."""
+
+    def forward(self, x):
+        if x.dtype == torch.float64:
+            raise RuntimeError("float32 alone")
+        return super().forward(x)
+
+
+def linear_of(layer):
+    weights = {name: jnp.asarray(value.detach().numpy()) for name, value in layer.named_parameters()}
+    return (lambda p, x: x @ p["weight"].T + p["bias"], weights)
+
+
+def test_why_a_model_did_not_run_in_float64_is_said(tmp_path):
+    layer, inputs = Single(3, 2), (np.ones((4, 3), np.float32),)
+    parity.dump_model(layer, inputs, tmp_path / "single")
+    report = parity.compare_models(Dump.read(tmp_path / "single"), linear_of(layer))
+    assert "ran in float32: the torch model does not run in float64" in str(report)
+    assert "float32 alone" in str(report)
+    parity.dump_model(linear_of(layer), inputs, tmp_path / "double")
+    with pytest.raises(ValueError, match=r"of a run in float64, and the torch model does not run .*float32 alone"):
+        parity.compare_models(layer, Dump.read(tmp_path / "double"))
+
+
+def test_a_function_that_holds_its_own_weights_is_said_to():
+    layer, x = torch.nn.Linear(3, 2), np.ones((4, 3), np.float32)
+    function, weights = linear_of(layer)
+    other = {name: value * 1.1 for name, value in weights.items()}
+    report = parity.compare_models(layer, lambda x: jnp.sin(function(other, x)), (x,))
+    assert "on the same input, and no weights are paired" in report.first.diagnosis.text
+    right = parity.compare_models(layer, lambda x: function(weights, x), (x,))
+    assert "gradients were not compared: the JAX model has no weights that are seen from outside" in right.notes

@@ -446,7 +446,7 @@ def test_a_damaged_file_is_refused(tmp_path, text, said):
 def test_a_map_of_another_model_is_refused():
     params = {"first": dense(3, 4), "second": dense(4, 5)}
     found = parity.map_weights(two_layers(), function(params))
-    with pytest.raises(ValueError, match=r"the map names 'first.weight', which the torch model has not"):
+    with pytest.raises(ValueError, match=r"the map names 'first.weight', which the torch model does not have"):
         found.check(nn.Linear(3, 4), function(params))
     params["second"] = dense(4, 6)
     with pytest.raises(ValueError, match="the map does not fit"):

@@ -218,7 +218,7 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     if role == "beta" and set(replacement.values) == {0.0}:
         return Diagnosis(
             "another formula: bias",
-            f"{WHO[replacement.framework]} adds a bias that {WHO[other(replacement.framework)]} has not "
+            f"{WHO[replacement.framework]} adds a bias that {WHO[other(replacement.framework)]} does not add "
             f"({replacement.constants[0].name}); without it the two agree.",
             "Add the bias on both sides, or on neither (bias=False).",
         )

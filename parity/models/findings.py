@@ -232,7 +232,8 @@ def _diagnosis(
         return Diagnosis(
             SHAPE, f"{where}: {judgement.found.reason}", "compare stride, padding and sizes of the two layers"
         )
-    text = f"{where} gives another result on the same input with the same weights; no known cause explains it"
+    weights = " with the same weights" if pair.weights else "" if asked.map.pairs else ", and no weights are paired"
+    text = f"{where} gives another result on the same input{weights}; no known cause explains it"
     return Diagnosis(UNKNOWN, text, f"compare its forward with {jax_call.class_name} in JAX")
 
 

@@ -124,7 +124,9 @@ class Comparison:
             else:
                 notes.append("perturbed weights made infinities: judged with the weights as they are only")
         elif self.perturb and pairs and not stop:
-            notes.append(f"perturbed weights were not compared: the dump changed {lone}, which the other model has not")
+            notes.append(
+                f"perturbed weights were not compared: the dump changed {lone}, which the other model does not have"
+            )
         return findings.report(self, passes, notes)
 
     def _perturbed_alone(self, pairs: Sequence[Any]) -> str:
@@ -196,6 +198,8 @@ class Comparison:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
         if not (self.torch.live and self.jax.live):
             return [], "gradients were not compared: both models must run here for it"
+        if not self.tree.leaves:
+            return [], "gradients were not compared: the JAX model has no weights that are seen from outside"
         try:
             run = self._backward(one)
             with float64(self.jax, on=one.double):
@@ -246,14 +250,15 @@ class Comparison:
                 return self._judged(changed, theirs, double=True)
         except NotInFloat64 as error:
             with float64(self.jax, on=False):
-                made = self._judged(changed, theirs, double=False)
+                made = self._judged(changed, theirs, double=False, why=str(error))
             made.why_single = str(error)
             return made
 
     def _judged(
-        self, changed: dict[str, np.ndarray] | None, theirs: dict[str, np.ndarray] | None, *, double: bool
-    ) -> Pass:
-        setting = Setting(self.mode, double, self.native)
+        self, changed: dict[str, np.ndarray] | None, theirs: dict[str, np.ndarray] | None, *, double: bool,
+        why: str = "",
+    ) -> Pass:  # fmt: skip
+        setting = Setting(self.mode, double, self.native, why)
         torch_calls = self.torch.calls(self.inputs[0], setting, changed)
         wanted = root(torch_calls).outputs
         jax_calls = self.jax.calls(self.inputs[1], setting, theirs, wanted)

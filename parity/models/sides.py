@@ -28,11 +28,12 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Setting:
-    """How both models run: the mode, whether in float64, and the dtype of torch's model."""
+    """How both models run: the mode, whether in float64, the dtype of torch's model, and why not in float64."""
 
     mode: str
     double: bool
     native: str
+    why: str = ""
 
 
 class NotInFloat64(Exception):

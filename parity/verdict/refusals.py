@@ -20,7 +20,7 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
 
     Where the other framework raises as well, the two do not differ, if the function itself ran in both: then it is a
     derivative, a dtype or numbers that both refuse. Else it is a failure: nothing was compared. A derivative that a
-    framework itself has not is no fault of the port either.
+    framework itself does not have is no fault of the port either.
 
     Args:
         runs: Of the pair.

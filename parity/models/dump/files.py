@@ -7,7 +7,7 @@
 | `perturbed.safetensors` | the weights of the second run, which are of order one |
 | `inputs.safetensors` | the arrays of the model's inputs |
 | `calls.safetensors`, `calls_perturbed.safetensors` | inputs and outputs of modules in each run; equal arrays once |
-| `gradients.safetensors` | of a random projection of all outputs: `factor/OUTPUT`, `weight/NAME`, `input/NAME` |
+| `gradients.safetensors` | empty: this version dumps no gradients |
 
 Types that NumPy lacks are kept as float32. Nothing in a dump is code.
 """
@@ -45,7 +45,7 @@ class Dump:
         perturbed: The weights of the second run; empty where there was none.
         inputs: What the model was called with.
         calls: Of all modules, in each run.
-        gradients: By `weight/NAME` and `input/NAME`, with `factor/OUTPUT` of the projection.
+        gradients: Empty in this version.
     """
 
     meta: dict[str, Any]
@@ -212,7 +212,11 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 
 def _read(path: Path) -> Arrays:
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    found: Arrays = load_file(path)
+    try:
+        found: Arrays = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged or not whole ({error}); dump the model again") from error
     return found

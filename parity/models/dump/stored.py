@@ -69,9 +69,11 @@ class StoredSide:
                 f"the dump is of the mode {meta['mode']!r}, not {setting.mode!r}: dump again, or pass mode"
             )
         if setting.double and not meta["double"]:
-            raise NotInFloat64("the model that was dumped ran in float32")
+            why = meta.get("why_single", "")
+            raise NotInFloat64(f"the model that was dumped ran in float32{f': {why}' if why else ''}")
         if meta["double"] and not setting.double:
             raise ValueError(
-                "the model here does not run in float64, and the dump did: dump again in float32 (--float32)"
+                f"the dump is of a run in float64, and {setting.why or 'the model here does not run in it'}; "
+                "dump again in float32 (--float32)"
             )
         return self.dump.calls[changed is not None]

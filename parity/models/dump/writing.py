@@ -66,12 +66,12 @@ def dump_model(
     of_torch = isinstance(side, sides.LiveTorch)
     changed = _perturbed(side, seed) if perturb else {}
     native = side.native() if of_torch else _native(side)
-    runs, double = _runs(side, given, sides.Setting(mode, double, native), changed)
+    runs, ran = _runs(side, given, sides.Setting(mode, double, native), changed)
     meta = {
         "side": "torch" if of_torch else "jax",
         "framework": "torch" if of_torch else side.tree.framework,
         "name": name or type(model[0] if isinstance(model, tuple) else model).__name__,
-        "mode": mode, "seed": seed, "double": double, "native": native,
+        "mode": mode, "seed": seed, "double": ran.double, "why_single": ran.why, "native": native,
         "mapped": not of_torch and side.mapped,
         "ordered": of_torch or side.tree.ordered,
         "dropout": side.dropout() if of_torch and mode == "train" else [],
@@ -99,16 +99,16 @@ def _perturbed(side: Any, seed: int) -> dict[str, np.ndarray]:
 
 def _runs(
     side: Any, inputs: Any, setting: sides.Setting, changed: Mapping[str, np.ndarray]
-) -> tuple[dict[str, list[tuple[Call, Stored]]], bool]:
+) -> tuple[dict[str, list[tuple[Call, Stored]]], sides.Setting]:
     """Run the model, and again with other weights; in float32 where float64 is not asked for or does not go."""
     try:
         with _precision(side, double=setting.double):
             runs = {"calls": _kept(side, inputs, setting, None)}
             if changed:
                 runs["calls_perturbed"] = _kept(side, inputs, setting, changed)
-            return runs, setting.double
-    except sides.NotInFloat64:
-        return _runs(side, inputs, sides.Setting(setting.mode, False, setting.native), changed)
+            return runs, setting
+    except sides.NotInFloat64 as error:
+        return _runs(side, inputs, sides.Setting(setting.mode, False, setting.native, str(error)), changed)
 
 
 def _precision(side: Any, *, double: bool) -> contextlib.AbstractContextManager[Any]:

@@ -41,7 +41,7 @@ class Unpaired:
     Attributes:
         torch: Parameters and running statistics of torch that are paired with nothing.
         jax: The same of JAX.
-        torch_buffers: Buffers of torch that JAX has not: what one side computes (positions, masks, counters).
+        torch_buffers: Buffers of torch that JAX does not have: what one side computes (positions, masks, counters).
         jax_buffers: The same of JAX.
         reasons: By name, why, where that is known.
     """
@@ -221,7 +221,7 @@ class WeightMap:
             for side, names, leaves in (("torch", pair.torch, torch.leaves), ("JAX", pair.jax, jax.leaves)):
                 for name in names:
                     if name not in leaves:
-                        raise ValueError(f"the map names {name!r}, which the {side} model has not")
+                        raise ValueError(f"the map names {name!r}, which the {side} model does not have")
             try:
                 shapes = [np.empty(torch.leaves[view.name].shape, np.int8) for view in pair.torch_views]
                 parts = tuple(view.of(array).shape for view, array in zip(pair.torch_views, shapes, strict=True))
