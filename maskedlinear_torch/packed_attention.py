@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from maskedlinear_core import masks
 from maskedlinear_core.annotations import PrecisionLike
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.simplify import simplify
 from maskedlinear_torch.attention import PROJECTIONS, Attention, projection_shapes
 from maskedlinear_torch.packed_module import PackedLinear
+from maskedlinear_torch.tensors import Merged
 
 
 class InProjection(PackedLinear):
@@ -138,6 +140,20 @@ class PackedMultiheadAttention(Attention):
         """The whole bias (3 E,), or None."""
         return self.in_proj.bias
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `in_proj_weight` and `in_proj_bias` are written to, not set."""
+        if name in _WHOLE:
+            # `attention.in_proj_weight *= 2` has written before it sets.
+            if name == "in_proj_bias" and value is not None and value is self.in_proj.bias_values:
+                return  # all of it learns
+            if not (isinstance(value, Merged) and value.link.part.is_of(self.in_proj)):
+                packed_checks.refuse_assigned(
+                    name, value, f"copy the numbers with torch.no_grad(): attention.{name}.copy_(...)",
+                    layer="PackedMultiheadAttention", plain="attention.to_attention()",
+                )  # fmt: skip
+        else:
+            super().__setattr__(name, value)
+
     def _view(self, name: str) -> Any:
         if name == "in_proj_weight":
             return self.in_proj._whole_weight()
@@ -179,6 +195,7 @@ class PackedMultiheadAttention(Attention):
 
 
 _OWN = ("grad_masks", "bias_masks")
+_WHOLE = ("in_proj_weight", "in_proj_bias")
 
 
 def in_projections(model: nn.Module) -> dict[str, nn.Linear]:

@@ -291,6 +291,8 @@ class PackedLinear(Layer):
         """Set an attribute; `weight` and `bias` are written to, not set."""
         if name in ("weight", "bias"):
             # `layer.weight *= 2` has written before it sets.
+            if name == "bias" and value is not None and value is self.bias_values:
+                return  # all of it learns
             if not (isinstance(value, Merged) and value.link.part.is_of(self)):
                 packed_checks.refuse_assigned(
                     name, value, f"copy the numbers with torch.no_grad(): layer.{name}.copy_(...)"

@@ -109,6 +109,17 @@ def test_m2_the_bias_is_written_too():
     assert (layer.bias_values == 1).all()
 
 
+@pytest.mark.parametrize("bias_mask", [None, [True, False, True, False]], ids=["all", "part"])
+def test_m2_augmented_assignment_writes(bias_mask):
+    layer = made(bias_mask=bias_mask)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    with torch.no_grad():
+        layer.weight *= 2
+        layer.bias *= 2
+    assert torch.equal(layer.weight, 2 * weight)
+    assert torch.equal(layer.bias, 2 * bias)
+
+
 def test_m2_what_cannot_be_written_says_so():
     layer = made()
     before = layer.weight.detach().clone()
@@ -128,6 +139,29 @@ def test_m2_what_cannot_be_written_says_so():
     with pytest.raises(RuntimeError, match="a weight that was read before the layer changed"):
         weight.zero_()
     assert not torch.equal(layer.weight, torch.zeros(O, I))
+
+
+@pytest.mark.parametrize("bias_masks", [None, {"q_proj": [True, False, True, False]}], ids=["all", "part"])
+def test_m2_what_is_written_to_the_projections_of_attention_reaches_them_and_nothing_replaces_them(bias_masks):
+    attention = mask_linears(nn.MultiheadAttention(4, 2), {"q_proj": rows([0])}, packed=True, bias_masks=bias_masks)
+    for name in ("in_proj_weight", "in_proj_bias"):
+        with torch.no_grad():
+            getattr(attention, name).copy_(torch.ones_like(getattr(attention, name)))
+            if name == "in_proj_weight":
+                attention.in_proj_weight *= 2
+            else:
+                attention.in_proj_bias *= 2
+        assert (getattr(attention, name) == 2).all()
+        for value in (nn.Parameter(torch.zeros(12, 4)), torch.zeros(12, 4), None):
+            with pytest.raises(
+                TypeError, match=rf"^PackedMultiheadAttention: expected {name} to be written to, .*to_attention"
+            ):
+                setattr(attention, name, value)
+        assert (getattr(attention, name) == 2).all()
+    x = torch.randn(3, 1, 4)
+    plain = attention.to_attention()
+    assert (plain.in_proj_weight == 2).all()
+    assert torch.equal(attention(x, x, x)[0], plain(x, x, x)[0])
 
 
 def test_m2_copies_of_the_weight_are_plain():

@@ -121,15 +121,17 @@ def written(name: str, shape: Shape, dtype: str, new_shape: Shape, new_dtype: st
         )
 
 
-def refuse_assigned(name: str, value: object, instead: str) -> NoReturn:
+def refuse_assigned(
+    name: str, value: object, instead: str, *, layer: str = "PackedLinear", plain: str = "layer.to_linear()"
+) -> NoReturn:
     """Refuse to put a tensor in the place of a packed layer's weight or bias.
 
     Raises:
         TypeError: Always.
     """
     raise TypeError(
-        f"PackedLinear: expected {name} to be written to, got an assignment of {type(value).__name__}: a packed layer "
-        f"has no parameter {name}; {instead}, or use layer.to_linear() where the parameter itself is to be shared"
+        f"{layer}: expected {name} to be written to, got an assignment of {type(value).__name__}: a packed layer "
+        f"has no parameter {name}; {instead}, or use {plain} where the parameter itself is to be shared"
     )
 
 
