@@ -197,7 +197,10 @@ class PackedEmbed(_Embedding):
     @property
     def embedding(self) -> Whole:
         """The whole matrix, by the name that `nnx.Embed` has it under. It can be set."""
-        return Whole(self.table, write=self._write)
+        return Whole.of("embedding", self.table, self._parts, self._write)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.base.get_value(), self.values.get_value()
 
     def _write(self, table: Array) -> None:
         values = packing.pack(table, grad_mask=self.grad_mask)

@@ -188,7 +188,11 @@ class PackedLinearGeneral(_General):
     @property
     def kernel(self) -> Whole:
         """The whole kernel (*in, *out): the matrix with the values in their places. It can be set."""
-        return Whole(self._whole().T.reshape(*self.in_axes, *self.out_axes), write=self._write)
+        kernel = self._whole().T.reshape(*self.in_axes, *self.out_axes)
+        return Whole.of("kernel", kernel, self._parts, self._write)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.base.get_value(), self.values.get_value()
 
     def _write(self, kernel: Array) -> None:
         values = packing.pack(self._turned(kernel), grad_mask=self.grad_mask)

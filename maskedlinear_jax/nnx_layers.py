@@ -7,6 +7,7 @@ NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -53,10 +54,28 @@ class Frozen(nnx.Variable):
 class Whole(nnx.Variable):
     """The whole matrix or bias of a packed layer, as a plain layer's variable: what is set goes to the layer."""
 
+    __slots__ = ("_source",)
+
+    @classmethod
+    def of(cls, name: str, value: Any, read: Callable[[], tuple[Any, ...]], write: Callable[[Any], None]) -> Self:
+        """Return the whole of a layer, put together of the arrays that `read` returns now; `write` takes it apart."""
+        whole = cls(value, write=write)
+        # No metadata: a copy in a pytree is compared by that.
+        object.__setattr__(whole, "_source", (name, read, read()))
+        return whole
+
     def set_value(self, value: Any, **keywords: Any) -> None:
-        """Set all of it, or a part (`layer.kernel[...] = ...`)."""
+        """Set all of it, or a part (`layer.kernel[...] = ...`).
+
+        Raises:
+            RuntimeError: The layer has changed since this was read; it is left as it is now.
+        """
+        name, read, seen = getattr(self, "_source", ("", tuple, ()))
+        if any(now is not before for now, before in zip(read(), seen, strict=True)):
+            packed_checks.refuse_stale_write(name)
         super().set_value(value, **keywords)
         self.get_metadata("write")(self.get_value())
+        object.__setattr__(self, "_source", (name, read, read()))
 
 
 class Thawed(Frozen):
@@ -333,17 +352,23 @@ class PackedLinear(Layer):
     @property
     def kernel(self) -> Whole:
         """The whole kernel (in_features, out_features): the matrix with the values in their places. It can be set."""
-        return Whole(self._whole().T, write=self._write)
+        return Whole.of("kernel", self._whole().T, self._parts, self._write)
 
     @property
     def bias(self) -> Any:
         """The whole bias (out_features,), or None: the parameter itself if all of it trains. It can be set."""
         if self.bias_positions is None or self.bias_base is None:
             return self.bias_values
-        return Whole(self._whole_bias(), write=self._write_bias)
+        return Whole.of("bias", self._whole_bias(), self._bias_parts, self._write_bias)
 
     def _whole(self) -> Array:
         return packing.unpack(self.base.get_value().T, self.values.get_value(), grad_mask=self.grad_mask)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.base.get_value(), self.values.get_value()
+
+    def _bias_parts(self) -> tuple[Any, ...]:
+        return tuple([None if one is None else one.get_value() for one in (self.bias_base, self.bias_values)])
 
     def _write(self, kernel: Array) -> None:
         self.values.set_value(packing.pack(kernel.T, grad_mask=self.grad_mask).astype(self.values.get_value().dtype))

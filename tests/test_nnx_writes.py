@@ -48,6 +48,42 @@ def test_m2_a_write_to_the_whole_reaches_a_packed_layer(name, mask, how):
     np.testing.assert_allclose(outputs(layer, own).reshape(want.shape), want, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("name", ["linear", "general", "embedding"])
+def test_m2_a_write_to_what_was_read_before_training_is_refused(name, how):
+    layer, own = layer_of(name, MASKS["rows"])
+    before, whole = getattr(layer, own), np.asarray(getattr(layer, own).get_value())
+    layer.values.set_value(layer.values.get_value() + 3)
+    with pytest.raises(RuntimeError, match=f"expected a write to the layer's {own} as it is now, got one to a {own}"):
+        WRITES[how](before, jnp.zeros_like(whole))
+    now = np.asarray(getattr(layer, own).get_value())
+    assert int((now != whole).sum()) == layer.values.get_value().size  # what was trained is there
+    np.testing.assert_array_equal(before.get_value(), whole)
+    WRITES[how](getattr(layer, own), jnp.zeros_like(whole))  # read again
+    assert not np.asarray(getattr(layer, own).get_value())[0].any()
+
+
+def test_m2_a_write_to_a_bias_that_was_read_before_its_mask_changed_is_refused():
+    layer, _ = layer_of("linear", MASKS["rows"])
+    before = layer.bias
+    layer.bias_mask = [False, True] * 3
+    with pytest.raises(RuntimeError, match="expected a write to the layer's bias as it is now"):
+        before[0] = 1.0
+
+
+def test_m2_a_write_in_compiled_code_reaches_a_packed_layer():
+    layer, _ = layer_of("linear", MASKS["rows"])
+
+    @nnx.jit
+    def write(layer):
+        kernel = layer.kernel
+        kernel[0] = jnp.ones(6)
+        kernel[1] = jnp.ones(6)
+
+    write(layer)
+    np.testing.assert_array_equal(layer.kernel.get_value()[:2], np.ones((2, 6)))
+
+
 def test_m2_a_write_to_the_bias_reaches_a_packed_layer():
     layer, _ = layer_of("linear", MASKS["rows"])
     layer.bias.set_value(jnp.arange(6.0))
