@@ -36,7 +36,9 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     `keep_frozen` puts the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
-    it; what it would move is held as everything is.
+    it; what it would move is held as everything is. A penalty that is zero for some entries (such as
+    `jnp.maximum(jnp.abs(weight) - 0.3, 0).sum()`) cannot be told from a mask that changed: outside of `jax.jit` its
+    update is refused. Hand the masks to `update`, as below, and it is held too.
 
     Args:
         optimizer: An optax gradient transformation, or an `optax.MultiSteps`.
@@ -47,7 +49,7 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     Returns:
         A gradient transformation. When a mask changes during training, hand the new ones to
         `update(gradients, state, params, masks=grad_masks(model))`. Its arguments hold no mask otherwise: positions
-        are no parameters. Outside of `jax.jit` an update whose gradient is of another mask is refused. A compiled
+        are no parameters. Outside of `jax.jit` an update whose gradient seems to be of another mask is refused. A compiled
         one has no numbers to look at and goes on with the old mask.
 
     Raises:

@@ -41,6 +41,25 @@ def test_h5_another_mask_under_a_held_optimizer_is_noticed_in_jax():
     assert bool((params.weight[:, 2] != before.weight[:, 2]).all())
 
 
+def test_h5_a_penalty_that_is_zero_for_some_entries_is_named_and_is_held_with_its_masks():
+    layer = mj.MaskedLinear(I, O, bias=False, grad_mask=columns([1]), seed=0)
+    optimizer = mj.hold_frozen(optax.sgd(0.1), layer)
+    params, rest = mj.partition(layer)
+    state = optimizer.init(params)
+
+    def loss(params):
+        layer = mj.combine(params, rest)
+        return jnp.square(layer(X)).mean() + jnp.maximum(jnp.abs(layer.weight) - 0.3, 0).sum()
+
+    gradient = jax.grad(loss)(params)
+    with pytest.raises(ValueError, match=r"that are; a penalty on the weight that is zero for some entries .* masks="):
+        optimizer.update(gradient, state, params)
+    updates, _ = optimizer.update(gradient, state, params, masks=mj.grad_masks(layer))
+    after = mj.apply_updates(params, updates)
+    assert mj.assert_frozen({"w": params.weight}, {"w": after.weight}, {"w": columns([1])}) == (I - 1) * O
+    assert bool((after.weight[:, 1] != params.weight[:, 1]).all())
+
+
 def test_h3_a_mask_that_does_not_fit_is_refused_by_init_in_jax():
     optimizer = mj.hold_frozen(optax.sgd(0.1), {"a": columns([1])})
     with pytest.raises(ValueError, match=r"mask of a: expected a weight of shape"):
