@@ -49,8 +49,8 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     Returns:
         A gradient transformation. When a mask changes during training, hand the new ones to
         `update(gradients, state, params, masks=grad_masks(model))`. Its arguments hold no mask otherwise: positions
-        are no parameters. Outside of `jax.jit` an update whose gradient seems to be of another mask is refused. A compiled
-        one has no numbers to look at and goes on with the old mask.
+        are no parameters. Outside of `jax.jit` an update whose gradient seems to be of another mask is refused. A
+        compiled one has no numbers to look at and goes on with the old mask.
 
     Raises:
         TypeError: `optimizer` is no optax transformation.
