@@ -249,3 +249,10 @@ def test_weights_are_found_where_they_are_held(theirs, mine):
     found = lifted.torch(x, {name: torch.from_numpy(2 * values)})
     np.testing.assert_array_equal(found, x.numpy() @ (2 * values))
     np.testing.assert_allclose(lifted.jax(jnp.ones((2, 8)), {name: jnp.asarray(2 * values)}), found, rtol=1e-5)
+
+
+def test_what_is_lifted_is_not_lifted_again():
+    lifted = lift(*CLOSED["globals"])
+    assert lift(lifted.torch, lifted.jax) is None
+    layer = lift(LAYER, lambda x: x @ KERNEL + BIAS)
+    assert lift(layer.torch, layer.jax) is None

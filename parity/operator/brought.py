@@ -256,7 +256,7 @@ def _swapped(
     """Return a function, or what it reaches, with each array that it brings along swapped."""
     if id(value) in seen:
         return seen[id(value)]
-    if depth > DEEPEST:
+    if depth > DEEPEST or isinstance(value, Lifted):
         return value
 
     def inner(part: Any, name: str) -> Any:
