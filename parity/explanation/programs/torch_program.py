@@ -24,8 +24,8 @@ LOW = (torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = ("correction", "diagonal")
 """Integer arguments that are constants; others are sizes and axes."""
 
-UNTOLD = ("alpha", "scale_factors", "scales_h", "scales_w", "value")
-"""Arguments that are constants only where they are given."""
+UNTOLD = ("alpha", "input_scale", "scale_factors", "scales_h", "scales_w", "value")
+"""Arguments that are constants only where they are given; `input_scale` of ELU no function of torch gives."""
 
 
 class TorchProgram:
