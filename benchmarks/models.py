@@ -11,8 +11,6 @@ import fnmatch
 import importlib
 import json
 import os
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks import command, timing
+from benchmarks import command, timing, worker
 from benchmarks.model_shapes import FORWARD_BATCHES, FULL, GENERATED, SHAPES, Shape, Way, quickly, ways
 from benchmarks.operands import NotTheSame
 from benchmarks.timing import Ratio
@@ -91,22 +89,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(job: Job, connection: Connection, log: str) -> None:
     """Send ("threads", number), ("record", record) for each way to learn, and ("done", None), or ("error", text)."""
-    with open(log, "w", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for message in measure(job):
-                connection.send(message)
-        connection.send(("done", None))
-    except NotTheSame as error:
-        connection.send(("error", str(error)))
-    except ImportError as error:
-        connection.send(("error", f"{error}: pip install 'maskedlinear[bench]' peft"))
-    except Exception:
-        connection.send(("error", traceback.format_exc()))
-    finally:
-        connection.close()
+    worker.send(measure(job), connection, log, needs="peft")
 
 
 def measure(

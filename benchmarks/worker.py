@@ -6,7 +6,7 @@ import importlib
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -62,18 +62,30 @@ def run(job: Job, connection: Connection, log: str) -> None:
         connection: To send to.
         log: A file for what the frameworks' own code writes to the standard error.
     """
+    send(measure(job), connection, log)
+
+
+def send(messages: Iterable[tuple[str, Any]], connection: Connection, log: str, *, needs: str = "") -> None:
+    """Send messages as they come, and ("done", None); or what goes wrong as ("error", text).
+
+    Args:
+        messages: What a measurement yields.
+        connection: To send to. It is closed.
+        log: A file for what the frameworks' own code writes to the standard error.
+        needs: What is to be installed beside the extra `bench`.
+    """
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for message in measure(job):
+            for message in messages:
                 connection.send(message)
         connection.send(("done", None))
     except (operands.NotTheSame, NoDevice) as error:
         connection.send(("error", str(error)))
     except ImportError as error:
-        connection.send(("error", f"{error}: pip install 'maskedlinear[bench]'"))
+        connection.send(("error", f"{error}: pip install 'maskedlinear[bench]' {needs}".rstrip()))
     except Exception:
         connection.send(("error", traceback.format_exc()))
     finally:
