@@ -142,3 +142,14 @@ def test_a_derivative_that_torch_has_not_is_no_failure_and_is_counted():
 @pytest.mark.parametrize("text", ["NotImplementedError: later", "ValueError: no", "RuntimeError: the derivative"])
 def test_errors_of_users_are_no_gap_of_a_framework(text):
     assert not is_gap(Failure(text, text))
+
+
+def test_a_changed_result_has_as_many_tensors_as_the_usual_one():
+    from parity.explanation.programs.torch_program import _checked
+
+    one = torch.ones(2)
+    assert _checked(one, one) is one
+    with pytest.raises(TypeError, match="expected 2 results"):
+        _checked(one, (one, one))
+    with pytest.raises(TypeError, match="expected a tensor"):
+        _checked([one], one)

@@ -94,7 +94,7 @@ def _mode(edits: Edits, record: bool) -> Any:
             name = schema.name.split("::")[-1]
             edit = edits.get(key)
             operation = Operation(name, operands, compute, _numpy, _like)
-            result = compute(operands) if edit is None else edit(operation)
+            result = compute(operands) if edit is None else _checked(edit(operation), compute(operands))
             if record:
                 self._record(key, name, schema, operands, result, types_seen)
             return result
@@ -127,6 +127,16 @@ def _mode(edits: Edits, record: bool) -> Any:
             self.constants.extend(_constants(key, name, schema, operands, sources))
 
     return Mode()
+
+
+def _checked(changed: Any, usual: Any) -> Any:
+    """Return a changed result that has as many tensors as the usual one: code in C++ (an LSTM's) reads them unasked."""
+    if isinstance(usual, tuple | list):
+        if not isinstance(changed, tuple | list) or len(changed) != len(usual):
+            raise TypeError(f"expected {len(usual)} results")
+    elif isinstance(usual, torch.Tensor) and not isinstance(changed, torch.Tensor):
+        raise TypeError("expected a tensor")
+    return changed
 
 
 def _widened(func: Any, given: list[Any], named: dict[str, Any]) -> Any:
