@@ -41,7 +41,7 @@ class KeptMatrix(NamedTuple):
             and base._version == self.version
             and base.data_ptr() == self.memory.data_ptr()
             and holds_same_bits(values, self.bits)
-            and self.is_readable()
+            and (not self.modes or self.is_readable())  # no call, where there is none
         )
 
     def is_readable(self) -> bool:
@@ -58,14 +58,16 @@ class KeptMatrix(NamedTuple):
             torch.compiler.is_dynamo_compiling()
             or _compat.in_transform()
             or _compat.in_tracing_mode()
-            or not (type(base) is Constant and base.is_cpu and not base.has_aliases and not base.is_inference())
+            or not (type(base) is Constant and base.is_cpu and not base.has_aliases)
             or not (type(values) is nn.Parameter and values.is_cpu)
         )
 
     @staticmethod
     @torch.no_grad()
     def of(kind: Kind, base: Constant, values: nn.Parameter) -> KeptMatrix | None:
-        """Return a new one, or None where a mode makes other tensors of it."""
+        """Return a new one, or None where a mode makes other tensors of it, or writes to the base are not counted."""
+        if base.is_inference():
+            return None
         with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
             # The old memory is kept, so that no new one can have its address.
             memory, version, bits = base.detach(), base._version, as_bits(values).contiguous().clone()
