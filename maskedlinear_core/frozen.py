@@ -90,5 +90,5 @@ def _differ(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    array = np.ascontiguousarray(array)
+    array = np.ascontiguousarray(array).reshape(array.shape)  # it gives a scalar an axis
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "f" else array

@@ -60,14 +60,24 @@ def in_autocast() -> bool:
     return torch._C._is_any_autocast_enabled()
 
 
-def is_persistent(module: torch.nn.Module, buffer: str) -> bool:
-    """Tell whether a buffer of a module is part of its state_dict."""
-    return buffer not in module._non_persistent_buffers_set
+def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that are part of a model's state_dict, by name."""
+    return {
+        ".".join(filter(None, (prefix, name))): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
 
 
 def no_torch_function() -> AbstractContextManager[None]:
     """Let functions take tensors of a subclass for plain ones, and return plain ones."""
     return torch._C.DisableTorchFunctionSubclass()
+
+
+def no_dispatch() -> AbstractContextManager[None]:
+    """Let no mode and no subclass see what is called."""
+    return torch._C._DisableTorchDispatch()  # type: ignore[attr-defined,no-any-return]
 
 
 def primal(tensor: torch.Tensor) -> torch.Tensor:
@@ -314,6 +324,17 @@ def take_hooks(new: torch.nn.Module, old: torch.nn.Module) -> None:
     """Hand a module's hooks to the one that replaces it: the very dicts, so that the handles still remove them."""
     for name in _HOOKS:
         setattr(new, name, getattr(old, name))
+
+
+def take_attributes(new: torch.nn.Module, old: torch.nn.Module) -> None:
+    """Hand what others noted on a module, such as that it is initialised, to the one that replaces it."""
+    noted = {name: value for name, value in vars(old).items() if not hasattr(new, name)}
+    vars(new).update(noted, _noted=tuple(noted))
+
+
+def give_attributes_back(plain: torch.nn.Module, layer: torch.nn.Module) -> None:
+    """Hand what `take_attributes` took on to a plain module."""
+    vars(plain).update({name: vars(layer)[name] for name in getattr(layer, "_noted", ()) if name in vars(layer)})
 
 
 _HOOKS = (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maskedlinear_core import constructors, masks
 from maskedlinear_torch import _compat, rule
 from maskedlinear_torch.frozen_entries import Places, local_places
-from maskedlinear_torch.held_module import HeldModule
+from maskedlinear_torch.held_module import HeldModule, call_in_graph
 from maskedlinear_torch.module import MaskedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -76,6 +76,10 @@ class Attention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute attention as `torch.nn.MultiheadAttention` does."""
+        if isinstance(query, torch.fx.Proxy):
+            options = {"key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask}
+            options |= {"average_attn_weights": average_attn_weights, "is_causal": is_causal}
+            return call_in_graph(self, query, key, value, **options)
         if not (_compat.in_transform() or torch.is_grad_enabled()):
             # Nothing learns here: the plain module is right, and may take its fast path.
             return nn.MultiheadAttention.forward(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from maskedlinear_core import masks
@@ -19,6 +20,7 @@ from maskedlinear_core.precision import as_precision, described
 from maskedlinear_torch import rule
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.module import Layer, _bias_mask
 from maskedlinear_torch.packed_module import PackedLinear
 
@@ -133,6 +135,8 @@ def _masked_class() -> Any:
         def forward(self, x: Tensor) -> Tensor:
             """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
             if not isinstance(x, Tensor):
+                if isinstance(x, torch.fx.Proxy):
+                    return call_in_graph(self, x)
                 call_checks.refuse_array("input", x)
             x, weight, bias = _autocast(x, self._read("weight").t(), self._read("bias"))
             _check("masked_linear", x, weight, bias)

@@ -20,7 +20,7 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Precision, as_precision
-from maskedlinear_torch import _compat, conv1d, steps
+from maskedlinear_torch import _compat, conv1d, steps, tied_keys
 from maskedlinear_torch import attention as attentions
 from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import Attention, MaskedMultiheadAttention
@@ -113,6 +113,7 @@ def mask_linears(
     model = _replace(model, made)
     for change in changes:
         change()
+    tied_keys.leave_out(model, TiedHead)
     if freeze_others:
         _freeze_others(model, {name for name, mask in biases.items() if mask is not None}, optimizer)
     return model
@@ -154,12 +155,15 @@ def unmask_linears(model: nn.Module) -> nn.Module:
         if plain is not None:
             made[id(layer)] = plain
             _compat.take_hooks(plain, layer)
+            _compat.give_attributes_back(plain, layer)
     head: Any
     for layer in model.modules():
         if isinstance(layer, TiedHead):
             made[id(layer)] = head = nn.Linear(layer.weight.shape[1], layer.weight.shape[0], device="meta")
             head.weight, head.bias = made[id(layer.embedding)].weight, layer.bias
             _compat.take_hooks(head.train(layer.training), layer)
+            _compat.give_attributes_back(head, layer)
+    tied_keys.restore(model)
     model = _replace(model, made)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
@@ -354,6 +358,7 @@ def _make(
         if isinstance(module, nn.Embedding):
             of_weight[id(module.weight)] = made[id(module)]
         _compat.take_hooks(made[id(module)], module)
+        _compat.take_attributes(made[id(module)], module)
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             steps.replaced(module.weight, made[id(module)], "values", how)  # type: ignore[arg-type]

@@ -23,9 +23,11 @@ from maskedlinear_core.precision import as_precision
 from maskedlinear_torch import _compat, rule
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kinds import Submatrix
 from maskedlinear_torch.module import MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear
+from maskedlinear_torch.tensors import plain as plain_tensor
 
 
 class MaskedEmbedding(MaskedLinear, nn.Embedding):
@@ -97,6 +99,8 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
+        if isinstance(input, torch.fx.Proxy):
+            return call_in_graph(self, input)
         weight = self._read("weight")
         if _compat.is_distributed(weight):
             view = rule.weight_view(rule.placed(self._positions(), weight), weight)
@@ -216,7 +220,9 @@ class PackedEmbedding(PackedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
-        kind, base = self._positions(), self.base.detach()
+        if isinstance(input, torch.fx.Proxy):
+            return call_in_graph(self, input)
+        kind, base = self._positions(), plain_tensor(self.base).detach()
         if not isinstance(kind, Submatrix) or _compat.is_distributed(base):
             kind = rule.placed(kind, base)
             looked_up = F.embedding(input, rule.weight_view(kind, self.values, base))
@@ -235,7 +241,7 @@ class PackedEmbedding(PackedLinear):
 
     def attend(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b, the head tied to the embedding: (*batch, num_embeddings) of (*batch, embedding_dim)."""
-        input, base, bias = _autocast(input, self.base, bias)
+        input, base, bias = _autocast(input, plain_tensor(self.base), bias)
         _check("packed_linear", input, base, bias)
         products = choose(self._precision, "packed_linear", input, base)
         return rule.masked(self._positions(), input, base, bias, None, self.values, products)
@@ -282,6 +288,8 @@ class TiedHead(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, tokens) for x of shape (*batch, features)."""
+        if isinstance(input, torch.fx.Proxy):
+            return call_in_graph(self, input)
         return self._embedding[0].attend(input, self.bias)
 
     def extra_repr(self) -> str:

@@ -185,7 +185,8 @@ def assert_frozen(
         before: A state_dict from before (a copy: a module's own tensors move along), or a module.
         after: A state_dict from now, or a module.
         masks: What trains, by name: a mask for a weight, a bool vector for a bias, None for all of it. Names that
-            are not there are wholly frozen. Left out, they are asked of the module (see `grad_masks`).
+            are not there are wholly frozen. Left out, they are asked of the module (see `grad_masks`), whose buffers
+            (running statistics) are taken to train.
 
     Returns:
         How many frozen entries were compared.
@@ -203,7 +204,7 @@ def assert_frozen(
     sides = {}
     for name, side in (("before", before), ("after", after)):
         if isinstance(side, nn.Module):
-            masks = grad_masks(side) if masks is None else masks
+            masks = dict.fromkeys(_compat.persistent_buffers(side)) | grad_masks(side) if masks is None else masks
             sides[name] = {key: value for key, value in side.state_dict().items() if isinstance(value, Tensor)}
         else:
             sides[name] = dict(side)

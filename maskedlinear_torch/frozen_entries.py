@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_torch import _compat
 
@@ -215,6 +216,8 @@ class Held:
 
     def read(self, layer: Any, name: str) -> Any:
         """Return what a forward reads as the parameter of that name."""
+        if torch.jit.is_tracing():
+            call_checks.refuse_jit_trace()
         if self.waits and not any(layer._parameters[one].is_meta for one in self.entries):
             self.renew(layer)
         parameter, entries = layer._parameters.get(name), self.entries.get(name)

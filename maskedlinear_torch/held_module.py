@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
+import torch
 from torch import Tensor, nn
 
+from maskedlinear_core.checks import module as module_checks
 from maskedlinear_torch import steps
 from maskedlinear_torch.frozen_entries import Held, Places
+
+
+def call_in_graph(module: nn.Module, proxy: torch.fx.Proxy, *inputs: Any, **keywords: Any) -> Any:
+    """Record the call of a module as one step of a graph, as `torch.fx.symbolic_trace` does for torch's own modules."""
+    tracer: Any = proxy.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (proxy, *inputs), keywords)
 
 
 class HeldModule(nn.Module):
@@ -51,6 +59,10 @@ class HeldModule(nn.Module):
         super().__setstate__(state)
         if self._held is not None:
             steps.join(self)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse `torch.jit.script`, which would compile the layer's Python."""
+        module_checks.refuse_script(type(self).__name__)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._held is not None:

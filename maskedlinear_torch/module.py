@@ -20,7 +20,7 @@ from maskedlinear_torch import lowering, rule
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
-from maskedlinear_torch.held_module import HeldModule
+from maskedlinear_torch.held_module import HeldModule, call_in_graph
 from maskedlinear_torch.kinds import Kind, Submatrix
 from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.tensors import PositionsBuffer
@@ -378,6 +378,8 @@ class MaskedLinear(Layer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
+            if isinstance(input, torch.fx.Proxy):
+                return call_in_graph(self, input)
             call_checks.refuse_array("input", input)
         weight, bias = self.weight, self.bias
         if self._held is not None:

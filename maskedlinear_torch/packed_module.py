@@ -20,9 +20,10 @@ from maskedlinear_core.precision import described
 from maskedlinear_torch import _compat, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
-from maskedlinear_torch.tensors import Constant, Merged, as_bits
+from maskedlinear_torch.tensors import Constant, Merged, as_bits, plain
 
 
 class PackedLinear(Layer):
@@ -180,14 +181,14 @@ class PackedLinear(Layer):
             >>> layer.values.tolist()
             [[1.0], [1.0]]
         """
-        return _seen(self._whole_weight(), _Weight(self), "weight")
+        return _seen(self._whole_weight, _Weight(self), "weight")
 
     @property
     def bias(self) -> Any:
         """The whole bias (out_features,), or None: the parameter itself if all of it trains. Written to as `weight`."""
         if self.bias_base is None:
             return self.bias_values
-        return _seen(self._whole_bias(), _Bias(self), "bias")
+        return _seen(self._whole_bias, _Bias(self), "bias")
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -257,9 +258,13 @@ class PackedLinear(Layer):
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not isinstance(input, Tensor):
+            if isinstance(input, torch.fx.Proxy):
+                return call_in_graph(self, input)
             call_checks.refuse_array("input", input, function="packed_linear")
+        if torch.jit.is_tracing():
+            call_checks.refuse_jit_trace()
         kind = self._positions()
-        input, base, bias = _autocast(input, self.base, self._whole_bias())
+        input, base, bias = _autocast(input, plain(self.base), self._whole_bias())
         _check("packed_linear", input, base, bias)
         products = choose(self._precision, "packed_linear", input, base)
         # (functional_call may have put other positions in place of the layer's own.)
@@ -320,14 +325,14 @@ class PackedLinear(Layer):
         return self.base
 
     def _whole_weight(self) -> Tensor:
-        base = self.base.detach()
+        base = plain(self.base).detach()
         return rule.weight_view(rule.placed(self._positions(), base), self.values, base)
 
     def _whole_bias(self) -> Any:
         if self.bias_base is None:
             return self.bias_values
         assert self.bias_values is not None
-        base, index = self.bias_base.detach(), self._bias_index()
+        base, index = plain(self.bias_base).detach(), self._bias_index()
         if _compat.is_distributed(base):
             index = _compat.replicate_like(base)(index)
         return base.index_copy(0, index, self.bias_values)
@@ -493,15 +498,15 @@ class _Bias(NamedTuple):
         self.layer.bias_values.requires_grad_(learns)
 
 
-def _seen(whole: Tensor, part: _Weight | _Bias, name: str) -> Tensor:
+def _seen(read: Callable[[], Any], part: _Weight | _Bias, name: str) -> Any:
     # Only eager code on real numbers writes in place.
-    if (
-        torch.compiler.is_dynamo_compiling()
-        or _compat.in_transform()
-        or _compat.in_dispatch_mode()
-        or _compat.is_distributed(whole)
-        or whole.is_meta
-        or type(whole) is not Tensor
-    ):
+    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or _compat.in_tracing_mode():
+        return read()
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():  # a tensor made there does not count its writes
+            whole = read()
+    else:
+        whole = read()
+    if _compat.is_distributed(whole) or whole.is_meta or type(whole) is not Tensor or whole.is_inference():
         return whole
     return Merged.of(whole, part, name)

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat
 from maskedlinear_torch.kinds import Kind
@@ -80,6 +81,8 @@ def masked(
         rule = _Rule if transformed else _Reverse
         output, _, _ = rule.apply(products, kind.without_arrays, input, learned, bias, bias_mask, base, *kind.arrays)
         return output
+    if torch.jit.is_tracing():
+        call_checks.refuse_jit_trace()
     found = _ReverseOnly.apply((products, kind, bias_mask, base, written), input, learned, bias)
     return found[0] if isinstance(found, tuple) else found
 

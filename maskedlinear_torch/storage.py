@@ -200,20 +200,11 @@ def _others(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     own = ("weight", "bias", "base", "values", "bias_values", "bias_base")
     known = {id(layer._parameters.get(name)) for layer in layers.values() for name in own}
     found = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in known}
-    return found | _buffers(model)
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        ".".join(filter(None, (prefix, name))): buffer
-        for prefix, module in model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if _compat.is_persistent(module, name)
-    }
+    return found | _compat.persistent_buffers(model)
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | _buffers(model)
+    return dict(model.named_parameters(remove_duplicate=False)) | _compat.persistent_buffers(model)
 
 
 def _stored(layer: Any, with_base: bool) -> Stored:

@@ -69,6 +69,14 @@ class Constant(nn.Parameter):
         return Constant, (self.detach(),)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor that torch's own modes take: where they trace they refuse a class of ours."""
+    if type(tensor) is Constant and _compat.in_tracing_mode():
+        with _compat.no_dispatch():
+            return Tensor.data.__get__(tensor)  # type: ignore[attr-defined,no-any-return]
+    return tensor
+
+
 class PositionsBuffer(Tensor):
     """What a layer registers as a buffer in place of its positions: it has no numbers that could be averaged or cast.
 

@@ -119,7 +119,7 @@ ONLY_DEFINED_IN_ONE = {
     "storage.py": {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
         # Modules have buffers, are converted in place, and some keep their weight the other way.
-        "_buffers", "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
+        "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
     },
     "packed_module.py": {
         "_bits",  # the matrix is an integer leaf: a pytree has no parameters that take no gradient
@@ -152,6 +152,7 @@ ONLY_IN_TORCH = {
     "steps.py",  # hooks around the steps of optimizers, which write in place
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch
+    "tied_keys.py",  # likewise
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
     "packed_attention.py",  # as attention.py
     "kept_matrix.py",  # XLA decides what is kept

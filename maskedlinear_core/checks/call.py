@@ -139,3 +139,15 @@ def _vector(function: str, name: str, spec: Spec, weight_shape: Shape) -> None:
             f"{function}: expected {name} of shape ({weight_shape[0]},), one per output feature, "
             f"got shape {tuple(spec.shape)}; check that the weight is (out_features, in_features)"
         )
+
+
+def refuse_jit_trace() -> NoReturn:
+    """Refuse to be recorded by `torch.jit.trace`.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        "torch.jit.trace: expected plain layers, got a masked one, whose gradient has a rule that no such trace holds; "
+        "trace unmask_linears(copy.deepcopy(model)) for inference, or use torch.export or torch.compile"
+    )

@@ -135,6 +135,18 @@ def values_dtype(name: str, weight: str) -> None:
         )
 
 
+def refuse_script(layer: str) -> NoReturn:
+    """Refuse to compile a masked layer's Python to TorchScript.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"torch.jit.script: expected plain layers, got a {layer}, whose gradient has a rule of its own; "
+        "use torch.compile or torch.export, or script unmask_linears(copy.deepcopy(model)), of which all learns"
+    )
+
+
 def bits(layer: str, got: str, dtype: str) -> None:
     """Check that a constant is still held as its bits.
 

@@ -1,0 +1,55 @@
+"""Which weights a model of transformers ties by itself: not those of a packed embedding and its head.
+
+Such a model ties anew what its `_tied_weights_keys` name, by putting the parameter of one module into another. A packed
+embedding has no parameter for its matrix, and the head over it reads the embedding's: they cannot come apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+_KEYS = ("_tied_weights_keys", "all_tied_weights_keys")
+_BEFORE = "_maskedlinear_tied_before"
+
+
+def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Let models of transformers not tie the weights of modules that tie themselves.
+
+    Args:
+        model: It, or modules of it, may be such a model.
+        kind: The class of the modules.
+    """
+    for whole in model.modules():
+        expand: Any = getattr(whole, "get_expanded_tied_weights_keys", None)
+        if expand is None:
+            continue
+        ties = expand(all_submodels=False)
+        own = {name: other for name, other in ties.items() if not isinstance(_owner(whole, name), kind)}
+        if len(own) < len(ties):
+            vars(whole).setdefault(_BEFORE, {name: vars(whole)[name] for name in _KEYS if name in vars(whole)})
+            vars(whole)["_tied_weights_keys"] = own
+        known = vars(whole).get("all_tied_weights_keys")
+        if known and any(isinstance(_owner(whole, name), kind) for name in known):
+            vars(whole).setdefault(_BEFORE, {"all_tied_weights_keys": known})
+            vars(whole)["all_tied_weights_keys"] = {
+                name: other for name, other in known.items() if not isinstance(_owner(whole, name), kind)
+            }
+
+
+def restore(model: nn.Module) -> None:
+    """Let them tie again what they tied before."""
+    for whole in model.modules():
+        before = vars(whole).pop(_BEFORE, None)
+        if before is not None:
+            for name in _KEYS:
+                vars(whole).pop(name, None)
+            vars(whole).update(before)
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module | None:
+    module: Any = model
+    for part in name.split(".")[:-1]:
+        module = getattr(module, "_modules", {}).get(part)
+    return module  # type: ignore[no-any-return]

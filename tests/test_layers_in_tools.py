@@ -1,0 +1,154 @@
+"""Masked layers in the hands of other tools: graphs, transformers, modes, proofs of whole models."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskedlinear_torch import (
+    PackedLinear,
+    assert_frozen,
+    columns,
+    hold_frozen,
+    mask_linears,
+    rows,
+    train_new_tokens,
+    unmask_linears,
+)
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+IDS = torch.arange(6).reshape(2, 3)
+FORMS = pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+
+
+class Tokens(nn.Module):
+    """An embedding, attention, a Conv1D and a head tied to the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.e, self.c = nn.Embedding(10, 6), transformers.pytorch_utils.Conv1D(6, 6)
+        self.a, self.l = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 10, bias=False)
+        self.l.weight = self.e.weight
+
+    def forward(self, tokens):
+        x = self.e(tokens)
+        return self.l(self.c(self.a(x, x, x)[0]))
+
+
+def linears(packed, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    halves = {"0": np.arange(8) % 2 == 0}
+    return mask_linears(model, {"0": columns([1, 4])}, packed=packed, bias_masks=halves, **options)
+
+
+def tokens(packed):
+    masks = {"e": rows([1]), "l": rows([1]), "c": columns([0]), "a.q_proj": rows([0]), "a.out_proj": rows([1])}
+    return mask_linears(Tokens(), masks, packed=packed)
+
+
+@FORMS
+def test_fx_takes_a_layer_as_one_step(packed):
+    for model, x in ((linears(packed), X), (tokens(packed), IDS)):
+        graph = torch.fx.symbolic_trace(model)
+        assert torch.equal(graph(x), model(x))
+        layers = {name: module for name, module in model.named_modules() if hasattr(module, "grad_mask")}
+        for name, layer in layers.items():
+            assert graph.get_submodule(name) is layer or "." in name  # attention is one step with its parts
+
+
+@FORMS
+def test_make_fx_records_a_layer(packed):
+    model = linears(packed)
+    for how in ("real", "fake"):
+        graph = make_fx(lambda x: model(x), tracing_mode=how, _allow_non_fake_inputs=True)(X)
+        assert torch.equal(graph(X), model(X))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["masked", "packed", "held"])
+def test_torchscript_is_refused_with_what_to_do(name):
+    model = linears(name == "packed")
+    if name == "held":
+        hold_frozen(torch.optim.SGD(model.parameters()), model)
+    with pytest.raises(RuntimeError, match=r"torch.jit.trace: expected plain layers.*unmask_linears"):
+        torch.jit.trace(model, X)
+    with pytest.raises(TypeError, match=r"torch.jit.script: expected .*unmask_linears"):
+        torch.jit.script(model)
+    traced = torch.jit.trace(unmask_linears(copy.deepcopy(model)), X)
+    assert torch.equal(traced(X), model(X))
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, lambda: FlopCounterMode(display=False)], ids=["inference", "a mode"]
+)
+def test_m2_what_is_written_under_a_mode_reaches_a_packed_layer(mode):
+    layer = PackedLinear(6, 4, grad_mask=columns([1]), bias_mask=np.array([True, False] * 2), seed=0)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    with mode(), torch.no_grad():
+        layer.weight.mul_(2.0)
+        layer.bias.data.mul_(3.0)
+        assert torch.equal(layer(X), F.linear(X, weight * 2, bias * 3))
+    assert torch.equal(layer(X), F.linear(X, weight * 2, bias * 3))
+    layer(X).sum().backward()
+
+
+def gpt(packed):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.resize_token_embeddings(14, mean_resizing=False)
+    return train_new_tokens(model, first=12, packed=packed)
+
+
+@FORMS
+def test_m7_transformers_tie_and_initialise_nothing_anew(packed, tmp_path):
+    model = gpt(packed)
+    before = model(IDS).logits.detach()
+    for change in ("tie_weights", "init_weights", "tie_weights"):
+        getattr(model, change)()
+        assert torch.equal(model(IDS).logits, before), change
+    model.save_pretrained(tmp_path)
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(IDS).logits, before)
+    assert again.lm_head.weight is again.transformer.wte.weight
+
+
+@FORMS
+def test_m7_what_is_unmasked_ties_as_it_did(packed):
+    model = unmask_linears(copy.deepcopy(gpt(packed)))
+    model.lm_head.weight = nn.Parameter(torch.zeros(14, 8))
+    model.tie_weights()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.all_tied_weights_keys == {"lm_head.weight": "transformer.wte.weight"}
+
+
+@FORMS
+def test_what_others_note_on_a_layer_stays(packed):
+    model = nn.Sequential(nn.Linear(6, 4))
+    model[0]._is_hf_initialized, model[0].scale_init = True, 0.5
+    mask_linears(model, {"0": columns([1])}, packed=packed)
+    assert (model[0]._is_hf_initialized, model[0].scale_init) == (True, 0.5)
+    plain = unmask_linears(copy.deepcopy(model))[0]
+    assert (plain._is_hf_initialized, plain.scale_init) == (True, 0.5)
+    assert vars(plain).keys() <= vars(nn.Linear(6, 4)).keys() | {"_is_hf_initialized", "scale_init"}
+
+
+def test_h6_running_statistics_are_no_frozen_entries_and_a_scalar_that_moved_is_named():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+    mask_linears(model, {"0": columns([1])}, freeze_others=True)
+    before = copy.deepcopy(model.state_dict())
+    model(X)
+    assert assert_frozen(before, model) == 40 + 8 + 16  # a weight, a bias, and the norm's own
+    with pytest.raises(
+        AssertionError, match=r"1.num_batches_tracked: 1 of 1 frozen entries moved, first \[\] from 0 to 1"
+    ):
+        assert_frozen(before, model.state_dict(), {"1.running_mean": None, "1.running_var": None})
