@@ -345,6 +345,7 @@ def _check_linear(name: str, linear: Any) -> None:
         convert_checks.refuse_option(
             name, "an equinox.nn.Linear", '"scalar" features', "give it features as numbers, or leave it out"
         )
+    convert_checks.not_stacked(name, linear.weight.ndim, 2)
 
 
 def _is_embedding(node: Any) -> bool:
@@ -354,6 +355,7 @@ def _is_embedding(node: Any) -> bool:
 def _check_embedding(name: str, layer: Any) -> None:
     if type(layer) is not eqx.nn.Embedding:
         embedding_checks.refuse_class(name, "an equinox.nn.Embedding", layer)
+    convert_checks.not_stacked(name, layer.weight.ndim, 2)
 
 
 def _shape(linear: Any) -> tuple[int, int]:

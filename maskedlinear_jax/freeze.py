@@ -13,7 +13,7 @@ from maskedlinear_core.arrays import is_framework_array
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
-from maskedlinear_jax import _compat
+from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
 from maskedlinear_jax.frozen_state import keep_state
 from maskedlinear_jax.module import MaskedLinear, _is_float
@@ -157,7 +157,9 @@ def grad_masks(model: Any) -> Any:
         if not isinstance(node, MaskedLinear):
             return jax.tree.map(lambda leaf: True if _is_float(leaf) else None, node)
         bias = True if node.bias_mask is None else jnp.asarray(node.bias_mask)
-        weight = trains({(): node.grad_mask}, (), node.weight)
+        if node.bias_mask is not None and hasattr(node.bias, "shape"):
+            bias = jnp.broadcast_to(bias, node.bias.shape)
+        weight = stacked.to_array(node.grad_mask, node.weight.shape)
         return node.replace(weight=weight, bias=None if node.bias is None else bias, grad_mask=_nothing(node.grad_mask),
                             bias_mask=None)  # fmt: skip
 
@@ -282,8 +284,9 @@ def _named_arrays(tree: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, node in _named(tree, _is_layer).items():
         if _is_layer(node):
-            parts = {"weight": node.weight, "bias": node.bias}
-            found |= {_join(name, part): array for part, array in parts.items() if array is not None}
+            for one, layer in stacked.layers_of(name, node).items():
+                parts = {"weight": layer.weight, "bias": layer.bias}
+                found |= {_join(one, part): array for part, array in parts.items() if array is not None}
         elif _is_float(node):
             found[name] = node
     return found
@@ -296,9 +299,10 @@ def _named_masks(tree: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, node in _named(tree, _is_layer).items():
         if _is_layer(node):
-            found[_join(name, "weight")] = node.grad_mask
-            if node.bias is not None:
-                found[_join(name, "bias")] = node.bias_mask
+            for one, layer in stacked.layers_of(name, node).items():
+                found[_join(one, "weight")] = layer.grad_mask
+                if layer.bias is not None:
+                    found[_join(one, "bias")] = layer.bias_mask
         elif _is_float(node):
             found[name] = None
     return found

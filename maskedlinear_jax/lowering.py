@@ -113,11 +113,13 @@ def register_pytree(kind: type[masks.Mask]) -> None:
 
 
 def _flatten(mask: masks.Mask) -> tuple[tuple[object, ...], _Skeleton]:
-    # Made once: every call of a compiled function flattens its arguments.
-    skeleton = mask.memo.get(_Skeleton)
-    if skeleton is None:
-        skeleton = mask.memo[_Skeleton] = _Skeleton(mask)
-    return mask.leaves, skeleton
+    # Made once: every call of a compiled function flattens its arguments. What such a function returns has 32 bits, so
+    # a mask that was in none has them too: checkpoints of the one are loaded into the other.
+    found = mask.memo.get(_Skeleton)
+    if found is None:
+        leaves = tuple([_narrow(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in mask.leaves])
+        found = mask.memo[_Skeleton] = leaves, _Skeleton(mask)
+    return found
 
 
 def _unflatten(skeleton: _Skeleton, leaves: tuple[object, ...]) -> masks.Mask:

@@ -17,8 +17,9 @@ from maskedlinear_core import constructors, files
 from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
-from maskedlinear_jax import freeze, module, packed_module, storage
+from maskedlinear_jax import freeze, module, packed_module, stacked, storage
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
 from maskedlinear_jax.freeze import keep_frozen as keep_frozen
@@ -99,12 +100,12 @@ def grad_masks(model: nnx.Module) -> nnx.State:
             inside = state
             for part in path:
                 inside = inside[part]
-            trains = layer.grad_mask.to_array((layer.out_features, layer.in_features))
             own = "embedding" if isinstance(layer, MaskedEmbed) else "kernel"
-            turned = trains if isinstance(layer, MaskedEmbed) else trains.T
-            inside[own].set_value(jnp.asarray(turned).reshape(inside[own].shape))
+            inside[own].set_value(_trains(layer, inside[own].shape))
             if layer.bias_positions is not None:
-                inside["bias"].set_value(layer.bias_positions.get_value().reshape(inside["bias"].shape))
+                positions, shape = layer.bias_positions.get_value(), inside["bias"].shape
+                same = positions.size == inside["bias"].size
+                inside["bias"].set_value(positions.reshape(shape) if same else jnp.broadcast_to(positions, shape))
     return _as_pure(state)
 
 
@@ -193,7 +194,12 @@ def _tree(model: Any) -> dict[str, Any]:
     # The masked layers as the package's own, and what else learns.
     if not isinstance(model, nnx.Module):
         convert_checks.refuse_model("a flax.nnx.Module", model, function="save_packed")
-    layers = {name: _pytree(layer) for name, (layer, *_) in _places(model, _Layer).items()}
+    found: dict[str, Any] = {name: layer for name, (layer, *_) in _places(model, _Layer).items()}
+    for name, layer in found.items():
+        own = "base" if layer.is_packed else "embedding" if _form_of(layer).is_embedding else "kernel"
+        if _depth(layer, getattr(layer, own).shape):
+            storage_checks.refuse_stacked(name)
+    layers = {name: _pytree(layer) for name, layer in found.items()}
     return layers | {name: variable.get_value() for name, variable in _variables(model).items()}
 
 
@@ -257,18 +263,32 @@ def _pytree(layer: Any) -> Any:
 _PLAIN = (_Layer, nnx.Linear, nnx.LinearGeneral, nnx.Embed)
 
 
+def _trains(layer: Any, shape: tuple[int, ...]) -> jax.Array:
+    # Where a kernel or an embedding trains, of one layer or of a stack of them (`nnx.vmap`, `nnx.scan`).
+    stack = shape[: _depth(layer, shape)]
+    found = stacked.to_array(layer.grad_mask, (*stack, layer.out_features, layer.in_features))
+    return (found if _form_of(layer).is_embedding else jnp.swapaxes(found, -1, -2)).reshape(shape)
+
+
+def _depth(layer: Any, shape: tuple[int, ...]) -> int:
+    # Along how many axes layers are stacked, by the shape of the kernels.
+    return len(shape) - len((*layer.in_axes, *layer.out_axes) if hasattr(layer, "in_axes") else "oi")
+
+
 def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     # Arrays and masks by name: the kernel and bias of each masked layer, and all other parameters, which train.
     arrays: dict[str, Any] = {}
     trains: dict[str, Any] = {}
     layers: dict[Any, Any] = {path: node for path, node in nnx.iter_graph(model) if isinstance(node, _Layer)}
     for path, layer in layers.items():
-        plain = layer.to_linear()
         own = "embedding" if _form_of(layer).is_embedding else "kernel"
         name = ".".join(map(str, (*path, own)))
-        arrays[name] = getattr(plain, own).get_value()
-        mask = layer.grad_mask.to_array(_form_of(layer).shape(plain))
-        trains[name] = (mask if own == "embedding" else mask.T).reshape(arrays[name].shape)
+        matrix = layer.base if layer.is_packed else getattr(layer, own)
+        if _depth(layer, matrix.shape):  # what learns of packed ones is left out
+            arrays[name], trains[name] = matrix.get_value(), _trains(layer, matrix.shape)
+            continue
+        arrays[name] = getattr(layer.to_linear(), own).get_value()
+        trains[name] = _trains(layer, arrays[name].shape)
         if getattr(layer, "bias", None) is not None:
             name = ".".join(map(str, (*path, "bias")))
             arrays[name] = layer.bias.get_value() if isinstance(layer.bias, nnx.Variable) else layer.bias

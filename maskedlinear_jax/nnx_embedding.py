@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, as_precision
@@ -232,6 +233,7 @@ def check_embed(name: str, embed: Any) -> None:
     """Refuse what is no plain `flax.nnx.Embed`."""
     if type(embed) is not nnx.Embed:
         embedding_checks.refuse_class(name, "a flax.nnx.Embed", embed)
+    convert_checks.not_stacked(name, embed.embedding.ndim, 2)
 
 
 def _take(table: Array, inputs: Array, **fill: Any) -> Array:

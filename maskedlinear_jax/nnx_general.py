@@ -229,6 +229,7 @@ def check_general(name: str, linear: Any) -> None:
         convert_checks.refuse_option(name, "an nnx.LinearGeneral", "batch_axis", "leave it out of the pattern")
     if linear.dot_general not in (None, jax.lax.dot_general) or linear.dot_general_cls is not None:
         convert_checks.refuse_subclass(name, linear.dot_general or linear.dot_general_cls)
+    convert_checks.not_stacked(name, linear.kernel.ndim, len((*linear.in_features, *linear.out_features)))
 
 
 def shape_of(linear: Any) -> tuple[int, int]:

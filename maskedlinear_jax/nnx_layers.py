@@ -439,6 +439,7 @@ def _check_plain(name: str, linear: Any) -> None:
         convert_checks.refuse_subclass(name, linear)
     if linear.dot_general is not jax.lax.dot_general:
         convert_checks.refuse_subclass(name, linear.dot_general)
+    convert_checks.not_stacked(name, linear.kernel.ndim, 2)
 
 
 def move_moments(optimizer: Any, model: nnx.Module, moved: dict[moments.Path, moments.Moved]) -> None:

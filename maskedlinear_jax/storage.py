@@ -21,6 +21,7 @@ from maskedlinear_jax import packing
 from maskedlinear_jax.convert import _is_layer
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
+from maskedlinear_jax.stacked import depth
 
 
 def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_base: bool = False) -> int:
@@ -159,6 +160,9 @@ def _layers(model: Any) -> dict[str, Any]:
     layers = {name: node for name, node in _nodes(model)[0].items() if _is_layer(node)}
     if not layers:
         storage_checks.refuse_empty()
+    for name, layer in layers.items():
+        if depth(layer):
+            storage_checks.refuse_stacked(name)
     return layers
 
 

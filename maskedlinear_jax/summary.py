@@ -14,6 +14,7 @@ from maskedlinear_jax.constant import Constant
 from maskedlinear_jax.convert import _is_layer
 from maskedlinear_jax.module import _is_float
 from maskedlinear_jax.packed_module import PackedLinear
+from maskedlinear_jax.stacked import layers_of
 
 
 def summary(model: Any) -> Summary:
@@ -41,7 +42,7 @@ def summary(model: Any) -> Summary:
     for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=stops):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if _is_layer(node):
-            parts.append(_layer(name, node))
+            parts += [_layer(one, layer) for one, layer in layers_of(name, node).items()]
         elif isinstance(node, Constant):
             parts.append(Part(name, "Constant", 0, sum(leaf.size for leaf in jax.tree.leaves(node))))
         elif _is_float(node):

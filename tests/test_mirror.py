@@ -143,6 +143,7 @@ def definitions(path):
 ONLY_IN_JAX = {
     "equinox.py", "nnx.py", "nnx_layers.py", "nnx_convert.py", "nnx_embedding.py",  # adapters of other libraries
     "nnx_general.py",
+    "stacked.py",  # layers along an axis, which a scan or vmap goes over
     "constant.py",  # a pytree has no parameters that take no gradient
     "moments.py",  # an optimizer's state is a value of its own
 }  # fmt: skip

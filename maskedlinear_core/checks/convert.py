@@ -73,6 +73,19 @@ def refuse_option(name: str, kind: str, option: str, what_to_do: str) -> NoRetur
     raise TypeError(f"mask_linears: {_named(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
 
 
+def not_stacked(name: str, axes: int, expected: int) -> None:
+    """Check that a layer is one, and no stack of layers.
+
+    Raises:
+        ValueError: Its weight has more axes.
+    """
+    if axes > expected:
+        raise ValueError(
+            f"mask_linears: {_named(name)}: expected one layer, got a stack of them, whose weight has {axes} axes; "
+            "mask the layer inside of the function that vmap maps, or stack layers that are masked"
+        )
+
+
 def refuse_positions() -> NoReturn:
     """Refuse other positions for packed values that stay where they are.
 

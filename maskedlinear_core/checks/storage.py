@@ -178,6 +178,18 @@ def one_name_each(to: dict[str, str]) -> None:
         seen[new] = name
 
 
+def refuse_stacked(name: str) -> NoReturn:
+    """Refuse a stack of layers, whose masks may differ.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"save_packed: {name or 'the layer'}: expected one layer, got a stack of them; save each by itself, such as "
+        "jax.tree.map(lambda leaf: leaf[0], layers), or save all leaves (orbax, equinox.tree_serialise_leaves)"
+    )
+
+
 def array(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
     """Check an array that what learned is set to.
 
