@@ -139,6 +139,8 @@ class FrozenEntries:
             return parameter
         if torch.compiler.is_compiling() or _compat.in_transform() or _compat.in_dispatch_mode():
             return self.places.merged(parameter, self.matrix)
+        if _compat.is_traced_by_jit():
+            call_checks.refuse_jit_trace()
         if self._seen != self._state_of(parameter):
             self.restore()
         else:
@@ -216,8 +218,6 @@ class Held:
 
     def read(self, layer: Any, name: str) -> Any:
         """Return what a forward reads as the parameter of that name."""
-        if torch.jit.is_tracing():
-            call_checks.refuse_jit_trace()
         if self.waits and not any(layer._parameters[one].is_meta for one in self.entries):
             self.renew(layer)
         parameter, entries = layer._parameters.get(name), self.entries.get(name)

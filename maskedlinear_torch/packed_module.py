@@ -261,8 +261,6 @@ class PackedLinear(Layer):
             if isinstance(input, torch.fx.Proxy):
                 return call_in_graph(self, input)
             call_checks.refuse_array("input", input, function="packed_linear")
-        if torch.jit.is_tracing():
-            call_checks.refuse_jit_trace()
         kind = self._positions()
         input, base, bias = _autocast(input, plain(self.base), self._whole_bias())
         _check("packed_linear", input, base, bias)
@@ -342,6 +340,8 @@ class PackedLinear(Layer):
         base, values, kept = self.base, self.values, self._kept
         if not KeptMatrix.can_be_kept(base, values):
             return None
+        if _compat.is_traced_by_jit():
+            call_checks.refuse_jit_trace()
         if kept is None or not kept.is_of(base, values):
             del kept  # who holds the old one is counted
             kept = renewed(self, self._kind, base, values)

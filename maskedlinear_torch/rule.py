@@ -81,7 +81,7 @@ def masked(
         rule = _Rule if transformed else _Reverse
         output, _, _ = rule.apply(products, kind.without_arrays, input, learned, bias, bias_mask, base, *kind.arrays)
         return output
-    if torch.jit.is_tracing():
+    if _compat.is_traced_by_jit():
         call_checks.refuse_jit_trace()
     found = _ReverseOnly.apply((products, kind, bias_mask, base, written), input, learned, bias)
     return found[0] if isinstance(found, tuple) else found

@@ -73,7 +73,7 @@ def plain(tensor: Tensor) -> Tensor:
     """Return a tensor that torch's own modes take: where they trace they refuse a class of ours."""
     if type(tensor) is Constant and _compat.in_tracing_mode():
         with _compat.no_dispatch():
-            return Tensor.data.__get__(tensor)  # type: ignore[attr-defined,no-any-return]
+            return Tensor.data.__get__(tensor)  # type: ignore[attr-defined]
     return tensor
 
 

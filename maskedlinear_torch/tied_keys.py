@@ -52,4 +52,4 @@ def _owner(model: nn.Module, name: str) -> nn.Module | None:
     module: Any = model
     for part in name.split(".")[:-1]:
         module = getattr(module, "_modules", {}).get(part)
-    return module  # type: ignore[no-any-return]
+    return module
