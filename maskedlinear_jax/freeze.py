@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,8 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
     it; what it would move is held as everything is. A penalty that is zero for some entries (such as
-    `jnp.maximum(jnp.abs(weight) - 0.3, 0).sum()`) cannot be told from a mask that changed: outside of `jax.jit` its
-    update is refused. Hand the masks to `update`, as below, and it is held too.
+    `jnp.maximum(jnp.abs(weight) - 0.3, 0).sum()`) cannot be told from a mask that changed: its update is refused.
+    Hand the masks to `update`, as below, and it is held too.
 
     Args:
         optimizer: An optax gradient transformation, or an `optax.MultiSteps`.
@@ -49,8 +50,8 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     Returns:
         A gradient transformation. When a mask changes during training, hand the new ones to
         `update(gradients, state, params, masks=grad_masks(model))`. Its arguments hold no mask otherwise: positions
-        are no parameters. Outside of `jax.jit` an update whose gradient seems to be of another mask is refused. A
-        compiled one has no numbers to look at and goes on with the old mask.
+        are no parameters. An update whose gradient seems to be of another mask is refused; a compiled one stops with
+        the same words (a `jax.errors.JaxRuntimeError`) when it runs.
 
     Raises:
         TypeError: `optimizer` is no optax transformation.
@@ -255,16 +256,26 @@ def _holds(held: Any) -> bool:
 
 def _check_masks(held: Any, gradients: Any, params: Any) -> None:
     # The gradient of a layer is zero where its mask freezes. One that is not, and is zero at other frozen weights, is
-    # of a layer with another mask; a penalty on the whole weight reaches all of them. While JAX traces there are no
-    # numbers to look at.
+    # of a layer with another mask; a penalty on the whole weight reaches all of them.
     weights = by_path(params)
     for path, gradient in by_path(gradients).items():
         where, weight = trains(held, path, gradient) if is_framework_array(gradient) else None, weights.get(path)
-        if where is None or weight is None or any(_compat.is_tracer(one) for one in (gradient, where, weight)):
+        if where is None or weight is None:
             continue
         moves = ~where & (gradient != 0)
-        if bool(moves.any()) and bool((~where & (gradient == 0) & (weight != 0)).any()):
-            frozen_checks.refuse_other_gradient(".".join(path), int(moves.sum()))
+        is_other = moves.any() & (~where & (gradient == 0) & (weight != 0)).any()
+        refuse = functools.partial(_refuse_other_gradient, ".".join(path))
+        if _compat.is_tracer(is_other):
+            # Compiled code has numbers only when it runs: then it stops with the same words.
+            stop = functools.partial(jax.debug.callback, refuse)
+            jax.lax.cond(is_other, stop, lambda *found: None, is_other, moves.sum())
+        else:
+            refuse(is_other, moves.sum())
+
+
+def _refuse_other_gradient(name: str, is_other: Any, count: Any) -> None:
+    if is_other:
+        frozen_checks.refuse_other_gradient(name, int(count))
 
 
 def _nothing(tree: Any) -> Any:

@@ -156,6 +156,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
             made[id(layer)] = plain
             _compat.take_hooks(plain, layer)
             _compat.give_attributes_back(plain, layer)
+            steps.unmasked.add(plain)
     head: Any
     for layer in model.modules():
         if isinstance(layer, TiedHead):
@@ -163,6 +164,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
             head.weight, head.bias = made[id(layer.embedding)].weight, layer.bias
             _compat.take_hooks(head.train(layer.training), layer)
             _compat.give_attributes_back(head, layer)
+            steps.unmasked.add(head)
     tied_keys.restore(model)
     model = _replace(model, made)
     for module in model.modules():

@@ -56,17 +56,29 @@ class _Look:
 
     def __init__(self, holder: int) -> None:
         self.holder = holder
+        self.known: dict[str, int] = {}
 
     def __call__(self, model: nn.Module, args: Any = None) -> None:
         if torch.compiler.is_compiling() or (self.holder == INHERITED and model in _released):
             return
-        for name, layer in model.named_modules():
-            if _can_be_held(layer):
-                _hold(layer, name, self.holder)
-                assert layer._held is not None
-                if name.endswith(f".{steps.ADAPTED}"):
-                    layer._held.lie_under_an_adapter()
-                layer._held.restore_parts(layer)
+        modules = dict(model.named_modules())
+        held = {name: layer for name, layer in modules.items() if _can_be_held(layer)}
+        for name in self.known.keys() - held.keys():
+            self._check_replaced(name, modules.get(name), held)
+        for name, layer in held.items():
+            _hold(layer, name, self.holder)
+            assert layer._held is not None
+            if name.endswith(f".{steps.ADAPTED}"):
+                layer._held.lie_under_an_adapter()
+            layer._held.restore_parts(layer)
+        self.known = {name: id(layer) for name, layer in held.items()}
+
+    def _check_replaced(self, name: str, now: nn.Module | None, held: dict[str, Any]) -> None:
+        # A masked layer that is not there any more, and a plain one that learns has its name.
+        if not isinstance(now, nn.Linear | nn.Embedding) or now in steps.unmasked:
+            return
+        if now.weight.requires_grad and self.known[name] not in map(id, held.values()):
+            frozen_checks.refuse_plain(name, type(now).__name__)
 
     def __reduce__(self) -> Any:
         return _Look, (INHERITED,)

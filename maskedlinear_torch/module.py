@@ -44,6 +44,7 @@ class Layer(HeldModule):
     _arrays: tuple[Tensor | None, ...]
     _bias_array: Tensor | None
     _stand_ins: tuple[PositionsBuffer | None, ...]
+    _made_for: tuple[int, int]  # the shape of the matrix that the positions are in
     _mask: masks.Mask
     _bias_values: np.ndarray | None
     _precision: Precision = Native()
@@ -68,7 +69,10 @@ class Layer(HeldModule):
         self._precision = as_precision(precision)
 
     def _positions(self) -> Kind:
-        device, buffers = self._home().device, self._buffers
+        home, buffers = self._home(), self._buffers
+        device = home.device
+        if home.shape != self._made_for and home.dim() == 2:
+            self._take_shape()
         for array in self._arrays:
             if array is not None and array.device != device:
                 # Parameters came from meta (load_state_dict(assign=True)), or were moved without the layer.
@@ -79,6 +83,19 @@ class Layer(HeldModule):
                 named = zip(_NAMES, self._arrays, strict=False)
                 return self._kind.with_arrays([_given(buffers[name], array) for name, array in named])
         return self._kind
+
+    def _take_shape(self) -> None:
+        # Somebody gave the parameter other sizes, as `resize_token_embeddings` of transformers does.
+        is_turned = self._is_turned and not self._is_packed
+        height, width = self._home().shape[::-1] if is_turned else self._home().shape
+        old = self._made_for[::-1] if is_turned else self._made_for
+        bias = None if self._bias_values is None else len(self._bias_values)
+        module_checks.resized(type(self).__name__, old, (height, width), bias)
+        with module_checks.fitting(type(self).__name__, old, (height, width)):
+            self._mask.canonical((height, width))
+        self.out_features, self.in_features = height, width
+        self._set_masks(self._mask, self._bias_values)
+        self._origin = Origin(self, moved=True)
 
     @property
     def _bias_positions(self) -> Tensor | None:
@@ -91,6 +108,7 @@ class Layer(HeldModule):
         moved = known is not None and known.look(self, other_mask=mask is not self._mask and not self._is_packed)
         device = self._home().device
         shape = (self.out_features, self.in_features)
+        self._made_for = shape[::-1] if self._is_turned and not self._is_packed else shape
         kind = lowering.resolve(mask, shape, device, packed=self._is_packed)
         arrays = kind.arrays
         self._mask, self._bias_values = mask, bias_values

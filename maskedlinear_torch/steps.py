@@ -25,6 +25,8 @@ _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]]
 _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
+unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Plain layers that `unmask_linears` made: all of them shall learn."""
 ADAPTED = "base_layer"
 """The name by which an adapter (PEFT's) has the layer that it lies over."""
 

@@ -60,6 +60,30 @@ def test_h5_a_penalty_that_is_zero_for_some_entries_is_named_and_is_held_with_it
     assert bool((after.weight[:, 1] != params.weight[:, 1]).all())
 
 
+def test_h5_another_mask_stops_a_compiled_step():
+    layer = mj.MaskedLinear(I, O, bias=False, grad_mask=columns([1]), seed=0)
+    optimizer = mj.hold_frozen(optax.adamw(0.1, weight_decay=0.1), layer)
+    params, rest = mj.partition(layer)
+
+    @jax.jit
+    def step(params, rest, state, penalty, masks=None):
+        def loss(params):
+            layer = mj.combine(params, rest)
+            return jnp.square(layer(X)).mean() + penalty * jnp.square(layer.weight).sum()
+
+        given = {} if masks is None else {"masks": masks}
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params, **given)
+        return mj.apply_updates(params, updates), state
+
+    stepped, state = step(params, rest, optimizer.init(params), 0.1)  # a penalty reaches all frozen entries
+    assert mj.assert_frozen(layer, mj.combine(stepped, rest)) == (I - 1) * O
+    other = layer.replace(grad_mask=columns([2]))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"hold_frozen: weight: expected a gradient of zero .* masks="):
+        jax.block_until_ready(step(stepped, mj.partition(other)[1], state, 0.0))
+    again, _ = step(stepped, mj.partition(other)[1], state, 0.0, mj.grad_masks(other))
+    assert mj.assert_frozen({"w": stepped.weight}, {"w": again.weight}, {"w": columns([2])}) == (I - 1) * O
+
+
 def test_h3_a_mask_that_does_not_fit_is_refused_by_init_in_jax():
     optimizer = mj.hold_frozen(optax.sgd(0.1), {"a": columns([1])})
     with pytest.raises(ValueError, match=r"mask of a: expected a weight of shape"):

@@ -12,11 +12,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskedlinear_torch import (
+    MaskedLinear,
     PackedLinear,
     assert_frozen,
     columns,
+    elements,
     hold_frozen,
+    load_packed,
     mask_linears,
+    packed_bytes,
     rows,
     train_new_tokens,
     unmask_linears,
@@ -152,3 +156,81 @@ def test_h6_running_statistics_are_no_frozen_entries_and_a_scalar_that_moved_is_
         AssertionError, match=r"1.num_batches_tracked: 1 of 1 frozen entries moved, first \[\] from 0 to 1"
     ):
         assert_frozen(before, model.state_dict(), {"1.running_mean": None, "1.running_var": None})
+
+
+def resized(tied):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=12,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        n_positions=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=tied,
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    plain = copy.deepcopy(model)
+    train_new_tokens(model, first=10, packed=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+    hold_frozen(optimizer, model)
+    steps(model, optimizer)
+    model.resize_token_embeddings(14, mean_resizing=False)
+    return model, plain
+
+
+def steps(model, optimizer):
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_m7_a_vocabulary_that_grows_once_more_keeps_its_mask_and_is_saved_whole():
+    model, plain = resized(tied=True)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.3)
+    hold_frozen(optimizer, model)
+    steps(model, optimizer)
+    assert assert_frozen(before, model)
+    assert model.transformer.wte.grad_mask == rows([10, 11])
+    plain.resize_token_embeddings(14, mean_resizing=False)  # its new rows are others
+    loaded = load_packed(packed_bytes(model), plain)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+def test_m7_a_vocabulary_that_shrinks_below_its_mask_is_refused():
+    model, _ = resized(tied=True)
+    with pytest.raises(
+        IndexError, match=r"expected a weight of shape .*, got one of shape \(11, 8\).*set layer.grad_mask"
+    ):
+        model.resize_token_embeddings(11)(IDS)
+
+
+def test_h2_a_plain_layer_in_the_place_of_a_held_one_is_refused():
+    model, _ = resized(tied=False)  # transformers makes another head
+    with pytest.raises(ValueError, match=r"hold_frozen: lm_head: expected the masked layer.*mask it again"):
+        model(IDS)
+    mask_linears(model, {"lm_head": rows([10, 11])})
+    model(IDS)
+    unmask_linears(model)(IDS)  # on purpose
+
+
+@pytest.mark.parametrize("mask", [columns([1]), rows([0]), elements(np.eye(4, 6, dtype=bool))], ids=str)
+@pytest.mark.parametrize("is_held", [False, True], ids=["not held", "held"])
+def test_m7_a_weight_of_other_sizes_is_taken_or_refused(mask, is_held):
+    layer = MaskedLinear(6, 4, bias=False, grad_mask=mask, seed=0)
+    if is_held:
+        hold_frozen(torch.optim.SGD(layer.parameters()), layer)
+    layer.weight.data = torch.ones(3, 6)
+    if mask.shape is not None:
+        with pytest.raises(
+            ValueError, match=r"MaskedLinear: expected a weight of shape \(4, 6\), .*got one of shape \(3, 6\)"
+        ):
+            layer(X)
+        return
+    layer(X).sum().backward()
+    assert layer.out_features == 3
+    assert torch.equal(layer.weight.grad != 0, torch.from_numpy(mask.to_array((3, 6))))

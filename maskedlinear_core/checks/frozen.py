@@ -135,6 +135,19 @@ def refuse_other_gradient(name: str, count: int) -> NoReturn:
     )
 
 
+def refuse_plain(name: str, now: str) -> NoReturn:
+    """Refuse a plain layer in the place of a masked one that is held.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"hold_frozen: {name or 'the layer'}: expected the masked layer that is held, got a plain {now} in its place, "
+        "all of which learns (resize_token_embeddings makes such a head); mask it again with mask_linears, or let go "
+        "with the hold's remove()"
+    )
+
+
 def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
     """Refuse a step that would train nothing of a layer any more.
 

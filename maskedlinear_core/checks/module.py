@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from maskedlinear_core.checks.words import FLOAT_DTYPES, Shape, is_integer, one_of
@@ -133,6 +134,31 @@ def values_dtype(name: str, weight: str) -> None:
             f"PackedLinear: expected values_dtype {' or '.join(allowed)} over a weight of {weight}, got {name}; "
             "choose one of these"
         )
+
+
+def resized(layer: str, old: Shape, new: Shape, bias_mask: int | None) -> None:
+    """Check that the bias mask of a layer fits a weight of other sizes.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if bias_mask is not None and bias_mask != new[0]:
+        raise ValueError(
+            f"{layer}: expected a weight of {old[0]} outputs, for which its bias_mask was made, got one of {new[0]}; "
+            "set layer.bias_mask = None before the sizes change, and another mask after it"
+        )
+
+
+@contextlib.contextmanager
+def fitting(layer: str, old: Shape, new: Shape) -> Iterator[None]:
+    """Say what to do where a mask does not fit a weight of other sizes."""
+    try:
+        yield
+    except (IndexError, ValueError) as error:
+        raise type(error)(
+            f"{layer}: expected a weight of shape {old}, for which its mask was made, got one of shape {new}, which it "
+            f"does not fit ({error}); set layer.grad_mask to a mask of both sizes before they change"
+        ) from error
 
 
 def refuse_script(layer: str) -> NoReturn:
