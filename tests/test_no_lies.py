@@ -59,6 +59,14 @@ RIGHT = {
     "a record and a dict": (lambda x: Result(x * 2), lambda x: {"value": x * 2}, X),
     "a list and a tuple": (lambda x: [x, x], lambda x: (x, x), X),
     "indices": (lambda x: torch.argmax(x, -1), lambda x: jnp.argmax(x, -1), X),
+    "logits that are float32 in any case": (lambda x: x.float() * 2, lambda x: x.astype(jnp.float32) * 2, X),
+    "a mean of truth values": (lambda x: (x, (x > 0).float().mean()), lambda x: (x, (x > 0).mean()), X),
+    "float32 by name, and by default": (lambda x: (x, torch.tensor(1 / 3)), lambda x: (x, jnp.float32(1 / 3)), X),
+    "positions of the default dtype": (
+        lambda x: x * torch.arange(6).float().div(6).cos(),
+        lambda x: x * jnp.cos(jnp.arange(6) / 6),
+        X,
+    ),
     "what an offset leaves": (lambda x: (x + 1e6).mean() - 1e6, lambda x: (x + 1e6).mean() - 1e6, X),
 }
 
@@ -79,6 +87,36 @@ def test_what_is_chosen_at_numerical_ties_is_no_difference():
     )  # fmt: skip
     assert report.ok, str(report)
     assert not compared(lambda x: torch.argmax(x, -1), lambda x: jnp.argmin(x, -1), X, dtypes=["bfloat16"]).ok
+
+
+def coded(xp, whole, largest):
+    def function(x):
+        scale = largest(abs(x)) / 127
+        return whole(xp.round(x / scale)), scale
+
+    return function
+
+
+def test_a_code_that_rounding_decides_is_no_difference():
+    theirs = coded(torch, lambda x: x.to(torch.int8), lambda x: x.amax(-1, keepdim=True))
+    mine = coded(jnp, lambda x: x.astype(jnp.int8), lambda x: x.max(-1, keepdims=True))
+    many = np.random.default_rng(2).standard_normal((4, 64))
+    chosen = {"dtypes": ["float32", "bfloat16"], "worlds": ["torch-eager", "jax-jit"]}
+    report = compared(theirs, mine, many, **chosen)
+    assert report.ok, str(report)
+    assert not compared(theirs, lambda x: (mine(x)[0] + 1, mine(x)[1]), many, **chosen).ok
+    assert not compared(theirs, lambda x: (mine(x)[0].at[1, 1].add(1), mine(x)[1]), many).ok
+
+
+def test_a_kernel_that_makes_nan_of_infinity_in_one_dtype_is_the_edge():
+    exact = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    large = np.repeat(X, 4, 0)
+    chosen = {"data": ["infinite"], "dtypes": ["float64", "float32"], "worlds": ["torch-eager", "jax-jit"]}
+    report = compared(torch.nn.functional.gelu, exact, large, **chosen)
+    assert report.ok, str(report)
+    assert {record.verdict for record in report.cells if record.cell.world == "torch-eager"} == {"edge"}
+    wrong = lambda x: jnp.where(jnp.isinf(x), 0.0, exact(x))  # noqa: E731
+    assert not compared(torch.nn.functional.gelu, wrong, large, **chosen).ok
 
 
 SPECIAL = {

@@ -41,7 +41,6 @@ class Ops:
     inner = staticmethod(transforms.inner)
 
     grad = staticmethod(jax.grad)
-    vjp = staticmethod(jax.vjp)
     jvp = staticmethod(jax.jvp)
     vmap = staticmethod(jax.vmap)
     jacrev: Any = staticmethod(jax.jacrev)
@@ -56,9 +55,19 @@ class Ops:
         return input @ weight.T if bias is None else input @ weight.T + bias
 
     @staticmethod
+    def vjp(f: Callable[..., Any], *theta: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """Differentiate, with cotangents of any floating dtype, as torch does: a loss may be of float32 in any case."""
+        outputs, pull = jax.vjp(f, *theta)
+
+        def pulled(cotangents: Any) -> Any:
+            return pull(jax.tree.map(lambda cotangent, output: cotangent.astype(output.dtype), cotangents, outputs))
+
+        return outputs, pulled
+
+    @staticmethod
     def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
         """Differentiate in the framework's ordinary way, accumulating over the cotangents."""
-        gradients = [jax.vjp(f, *theta)[1](cotangent) for cotangent in cotangents]
+        gradients = [Ops.vjp(f, *theta)[1](cotangent) for cotangent in cotangents]
         return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*gradients, strict=True))
 
 
@@ -177,16 +186,31 @@ def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
         _anew.pop()
 
 
-def read(asked: Call, device: str, *, ranges: bool = False) -> Reading:
-    """Return what a transform's program does inside; with `ranges` also where it leaves the range, on the numbers."""
+def read(asked: Call, device: str, *, ranges: bool = False, x64: bool | None = None) -> Reading:
+    """Return what a transform's program does inside; with `ranges` also where it leaves the range, on the numbers.
+
+    Args:
+        asked: As in `call`.
+        device: "cpu" or "cuda".
+        ranges: Whether every operator runs.
+        x64: Whether floats of 64 bits are JAX's default; None where the call is in float64.
+    """
 
     def program(a: dict[str, Any]) -> dict[str, Any]:
         return asked.program(Ops, is_float, a)
 
-    with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
+    with settings(x64=asked.dtype == "float64" if x64 is None else x64), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arrays = _arrays(asked, device)
         return jax_programs.run(program, arrays) if ranges else jax_programs.read(program, arrays)
+
+
+def made_wide(asked: Call, device: str) -> set[str]:
+    """Return the names of outputs that are float64 though floats of 32 bits go in, where JAX does so by itself."""
+    with settings(x64=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = jax.eval_shape(lambda a: asked.program(Ops, is_float, a), _arrays(asked, device))
+    return {name for name, leaf in found.items() if leaf is not None and leaf.dtype == jnp.float64}
 
 
 def is_float(leaf: Any) -> bool:

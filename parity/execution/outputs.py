@@ -183,7 +183,9 @@ class Runs:
                     asked = Call(self._function(framework), transform, numbers, cell.dtype, self._compiler(cell))
                     world_of(framework).prepare(asked, cell.world, cell.device, self._kept[framework], pool)
 
-    def reading(self, cell: Cell, framework: str, dtype: str, *, ranges: bool = False) -> Reading | None:
+    def reading(
+        self, cell: Cell, framework: str, dtype: str, *, ranges: bool = False, x64: bool | None = None
+    ) -> Reading | None:  # fmt: skip
         """Return what a framework's program of a cell does inside, computing in a dtype, or None where it raises.
 
         Args:
@@ -191,20 +193,41 @@ class Runs:
             framework: Whose.
             dtype: To compute in.
             ranges: Whether it is seen where numbers leave the range: then every operator runs by itself.
+            x64: Whether float64 is the framework's default dtype; None where `dtype` is float64.
         """
-        key = ("reading", framework, dtype, cell.device, cell.data, cell.dtype, cell.transform, str(ranges))
-        return self.once(key, lambda: self._reading(cell, framework, dtype, ranges))
+        key = ("reading", framework, dtype, cell.device, cell.data, cell.dtype, cell.transform, f"{ranges} {x64}")
+        return self.once(key, lambda: self._reading(cell, framework, dtype, ranges, x64))
 
-    def _reading(self, cell: Cell, framework: str, dtype: str, ranges: bool) -> Reading | None:
+    def _reading(
+        self, cell: Cell, framework: str, dtype: str, ranges: bool, x64: bool | None
+    ) -> Reading | None:  # fmt: skip
         transform, numbers = self.pair.transform(cell.transform), self.numbers_of(cell, framework)
         if isinstance(numbers, Failure):
             return None
         asked = Call(self._function(framework), transform, numbers, dtype)
         try:
-            return world_of(framework).read(asked, cell.device, ranges=ranges)
+            return world_of(framework).read(asked, cell.device, ranges=ranges, x64=x64)
         except Exception:
             # What raises here raised before, and that is the cell's result; or it cannot be read.
             return None
+
+    def made_wide(self, cell: Cell, framework: str) -> set[str]:
+        """Return the outputs of a cell that are float64 whatever goes in, where that is a framework's default dtype."""
+
+        def find() -> set[str]:
+            transform, numbers = self.pair.transform(cell.transform), self.numbers_of(cell, framework)
+            if isinstance(numbers, Failure):
+                return set()
+            asked = Call(self._function(framework), transform, numbers, "float32")
+            try:
+                return set(world_of(framework).made_wide(asked, cell.device))
+            except Exception:
+                # It cannot run in a mixture of types: then nothing is known of it.
+                return set()
+
+        key = ("made wide", framework, cell.device, cell.data, cell.dtype, cell.transform)
+        found: set[str] = self.once(key, find)
+        return found
 
     def compute(self, cell: Cell) -> Outputs:
         """Run a cell's program once, keeping no outputs, and return what it gives; raises what the function raises."""

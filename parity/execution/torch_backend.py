@@ -56,16 +56,21 @@ def devices() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def settings(x64: bool = False) -> Iterator[None]:
-    """Set what decides precision: float32 products in float32, never TF32. Restored afterwards."""
-    before = torch.get_float32_matmul_precision()
+    """Set what decides precision: float32 products in float32, never TF32; floats that nobody names, as JAX's x64 does.
+
+    Restored afterwards.
+    """
+    before, default = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
+    torch.set_default_dtype(torch.float64 if x64 else torch.float32)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.set_default_dtype(default)
 
 
-def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
+def call(asked: Call, world: str, device: str, kept: dict[str, Any], x64: bool | None = None) -> Outputs:
     """Run a transform's program on a function and return what came out, as NumPy.
 
     Args:
@@ -73,12 +78,13 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         world: "torch-eager" or "torch-compiled".
         device: "cpu" or "cuda".
         kept: Compiled programs, by the call's key: the same ones run again on other numbers.
+        x64: Whether floats of 64 bits are torch's default; None where the call is in float64.
     """
 
     def array(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(values)).to(device)
 
-    with settings(), warnings.catch_warnings():
+    with settings(x64=asked.dtype == "float64" if x64 is None else x64), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arrays = asked.arrays(lambda values: array(values).to(DTYPES[asked.dtype]), array)
         if world == "torch-eager":
@@ -114,11 +120,17 @@ def rounding(size: float, seed: int, *, lower: bool = False) -> torch_programs.R
     return torch_programs.Rounding(size, seed, lower=lower)
 
 
-def read(asked: Call, device: str, *, ranges: bool = False) -> Reading:
+def read(asked: Call, device: str, *, ranges: bool = False, x64: bool | None = None) -> Reading:
     """Return what a transform's program does inside, and where it leaves the range: it is run on the numbers."""
     with torch_programs.Reader() as reader:
-        call(asked, "torch-eager", device, {})
+        call(asked, "torch-eager", device, {}, x64)
     return reader.reading
+
+
+def made_wide(asked: Call, device: str) -> set[str]:
+    """Return the names of outputs that are float64 though floats of 32 bits go in, where that is torch's default."""
+    found = call(asked, "torch-eager", device, {}, x64=True)
+    return {name for name, dtype in found.dtypes.items() if dtype == "float64"}
 
 
 def is_float(leaf: Any) -> bool:

@@ -12,6 +12,7 @@ from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
 from parity.operator.data import SUBNORMAL
 from parity.records import Diagnosis
+from parity.verdict.judge import same_dtype
 
 Cause = Callable[[Evidence], Diagnosis | None]
 
@@ -36,8 +37,11 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
 def raises(e: Evidence) -> Diagnosis | None:
     """One framework raises where the other returns."""
     if e.verdict == "unsupported" and e.forward is not None and e.forward.cause == "dtype promotion":
-        return follows(e)  # a cotangent of one dtype does not fit a result of another
+        return follows(e)  # an integer has no derivative
     if e.verdict == "unsupported":
+        if e.mistake:
+            return Diagnosis("error in the function", f"Nothing was compared: {e.reason}.",
+                             "Mend the functions, and hand them arguments that both take.")  # fmt: skip
         where = f"{e.cell.transform} in {e.cell.world}, {e.cell.dtype}"
         return Diagnosis("unsupported", f"{where} raises: {e.reason}", "Write the operator of parts that can do this, or "
                          "list the cell as known with the reason.")  # fmt: skip
@@ -96,13 +100,11 @@ def promotion(e: Evidence) -> Diagnosis | None:
     if not (isinstance(e.own, Outputs) and isinstance(e.other, Outputs)):
         return None
     own, other = (one.dtypes.get(e.output, "") for one in (e.own, e.other))
-    if (
-        own == other
-        or not own
-        or not other
-        or (own.rstrip("0123456789") in ("int", "uint") and e.got.dtype.kind != "f")
-    ):
+    if not own or not other or same_dtype(own, other):
         return None
+    if e.got.dtype.kind in "iu" and e.want.dtype.kind in "iu":
+        return Diagnosis("integer width", f"{e.name} is {own} in {e.who} and {other} in the other.",
+                         "Cast the result to one type on both sides: in the narrower one large numbers wrap around.")  # fmt: skip
     return Diagnosis("dtype promotion", f"{e.name} is {own} in {e.who} and {other} in the other: a constant or an "
                      "operand of another dtype was promoted differently.",
                      "Cast operands and result explicitly; Python scalars promote nothing, NumPy scalars do.")  # fmt: skip
@@ -146,16 +148,14 @@ def nan_in_one(e: Evidence) -> Diagnosis | None:
     who = e.who
     if (left != right).any():
         count = int((left != right).sum())
-        side = (
-            f"in {who} only"
-            if (left & ~right).any()
-            else f"not in {who}, where {float(e.got[left != right][0]):.4g} came"
-        )
+        other = "torch" if who == "JAX" else "JAX"
+        side = f"in {who} only" if (left & ~right).any() else f"in {other} only"
+        instead = "" if (left & ~right).any() else f" {who} has {float(e.got[left != right][0]):.4g} there."
         if e.derivative and "zero" in e.cell.data:
             return Diagnosis("nan in one", f"The derivative at zero is NaN {side} ({count} elements): there it is 0/0, and one "
                              "framework defines it.", "Add a small number under the root, or select the safe branch "
                              "before the operation as well as after it (the double where).")  # fmt: skip
-        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {e.name}), on {_points(e)}.",
+        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {e.name}), on {_points(e)}.{instead}",
                          "Decide what the operator gives there, and select that on both sides with where, before the "
                          "operation that makes the NaN.")  # fmt: skip
     if e.output and (np.isinf(e.got) != np.isinf(e.want)).any() and e.cell.data != "subnormal":

@@ -84,6 +84,11 @@ class Evidence:
         return self.cell.transform != "forward" and not self.cell.transform.startswith("vmap")
 
     @property
+    def mistake(self) -> bool:
+        """Whether both sides raise, and the function itself is why (verdict/refusals.py)."""
+        return self.reason.endswith(("an error of the function's own code", "the function ran in neither"))
+
+    @property
     def who(self) -> str:
         """The framework whose result `got` is, by the name people write."""
         return {"torch": "torch", "jax": "JAX"}[self.framework]

@@ -65,11 +65,14 @@ def lower_type(at: Bench) -> Diagnosis | None:
     (name,), types = who, low[who[0]]
     steps = [step for step in at.programs[name].steps if set(step.dtypes) - {"float64"}]
     where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
+    single = types == ["float32"]
+    x64 = name == "jax" and single
     return Diagnosis(
-        "x64 off",
+        "x64 off" if single else "lower precision",
         f"{WHO[name]} computes in {' and '.join(types)} where float64 was asked for ({where}); {WHO[other(name)]} does "
         "not. Computed in float64 throughout, the two agree.",
-        "Look for casts, and for constants of that type; set jax_enable_x64 before arrays are made.",
+        "Look for casts, and for constants of that type"
+        + ("; set jax_enable_x64 before arrays are made." if x64 else "."),
     )
 
 
@@ -236,6 +239,8 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"
     what = f"{name} of {where}" if name and name != where else where
     text = f"{mine} in {who} where {whose} has {has} ({what}{count}); with it replaced the two agree."
+    if name == "ddof" and len(pairs) == 1 and abs(pairs[0][0] - pairs[0][1]) == 1 and min(pairs[0]) > 1:
+        text = _divisors(*pairs[0], who, whose, where)
     fix = FIXES.get(name, "Use one value on both sides: {mine} in {who} now, {theirs} in {whose}.")
     cause = "constant" if not name or name == "exponent" else "mask" if name == "mask" else f"default argument: {name}"
     if name in (ROPE_BASE, ATTENTION_SCALE):
@@ -243,6 +248,21 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     if cause == "constant" and not replacement.from_other and all(value in (0.0, 1.0) for value in replacement.values):
         cause = "another formula"  # the other has no such term, rather than another number in it
     return Diagnosis(cause, text, fix.format(mine=mine, theirs=theirs, who=who, whose=whose))
+
+
+def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> str:
+    """Return what it says that one side has a length where the other has one more or less.
+
+    Example:
+        >>> _divisors(6, 7, "JAX", "torch", "sub")  # 6 - 1
+        'JAX divides by n - 1 where torch divides by n, with n = 6 (sub); with it replaced the two agree.'
+    """
+    n = mine if where == "sub" else max(mine, theirs)
+    has, needs = ("n - 1", "n") if mine < theirs else ("n", "n - 1")
+    return (
+        f"{who} divides by {has} where {whose} divides by {needs}, with n = {written(n)} ({where}); with it replaced "
+        "the two agree."
+    )
 
 
 def _named_by_size(pairs: list[tuple[float, float]], at: Bench) -> str:

@@ -9,7 +9,7 @@ what the results are off by at all. A factor of 1 + 4 units in the last place is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ class Slope:
 
 def assert_no_factor(
     mine: Mapping[str, Slope], dtype: str, other: Mapping[str, Slope] | None = None, *, both: bool = False,
-    tolerated: float = 0.0,
+    tolerated: float = 0.0, single: Collection[str] = (),
 ) -> None:  # fmt: skip
     """Raise if an output is too large or too small by a factor that rounding does not explain.
 
@@ -111,8 +111,11 @@ def assert_no_factor(
         other: Of the other framework's: a factor that it has as well is no difference.
         both: Whether two runs that both err are compared.
         tolerated: A factor, relative, that the user tolerates.
+        single: Outputs that are float32 in any case.
     """
+    asked = dtype
     for name, slope in mine.items():
+        dtype = "float32" if name in single else asked
         allowed = slope.allowed(UNIT[dtype]) * (2 if both else 1)
         beside = 0.0 if other is None or name not in other else other[name].factor
         off = abs(slope.factor) - abs(beside) - tolerated

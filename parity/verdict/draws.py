@@ -66,7 +66,9 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
             twin_ratio = compare.assert_error_ratios(torch, jax)
         if not double or own == "jax":
             given = runs.pair.tolerance
-            assert_no_factor(mine, cell.dtype, twin, both=double, tolerated=given.rtol if given else 0.0)
+            narrow = _single(runs, cell, reference) if double else set()
+            tolerated = given.rtol if given else 0.0
+            assert_no_factor(mine, cell.dtype, twin, both=double, tolerated=tolerated, single=narrow)
     except Mismatch as mismatch:
         ratio = mismatch.finding.output == "error ratio"
         judged: Judged = "ratio" if ratio else "meaning" if double else "precision"
@@ -75,6 +77,14 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
             twin_ratio=mismatch.finding.ratio if ratio else twin_ratio,
         )  # fmt: skip
     return replace(found, twin_ratio=twin_ratio)
+
+
+def _single(runs: Runs, cell: Cell, reference: str) -> set[str]:
+    """Return the outputs that are float32 on one side at least, though all else is float64."""
+    both = runs.outputs(cell), runs.outputs(cell, world=reference, dtype="float64")
+    return {
+        name for one in both if isinstance(one, Outputs) for name, dtype in one.dtypes.items() if dtype == "float32"
+    }
 
 
 def _unmeasured(runs: Runs, cell: Cell) -> dict[str, Level]:

@@ -6,7 +6,8 @@ range is drawn again below smaller powers of two, where it does not: what differ
 (softplus is x beyond a threshold of 20, and exp(-4096) is zero).
 
 What goes in as NaN or infinity is no such edge: a function says what it makes of them. Only a derivative
-is, by an input that reaches no output that is a number.
+is, by an input that reaches no output that is a number, and what a lower dtype's kernel makes of them where the
+functions agree in float64 (torch's gelu of infinity is NaN in float32, and infinity in float64).
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
     if "~" in cell.data:
         return found  # it was drawn so as not to leave the range
     if cell.data.split("#")[0] in NO_NUMBERS:
-        return found
+        if found.judged != "precision":
+            return found
+        # In float64 the functions agree on what they make of them: a kernel of this dtype does otherwise.
+        reason = f"at infinities and NaN, in {cell.dtype} alone: {found.reason}"
+        return replace(found, verdict="edge", reason=reason)
     dtype = "float64" if found.judged == "meaning" else cell.dtype
     why = _why(runs, cell, dtype)
     if not why:

@@ -117,12 +117,27 @@ def _same_meaning(
 ) -> tuple[Error, str]:  # fmt: skip
     """Hold JAX's float64 results to torch's."""
     assert isinstance(ran.twin64, Outputs)
-    judge.assert_same_outputs(own64, ran.twin64)
-    if isinstance(ran.own, Outputs) and isinstance(twin, Outputs):
+    wide = _made_wide(runs, cell, own64, ran.twin64)
+    judge.assert_same_outputs(_narrowed(own64, wide), _narrowed(ran.twin64, wide))
+    if cell.dtype != "float64" and isinstance(ran.own, Outputs) and isinstance(twin, Outputs):
         judge.assert_same_outputs(ran.own, twin)
     signs = cell.data == "signed zeros" and cell.transform == "forward"
-    error, note = _close(runs, cell, own64, ran.twin64, "float64", signs=signs)
-    return error, note
+    return _close(runs, cell, own64, ran.twin64, "float64", signs=signs, single=wide)
+
+
+def _made_wide(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> frozenset[str]:
+    """Return the outputs that are float32 in one framework, and in the other float64 only as that is its default."""
+    found = set()
+    for name in ("jax", "torch"):
+        wide, other = (jax, torch) if name == "jax" else (torch, jax)
+        apart = {one for one, dtype in wide.dtypes.items() if dtype == "float64" and other.dtypes.get(one) == "float32"}
+        found |= apart & runs.made_wide(cell, name) if apart else set()
+    return frozenset(found)
+
+
+def _narrowed(outputs: Outputs, names: frozenset[str]) -> Outputs:
+    """Return outputs of which some are said to be float32."""
+    return replace(outputs, dtypes=outputs.dtypes | dict.fromkeys(names, "float32")) if names else outputs
 
 
 def _same_precision(runs: Runs, cell: Cell, own: Outputs, own64: Outputs, ran: Ran) -> Error:
@@ -135,7 +150,7 @@ def _same_precision(runs: Runs, cell: Cell, own: Outputs, own64: Outputs, ran: R
 
 def _close(
     runs: Runs, cell: Cell, got: Outputs, want: Outputs, dtype: str, *, signs: bool = False,
-    twin: judge.Twin | None = None,
+    twin: judge.Twin | None = None, single: frozenset[str] = frozenset(),
 ) -> tuple[Error, str]:  # fmt: skip
     """Hold results to others, measuring as much of what rounding does as it takes.
 
@@ -149,12 +164,15 @@ def _close(
 
     def held(moved: sensitivity.Moved, unit_of: str = dtype, beside: judge.Twin | None = twin) -> Error:
         return judge.assert_close(
-            got, want, moved, unit_of, order=order, signs=signs, twin=beside, tolerance=tolerance
+            got, want, moved, unit_of, order=order, signs=signs, twin=beside, tolerance=tolerance, single=single
         )  # fmt: skip
 
     with contextlib.suppress(compare.Mismatch):
         return held(sensitivity.NOTHING, beside=None if cell.data == "random" else twin), ""
     moved = sensitivity.of_cell(runs, cell, UNIT[dtype])
+    if single:
+        rounded = sensitivity.of_cell(runs, cell, UNIT[dtype], lower=True).spread
+        moved = replace(moved, spread=moved.spread | {name: rounded[name] for name in single & rounded.keys()})
     try:
         return held(moved), ""
     except compare.Mismatch as mismatch:

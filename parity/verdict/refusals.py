@@ -11,7 +11,7 @@ from parity.records import Cell
 from parity.verdict.outcomes import Outcome
 
 MISTAKES = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundError", "SyntaxError", "RecursionError",
-            "ZeroDivisionError", "NotImplementedError: ")  # fmt: skip
+            "AttributeError", "KeyError", "ZeroDivisionError", "NotImplementedError: ")  # fmt: skip
 """Errors of a program, whoever else makes them as well. The last is a user's own, if nothing says what is missing."""
 
 
@@ -44,6 +44,7 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
 GAPS = (
     r"^NotImplementedError: .*does not support it because it has not been implemented",
     r"^(NotImplementedError|RuntimeError): (the )?derivative for '?[\w:]+'? is not implemented",
+    r"^RuntimeError: The function '\w+' is not differentiable with respect to argument",
     r"^NotImplementedError: (Forward-mode differentiation|Differentiation|Transpose|Batching|Transposition)"
     r" rule \(?.*not implemented",
 )

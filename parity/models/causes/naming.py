@@ -8,7 +8,7 @@ from dataclasses import replace
 from parity.records import Diagnosis
 
 NAMES = (
-    ("x64 off", "", "lower precision"),
+    ("x64 off|lower precision", "", "lower precision"),
     ("arrangement: interleaved", "paired as halves", "rope pairing"),
     ("arrangement: (interleaved|channel order)", "", "head order"),
     ("another formula: mask", r"a mask \((ones|zeros|full)", "mask: left out"),
