@@ -280,3 +280,51 @@ def test_rotary_tables_that_torch_hands_in_are_held_to_those_that_jax_makes(base
     report = quick(model, port, (RNG.standard_normal((2, 6, 8)).astype(np.float32),))
     assert report.ok == (cause is None), str(report)
     assert cause is None or (report.first.path, report.first.diagnosis.cause) == ("attn", cause), str(report)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.fc = torch.nn.LSTM(3, 4, batch_first=True), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.lstm(x)[0][:, -1])
+
+
+class JaxRecurrent(nnx.Module):
+    def __init__(self, rngs, reverse=False, mean=False):
+        self.lstm = nnx.RNN(nnx.OptimizedLSTMCell(3, 4, rngs=rngs), reverse=reverse, keep_order=True)
+        self.fc, self.mean = nnx.Linear(4, 2, rngs=rngs), mean
+
+    def __call__(self, x):
+        out = self.lstm(x)
+        return self.fc(out.mean(1) if self.mean else out[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "first"),
+    [
+        ({}, None),
+        ({"reverse": True}, ("lstm", "lstm", "arrangement: reversed")),
+        ({"mean": True}, ("", "", "pooling")),
+    ],
+    ids=["right", "reversed", "mean"],
+)
+def test_a_sum_of_biases_that_was_rounded_is_no_difference(wrong, first):
+    torch.manual_seed(0)
+    model, port = Recurrent(), JaxRecurrent(nnx.Rngs(0), **wrong)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    report = quick(model, port, (RNG.standard_normal((2, 5, 3)).astype(np.float32),))
+    found = report.first
+    assert report.ok == (first is None), str(report)
+    assert first is None or (found.path, found.jax_path, found.diagnosis.cause) == first, str(report)
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(1.0, True), (1 + 1e-4, False)])
+def test_a_weight_that_a_rule_computes_may_be_rounded(factor, ok):
+    model = torch.nn.Linear(5, 4)
+    weight = jnp.asarray(model.weight.detach()) / 3 * factor  # JAX rounds it in another order than NumPy
+    port = (lambda p, x: 3 * x @ p["third"].T + p["bias"], {"third": weight, "bias": jnp.asarray(model.bias.detach())})
+    rule = parity.Rule("weight", "third", (lambda w: w * (1 / 3), lambda w: w * 3))
+    report = quick(model, port, (RNG.standard_normal((3, 5)).astype(np.float32),), rules=[rule])
+    assert report.ok == ok, str(report)

@@ -224,7 +224,11 @@ def _diagnosis(
         return found
     where = f"{pair.torch.path or 'the model'} ({torch_call.class_name})"
     if below:
-        text = f"the code between the children of {where}: each of them agrees, and the whole does not"
+        unsure = [module.path for module in below if module.verdict not in AGREES]
+        each = f"each of them agrees but {', '.join(unsure[:3])}, which could not be judged" if unsure else (
+            "each of them agrees"
+        )  # fmt: skip
+        text = f"the code between the children of {where}: {each}, and the whole does not"
         near = _between(one, judgement, below)
         fix = f"compare what {torch_call.class_name}.forward and {jax_call.class_name}"
         return Diagnosis(BETWEEN, text + near, f"{fix} do there, line by line")
@@ -277,13 +281,15 @@ def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
     inside = sorted(
         (one.judgements[at] for at in judgement.children), key=lambda child: child.pair.torch_calls[0].order
     )
-    before = ""
+    before = unsure = ""
     for child in inside:
         if child.found.inputs > limit:
             name = child.found.worst_input
             after = f"though {before} agrees" if before else "before any weight is used"
+            if unsure:
+                after = f"after {unsure}, which could not be judged"
             return f". The input {name!r} of {child.pair.path} differs {after}"
-        before = child.pair.path
+        before, unsure = child.pair.path, "" if child.agrees else child.pair.path
     return f". The inputs of all of them agree: it is after {before}" if before else ""
 
 

@@ -172,6 +172,8 @@ def _chains(
         (pair for pair, fit in fits.items() if fit > 0),
         key=lambda pair: (
             -fits[pair],
+            # What holds a cell is called once; the cell, once for every step.
+            len(torch_nodes[pair[0]]) != len(jax_nodes[pair[1]]),
             abs(torch_side.index(pair[0]) - jax_side.index(pair[1])) if alike else 0,
             # Else from the innermost outwards: what wraps a layer on one side only has no partner.
             abs((len(torch_side) - torch_side.index(pair[0])) - (len(jax_side) - jax_side.index(pair[1]))),

@@ -14,11 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from parity.verdict.bounds import UNIT
+
 GAIN = 1.2
 """Standard deviation of a projection's output, for inputs of order one."""
 
 SPREAD = 0.3
 """Of scales around one, and of biases around zero."""
+
+ROUNDED = 8.0
+"""Units of the largest that a computed weight may be off by: more is another weight, and is left as it is."""
 
 
 def perturbed(
@@ -121,5 +126,27 @@ def into_jax(
         for view in pair.jax_views:
             if view.name not in made:
                 made[view.name] = np.array(jax_values[view.name])
-            view.of(made[view.name])[...] = value
+            view.put(made[view.name], value)
+    return made
+
+
+def settled(
+    pairs: Iterable[Any], torch_values: Mapping[str, np.ndarray], jax_values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return torch's weights in float64, by name, where JAX's were computed of them: such as give JAX's exactly.
+
+    A port holds the sum of two biases in float32, rounded. Models that run in float64 would differ by that.
+    """
+    made: dict[str, np.ndarray] = {}
+    for pair in pairs:
+        if not pair.transform.computes:
+            continue
+        parts = pair.torch_parts(torch_values)
+        exact = pair.transform.exact(parts, pair.jax_part(jax_values))
+        for view, part, value in zip(pair.torch_views, parts, exact, strict=True):
+            unit = max(UNIT["float32"], UNIT.get(str(part.dtype), 0.0))
+            if np.all(np.abs(value - part) <= ROUNDED * unit * np.abs(pair.jax_part(jax_values)).max(initial=0.0)):
+                if view.name not in made:
+                    made[view.name] = np.array(torch_values[view.name], np.float64)
+                view.put(made[view.name], value)
     return made

@@ -148,7 +148,7 @@ class Comparison:
         changed = {name: np.array(self.torch_weights[name]) for pair in pairs for name in pair.torch}
         for pair in pairs:
             for view, value in zip(pair.torch_views, pair.to_torch(values).values(), strict=True):
-                view.of(changed[view.name])[...] = value
+                view.put(changed[view.name], value)
         return changed
 
     def _settle(self, first: Pass) -> list[str]:
@@ -233,33 +233,42 @@ class Comparison:
         types = {judgement.found.dtype for judgement in one.judgements if judgement.found.dtype in UNIT}
         least = max(types, key=lambda name: UNIT[name], default="float64")
         with float64(self.jax, on=one.double):
-            return Backward(
+            made = Backward(
                 self.torch.model, self.jax.model, self.inputs, self.map, loss=self.loss, mode=self.mode,
                 seed=self.seed, double=one.double, mapped=self.jax.mapped, native=self.native, least=least,
                 outputs=(root(one.torch_calls).outputs, root(one.jax_calls).outputs),
             )  # fmt: skip
+            made.torch.tree.write(self._settled(self.torch_weights, self.tree.weights()))
+            return made
+
+    def _settled(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return torch's weights in float64 where JAX's were computed of them, and rounded."""
+        wrong = {id(one.pair) for one in self.map.unequal}
+        return perturb.settled((pair for pair in self.map.pairs if id(pair) not in wrong), ours, theirs)
 
     def _pass(self, changed: dict[str, np.ndarray] | None) -> Pass:
-        theirs = None
+        theirs, weights = None, self.tree.weights()
+        exact = self._settled(self.torch_weights, weights)
         if changed is not None:
             whole = {**self.torch_weights, **changed}
             pairs = [pair for pair in self.map.pairs if any(name in changed for name in pair.torch)]
-            theirs = perturb.into_jax(pairs, whole, self.tree.weights())
+            theirs = perturb.into_jax(pairs, whole, weights)
+            exact = self._settled(whole, {**weights, **theirs})
         try:
             with float64(self.jax, on=True):
-                return self._judged(changed, theirs, double=True)
+                return self._judged(changed, theirs, exact, double=True)
         except NotInFloat64 as error:
             with float64(self.jax, on=False):
-                made = self._judged(changed, theirs, double=False, why=str(error))
+                made = self._judged(changed, theirs, exact, double=False, why=str(error))
             made.why_single = str(error)
             return made
 
     def _judged(
-        self, changed: dict[str, np.ndarray] | None, theirs: dict[str, np.ndarray] | None, *, double: bool,
-        why: str = "",
+        self, changed: dict[str, np.ndarray] | None, theirs: dict[str, np.ndarray] | None,
+        exact: dict[str, np.ndarray], *, double: bool, why: str = "",
     ) -> Pass:  # fmt: skip
         setting = Setting(self.mode, double, self.native, why)
-        torch_calls = self.torch.calls(self.inputs[0], setting, changed)
+        torch_calls = self.torch.calls(self.inputs[0], setting, changed, exact)
         wanted = root(torch_calls).outputs
         jax_calls = self.jax.calls(self.inputs[1], setting, theirs, wanted)
         _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
@@ -287,7 +296,10 @@ class Comparison:
         return Pass(judgements, torch_calls, jax_calls, double, perturbed=changed is not None)
 
     def _tables(self) -> Callable[[Pair], bool]:
-        """Return what says whether a pair of modules keeps floats that are no weights of both."""
+        """Return what says whether a pair of modules keeps floats that are no weights of both, or that were computed.
+
+        A sum of two biases is rounded where the port keeps it. A torch model that runs here is given such as give it.
+        """
         ours = {name for pair in self.map.pairs for name in pair.torch}
         theirs = {pairing.clean(path) for pair in self.map.pairs for path in pair.jax}
         lone_torch = [name for name, leaf in self.leaves.items() if name not in ours and "float" in leaf.dtype]
@@ -298,8 +310,10 @@ class Comparison:
         ]
 
         def has(pair: Pair) -> bool:
-            return any(pairing.is_below(name, pair.torch.path) for name in lone_torch) or any(
-                pairing.is_below(path, pair.jax.path) for path in lone_jax
+            return (
+                (not self.torch.live and any(held.transform.computes for held in pair.weights))
+                or any(pairing.is_below(name, pair.torch.path) for name in lone_torch)
+                or any(pairing.is_below(path, pair.jax.path) for path in lone_jax)
             )
 
         return has

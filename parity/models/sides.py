@@ -75,8 +75,17 @@ class LiveTorch:
 
         return without_dropout(copy.deepcopy(self.model).train())
 
-    def calls(self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None) -> list[Call]:
+    def calls(
+        self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None,
+        exact: Mapping[str, np.ndarray] | None = None,
+    ) -> list[Call]:  # fmt: skip
         """Run the model, with other values of some weights, and return the calls of its modules.
+
+        Args:
+            inputs: What it is called with.
+            setting: How.
+            changed: Weights by name, or None.
+            exact: Weights in float64 that JAX's, which were computed of them and rounded, are made of exactly.
 
         Raises:
             NotInFloat64: It does not run in float64.
@@ -85,8 +94,7 @@ class LiveTorch:
         from parity.models.capture.torch_modules import TorchModel
 
         side = TorchModel(self.model, setting.mode, double=setting.double)
-        if changed is not None:
-            TorchTree(side.model).write(changed)
+        TorchTree(side.model).write({**(changed or {}), **(exact or {})})
         try:
             return side.capture(*inputs)
         except Exception as error:

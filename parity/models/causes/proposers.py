@@ -6,7 +6,18 @@ import re
 from collections.abc import Callable, Iterator
 
 from parity.explanation import proof
-from parity.models.causes import absent, chance, exchange, masks, norm_order, pooling, positions, precision, terms
+from parity.models.causes import (
+    absent,
+    chance,
+    exchange,
+    masks,
+    norm_order,
+    pooling,
+    positions,
+    precision,
+    terms,
+    turned,
+)
 from parity.models.causes.context import Context
 from parity.models.causes.naming import named
 from parity.records import Diagnosis
@@ -46,6 +57,7 @@ PROPOSERS: tuple[Proposer, ...] = (
     positions.propose,
     _constants,
     pooling.propose,
+    turned.propose,
     exchange.propose,
     norm_order.propose,
     terms.propose,

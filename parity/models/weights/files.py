@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.models.weights.pairs import WeightPair, transform
-from parity.models.weights.tree import View
+from parity.models.weights.tree import Step, View
 
 HEAD = "# Which weight of a torch model is which of its JAX port: parity.WeightMap.load reads this file.\n"
 FORMAT = 1
@@ -82,8 +82,8 @@ def _pair(entry: Any, where: str) -> WeightPair:
         raise ValueError(f"{where}: expected torch, jax, transform, torch_shapes and jax_shape; {said}") from None
 
 
-def _step(step: Any) -> tuple[str, int, int, int]:
-    what, axis, first, last = step
-    if what not in ("index", "rows"):
-        raise ValueError(f"a part: expected 'index' or 'rows', got {what!r}")
-    return str(what), int(axis), int(first), int(last)
+def _step(step: Any) -> Step:
+    what, axis, first, last, *heads = step
+    if what not in ("index", "rows", "heads") or len(heads) != (what == "heads"):
+        raise ValueError(f"a part: expected 'index', 'rows' or 'heads', got {step!r}")
+    return (str(what), int(axis), int(first), int(last), *map(int, heads))  # type: ignore[return-value]

@@ -6,8 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from parity.models.weights.names import VALUE, Word, role_of, words
-from parity.models.weights.tree import BUFFER, Leaf, Parts, View
+from parity.models.weights.tree import BUFFER, Leaf, Parts, Step, View
 
 FUSED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
 """Fused projections: the parts, in their order along the output axis."""
@@ -149,6 +151,7 @@ def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
     """
     counts = _repeats(others)
     sizes = {item.leaf.size for item in others}
+    ranked = {(item.leaf.size, _rank_of(item.leaf.shape)) for item in others}
     made: list[list[Item]] = [[item] for item in items]
     places = {item.leaf.name: place for place, item in enumerate(items)}
     done: set[str] = set()
@@ -159,8 +162,15 @@ def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
         if length not in counts or len(inside) < 2 - bool(prefix):
             continue
         prefix = _common(inside)
-        stacked = sum(item.leaf.size // length in sizes for item in inside)
-        single = sum(item.leaf.size in sizes for item in inside)
+        # By chance two layers of width 12 have as many numbers as one of 24: as many axes are no chance.
+        stacked = [
+            sum((item.leaf.size // length, _rank_of(item.leaf.shape[1:])) in ranked for item in inside),
+            sum(item.leaf.size // length in sizes for item in inside),
+        ]
+        single = [
+            sum((item.leaf.size, _rank_of(item.leaf.shape)) in ranked for item in inside),
+            sum(item.leaf.size in sizes for item in inside),
+        ]
         if stacked <= single:
             continue
         for item in inside:
@@ -170,6 +180,10 @@ def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
             _layer_of_stack(item, len(prefix), number) for number in range(length) for item in inside
         ]
     return [item for group in made for item in group]
+
+
+def _rank_of(shape: tuple[int, ...]) -> int:
+    return sum(length != 1 for length in shape)
 
 
 def _layer_of_stack(item: Item, place: int, number: int) -> Item:
@@ -204,24 +218,71 @@ def _repeats(items: list[Item]) -> set[int]:
     return {len(numbers) for numbers in lists.values()}
 
 
-def split_fused(items: list[Item], others: list[Item], *, torch: bool) -> list[Item]:
+def split_fused(
+    items: list[Item], others: list[Item], *, torch: bool,
+    values: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] = ({}, {}),
+) -> list[Item]:  # fmt: skip
     """Split the fused projections of one side where the other side has none of the same kind.
 
     Args:
         items: The side to split.
         others: The other side.
         torch: Whether `items` are torch's.
+        values: Of both sides, by name: they say whether each head has its own queries, keys and values together.
     """
     theirs = Counter(_concept(item) for item in others)
-    made: list[Item] = []
-    for item in items:
+    heads = _Heads(others, *values)
+    made: list[list[Item]] = [[] for _ in items]
+    for place, item in sorted(enumerate(items), key=lambda one: -one[1].leaf.size):
         concept = _concept(item)
         names = FUSED.get(concept, ())
         if not names or theirs[concept] or not all(theirs[name] for name in names):
-            made.append(item)
+            made[place] = [item]
             continue
-        made += _split(item, names, others, torch=torch) or [item]
-    return made
+        made[place] = _split(item, names, others, torch=torch, heads=heads) or [item]
+    return [one for group in made for one in group]
+
+
+class _Heads:
+    """Tells by values into how many heads a fused projection is cut before it is cut into queries, keys and values."""
+
+    def __init__(self, others: list[Item], ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> None:
+        self.ours, self.theirs, self.others = ours, theirs, others
+        self.known: dict[str, set[tuple[int, int, int]]] = {}
+        self.decided: dict[Parts, int] = {}
+
+    def of(self, item: Item, axis: int, names: Sequence[str], sizes: Sequence[int]) -> int:
+        """Return the number of heads that each have a part of each kind; 1 where the parts lie one after the other."""
+        if item.owner in self.decided:  # the matrix comes first: a bias may be zero, and says nothing
+            return self.decided[item.owner]
+        self.decided[item.owner] = self._found(item, axis, names, sizes)
+        return self.decided[item.owner]
+
+    def _found(self, item: Item, axis: int, names: Sequence[str], sizes: Sequence[int]) -> int:
+        whole = self.ours.get(item.view.name)
+        if whole is None or len(set(sizes)) != 1:
+            return 1
+        for heads in (count for count in range(1, min(sizes[0], MOST_HEADS) + 1) if sizes[0] % count == 0):
+            part = item.view.then(("heads", axis, 0, len(names), heads)).of(whole)
+            if _numbers(part) in self._of_concept(names[0]):
+                return heads
+        return 1
+
+    def _of_concept(self, name: str) -> set[tuple[int, int, int]]:
+        if name not in self.known:
+            self.known[name] = {
+                _numbers(item.view.of(self.theirs[item.view.name])) for item in self.others if _concept(item) == name
+            }
+        return self.known[name]
+
+
+MOST_HEADS = 256
+
+
+def _numbers(array: np.ndarray) -> tuple[int, int, int]:
+    """Return what arrays have in common that hold the same numbers, in whatever order."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32).astype(np.uint64)
+    return array.size, int(bits.sum(dtype=np.uint64)), int((bits * bits).sum(dtype=np.uint64))
 
 
 def _concept(item: Item) -> str:
@@ -230,7 +291,7 @@ def _concept(item: Item) -> str:
     return last.concept
 
 
-def _split(item: Item, names: Sequence[str], others: list[Item], *, torch: bool) -> list[Item]:
+def _split(item: Item, names: Sequence[str], others: list[Item], *, torch: bool, heads: _Heads) -> list[Item]:
     leaf = item.leaf
     vector = item.role != "weight" or len(leaf.shape) == 1
     if leaf.shape[0] == len(names) and vector and not torch:  # bias (3, heads, size)
@@ -243,13 +304,17 @@ def _split(item: Item, names: Sequence[str], others: list[Item], *, torch: bool)
         if sizes is None:
             return []
     made, start = [], 0
+    count = 1 if sizes is None else heads.of(item, axis, names, sizes)
     base = item.owner[:-1] if not isinstance(item.owner[-1], int) else item.owner[:-2]
     for number, name in enumerate(names):
+        step: Step
         if sizes is None:
             step = ("index", axis, number, 0)
             shape = leaf.shape[:axis] + leaf.shape[axis + 1 :]
         else:
             step = ("rows", axis, start, start + sizes[number])
+            if count > 1:
+                step = ("heads", axis, number, len(names), count)
             shape = (*leaf.shape[:axis], sizes[number], *leaf.shape[axis + 1 :])
             start += sizes[number]
         own = "weight" if torch and item.role == "weight" else "bias" if torch else str(leaf.parts[-1])

@@ -20,6 +20,9 @@ from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
 from parity.models.weights.weight_map import AMBIGUOUS, Ambiguous, Unpaired, WeightMap
 
+LIKELY = 0.6
+"""How far the names of layers agree that are paired though their other weights are not."""
+
 CONVENTIONAL = ("kernel", "w")
 """Names of JAX weights that are (in, out) by convention, where neither shapes nor values say."""
 
@@ -82,12 +85,34 @@ class _Mapping:
         theirs = unstacked(theirs, ours)
         cells, ours, theirs, self.lost = recurrent.paired(ours, theirs)
         self.pairs += cells
-        ours, theirs = split_fused(ours, theirs, torch=True), split_fused(theirs, ours, torch=False)
+        values = self.torch_values, self.jax_values
+        ours, theirs = (
+            split_fused(ours, theirs, torch=True, values=values),
+            split_fused(theirs, ours, torch=False, values=values[::-1]),
+        )
         torch, jax = owners_of(ours), owners_of(theirs)
         matches = self._settled(match(torch, jax, ordered=self.jax.ordered))
         self._pair(matches)
+        self._rest(ours, theirs)
         self._misfits(torch, jax)
         return WeightMap.of(self.torch, self.jax, self._in_order(), self.ambiguous, self._unpaired())
+
+    def _rest(self, ours: list[Item], theirs: list[Item]) -> None:
+        """Pair what is left of layers that one side cuts otherwise, by names or equal values: a tied head's bias."""
+        views = {view for pair in self.pairs for view in (*pair.torch_views, *pair.jax_views)}
+        left, right = (
+            [item for item in side if item.view not in views and self.reasons.get(item.leaf.name) != AMBIGUOUS]
+            for side in (ours, theirs)
+        )
+        torch, jax = (
+            owners_of(replace(item, leaf=replace(item.leaf, aliases=())) for item in side) for side in (left, right)
+        )
+        names = Names(torch, jax)
+        for one in match(torch, jax, ordered=self.jax.ordered):
+            alike = one.evidence == NAMES and names.alignment(one.torch, one.jax)[0] >= LIKELY
+            if alike or (self._equal(one.torch, one.jax) and np.ptp(self._value(one.torch.main, torch=True)) > 0):
+                one.evidence = NAMES if alike else VALUES
+                self._pair([one])
 
     def _without_told(self, ours: list[Item], theirs: list[Item]) -> tuple[list[Item], list[Item]]:
         names = {name for pair in self.pairs for name in pair.torch}

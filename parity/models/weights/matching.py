@@ -26,8 +26,9 @@ AGREE = {(True, True): 1.0, (False, True): 0.85, (True, False): 0.8, (False, Fal
 """How far two numbers agree: (the same place among siblings, the same number)."""
 UNMET = 0.4
 """How far a number agrees that has none to meet."""
-NUMBERS_COUNT, MISSING_COUNTS, ORDER_COUNTS = 0.5, 0.15, 0.01
-"""What counts beside the likeness of names: equal numbers, each weight that only one has, nearness in order."""
+NUMBERS_COUNT, MISSING_COUNTS, ORDER_COUNTS, OTHERS_COUNT = 0.5, 0.15, 0.01, 0.5
+"""What counts beside the likeness of names: equal numbers, each weight that only one has, nearness in order, and each
+weight that both have and that has another size, such as a bias."""
 
 
 @dataclass
@@ -156,7 +157,9 @@ def match(torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool) -> lis
         one, other = torch[i], jax[j]
         shared = len(roles_paired(one, other))
         missing = len(one.items) + len(other.items) - 2 * shared
+        others = sum(one.items[a].leaf.size != other.items[b].leaf.size for a, b in roles_paired(one, other))
         scores[i, j] = names(one, other) - MISSING_COUNTS * missing - 0.2 * (one.alias or one.optional)
+        scores[i, j] -= OTHERS_COUNT * others
     order = _nearness(compatible)
     rows, columns = linear_sum_assignment(scores + ORDER_COUNTS * order, maximize=True)
     chosen = {int(i): int(j) for i, j in zip(rows, columns, strict=True) if compatible[i, j]}

@@ -128,6 +128,8 @@ def role_of(parts: Parts) -> tuple[Parts, str]:
         ((('layers', 0, 'q'), 'weight'), (('attn', 'in_proj'), 'bias'), (('cls_token',), 'value'))
         >>> role_of(("mlp/linear_1", "w")), role_of(("b2",))
         ((('mlp', 'linear_1'), 'weight'), (('dense2',), 'bias'))
+        >>> role_of(("h_0_attn_w",)), role_of(("head_bias",))
+        ((('h', 0, 'attn'), 'weight'), (('head',), 'bias'))
     """
     owner, role, _ = read(parts)
     return owner, role
@@ -138,7 +140,7 @@ def read(parts: Parts) -> tuple[Parts, str, str]:
     """Return the layer's path, the role, and the name that the layer itself has for the weight ("w" of "w_q")."""
     flat: list[str | int] = []
     for part in parts:
-        pieces = [part] if isinstance(part, int) else [piece for piece in re.split(r"[/.~]+", part) if piece]
+        pieces = [part] if isinstance(part, int) else [piece for piece in SPLIT.split(part) if piece]
         flat += [int(piece) if isinstance(piece, str) and piece.isdecimal() else piece for piece in pieces]
     last = flat[-1]
     owner, whole = tuple(flat[:-1]), tuple(flat)
@@ -156,6 +158,9 @@ def read(parts: Parts) -> tuple[Parts, str, str]:
         return (*owner, found[2]), roles[found[1].lower()], found[1].lower()
     return whole, VALUE, name
 
+
+SPLIT = re.compile(r"[/.~]+|__+|_(?=\d+_)|(?<=_\d)_|(?<=_\d\d)_|(?<=_\d\d\d)_")
+"""Where one name is a path: haiku's slashes, and `blocks_0_attn`, which flat dicts have."""
 
 OWN_NAMES = ("embedding", "embeddings")
 """Names of roles that are the name of a layer where nothing stands before them."""

@@ -15,12 +15,18 @@ class Transform:
     """What leads from torch's weights to JAX's and back, for a pair. The table's layouts are one kind."""
 
     name: str
+    computes = False
+    """Whether it may compute with the numbers, so that what is kept of them was rounded; layouts only move them."""
 
     def to_jax(self, parts: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         raise NotImplementedError
 
     def to_torch(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         raise NotImplementedError
+
+    def exact(self, parts: Sequence[np.ndarray], array: np.ndarray) -> list[np.ndarray]:
+        """Return torch's parts in float64 that give JAX's array exactly, which was rounded when it was computed."""
+        return list(parts)
 
     def gradient(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray] | None:
         """Return a gradient of JAX's as torch has it, or None where that is not known: layouts only move numbers."""
@@ -45,6 +51,7 @@ class Sum(Transform):
     """Two weights of torch whose sum is one of JAX (`bias_ih + bias_hh`); back: the first is all, the second zero."""
 
     name = "sum"
+    computes = True
 
     def to_jax(self, parts: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         total = parts[0]
@@ -54,6 +61,10 @@ class Sum(Transform):
 
     def to_torch(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         return [array.reshape(shapes[0]), *(np.zeros(shape, array.dtype) for shape in shapes[1:])]
+
+    def exact(self, parts: Sequence[np.ndarray], array: np.ndarray) -> list[np.ndarray]:
+        first, *rest = (part.astype(np.float64) for part in parts)
+        return [array.astype(np.float64).reshape(first.shape) - sum(rest), *rest]
 
     def gradient(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         return [array.reshape(shape) for shape in shapes]

@@ -11,11 +11,14 @@ import numpy as np
 from parity.models.weights.jax_side import JaxTree
 from parity.models.weights.pairs import WeightPair
 from parity.models.weights.torch_side import TorchTree
+from parity.verdict.bounds import UNIT
 
 LOOKED_AT = 1 << 25
 """Numbers that are looked at for how weights differ; beyond that they differ, and no more is said."""
 LARGEST = 1 << 22
 """Weights with more numbers than this are looked at by their first columns when a permutation is sought."""
+COMPUTED = 4.0
+"""Units that a value may be off by where a rule computes it: one for each way, and a function that is approximated."""
 KEYS = 8
 """Columns by which rows are sorted when a permutation is sought."""
 
@@ -152,7 +155,7 @@ def compared(pairs: Sequence[WeightPair], torch: TorchTree, jax: JaxTree) -> lis
     for pair in pairs:
         got = pair.jax_part(theirs)
         expected = rounded(pair.transform.to_jax(pair.torch_parts(ours), pair.jax_shape), jax.leaves[pair.jax[0]].dtype)
-        if not np.array_equal(expected, got, equal_nan=True):
+        if not _equal(expected, got, pair, jax):
             wrong.append((pair, expected, got))
     digests: dict[tuple[tuple[int, ...], bytes], list[WeightPair]] = {}
     for pair, expected, _ in wrong:
@@ -171,6 +174,17 @@ def compared(pairs: Sequence[WeightPair], torch: TorchTree, jax: JaxTree) -> lis
         cause, text = explain(expected, got) if budget > 0 else ("differs", f"differs, by {error:.3g} at most")
         made.append(Unequal(pair, text, cause, error))
     return _exchanges(made)
+
+
+def _equal(expected: np.ndarray, got: np.ndarray, pair: WeightPair, jax: JaxTree) -> bool:
+    """Return whether values are equal: bit by bit, or to some units where they are computed, in whatever order."""
+    if np.array_equal(expected, got, equal_nan=True):
+        return True
+    if not pair.transform.computes or expected.shape != got.shape:
+        return False
+    unit = UNIT.get(jax.leaves[pair.jax[0]].dtype, 0.0)
+    one, other = expected.astype(np.float64), got.astype(np.float64)
+    return bool(np.all(np.abs(one - other) <= COMPUTED * unit * np.maximum(np.abs(one), np.abs(other))))
 
 
 def _exchanges(made: list[Unequal]) -> list[Unequal]:

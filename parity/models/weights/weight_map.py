@@ -12,7 +12,7 @@ import numpy as np
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.pairs import WeightPair
 from parity.models.weights.torch_side import TorchTree
-from parity.models.weights.tree import BUFFER, Leaf
+from parity.models.weights.tree import BUFFER, Leaf, View
 from parity.models.weights.unequal import Unequal, compared
 
 
@@ -162,7 +162,7 @@ class WeightMap:
         made = {path: jax.weights()[path].copy() for path in {path for pair in self.pairs for path in pair.jax}}
         for pair in self.pairs:
             for view, value in zip(pair.jax_views, pair.to_jax(values).values(), strict=True):
-                _write(view.of(made[view.name]), value)
+                _write(view, made[view.name], value)
         return jax.replace(made)
 
     def load_into_torch(self, jax_model: Any, torch_model: Any, *, partial: bool = False) -> Any:
@@ -186,7 +186,7 @@ class WeightMap:
                         f"{view} is one weight in torch and two in JAX, {before.jax[0]} and {pair.jax[0]}, whose values"
                         " differ: make them equal, or leave one out of the map"
                     )
-                _write(part, value)
+                _write(view, made[view.name], value)
         torch.write(made)
         return torch_model
 
@@ -267,10 +267,11 @@ SHOWN = 6
 """Weights that a message lists before it counts the rest."""
 
 
-def _write(target: np.ndarray, value: np.ndarray) -> None:
-    if target.shape != value.shape:
-        raise ValueError(f"a weight's part: expected shape {target.shape}, got {value.shape}")
-    target[...] = value
+def _write(view: View, array: np.ndarray, value: np.ndarray) -> None:
+    shape = view.of(array).shape
+    if shape != value.shape:
+        raise ValueError(f"a weight's part: expected shape {shape}, got {value.shape}")
+    view.put(array, value)
 
 
 def _notes(pairs: Iterable[WeightPair], torch: TorchTree, jax: JaxTree) -> list[str]:
