@@ -83,3 +83,44 @@ def test_a_stack_of_two_layers_is_no_weight_of_twice_the_size():
     }
     found = parity.map_weights(model, (lambda params, x: x, params))
     assert found.ok, found
+
+
+def test_a_transposed_convolution_as_wide_in_as_out_is_refused_unless_values_tell():
+    model = nn.Module()
+    model.up = nn.ConvTranspose2d(4, 4, 2, 2, bias=False)
+    weight = model.up.weight.detach().numpy()
+    turned = weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
+    for value in (weight.transpose(2, 3, 1, 0), turned):
+        port = (lambda params, x: x, {"up": {"kernel": jnp.asarray(value)}})
+        assert parity.map_weights(model, port).ok
+    found = parity.map_weights(model, (lambda params, x: x, {"up": {"kernel": jnp.zeros((2, 2, 4, 4))}}))
+    assert [one.torch for one in found.ambiguous] == ["up.weight"]
+    assert "transpose_kernel" in found.ambiguous[0].text
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["", "nothing known"])
+def test_norms_go_with_the_convolutions_beside_them(known):
+    """As Linen names them by itself; the order of a sorted dict says nothing."""
+
+    def double(into, out):
+        return nn.Sequential(
+            nn.Conv2d(into, out, 3), nn.GroupNorm(2, out), nn.SiLU(), nn.Conv2d(out, out, 3), nn.GroupNorm(2, out)
+        )
+
+    model = nn.ModuleDict({"d1": double(3, 4), "d2": double(4, 8), "mid": double(8, 8), "u1": double(12, 4)})
+    homes = {"d1": "down1", "d2": "down2", "mid": "bottleneck", "u1": "dec1"}
+    params: dict = {}
+    for ours, theirs in sorted(homes.items(), key=lambda one: one[1]):
+        into = params.setdefault(theirs, {})
+        for at, name in ((0, "Conv_0"), (3, "Conv_1"), (1, "GroupNorm_0"), (4, "GroupNorm_1")):
+            layer = model[ours][at]
+            weight = layer.weight.detach().numpy() if known or "Norm" in name else np.zeros(layer.weight.shape)
+            own = ("kernel", weight.transpose(2, 3, 1, 0)) if weight.ndim == 4 else ("scale", weight)
+            bias = layer.bias.detach().numpy() if known else np.zeros(layer.bias.shape)
+            into[name] = {"bias": jnp.asarray(bias), own[0]: jnp.asarray(own[1])}
+    found = parity.map_weights(model, (lambda params, x: x, params))
+    if known:
+        assert found.ok, found
+    wrong = [pair for pair in found.pairs if homes[pair.torch[0].split(".")[0]] != pair.jax[0].split(".")[0]]
+    assert not wrong, wrong
+    assert found.pair("d1.4.weight").jax == ("down1.GroupNorm_1.scale",) if known else found.ambiguous

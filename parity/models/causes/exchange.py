@@ -18,9 +18,11 @@ MOST = 60
 
 def propose(context: Context) -> Iterator[Diagnosis]:
     """Yield proved exchanges: with torch's weights exchanged the two agree."""
-    tried = 0
-    for group in alike(context.pair.torch_weights):
-        for weights, cause, text, fix in _changes(group, context.pair.torch_weights):
+    tried, held = 0, context.pair.torch_weights
+    groups = list(alike(held))
+    everywhere = _everywhere(groups, held)
+    for changes in (everywhere, *(_changes(group, held) for group in groups)):
+        for weights, cause, text, fix in changes:
             tried += 1
             if tried > MOST or context.late:
                 return
@@ -48,6 +50,35 @@ def alike(weights: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
         parent = owner.rpartition(".")[0]
         groups.setdefault((parent, tuple(sorted(shapes.items()))), []).append(owner)
     yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _everywhere(
+    groups: list[list[str]], weights: Mapping[str, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], str, str, str]]:
+    """Yield exchanges of two modules in every layer that has them."""
+    parents: dict[tuple[str, str], list[str]] = {}
+    for group in groups:
+        for a, b in itertools.combinations(group, 2):
+            parent = a.rpartition(".")[0]
+            names = a.rpartition(".")[2], b.rpartition(".")[2]
+            if not any(name.isdigit() for name in names):
+                parents.setdefault(names, []).append(parent)
+    for (a, b), found in parents.items():
+        if len(found) < 2:
+            continue
+        made = {}
+        for parent in found:
+            start = f"{parent}." if parent else ""
+            for to, source in ((a, b), (b, a)):
+                inside = f"{start}{source}."
+                for name in (one for one in weights if one.startswith(inside)):
+                    made[f"{start}{to}.{name[len(inside) :]}"] = weights[name]
+        yield (
+            made,
+            "modules exchanged",
+            f"JAX uses {a} where torch uses {b}, and the other way round, in all of {', '.join(found[:4])}",
+            f"Exchange {a} and {b} in JAX.",
+        )
 
 
 def _changes(group: list[str], weights: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, Any], str, str, str]]:

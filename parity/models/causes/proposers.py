@@ -15,6 +15,7 @@ from parity.models.causes import (
     pooling,
     positions,
     precision,
+    shifts,
     terms,
     turned,
 )
@@ -58,6 +59,7 @@ PROPOSERS: tuple[Proposer, ...] = (
     _constants,
     pooling.propose,
     turned.propose,
+    shifts.propose,
     exchange.propose,
     norm_order.propose,
     terms.propose,

@@ -13,11 +13,12 @@ from parity.models.weights import recurrent
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
-from parity.models.weights.matching import NAMES, VALUES, Match, Names, fits, match, roles_paired
+from parity.models.weights.matching import NAMES, ORDER, VALUES, Match, Names, fits, match, roles_paired
 from parity.models.weights.names import VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
+from parity.models.weights.tree import Parts
 from parity.models.weights.weight_map import AMBIGUOUS, Ambiguous, Unpaired, WeightMap
 
 LIKELY = 0.6
@@ -120,11 +121,14 @@ class _Mapping:
         return [i for i in ours if i.leaf.name not in names], [i for i in theirs if i.leaf.name not in paths]
 
     def _settled(self, matches: list[Match]) -> list[Match]:
-        """Let equal values decide where names did not; what stays open is ambiguous and left out."""
+        """Let equal values decide where names did not, then the layers around; the rest is ambiguous and left out."""
         left: set[int] = set()
-        for group in _groups(matches):
+        still = [group for group in _groups(matches) if not self._by_values([matches[k] for k in group])]
+        unsure = {k for group in still for k in group}
+        homes = _homes([one for k, one in enumerate(matches) if k not in unsure])
+        for group in still:
             members = [matches[k] for k in group]
-            if self._by_values(members):
+            if _by_homes(members, homes):
                 continue
             if any(not one.evidence for one in members):
                 for k, one in zip(group, members, strict=True):
@@ -221,7 +225,7 @@ class _Mapping:
         holding = [fit for fit in found if self._holds(mine, other, fit)]
         if len(holding) == 1:
             self._add(mine, other, holding[0], evidence)
-        elif read(other.leaf.parts)[2] in CONVENTIONAL or holding:
+        elif holding or (read(other.leaf.parts)[2] in CONVENTIONAL and "ConvTranspose" not in mine.leaf.layer):
             self._add(mine, other, found[0], evidence)
         else:
             options = tuple(
@@ -229,6 +233,11 @@ class _Mapping:
                 for fit in found
             )
             text = f"{other.leaf.name} is square, and neither its name nor its values say whether it is transposed"
+            if "ConvTranspose" in mine.leaf.layer:
+                text = (
+                    f"{other.leaf.name} has as many channels in as out, and neither its module nor its values say"
+                    " whether it is kept turned round (transpose_kernel=False) or not"
+                )
             self.ambiguous.append(Ambiguous(mine.leaf.name, options, text))
             self.reasons.setdefault(mine.leaf.name, AMBIGUOUS)
             self.reasons.setdefault(other.leaf.name, AMBIGUOUS)
@@ -262,6 +271,47 @@ class _Mapping:
         paths = {path for pair in self.pairs for path in pair.jax}
         found = Unpaired.of(self.torch.leaves, self.jax.leaves, names, paths, self.reasons)
         return replace(found, torch=(*found.torch, *self.lost), reasons={**found.reasons, **self.lost})
+
+
+def _homes(matches: Sequence[Match]) -> dict[Parts, Parts]:
+    """Return which JAX module holds the layers that a torch module holds, where all that is known agrees."""
+    votes: dict[Parts, Counter[Parts]] = defaultdict(Counter)
+    for one in (one for one in matches if one.evidence != ORDER):
+        votes[one.torch.parts[:-1]][one.jax.parts[:-1]] += 1
+    found = {ours: next(iter(counts)) for ours, counts in votes.items() if len(counts) == 1}
+    return {ours: theirs for ours, theirs in found.items() if Counter(found.values())[theirs] == 1}
+
+
+def _by_homes(members: list[Match], homes: dict[Parts, Parts]) -> bool:
+    """Pair the members anew, each in the module that its neighbours are in; return whether that settled it.
+
+    A norm goes with the convolution beside it. Several of one module go by their numbers, which `GroupNorm_0` and
+    `GroupNorm_1` have in the order in which they are made.
+    """
+    inside: list[dict[Parts, list[Owner]]] = [defaultdict(list), defaultdict(list)]
+    for one in members:
+        for side, owner in zip(inside, (one.torch, one.jax), strict=True):
+            side[owner.parts[:-1]].append(owner)
+    chosen: dict[int, Owner] = {}
+    for parent, ours in inside[0].items():
+        theirs = inside[1].get(homes[parent], []) if parent in homes else []
+        if len(ours) != len(theirs) or not (len(ours) == 1 or (_numbered(ours) and _numbered(theirs))):
+            return False
+        ours, theirs = (sorted(side, key=lambda owner: owner.tokens[-1][1] or 0) for side in (ours, theirs))
+        if not all(fits(one, other) for one, other in zip(ours, theirs, strict=True)):
+            return False
+        chosen |= {id(one): other for one, other in zip(ours, theirs, strict=True)}
+    for one in members:
+        one.jax, one.evidence, one.rivals = chosen[id(one.torch)], ORDER, []
+    return True
+
+
+def _numbered(owners: Sequence[Owner]) -> bool:
+    """Return whether layers are told apart by a number at the end of their names, and by nothing else."""
+    numbers = {owner.tokens[-1][1] for owner in owners}
+    return (
+        len({owner.tokens[-1][0].stem for owner in owners}) == 1 and len(numbers) == len(owners) and None not in numbers
+    )
 
 
 def _groups(matches: list[Match]) -> list[list[int]]:

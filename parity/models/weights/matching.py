@@ -167,7 +167,10 @@ def match(torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool) -> lis
     for i, j in chosen.items():
         evidence, rivals = _evidence(i, chosen, scores, compatible, torch, jax, ordered=ordered)
         if evidence == NAMES and names.alignment(torch[i], jax[j])[0] < ALIKE:
-            evidence = SHAPE if compatible[i].sum() == compatible[:, j].sum() == 1 else ORDER
+            rivals = [k for k, column in chosen.items() if k != i and compatible[k, j] and compatible[i, column]]
+            alone = compatible[i].sum() == compatible[:, j].sum() == 1
+            told = ordered or _same_name([i, *rivals], chosen, torch, jax)
+            evidence = SHAPE if alone else ORDER if told else ""
         made.append(Match(torch[i], jax[j], float(scores[i, j]), evidence, rivals))
     place = {i: number for number, i in enumerate(chosen)}
     for one in made:
@@ -253,10 +256,12 @@ def _evidence(
         return NAMES, []
     if open_ended:
         return "", rivals
-    same_name = (
-        len({_stems(torch[k]) for k in (i, *rivals)}) == 1 == len({_stems(jax[chosen[k]]) for k in (i, *rivals)})
-    )
-    return (ORDER if ordered or same_name else ""), rivals
+    return (ORDER if ordered or _same_name([i, *rivals], chosen, torch, jax) else ""), rivals
+
+
+def _same_name(rows: Sequence[int], chosen: dict[int, int], torch: Sequence[Owner], jax: Sequence[Owner]) -> bool:
+    """Return whether layers are told apart by their numbers alone, on both sides."""
+    return len({_stems(torch[k]) for k in rows}) == 1 == len({_stems(jax[chosen[k]]) for k in rows})
 
 
 def _stems(owner: Owner) -> tuple[str, ...]:
