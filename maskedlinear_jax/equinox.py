@@ -274,7 +274,7 @@ def load_packed(path: Any, model: Any = None, *, rename: Any = None) -> Any:
         plain = names & convert.plain_layers(model, _ADAPTER).keys()
         nothing = {glob.escape(name): constructors.columns([]) for name in plain}
         model = mask_linears(model, nothing, packed=form == "packed") if nothing else model
-    return storage.load_packed(data, model, rename=rename)
+    return storage.load(data, model, rename, _ADAPTER.forms)
 
 
 class _Opened(eqx.Module):

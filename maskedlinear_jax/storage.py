@@ -18,7 +18,7 @@ from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_jax import packing
-from maskedlinear_jax.convert import _is_layer
+from maskedlinear_jax.convert import _OWN, Form, _is_layer
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import depth
@@ -134,6 +134,11 @@ def load_packed(
             a layer whose frozen entries are not those the values were trained over. It is a ValueError.
         OSError: The file cannot be read.
     """
+    return load(path, model, rename, _OWN.forms)
+
+
+def load(path: Any, model: Any, rename: Any, forms: tuple[Form, ...]) -> Any:
+    """Load as `load_packed` does, into a model of the layers of one library."""
     if isinstance(path, Mapping):
         return _load_arrays(path, model, rename)
     contents = storage.renamed(storage.from_bytes(files.read(path)), rename)
@@ -145,7 +150,7 @@ def load_packed(
         _check(name, layer, nodes.get(name))
     for name, numbers in contents.others.items():
         _check_other(name, numbers, nodes.get(name))
-    filled = {name: _filled(nodes[name], layer) for name, layer in contents.layers.items()}
+    filled = {name: _filled(nodes[name], layer, forms) for name, layer in contents.layers.items()}
     filled |= {name: _array(numbers) for name, numbers in contents.others.items()}
     return jax.tree.unflatten(structure, [filled.get(name, node) for name, node in nodes.items()])
 
@@ -205,15 +210,13 @@ def _alone(name: str, stored: Stored) -> Any:
     if stored.base is None:
         storage_checks.refuse_layer_alone(name)
     plain = MaskedLinear.tree_unflatten(Native(), (_array(stored.base), None, stored.mask, None))
-    return _filled(plain, stored)
+    return _filled(plain, stored, _OWN.forms)
 
 
-def _filled(module: Any, stored: Stored) -> Any:
+def _filled(module: Any, stored: Stored, forms: tuple[Form, ...]) -> Any:
     values = _array(stored.values)
     bias = None if stored.bias is None else _array(stored.bias)
-    # A layer of an adapter stays one.
-    kind: Any = PackedLinear if stored.form == "packed" else MaskedLinear
-    kind = type(module) if isinstance(module, kind) else kind
+    kind = _kind(module, stored.form == "packed", forms)
     matrix = module.base if isinstance(module, PackedLinear) else module.weight
     matrix = matrix if stored.base is None else _array(stored.base)
     if stored.form == "masked":
@@ -223,6 +226,15 @@ def _filled(module: Any, stored: Stored) -> Any:
         plain, grad_mask=stored.mask, bias_mask=stored.bias_mask, precision=module.precision
     )  # fmt: skip
     return filled.replace(values=values) if stored.form == "packed" else filled
+
+
+def _kind(module: Any, packed: bool, forms: tuple[Form, ...]) -> Any:
+    # A layer of a library stays one, and an embedding an embedding.
+    for form in forms:
+        if type(module) in (form.masked, form.packed):
+            return form.packed if packed else form.masked
+    own = PackedLinear if packed else MaskedLinear
+    return type(module) if isinstance(module, own) else own
 
 
 def _learned(model: Any) -> dict[str, Any]:

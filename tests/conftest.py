@@ -23,7 +23,7 @@ import torch
 
 import maskedlinear_jax
 import maskedlinear_torch
-from parity.execution._compat import xla_options
+from parity.execution._compat import known_xla_options, xla_options
 from parity.suites.masked_linear.pairs import QUICKLY
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
@@ -74,7 +74,7 @@ def _seeded():
 
 
 QUICK = ("test_atlas", "test_convert", "test_convert_layers", "test_hold", "test_hold_kinds", "test_hold_layers",
-         "test_hold_table", "test_jax_only", "test_module", "test_storage")  # fmt: skip
+         "test_hold_table", "test_jax_only", "test_lowering", "test_module", "test_storage")  # fmt: skip
 """Files that ask what is computed, held or stored, not how XLA's code rounds."""
 
 
@@ -87,7 +87,7 @@ def _xla(request):
     if request.path.stem not in QUICK:
         yield
         return
-    with xla_options(QUICKLY):
+    with xla_options(known_xla_options(QUICKLY)):
         yield
     jax.clear_caches()
 

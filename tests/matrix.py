@@ -3,8 +3,9 @@
     python -m tests.matrix --list
     python -m tests.matrix --run jax-lowest [--run ...] [--quick] [--markdown FILE]
 
-An environment holds one framework and no other. What runs there is tests/versions/, whose answers are exact or golden
-hashes. `--quick` chooses what `.ci/run` runs; torch's environments download gigabytes and are run by hand.
+An environment of a twin holds one framework and no other; the last two hold both, for files that are traded and for
+`parity`. What runs there is tests/versions/, whose answers are exact or golden hashes. `--quick` chooses what `.ci/run`
+runs; torch's environments download gigabytes and are run by hand.
 Exit code: 0 all passed, 1 something failed, 2 not understood.
 """
 
@@ -53,6 +54,7 @@ class Environment:
 
 JAX = ("test_jax.py", "test_equinox.py", "test_nnx.py")
 TORCH = ("test_torch.py",)
+BOTH = ("test_both.py", "test_parity.py")
 JAX_LOWEST = (
     "jax==0.8.3", "jaxlib==0.8.3", "flax==0.12.3", "equinox==0.13.0", "optax==0.2.5", "safetensors==0.5.0",
     "numpy==2.0.0",
@@ -64,8 +66,17 @@ ENVIRONMENTS = (
     Environment("jax-newest", "3.13", JAX_NEWEST, JAX, quick=True),
     Environment("torch-lowest", "3.11", ("torch==2.12.1", "safetensors==0.5.0", "numpy==1.26.0"), TORCH),
     Environment("torch-newest", "3.13", ("torch", "safetensors", "numpy"), TORCH),
+    Environment("both-lowest", "3.11", ("torch==2.12.1", *JAX_LOWEST, "rich==13.0.0", "scikit-learn==1.5.0"), BOTH),
+    Environment("both-newest", "3.13", ("torch", *JAX_NEWEST, "rich", "scikit-learn"), (*TORCH, *JAX, *BOTH)),
 )
-LEAST = {"test_jax.py": 55, "test_equinox.py": 2, "test_nnx.py": 2, "test_torch.py": 87}
+LEAST = {
+    "test_jax.py": 55,
+    "test_equinox.py": 2,
+    "test_nnx.py": 2,
+    "test_torch.py": 87,
+    "test_both.py": 12,
+    "test_parity.py": 10,
+}
 """How many tests of a file must have passed: an environment cannot pass by running nothing."""
 
 

@@ -22,15 +22,18 @@ BY_NAME = {one.name: one for one in matrix.ENVIRONMENTS}
 def declared():
     """Return the lower bounds of the extras that users install, by package."""
     extras = PROJECT["optional-dependencies"]
-    wanted = [line for name in ("torch", "jax", "storage", "optax", "equinox", "nnx") for line in extras[name]]
+    wanted = [
+        line for name in ("torch", "jax", "storage", "optax", "equinox", "nnx", "parity") for line in extras[name]
+    ]
     return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted)
 
 
 @pytest.mark.parametrize("package", sorted(declared()))
 def test_the_lowest_version_that_is_declared_is_one_that_runs(package):
-    environment = BY_NAME["torch-lowest" if package == "torch" else "jax-lowest"]
-    pins = dict(pin.split("==") for pin in environment.requirements)
-    assert re.fullmatch(re.escape(declared()[package]) + r"(\.0)*", pins[package])
+    for name in ("torch-lowest", "jax-lowest", "both-lowest"):
+        pins = dict(pin.split("==") for pin in BY_NAME[name].requirements)
+        if package in pins or name == "both-lowest":
+            assert re.fullmatch(re.escape(declared()[package]) + r"(\.0)*", pins[package]), name
 
 
 def test_every_declared_python_runs():
@@ -38,10 +41,11 @@ def test_every_declared_python_runs():
     assert minors == {one.python for one in matrix.ENVIRONMENTS}
 
 
-def test_an_environment_holds_one_framework():
+def test_an_environment_holds_what_its_name_says():
     for one in matrix.ENVIRONMENTS:
         names = {re.split("==", requirement)[0] for requirement in one.requirements}
-        assert len(names & {"torch", "jax"}) == 1, one.name
+        framework = one.name.split("-")[0]
+        assert names & {"torch", "jax"} == ({"torch", "jax"} if framework == "both" else {framework}), one.name
 
 
 def test_each_file_has_tests_to_count():

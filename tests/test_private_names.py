@@ -339,8 +339,13 @@ def test_options_of_xla_reach_eager_operators_and_end_with_the_context():
     with parity_compat.xla_options({"xla_no_such_option": 1}), pytest.raises(Exception, match="xla_no_such_option"):
         jnp.cos(operand)
     assert jax_compiler.get_compile_options is usual
-    with parity_compat.xla_options(QUICKLY):
+    with parity_compat.xla_options(parity_compat.known_xla_options(QUICKLY)):
         assert jnp.cos(operand).shape == (3, 17)
+
+
+def test_options_that_xla_lacks_are_left_out():
+    options = {"xla_backend_optimization_level": 0, "xla_no_such_option": True}
+    assert parity_compat.known_xla_options(options) == {"xla_backend_optimization_level": 0}
 
 
 def test_programs_of_torch_are_seen_operator_by_operator():

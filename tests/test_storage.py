@@ -97,6 +97,19 @@ def test_masked_layers_too(tmp_path):
     assert again.grad_mask == columns([1, 2])
 
 
+@pytest.mark.parametrize("stored", ["masked", "packed"])
+@pytest.mark.parametrize("target", ["masked", "packed"])
+def test_an_embedding_stays_one_in_the_stored_form(stored, target):
+    mask, tokens = rows([4, 5]), np.array([0, 4, 5])
+    kinds = {"masked": mj.MaskedEmbedding, "packed": mj.PackedEmbedding}
+    in_torch = {"masked": mt.MaskedEmbedding, "packed": mt.PackedEmbedding}
+    layer = in_torch[stored](6, 4, grad_mask=mask, seed=0)
+    file = mt.packed_bytes(layer, with_base=True)
+    loaded = mj.load_packed(file, kinds[target](6, 4, grad_mask=mask, seed=1))
+    assert type(loaded) is kinds[stored]
+    np.testing.assert_array_equal(loaded(tokens), layer(torch.from_numpy(tokens)).detach())
+
+
 def test_a_model_and_its_plain_form(tmp_path):
     plain = nn.Sequential(nn.Linear(I, O), nn.ReLU(), nn.Linear(O, 4))
     state = {name: value.clone() for name, value in plain.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -37,3 +38,21 @@ def xla_options(options: Mapping[str, Any]) -> Iterator[None]:
 
     with mock.patch.object(compiler, "get_compile_options", with_options):
         yield
+
+
+def known_xla_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that this XLA has. They are no public interface: jax 0.12 has fewer than 0.10."""
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: bool | int | str) -> bool:
+    import jax
+
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except Exception as error:
+        if name not in str(error):
+            raise
+        return False
+    return True

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maskedlinear_core import constructors
+from parity.execution._compat import known_xla_options
 from parity.execution.calls import Numbers
 from parity.operator.oracle import Exact, Oracle
 from parity.operator.pair import Deferred, Pair
@@ -149,7 +150,7 @@ def _compiler(cell: Cell) -> dict[str, Any]:
         return {}
     if cell.world == "torch-compiled":
         return {"backend": "inductor" if uses_inductor(cell) else "aot_eager"}
-    return {} if _as_users_are(cell) else {"compiler_options": QUICKLY}
+    return {} if _as_users_are(cell) else {"compiler_options": known_xla_options(QUICKLY)}
 
 
 def _as_users_are(cell: Cell) -> bool:

@@ -1,0 +1,87 @@
+"""What `parity` must do in every version that pyproject.toml allows: right is called right, and wrong is named."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from torch import nn
+
+import parity
+
+X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+
+
+def root_mean_square(x, eps=1e-6):
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+
+
+RIGHT = {
+    "silu": (F.silu, jax.nn.silu),
+    "softmax": (lambda x: torch.softmax(x, -1), jax.nn.softmax),
+    "rms norm": (lambda x: F.rms_norm(x, (8,), eps=1e-6), root_mean_square),
+    "sort": (lambda x: torch.sort(x, -1).values, lambda x: jnp.sort(x, -1)),
+}
+WRONG = {
+    "gelu": (F.gelu, jax.nn.gelu, "exact GELU"),
+    "eps": (lambda x: F.rms_norm(x, (8,), eps=1e-5), root_mean_square, "1e-06 in JAX where torch has 1e-05"),
+    "divisor": (lambda x: x.var(-1), lambda x: x.var(-1), "n/(n-1)"),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_port_passes(name):
+    report = parity.compare(*RIGHT[name], (X,), quick=True)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_port_is_named(name):
+    *pair, cause = WRONG[name]
+    report = parity.compare(*pair, (X,), quick=True)
+    assert not report.ok
+    assert cause in " ".join(str(report).split()), str(report)
+
+
+class Net(nn.Module):
+    """A block of a language model."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(F.silu(self.up(self.norm(x))))
+
+
+class FlaxNet(nnx.Module):
+    """Its port."""
+
+    def __init__(self, eps=1e-5):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.LayerNorm(8, epsilon=eps, rngs=rngs)
+        self.up, self.down = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(jax.nn.silu(self.up(self.norm(x))))
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+def test_a_model_is_judged(eps):
+    model, port = Net(), FlaxNet(eps)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    report = parity.compare_models(model, port, (X,))
+    assert report.ok == (eps == 1e-5), str(report)
+    assert report.ok or "norm" in str(report)
+
+
+def test_the_quick_grid_is_as_promised():
+    command = [sys.executable, "-m", "parity", "grid", "--quick"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
+    assert "as promised" in ran.stdout
