@@ -175,3 +175,37 @@ def test_float64():
         got = jax.grad(lambda w: (masked_linear(x, w, grad_mask=columns([0])) ** 2).sum())(w)
         assert got.dtype == "float64"
     same(got, jax.grad(lambda w: (reference(X, w, 0, columns([0])) ** 2).sum())(W))
+
+
+@pytest.mark.parametrize("kind", ["MaskedEmbedding", "PackedEmbedding"])
+def test_an_embedding_with_a_tied_head(kind):
+    layer = getattr(maskedlinear_jax, kind)(6, 4, grad_mask=maskedlinear_jax.rows([4, 5]), seed=0)
+    numbers = jnp.array([0, 4, 5, 5])
+    params, rest = maskedlinear_jax.partition(layer)
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            layer = maskedlinear_jax.combine(params, rest)
+            return (layer.attend(layer(numbers)) ** 2).sum()
+
+        return jax.grad(loss)(params)
+
+    learned = jax.tree.leaves(gradient(params))
+    assert len(learned) == 1
+    whole = np.asarray(learned[0])
+    assert whole[-2:].all()
+    assert not whole[:-2].any()
+
+
+def test_any_other_parameter():
+    mask = np.zeros((3, 2, 2, 2), bool)
+    mask[1] = True
+
+    def loss(weight):
+        weight = maskedlinear_jax.masked_parameter(weight, mask)
+        return jax.lax.conv(jnp.ones((1, 2, 4, 4)), weight, (1, 1), "VALID").sum()
+
+    gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.ones((3, 2, 2, 2))))
+    assert gradient[1].all()
+    assert not gradient[[0, 2]].any()

@@ -8,7 +8,7 @@ from flax import nnx
 from problem import integers
 
 import maskedlinear_jax.nnx as adapter
-from maskedlinear_jax import columns, hold_frozen
+from maskedlinear_jax import columns, hold_frozen, rows
 
 X = integers()[0]
 
@@ -49,3 +49,24 @@ def test_a_model_is_converted_trained_saved_and_loaded(packed, tmp_path):
     after = np.asarray(model.first.kernel[...])
     np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
     assert (after[1] != before[1]).all()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_attention_and_an_embedding(packed):
+    class Model(nnx.Module):
+        def __init__(self):
+            self.tokens = nnx.Embed(6, 4, rngs=nnx.Rngs(0))
+            self.attend = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(1))
+
+        def __call__(self, numbers):
+            return self.tokens.attend(self.attend(self.tokens(numbers)))
+
+    model, numbers = Model(), np.array([[0, 4, 5]])
+    want = np.asarray(model(numbers))
+    masks = {"tokens": rows([4, 5]), "attend.query": columns([1])}
+    adapter.mask_linears(model, masks, packed=packed, freeze_others=True)
+    np.testing.assert_array_equal(model(numbers), want)
+    gradient = nnx.jit(nnx.grad(lambda model: (model(numbers) ** 2).sum()))(model)
+    sizes = [leaf.size for leaf in jax.tree.leaves(gradient)]
+    assert len(sizes) == 2
+    assert not packed or sorted(sizes) == [4, 8]

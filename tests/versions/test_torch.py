@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,16 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import maskedlinear_torch
-from maskedlinear_torch import MaskedLinear, PackedLinear, columns, masked_linear, pack, packed_linear, rows
+from maskedlinear_torch import (
+    MaskedLinear,
+    PackedLinear,
+    columns,
+    masked_linear,
+    masked_parameter,
+    pack,
+    packed_linear,
+    rows,
+)
 
 MASKS = masks(maskedlinear_torch)
 X, W, B = map(torch.from_numpy, integers())
@@ -271,3 +281,55 @@ def test_checkpointing(reentrant):
     layer, want = both("columns")
     checkpoint(layer, *args, use_reentrant=reentrant).square().sum().backward()
     same([arg.grad for arg in args], list(gradients(want)))
+
+
+class Tied(nn.Module):
+    """An embedding and a head that is its matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, numbers):
+        return self.head(self.tokens(numbers))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_new_tokens_of_a_tied_head(compiled):
+    model, numbers = Tied(), torch.tensor([0, 4, 5, 5])
+    before, want = model.tokens.weight.detach().clone(), model(numbers)
+    maskedlinear_torch.train_new_tokens(model, first=4)
+    same(model(numbers), want)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.1, weight_decay=0.5)
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    run(numbers).square().sum().backward()
+    optimizer.step()
+    after = model.tokens.weight.detach()
+    same(after[:4], before[:4])
+    assert (after[4:] != before[4:]).all()
+    same(model.head.weight.detach(), after)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_attention(packed):
+    plain = nn.MultiheadAttention(4, 2, batch_first=True)
+    model = maskedlinear_torch.mask_linears(
+        nn.ModuleDict({"attend": copy.deepcopy(plain)}), {"attend.q_proj": rows([1])}, packed=packed
+    )
+    x = torch.ones(2, 3, 4, requires_grad=True)
+    want = plain(x, x, x, need_weights=False)[0]
+    got = model["attend"](x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(got, want)
+    got.square().sum().backward()
+    learned = {name: one.grad for name, one in model.named_parameters() if one.grad is not None and one.grad.any()}
+    assert learned
+
+
+def test_any_other_parameter():
+    weight, mask = torch.ones(3, 2, 2, 2, requires_grad=True), np.zeros((3, 2, 2, 2), bool)
+    mask[1] = True
+    x = torch.ones(1, 2, 4, 4)
+    F.conv2d(x, masked_parameter(weight, mask)).sum().backward()
+    assert (weight.grad[1] != 0).all()
+    assert not weight.grad[[0, 2]].any()
