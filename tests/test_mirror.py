@@ -119,6 +119,7 @@ ONLY_DEFINED_IN_ONE = {
     "summary.py": {"register_models", "_learning"},  # attention and parametrizations are modules
     "storage.py": {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
+        "load", "_kind",  # a new layer has the class that its library gives to the stored form
         # Modules have buffers, are converted in place, and some keep their weight the other way.
         "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
     },
