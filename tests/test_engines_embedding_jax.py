@@ -93,12 +93,14 @@ def test_shard_map_over_the_batch_is_exact(mesh, kind, form):
 @pytest.mark.parametrize("kind", MASKS)
 def test_transforms_are_exact(kind, form):
     params, rest = mj.partition(make(form, kind))
-    each = jax.vmap(jax.grad(loss), in_axes=(None, None, 0))(params, rest, IDS)
+    each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))(params, rest, IDS)
     np.testing.assert_array_equal(np.asarray(leaf(each, form)).sum(0), oracle(form, kind))
-    remat = jax.grad(jax.checkpoint(loss))(params, rest, IDS)
+    remat = jax.jit(jax.grad(jax.checkpoint(loss)))(params, rest, IDS)
     np.testing.assert_array_equal(np.asarray(leaf(remat, form)), oracle(form, kind))
     # Twice in reverse, by the directional derivative of <gradient, gradient>: frozen entries have none of any order.
-    second = jax.grad(lambda params: sum(jnp.vdot(a, a) for a in jax.tree.leaves(jax.grad(loss)(params, rest, IDS))))
+    second = jax.jit(
+        jax.grad(lambda params: sum(jnp.vdot(a, a) for a in jax.tree.leaves(jax.grad(loss)(params, rest, IDS))))
+    )
     if form == "masked":
         assert not np.asarray(second(params).weight)[~MASKS[kind].to_array((TOKENS, WIDTH))].any()
     assert np.asarray(leaf(second(params), form)).any()

@@ -81,7 +81,7 @@ def test_check_grads(name):
         args = (jnp.asarray(X), values, jnp.asarray(BIAS))
         for forward_mode, modes in ((False, ["rev"]), (True, ["fwd", "rev"])):
             layer = lambda x, v, b, f=forward_mode: mj.packed_linear(x, W, v, b, grad_mask=mask, forward_mode=f)  # noqa: E731
-            check_grads(layer, args, order=2, modes=modes)
+            check_grads(jax.jit(layer), args, order=2, modes=modes)
 
 
 @pytest.mark.parametrize("name", MASKS)

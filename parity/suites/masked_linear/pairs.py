@@ -135,6 +135,7 @@ QUICKLY = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,  # each part of a small program costs as much as all of it
 }
 """Options of XLA: the graph goes through all of its passes, and code is then made in a third of the time."""
 
