@@ -16,7 +16,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, as_precision
-from maskedlinear_jax import moments, packing
+from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.embedding import masked_lookup, packed_lookup
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _name_of_dtype
@@ -223,7 +223,7 @@ class PackedEmbed(_Embedding):
     def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
         old, values, whole = self.grad_mask, self.values.get_value(), self.table
         changed = packing.repack(values, old, mask, weight=whole)
-        self.base.set_value(whole)
+        self.base.set_value(marks.repacked(self.base.get_value(), values, old, mask, whole))
         self.values.set_value(changed)
         self.positions = ValuesPositions(mask)
         return {(*path, "values"): moments.Moved(old, mask, (self.out_features, self.in_features), values.shape)}

@@ -22,7 +22,7 @@ from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import as_precision
-from maskedlinear_jax import moments, packing
+from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
 from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole
@@ -215,7 +215,8 @@ class PackedLinearGeneral(_General):
     def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
         old, values, whole = self.grad_mask, self.values.get_value(), self._whole()
         changed = packing.repack(values, old, mask, weight=whole)
-        self.base.set_value(whole.T.reshape(*self.in_axes, *self.out_axes))
+        base = marks.repacked(self._turned(self.base.get_value()), values, old, mask, whole)
+        self.base.set_value(base.T.reshape(*self.in_axes, *self.out_axes))
         self.values.set_value(changed)
         self.positions = ValuesPositions(mask)
         return {(*path, "values"): moments.Moved(old, mask, (self.out_features, self.in_features), values.shape)}

@@ -24,7 +24,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, Precision, as_precision
-from maskedlinear_jax import moments, packing
+from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
 
@@ -402,7 +402,7 @@ class PackedLinear(Layer):
         whole, shape = self._whole(), (self.out_features, self.in_features)
         # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
         changed = packing.repack(values, old, mask, weight=whole)
-        self.base.set_value(whole.T)
+        self.base.set_value(marks.repacked(self.base.get_value().T, values, old, mask, whole).T)
         self.values.set_value(changed)
         self.positions = ValuesPositions(mask)
         return {(*path, "values"): moments.Moved(old, mask, shape, values.shape)}

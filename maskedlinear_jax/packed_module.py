@@ -16,7 +16,7 @@ from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, described
-from maskedlinear_jax import lowering, packing, rule
+from maskedlinear_jax import lowering, marks, packing, rule
 from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
@@ -216,7 +216,8 @@ class PackedLinear:
         values = packing.repack(self.values, self.grad_mask, grad_mask, weight=whole)
         mask = constructors.as_mask(grad_mask)
         mask = mask if mask.is_traced else mask.packed(shape)
-        return self.replace(values=values, grad_mask=mask, base_bits=_bits(whole))
+        base = marks.repacked(self.base, self.values, self.grad_mask, mask, whole)
+        return self.replace(values=values, grad_mask=mask, base_bits=_bits(base))
 
     def __call__(self, input: Array, *, forward_mode: bool = False) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""

@@ -17,7 +17,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_core.storage import Contents, Numbers, Stored
-from maskedlinear_jax import packing
+from maskedlinear_jax import marks, packing
 from maskedlinear_jax.convert import _OWN, Form, _is_layer
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
@@ -31,6 +31,10 @@ def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_bas
     The file costs the trainable share of a checkpoint: the values, and about a byte per value for elements at one in a
     hundred, next to nothing for the other kinds. `load_packed` of either framework reads it. What shall not be stored
     must be no leaf of floats (`mask_linears(..., freeze_others=True)`).
+
+    A file goes over the matrices that the layers were made with. Where `repack` froze what a packed layer had learned,
+    its matrix is stored as well, and the file is larger. A `MaskedLinear` is a value that does not know what it was:
+    where its mask was changed in training, or an optimizer without `hold_frozen` moved it, use `with_base=True`.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
@@ -79,7 +83,7 @@ def packed_bytes(model: Any, *, with_base: bool = False) -> bytes:
         columns([1])
     """
     layers = _layers(model)
-    stored = {name: _stored(layer, with_base) for name, layer in layers.items()}
+    stored = {name: _stored(layer, with_base or _is_another(layer)) for name, layer in layers.items()}
     return storage.to_bytes(Contents(stored, {name: _bits(leaf) for name, leaf in _others(model).items()}))
 
 
@@ -210,10 +214,10 @@ def _alone(name: str, stored: Stored) -> Any:
     if stored.base is None:
         storage_checks.refuse_layer_alone(name)
     plain = MaskedLinear.tree_unflatten(Native(), (_array(stored.base), None, stored.mask, None))
-    return _filled(plain, stored, _OWN.forms)
+    return _filled(plain, stored, _OWN.forms, is_alone=True)
 
 
-def _filled(module: Any, stored: Stored, forms: tuple[Form, ...]) -> Any:
+def _filled(module: Any, stored: Stored, forms: tuple[Form, ...], *, is_alone: bool = False) -> Any:
     values = _array(stored.values)
     bias = None if stored.bias is None else _array(stored.bias)
     kind = _kind(module, stored.form == "packed", forms)
@@ -225,7 +229,22 @@ def _filled(module: Any, stored: Stored, forms: tuple[Form, ...]) -> Any:
     filled = kind.from_linear(
         plain, grad_mask=stored.mask, bias_mask=stored.bias_mask, precision=module.precision
     )  # fmt: skip
-    return filled.replace(values=values) if stored.form == "packed" else filled
+    if stored.form != "packed":
+        return filled
+    if stored.base is not None and (is_alone or not _has_bits(module, stored.base)):
+        # The next file must hold it too: the model that this one goes over has another.
+        base = marks.marked(filled.base, stored.mask)
+        filled = filled.replace(base_bits=jax.lax.bitcast_convert_type(base, filled.base_bits.dtype))
+    return filled.replace(values=values)
+
+
+def _is_another(layer: Any) -> bool:
+    return isinstance(layer, PackedLinear) and bool(marks.is_marked(layer.base, layer.grad_mask))
+
+
+def _has_bits(module: Any, base: Numbers) -> bool:
+    matrix = module.base if isinstance(module, PackedLinear) else module.weight
+    return np.array_equal(_bits(matrix).bits, base.bits)
 
 
 def _kind(module: Any, packed: bool, forms: tuple[Form, ...]) -> Any:

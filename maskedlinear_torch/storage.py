@@ -23,6 +23,7 @@ from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.packed_attention import PackedMultiheadAttention, in_projections, projection_masks
 from maskedlinear_torch.packed_module import PackedLinear
+from maskedlinear_torch.tensors import as_bits
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
@@ -293,6 +294,7 @@ def _alone(name: str, stored: Stored) -> nn.Module:
     kind: Any = PackedLinear if stored.form == "packed" else MaskedLinear
     layer = kind.from_linear(plain, grad_mask=stored.mask)
     _fill(layer, stored)
+    layer._origin.moved = True  # there is no model that a file without the matrix could go over
     return layer
 
 
@@ -300,9 +302,12 @@ def _alone(name: str, stored: Stored) -> nn.Module:
 def _fill(module: Any, stored: Stored) -> None:
     matrix = _matrix(module)
     values = _tensor(stored.values).to(matrix.device)
-    if stored.base is not None:
-        matrix.copy_(_tensor(stored.base))
     moved = module._origin.look(module)
+    if stored.base is not None:
+        # The next file must hold it too: the model that this one goes over has another.
+        base = _tensor(stored.base).to(matrix.device)
+        moved = moved or not torch.equal(as_bits(base), as_bits(matrix.contiguous()))
+        matrix.copy_(base)
     if isinstance(module, PackedLinear):
         # Into the parameters where they fit, so that an optimizer that has them goes on with them.
         if module.values.shape == values.shape and module.values.dtype == values.dtype:

@@ -71,6 +71,8 @@ class Constant(nn.Parameter):
 
 def plain(tensor: Tensor) -> Tensor:
     """Return a tensor that torch's own modes take: where they trace they refuse a class of ours."""
+    if torch.compiler.is_dynamo_compiling():
+        return tensor
     if type(tensor) is Constant and _compat.in_tracing_mode():
         with _compat.no_dispatch():
             return Tensor.data.__get__(tensor)  # type: ignore[attr-defined]

@@ -121,6 +121,7 @@ ONLY_DEFINED_IN_ONE = {
         "_fill", "_filled", "_tensor", "_array", "_nodes",  # in place, or a new pytree
         "load", "_kind",  # a new layer has the class that its library gives to the stored form
         # Modules have buffers, are converted in place, and some keep their weight the other way.
+        "_is_another", "_has_bits",  # a mark in the matrix, where torch has an `Origin`
         "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
     },
     "packed_module.py": {
@@ -145,13 +146,14 @@ def definitions(path):
 ONLY_IN_JAX = {
     "equinox.py", "nnx.py", "nnx_layers.py", "nnx_convert.py", "nnx_embedding.py",  # adapters of other libraries
     "nnx_general.py",
+    "marks.py",  # what origin.py is in torch, for values that remember nothing
     "stacked.py",  # layers along an axis, which a scan or vmap goes over
     "constant.py",  # a pytree has no parameters that take no gradient
     "moments.py",  # an optimizer's state is a value of its own
 }  # fmt: skip
 ONLY_IN_TORCH = {
     "held_module.py",  # the hooks of modules whose parameters are written in place
-    "origin.py",  # a pytree is a value: it does not remember what it was
+    "origin.py",  # a pytree is a value: it does not remember what it was (marks.py)
     "steps.py",  # hooks around the steps of optimizers, which write in place
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch

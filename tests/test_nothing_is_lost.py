@@ -448,3 +448,50 @@ def test_m12_what_is_no_model_or_no_file_is_refused_by_the_name_of_the_function(
             twin.load_packed(None, layer)
         with pytest.raises(TypeError, match=r"^expected a path or a file that is open for writing bytes, got int"):
             twin.save_packed(3, layer)
+
+
+def repacked(form):
+    """A model whose columns learned and were frozen by another mask then; fresh ones; its forward; its library."""
+    x = jnp.ones((2, 6))
+    if form == "pytree":
+        fresh = lambda: {"0": mj.PackedLinear(6, 4, grad_mask=columns([1, 2]), seed=0)}  # noqa: E731
+        model = {"0": fresh()["0"].replace(values=fresh()["0"].values + 1)}
+        model = {"0": model["0"].repack(columns([3, 4]))}
+        model = jax.jit(lambda model: {"0": model["0"].replace(values=model["0"].values - 1)})(model)
+        return model, fresh, lambda model: model["0"](x), mj
+    fresh = lambda: mn.mask_linears(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), {"": columns([1, 2])}, packed=True)  # noqa: E731
+    model = fresh()
+    for step, mask in ((1, columns([3, 4])), (-1, columns([3, 4]))):
+        model.values[...] = model.values[...] + step
+        model.repack(mask)
+    return model, fresh, lambda model: model(x), mn
+
+
+@pytest.mark.parametrize("form", ["pytree", "nnx"])
+def test_m1_what_another_mask_froze_is_stored_in_jax(form):
+    model, fresh, forward, adapter = repacked(form)
+    data = adapter.packed_bytes(model)
+    loaded = adapter.load_packed(data, fresh())
+    np.testing.assert_array_equal(forward(loaded), forward(model))
+    again = adapter.load_packed(adapter.packed_bytes(loaded), fresh())  # resumed: the next file holds it too
+    np.testing.assert_array_equal(forward(again), forward(model))
+    unmoved = fresh() if form == "nnx" else fresh()["0"]
+    unmoved = unmoved.repack(columns([5])) or unmoved
+    assert len(adapter.packed_bytes(unmoved)) < len(data) - 4 * 6 * 4  # nothing had learned
+
+
+@pytest.mark.parametrize("twin", [mt, mj], ids=["torch", "JAX"])
+@pytest.mark.parametrize("given", ["another model", "no model"])
+def test_m1_what_came_with_its_matrix_is_saved_with_it(twin, given):
+    def made(seed):
+        return twin.PackedLinear(6, 4, grad_mask=columns([1]), seed=seed)
+
+    def loaded(data):
+        return twin.load_packed(data, made(1)) if given == "another model" else twin.load_packed(data)[""]
+
+    model = made(0)
+    first = loaded(twin.packed_bytes(model, with_base=True))
+    second = loaded(twin.packed_bytes(first))
+    assert (np.asarray(second.weight.tolist()) == np.asarray(model.weight.tolist())).all()
+    here = twin.load_packed(twin.packed_bytes(model, with_base=True), made(0))
+    assert len(twin.packed_bytes(here)) < len(twin.packed_bytes(second)) or given == "no model"
