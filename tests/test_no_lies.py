@@ -43,13 +43,16 @@ LIES = {
     "a field": (lambda x: Result(x, x), lambda x: Result(x), X),
     "the width of integers": (lambda x: (x > 0).long(), lambda x: (x > 0).astype(jnp.int16), X),
     "the width of unsigned ones": (lambda x: (x > 0).to(torch.uint8), lambda x: (x > 0).astype(jnp.uint32), X),
+    "a torch error in one dtype of both": (
+        lambda x: x if x.dtype == torch.float64 else x.wrong, lambda x: x if x.dtype == jnp.float64 else x.wrong, X,
+    ),
     "one unit in four": (lambda x: x * 1, lambda x: x * (1 + 4 * jnp.finfo(x.dtype).eps), X),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("theirs", "mine", "array"), LIES.values(), ids=LIES)
 def test_a_difference_is_seen(theirs, mine, array):
-    assert not compared(theirs, mine, array).ok
+    assert not compared(theirs, mine, array, dtypes=["float64", "float32"]).ok
 
 
 RIGHT = {
@@ -190,3 +193,19 @@ def test_variants_change_the_arguments_that_they_name():
     assert variants(pair, "nan") == ("nan", "nan#2", "nan#all")
     found = {kind: [np.isnan(leaf).any() for leaf in make(pair, kind, "float32", 0)] for kind in variants(pair, "nan")}
     assert found == {"nan": [True, False], "nan#2": [False, True], "nan#all": [True, True]}
+
+
+def test_every_draw_of_the_numbers_is_held_to_its_own_bounds():
+    """Equal arguments hide a weight: only other draws, whose arguments are scaled apart, show it."""
+    right = lambda m, x: 0.9 * m + 0.1 * x  # noqa: E731
+    report = compared(right, lambda m, x: 0.99 * m + 0.01 * x, X, X)
+    assert report.failed[0].finding.ratio > 1e6
+    assert compared(right, right, X, X).ok
+
+
+def test_derivatives_that_are_both_right_are_of_two_functions():
+    """No rule is blamed where finite differences bear out both sides."""
+    flat = np.full((16, 16), 2.0)  # enough for one draw
+    report = compared(lambda x: x * x, lambda x: x + 2, flat, transforms=["vjp"], worlds=["jax-jit"])
+    assert report.failed[0].diagnosis.cause == "another formula"
+    assert "part from each other beside these numbers" in report.failed[0].diagnosis.text

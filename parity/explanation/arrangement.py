@@ -126,7 +126,7 @@ def _along(size: int, weights: bool) -> Iterator[tuple[str, str, Along, str]]:
                 if order != tuple(range(parts)):
                     yield (
                         "arrangement: part order",
-                        f"its {word} in the order {order}",
+                        f"with its {word} in the order {order}",
                         partial(_chunks, parts=parts, order=order),
                         GATES,
                     )

@@ -16,6 +16,9 @@ from parity.verdict.judge import same_dtype
 
 Cause = Callable[[Evidence], Diagnosis | None]
 
+BOTH_RIGHT = "both are the derivatives of their"
+"""Said where finite differences bear out two derivatives that differ (`trials.wrong_derivative`)."""
+
 BEYOND = ("infinite", "nan", "subnormal", "large", "small", "sweep")
 """Kinds of data far from what people compute with."""
 
@@ -243,7 +246,7 @@ def gradient_missing(e: Evidence) -> Diagnosis | None:
         return None
     for who, zero, other in ((e.who, e.got, e.want), ("the other framework", e.want, e.got)):
         if not zero.any() and other.any():
-            return Diagnosis("gradient missing", f"The derivative {e.name} is zero everywhere in {who}, and is not in the other.",
+            return Diagnosis("gradient missing", f"The derivative {e.output} is zero everywhere in {who}, and is not in the other.",
                              "Look for detach, stop_gradient, a round trip through NumPy or an integer cast on that "
                              "side.")  # fmt: skip
     return None
@@ -273,8 +276,12 @@ def gradient_rule(e: Evidence) -> Diagnosis | None:
         return None
     factor = hypotheses.factor_of(e.got, e.want)
     wrong = e.wrong_derivative()
+    if BOTH_RIGHT in wrong:
+        return Diagnosis("another formula", f"The derivative {e.output} differs, in {int(e.off.sum())} of {e.got.size} elements, and the "
+                         f"functions agree on these numbers.{wrong} So the functions part from each other beside these numbers.",
+                         "Compare the two on other inputs (equal arguments, constants and zeros hide much), then their arguments.")  # fmt: skip
     by = "" if factor is None else f": it is {factor:.6g} times the other's everywhere"
-    return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.name} does not, in {int(e.off.sum())} of "
+    return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.output} does not, in {int(e.off.sum())} of "
                      f"{e.got.size} elements{by}.{wrong}", "One side does not differentiate what it computes: look at custom_vjp, custom_jvp "
                      "and autograd.Function, and for detach and stop_gradient.")  # fmt: skip
 

@@ -146,9 +146,10 @@ def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
         or not np.allclose(ratio, ratio[0], rtol=1e-7, atol=0)
         or abs(ratio[0] - 1) < 1e-7
         or not ratio[0]
+        or abs(ratio[0].imag) > 1e-7
     ):
         return None
-    return float(ratio[0])
+    return float(ratio[0].real)
 
 
 def factor(got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], output: str, who: str) -> Diagnosis | None:
@@ -169,6 +170,7 @@ def factor(got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], out
         **{n / (n - 1): ("ddof", f"n/(n-1) with n = {n}") for n in sizes},
         **{math.sqrt(n / (n - 1)): ("ddof", f"the root of n/(n-1) with n = {n}") for n in sizes},
         **{float(n): ("reduction", f"{n}, a length: a sum on one side, a mean on the other") for n in sizes},
+        **{math.sqrt(n): ("norm", f"the root of {n}, a length: norm='ortho' on one side") for n in sizes},
         math.log(2): ("base", "ln 2: another base of a logarithm"), math.log(10): ("base", "ln 10: another base"),
     }  # fmt: skip
     for value, (argument, words) in named.items():

@@ -95,7 +95,9 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """What the output is called."""
+        """What the output is called, in a sentence."""
+        if self.output.startswith("by "):
+            return f"the gradient {self.output}"
         return self.output or "the result"
 
     @property

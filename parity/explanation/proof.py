@@ -91,7 +91,7 @@ def _linked(at: Bench) -> Diagnosis | None:
 def _factor(at: Bench) -> Diagnosis | None:
     """One output is a number times the other's, on all the numbers that were tried: a fact, whatever its reason."""
     pairs = [(a[name], b[name]) for a, b in zip(at.outputs["jax"], at.outputs["torch"], strict=True) for name in a]
-    if not all(a.shape == b.shape and a.dtype.kind == b.dtype.kind == "f" for a, b in pairs):
+    if not all(a.shape == b.shape and a.dtype.kind == b.dtype.kind and a.dtype.kind in "fc" for a, b in pairs):
         return None
     differing = [
         name
@@ -230,7 +230,7 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     if masked or any(c.name in SELECTS for c in replacement.constants):
         name = "mask"
     elif not name:
-        name = _named_by_size(pairs, at)
+        name = _named_by_size(pairs, at, adds=any(c.name.startswith("add") for c in replacement.constants))
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
     mine, theirs = (" and ".join(written(pair[side]) for pair in pairs) for side in (0, 1))
@@ -265,7 +265,7 @@ def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> s
     )
 
 
-def _named_by_size(pairs: list[tuple[float, float]], at: Bench) -> str:
+def _named_by_size(pairs: list[tuple[float, float]], at: Bench, *, adds: bool) -> str:
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
     sizes = set(constants.sizes(at))
     for mine, theirs in pairs:
@@ -273,7 +273,8 @@ def _named_by_size(pairs: list[tuple[float, float]], at: Bench) -> str:
             return "ddof"
         if {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
             return "reduction"
-        odd = len(written(theirs)) > 6 or len(written(mine)) > 6
+        # Terms that are added divide nothing: a K - 1 in label smoothing counts the other classes.
+        odd = not adds and (len(written(theirs)) > 6 or len(written(mine)) > 6)
         ratios = [n / (n - 1) for n in sizes if n > 1]
         if theirs and odd and any(abs(mine / theirs - r) < 1e-9 or abs(theirs / mine - r) < 1e-9 for r in ratios):
             return "ddof"

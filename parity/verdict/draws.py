@@ -7,11 +7,12 @@ It is measured only where results in units of the elements alone do not settle i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parity.execution.calls import Outputs
+from parity.execution.calls import Failure, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import data
 from parity.records import Cell, Judged
@@ -20,6 +21,9 @@ from parity.verdict.bias import ROUNDED, Slope, assert_no_factor
 from parity.verdict.bounds import UNIT
 from parity.verdict.compare import Mismatch
 from parity.verdict.outcomes import Outcome
+
+FAR = 1e-7
+"""A difference in float64, relative or of numbers of the size of one, at which another draw is judged by itself."""
 
 TRANSFORMS = ("forward", "vjp")
 
@@ -34,13 +38,14 @@ class Level:
     floor: float
 
 
-def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
+def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cell], Outcome]) -> Outcome:
     """Return the outcome of a cell after all draws of the user's own numbers.
 
     Args:
         runs: Of the pair.
         cell: On random numbers.
         found: On the first draw: the two agree there.
+        judge: Judges another draw, element by element, where it is far off.
     """
     if found.error is None or cell.world == "torch-compiled" or runs.pair.numbers is not None:
         return found
@@ -57,6 +62,13 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
     mine, twin = both(_unmeasured(runs, cell))
     if not all(slope.is_settled(UNIT[single]) for slope in (*mine.values(), *(twin or {}).values())):
         mine, twin = both(_levels(runs, cell))
+    if double and own == "jax":
+        for draw in draws[1:]:
+            there = replace(cell, data=draw)
+            if _is_far(runs.outputs(there), runs.outputs(there, world=reference)):
+                seen = judge(there)
+                if seen.verdict == "differs":
+                    return replace(seen, variant=draw)
     twin_ratio = found.twin_ratio
     try:
         if twin is not None and own == "jax":
@@ -77,6 +89,19 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome) -> Outcome:
             twin_ratio=mismatch.finding.ratio if ratio else twin_ratio,
         )  # fmt: skip
     return replace(found, twin_ratio=twin_ratio)
+
+
+def _is_far(one: Outputs | Failure, other: Outputs | Failure) -> bool:
+    """Return whether two results in float64 differ by more than rounding does in all but rare cases."""
+    if not isinstance(one, Outputs) or not isinstance(other, Outputs):
+        return isinstance(one, Outputs) != isinstance(other, Outputs)
+    for name, left in one.values.items():
+        right = other.values.get(name)
+        if right is None or left.shape != right.shape:
+            return True
+        if left.dtype.kind == "f" and not np.allclose(left, right, rtol=FAR, atol=FAR, equal_nan=True):
+            return True
+    return False
 
 
 def _single(runs: Runs, cell: Cell, reference: str) -> set[str]:

@@ -145,7 +145,7 @@ class Judge:
                 break
         worst = max(found, key=lambda outcome: VERDICTS.index(outcome.verdict))
         if cell.data == "random" and worst.verdict in ("identical", "within bound"):
-            worst = held_over_draws(self.runs, cell, worst)
+            worst = held_over_draws(self.runs, cell, worst, lambda there: held_to_float64(self.runs, there))
         return replace(worst, error=together([one.error for one in found if one.error is not None]))
 
 
