@@ -87,6 +87,7 @@ def _mode(edits: Edits, record: bool) -> Any:
             self.count += 1
 
             def compute(changed: dict[Operand, Any]) -> Any:
+                _assert_statistics(changed)
                 given = [changed[a.name] for a in schema.arguments if not a.kwarg_only and a.name in changed]
                 named = {a.name: changed[a.name] for a in schema.arguments if a.kwarg_only and a.name in changed}
                 return _widened(func, given, named)
@@ -137,6 +138,12 @@ def _checked(changed: Any, usual: Any) -> Any:
     elif isinstance(usual, torch.Tensor) and not isinstance(changed, torch.Tensor):
         raise TypeError("expected a tensor")
     return changed
+
+
+def _assert_statistics(operands: dict[Operand, Any]) -> None:
+    """Raise where a norm that is told not to train has no statistics: torch reads them unasked, and the process ends."""
+    if operands.get("training") is False and "running_mean" in operands and operands["running_mean"] is None:
+        raise TypeError("expected running statistics where training is False")
 
 
 def _widened(func: Any, given: list[Any], named: dict[str, Any]) -> Any:
