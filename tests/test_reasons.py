@@ -159,7 +159,7 @@ def test_a_batch_norm_without_statistics_is_not_switched_to_them():
     """Torch reads statistics that are not there, which ended the process."""
     normed = lambda x: jax.nn.standardize(x, axis=0, algorithm="stable")  # noqa: E731
     report = parity.compare(
-        lambda x: torch.nn.functional.batch_norm(x, None, None, training=True), lambda x: normed(x).at[-1, -1].add(0.01),
+        lambda x: F.batch_norm(x, None, None, training=True), lambda x: normed(x).at[-1, -1].add(0.01),
         (np.random.default_rng(0).standard_normal((4, 6)),), transforms=["forward"], worlds=["jax-jit"],
         dtypes=["float64"], data=["random"],
     )  # fmt: skip

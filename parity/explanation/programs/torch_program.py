@@ -141,7 +141,7 @@ def _checked(changed: Any, usual: Any) -> Any:
 
 
 def _assert_statistics(operands: dict[Operand, Any]) -> None:
-    """Raise where a norm that is told not to train has no statistics: torch reads them unasked, and the process ends."""
+    """Raise where a norm that is told not to train has no statistics: torch ends the process."""
     if operands.get("training") is False and "running_mean" in operands and operands["running_mean"] is None:
         raise TypeError("expected running statistics where training is False")
 
