@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from maskedlinear_core.checks import frozen as frozen_checks
-from maskedlinear_torch.frozen_entries import FrozenEntries, Held
+from maskedlinear_torch.frozen_entries import FrozenEntries, Held, local
 from maskedlinear_torch.frozen_state import FrozenState
 from maskedlinear_torch.small_steps import SmallStep
 
@@ -90,9 +90,9 @@ def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         held.lie_under_an_adapter()
 
 
-def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
+def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
     if torch.compiler.is_compiling():
-        return  # the forward and `state_dict` put back what a compiled step moved
+        return None  # the forward and `state_dict` put back what a compiled step moved
     known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
     _refuse_replaced(optimizer, known)
     for model, looks in list(_models.items()):
@@ -111,6 +111,26 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
         state.before(entries)
         if all(one is None for one in [*args[1:], *keywords.values()]):  # no closure
             _small[optimizer] = SmallStep(optimizer, entries)
+        elif isinstance(optimizer, torch.optim.LBFGS):
+            # Its steps are of all entries together: a penalty's gradient at frozen ones would turn those of the others.
+            if len(args) > 1:
+                return (args[0], _without_frozen(args[1], entries), *args[2:]), keywords
+            return args, keywords | {"closure": _without_frozen(keywords["closure"], entries)}
+    return None
+
+
+def _without_frozen(closure: Any, entries: list[FrozenEntries]) -> Callable[[], Any]:
+    # A closure that leaves no gradient at frozen entries.
+    def call() -> Any:
+        loss = closure()
+        with torch.no_grad():
+            for one in entries:
+                grad = one.parameter.grad
+                if grad is not None and grad.layout is torch.strided:
+                    local(grad).masked_fill_(one.frozen(), 0)
+        return loss
+
+    return call
 
 
 def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:

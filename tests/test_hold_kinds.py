@@ -494,6 +494,31 @@ def test_h7_a_penalty_on_the_weight_reaches_frozen_entries_and_is_held():
     assert mj.assert_frozen(held, mj.combine(optax.apply_updates(params, updates), rest)) == O * (I - 1)
 
 
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+@pytest.mark.parametrize("given", ["by position", "by name"])
+def test_h7_lbfgs_with_a_penalty_takes_the_steps_of_a_packed_layer(search, given):
+    ends = []
+    for kind in (mt.MaskedLinear, mt.PackedLinear):
+        layer = kind(I, O, bias=False, grad_mask=columns([1, 2]), seed=0, dtype=torch.float64)
+        before = copy.deepcopy(layer.state_dict())
+        learns = [one for one in layer.parameters() if one.requires_grad]
+        optimizer = torch.optim.LBFGS(learns, lr=0.5, line_search_fn=search, max_iter=4)
+        if kind is mt.MaskedLinear:
+            mt.hold_frozen(optimizer, layer)
+
+        def closure(layer=layer, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (layer(X.double()) - 1).square().mean() + 0.1 * layer.weight.square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure) if given == "by position" else optimizer.step(closure=closure)
+        mt.assert_frozen(before, layer)
+        ends.append(layer.weight.detach())
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)  # sums of float64, in another order
+
+
 def test_h2_layers_that_share_a_parameter_need_one_mask():
     model = nn.ModuleList([mt.MaskedLinear(I, O, bias=False, grad_mask=columns([n]), seed=0) for n in (1, 2)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
