@@ -33,8 +33,9 @@ def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_bas
     must be no leaf of floats (`mask_linears(..., freeze_others=True)`).
 
     A file goes over the matrices that the layers were made with. Where `repack` froze what a packed layer had learned,
-    its matrix is stored as well, and the file is larger. A `MaskedLinear` is a value that does not know what it was:
-    where its mask was changed in training, or an optimizer without `hold_frozen` moved it, use `with_base=True`.
+    its matrix is stored as well, and the file is larger. Other layers are values that do not know what they were: where
+    the mask of a `MaskedLinear` was changed in training or an optimizer without `hold_frozen` moved it, and where
+    nothing of a repacked layer learns any more, use `with_base=True`.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
