@@ -328,3 +328,38 @@ def test_a_weight_that_a_rule_computes_may_be_rounded(factor, ok):
     rule = parity.Rule("weight", "third", (lambda w: w * (1 / 3), lambda w: w * 3))
     report = quick(model, port, (RNG.standard_normal((3, 5)).astype(np.float32),), rules=[rule])
     assert report.ok == ok, str(report)
+
+
+@pytest.mark.parametrize("second", [1e-5, 1e-3], ids=["right", "wrong"])
+def test_a_layer_is_no_more_wrong_than_it_is_where_another_of_its_class_is(second):
+    """The sensitivity of a class that differs clearly is measured once."""
+    model = torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.LayerNorm(6))
+    port = nnx.Sequential(*(nnx.LayerNorm(6, epsilon=eps, rngs=nnx.Rngs(0)) for eps in (1e-3, second)))
+    report = quick(model, port, (RNG.standard_normal((3, 6)).astype(np.float32),))
+    found = {one.path: one for one in report.modules}
+    assert found["0"].verdict == "differs"
+    assert (found["1"].verdict == "differs") == (second == 1e-3), str(report)
+    assert found["1"].ratio <= 1 or found["1"].ratio > 1000
+
+
+class JaxUp(nnx.Module):
+    def __init__(self, rngs, transposed):
+        self.up = nnx.ConvTranspose(4, 4, (3, 3), 2, padding="VALID", transpose_kernel=transposed, rngs=rngs)
+
+    def __call__(self, x):
+        return self.up(x)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_transposed_kernel_that_is_read_as_a_plain_one_is_named(transposed):
+    """As in jax #11252: torch's weight with its axes moved, and no transpose_kernel=True."""
+    model, port = torch.nn.Sequential(), JaxUp(nnx.Rngs(0), transposed)
+    model.up = torch.nn.ConvTranspose2d(4, 4, 3, 2)
+    port.up.kernel[...] = jnp.asarray(model.up.weight.detach().numpy().transpose(2, 3, 1, 0))
+    port.up.bias[...] = jnp.asarray(model.up.bias.detach())
+    x = RNG.standard_normal((2, 4, 5, 6)).astype(np.float32)
+    rule = parity.Rule("up.weight", "up.kernel", "channels last")
+    report = quick(model, port, Inputs(torch=(x,), jax=(x.transpose(0, 2, 3, 1),)), rules=[rule])
+    assert report.ok == transposed, str(report)
+    assert transposed or (report.first.path, report.first.diagnosis.cause) == ("up", "kernel flip"), str(report)
+    assert transposed or "transpose_kernel" in report.first.diagnosis.fix

@@ -142,7 +142,7 @@ class Backward:
         found: Sequence[Any] = [None] * len(everything)
         if loss.requires_grad:
             found = torch.autograd.grad(loss.reshape(()), everything, allow_unused=True)
-        values = [None if one is None else _host(one) for one in found]
+        values = [None if one is None else _host(one, copy=False) for one in found]  # nobody else has them
         weights = dict(zip(trained, values[: len(trained)], strict=True))
         return Taken(weights, dict(zip(given, values[len(trained) :], strict=True)), float(loss.detach()))
 
@@ -325,6 +325,7 @@ def _with_inputs(arguments: Arguments, given: Mapping[str, Any]) -> Arguments:
     return tuple(named[str(at)] for at in range(len(args))), {key: named[key] for key in kwargs}
 
 
-def _host(tensor: Any) -> np.ndarray:
+def _host(tensor: Any, *, copy: bool = True) -> np.ndarray:
     value = tensor.detach().cpu()
-    return np.array((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.array(array) if copy else np.asarray(array)

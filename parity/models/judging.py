@@ -46,7 +46,17 @@ class Judged:
     precision: str = ""
 
 
-def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, native: str) -> Judged:
+Seen = dict[tuple[str, str], Judged]
+"""By the classes of two modules, the first pair of them that differs clearly."""
+
+AS_MUCH, AT_LEAST = 0.1, 1e-6
+"""Part of an earlier module's error, and relative error, from which on a module of its classes differs like that one:
+the layers of a model have one fault each, and what rounding does to them is measured once."""
+
+
+def judge(
+    torch_call: Call, jax_call: Call, *, tables: bool, double: bool, native: str, seen: Seen | None = None
+) -> Judged:
     """Judge a JAX module on the inputs of its torch module.
 
     Args:
@@ -55,7 +65,9 @@ def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, nativ
         tables: Whether either has numbers of its own that are no weights of both.
         double: Whether both ran in float64.
         native: The dtype of the user's torch model.
+        seen: Of modules of the same model that were judged before.
     """
+    seen = {} if seen is None else seen
     fed = feed(*directed(torch_call, jax_call))
     placed, _, _ = pair_outputs(torch_call.outputs, jax_call.outputs, moved=fed.moved)
     found = Judged("not judged", inputs=fed.distance, worst_input=fed.farthest, fed=fed.arrays)
@@ -73,12 +85,14 @@ def judge(torch_call: Call, jax_call: Call, *, tables: bool, double: bool, nativ
         if first is not None and fed.arrays == tried:
             continue
         tried = fed.arrays
-        made = _alone(torch_call, jax_call, fed, replace(found, fed=fed.arrays), tables, double, native)
+        made = _alone(torch_call, jax_call, fed, replace(found, fed=fed.arrays), tables, double, native, seen)
         if made.verdict in AGREES:
             # With another choice of what goes in it is the same: it was given what it does not take.
             return made
         first = made if first is None else first
     assert first is not None
+    if first.verdict == "differs" and first.ratio > bounds.CLEAR and not first.precision and first.own_error:
+        seen.setdefault((torch_call.owner, jax_call.owner), first)
     return first
 
 
@@ -88,7 +102,7 @@ def directed(torch_call: Call, jax_call: Call) -> tuple[Call, Call]:
 
 
 def _alone(
-    torch_call: Call, jax_call: Call, fed: Fed, found: Judged, tables: bool, double: bool, native: str
+    torch_call: Call, jax_call: Call, fed: Fed, found: Judged, tables: bool, double: bool, native: str, seen: Seen
 ) -> Judged:  # fmt: skip
     """Judge a JAX module run alone on what it is fed."""
     _, alone = directed(torch_call, jax_call)
@@ -111,6 +125,9 @@ def _alone(
     found.verdict = "identical" if _same(outputs) else "within bound"
     if found.verdict == "identical" or (double and _all_negligible(outputs)):
         return found
+    alike = seen.get((torch_call.owner, jax_call.owner))
+    if alike is not None and alike.own_error and found.own_error >= max(AS_MUCH * alike.own_error, AT_LEAST):
+        return _like(alike, outputs, found)
     found.dtype = "float32"
     if double:
         used = bounds.arithmetic(torch_call, jax_call, tables=tables, native=native)
@@ -118,6 +135,19 @@ def _alone(
         if used.uneven:
             found.verdict, found.precision = "differs", used.text
     return _bounded(torch_call, outputs, found)
+
+
+def _like(alike: Judged, outputs: list[Output], found: Judged) -> Judged:
+    """Judge a module as an earlier one of its classes, whose bound is known: relative to it the error is as large."""
+    assert alike.own_error is not None
+    assert found.own_error is not None
+    found.dtype, found.ratio = alike.dtype, alike.ratio * found.own_error / alike.own_error
+    for one in outputs:
+        if one.torch.dtype.kind == "f":
+            size = np.nan_to_num(np.abs(one.jax.astype(np.float64) - one.torch), nan=np.inf)
+            _note(found, one, size, found.ratio, "as in an earlier module of its class")
+    found.verdict = "differs"
+    return found
 
 
 def _bounded(torch_call: Call, outputs: list[Output], found: Judged) -> Judged:

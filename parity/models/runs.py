@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from parity.models import findings, pairing, perturb
 from parity.models.capture.call import Call
 from parity.models.capture.once import Once, keep
 from parity.models.inputs import Call as Arguments
-from parity.models.judging import AGREES, Judged, directed, judge
+from parity.models.judging import AGREES, Judged, Seen, directed, judge
 from parity.models.matching import feed, pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
@@ -279,7 +280,7 @@ class Comparison:
         aliases = {name: leaf.alias_names for name, leaf in self.leaves.items()}
         pairs = pairing.modules(torch_calls, jax_calls, self.map.pairs, aliases, self.told)
         judgements = _nested(pairs, torch_calls)
-        tables = self._tables()
+        tables, seen = self._tables(), Seen()
         for one in judgements:
             if self.only is not None and not _is_wanted(one.pair.path, self.only):
                 one.found = Judged("not judged", reason="not asked for")
@@ -287,7 +288,7 @@ class Comparison:
             if self.progress is not None:
                 self.progress(one.pair.path or "the whole model")
             start = time.perf_counter()
-            _judge(one, tables, double=double, native=self.native)
+            _judge(one, tables, seen, double=double, native=self.native)
             one.seconds = time.perf_counter() - start
             one.perturbed = changed is not None
         _mark_cuts(judgements)
@@ -319,11 +320,11 @@ class Comparison:
         return has
 
 
-def _judge(one: Judgement, tables: Callable[[Pair], bool], *, double: bool, native: str) -> None:
+def _judge(one: Judgement, tables: Callable[[Pair], bool], seen: Seen, *, double: bool, native: str) -> None:
     pair = one.pair
     worst: tuple[int, float] | None = None
     for at, (torch_call, jax_call) in enumerate(zip(pair.torch_calls, pair.jax_calls, strict=False)):
-        found = judge(torch_call, jax_call, tables=tables(pair), double=double, native=native)
+        found = judge(torch_call, jax_call, tables=tables(pair), double=double, native=native, seen=seen)
         badness = (ORDER.index(found.verdict), found.own_error or 0.0)
         if worst is None or badness > worst:
             worst, one.found, one.call = badness, found, at
@@ -359,6 +360,7 @@ def _forget(judgements: Sequence[Judgement], torch_calls: Sequence[Call], jax_ca
     for call in (*torch_calls, *jax_calls):
         if id(call) not in needed and call.stored is None:
             call.forget(outputs=bool(call.path))
+    gc.collect()  # a model and its hooks hold each other
 
 
 def _mark_cuts(judgements: Sequence[Judgement]) -> None:

@@ -1,12 +1,14 @@
-"""A module that goes through its input the other way round: a recurrent layer that begins at the end."""
+"""What is turned round: a recurrent layer that begins at the end, the kernel of a transposed convolution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from parity.explanation.claims import Claim
+from parity.explanation.programs.program import Operation, Step
 from parity.explanation.substitution import Change
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
@@ -25,6 +27,39 @@ def propose(context: Context) -> Iterator[Diagnosis]:
             if found is not None:
                 yield found
                 return
+    kernels = context.first(_kernels(at.programs["torch"].steps))
+    if kernels is not None:
+        yield kernels
+
+
+def _kernels(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield kernels of transposed convolutions that are turned round, with their channels exchanged where they fit."""
+    group = [step for step in steps if step.operands.get("transposed") is True and "weight" in step.operands]
+    if not group:
+        return
+    square = all(np.shape(step.operands["weight"])[0] == np.shape(step.operands["weight"])[1] for step in group)
+    for words, flipped, exchanged in (
+        ("turned round", True, False),
+        ("turned round, in and out exchanged", True, True),
+        ("with in and out exchanged", False, True),
+    ):
+        if exchanged and not square:
+            continue
+
+        def other(operation: Operation, flipped: bool = flipped, exchanged: bool = exchanged) -> Any:
+            weight = operation.operands["weight"]
+            weight = weight.flip(tuple(range(2, weight.ndim))) if flipped else weight
+            weight = weight.transpose(0, 1) if exchanged else weight
+            return operation.compute({**operation.operands, "weight": weight})
+
+        yield Claim(
+            Change("torch", {step.key: other for step in group}),
+            "kernel flip",
+            "the kernel of a transposed convolution",
+            f"it {words}",
+            "Pass transpose_kernel=True to Flax's ConvTranspose, with weight.transpose(2, 3, 1, 0) as its kernel; "
+            "without it the kernel is flip(weight).transpose(2, 3, 0, 1).",
+        )
 
 
 def _claim(axis: int, back: bool, said: str) -> Claim:
