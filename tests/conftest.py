@@ -1,6 +1,5 @@
 """Settings of the test run: JAX on the CPU, everything seeded, and who runs what."""
 
-import gc
 import os
 import tempfile
 
@@ -10,8 +9,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: two threads of each would wait for one another, and burn time as they do.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # What compilers keep are a million objects: looking through them ever again takes a tenth of the time.
-    gc.set_threshold(100_000, 50, 100)
 
 from types import SimpleNamespace
 
@@ -24,7 +21,11 @@ import torch
 import maskedlinear_jax
 import maskedlinear_torch
 from parity.execution._compat import known_xla_options, xla_options
+from parity.suites.masked_linear.grid import collect_rarely
 from parity.suites.masked_linear.pairs import QUICKLY
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    collect_rarely()
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
 # JAX writes the entries in place, where another process could read half of one.
