@@ -85,6 +85,7 @@ QUICK = (
     "test_models_weights_ports", "test_models_weights_recurrent", "test_module", "test_nnx_writes",
     "test_nothing_is_lost", "test_packed", "test_pains", "test_round_trips", "test_seed_example", "test_select",
     "test_storage", "test_summary",
+    "test_stacked_layers",
 )  # fmt: skip
 """Files that ask what is computed, held or stored, not how XLA's code rounds: their sums are exact, or of planted
 faults far beyond any rounding."""
