@@ -209,3 +209,15 @@ def test_derivatives_that_are_both_right_are_of_two_functions():
     report = compared(lambda x: x * x, lambda x: x + 2, flat, transforms=["vjp"], worlds=["jax-jit"])
     assert report.failed[0].diagnosis.cause == "another formula"
     assert "part from each other beside these numbers" in report.failed[0].diagnosis.text
+
+
+def test_attention_that_a_library_computes_in_float32_is_no_difference_at_kinks():
+    q, k, v = np.random.default_rng(3).standard_normal((3, 1, 3, 5, 4))
+
+    def mine(q, k, v):
+        q, k, v = (jnp.swapaxes(one, 1, 2) for one in (q, k, v))
+        return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, is_causal=True), 1, 2)
+
+    theirs = lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
+    report = compared(theirs, mine, q, k, v, data=["kinks"])
+    assert report.ok, str(report)

@@ -9,6 +9,9 @@ from parity.execution.programs import Reading
 from parity.records import Cell
 from parity.verdict.bounds import UNIT
 
+MOVES = {"lift_fresh", "detach", "contiguous", "_to_copy", "convert_element_type", "broadcast_in_dim", "iota"}
+"""Operators that make or move numbers and compute nothing."""
+
 SHOWN = 4
 """Operators that are named."""
 
@@ -41,11 +44,11 @@ def of_cell(runs: Runs, cell: Cell, dtype: str) -> Arithmetic:
     if torch is None or jax is None:
         return Arithmetic()
     found = compared(torch, jax, dtype)
-    if found.text and dtype == "float64":
+    if found.text and not found.library and dtype == "float64":
         # Nobody asked for float64 where a framework computes in it as that is its default: by itself it is float32.
         wider = "jax" if found.text.startswith("torch") else "torch"
         usual = runs.reading(cell, wider, "float32", x64=True)
-        if usual is not None and "float64" in usual.types:
+        if usual is not None and set(usual.types.get("float64", ())) - MOVES:
             return Arithmetic(alike=True)
     return found
 

@@ -180,7 +180,7 @@ def _close(
     if dtype == "float64":
         with contextlib.suppress(compare.Mismatch):
             return held(sensitivity.with_formula(runs, cell, moved)), ""
-    if dtype == "float64" or (order and framework_of(cell) == "jax"):
+    if dtype == "float64" or order:
         # Nobody writes the derivative that is made of a formula: what it loses is no fault of the port. A function
         # itself may lose no more than torch's does.
         with contextlib.suppress(compare.Mismatch):
