@@ -363,3 +363,32 @@ def test_a_transposed_kernel_that_is_read_as_a_plain_one_is_named(transposed):
     assert report.ok == transposed, str(report)
     assert transposed or (report.first.path, report.first.diagnosis.cause) == ("up", "kernel flip"), str(report)
     assert transposed or "transpose_kernel" in report.first.diagnosis.fix
+
+
+class Pools(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(2, 3, 1), torch.nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.last(F.max_pool2d(torch.tanh(F.max_pool2d(self.first(x), 2)), 2))
+
+
+class JaxPools(nnx.Module):
+    def __init__(self, rngs, pool):
+        self.first, self.last = nnx.Conv(2, 3, (1, 1), rngs=rngs), nnx.Conv(3, 2, (1, 1), rngs=rngs)
+        self.pool = pool
+
+    def __call__(self, x):
+        return self.last(self.pool(jnp.tanh(self.pool(self.first(x), (2, 2), (2, 2))), (2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize(("pool", "cause"), [(nnx.max_pool, None), (nnx.avg_pool, "pooling")], ids=["max", "mean"])
+def test_two_pools_of_another_kind_are_named(pool, cause):
+    torch.manual_seed(0)
+    model, port = Pools(), JaxPools(nnx.Rngs(0), pool)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    x = RNG.standard_normal((2, 2, 8, 8)).astype(np.float32)
+    report = quick(model, port, Inputs(torch=(x,), jax=(x.transpose(0, 2, 3, 1),)))
+    assert report.ok == (cause is None), str(report)
+    assert cause is None or report.first.diagnosis.cause == cause, str(report)

@@ -67,12 +67,15 @@ def _taken(operation: Operation, function: Callable[[np.ndarray, int], np.ndarra
 
 
 def _windows(steps: Any) -> Iterator[Claim]:
-    for step in steps:
-        if step.name in WINDOWS:
-            names = ("the maximum", "the mean") if "max" in step.name else ("the mean", "the maximum")
-            for counted in (True, False) if "max" in step.name else (True,):
+    alike = [[step for step in steps if step.name == name] for name in WINDOWS]
+    # All of a model first, then each by itself.
+    for group in [*alike, *([step] for found in alike if len(found) > 1 for step in found)]:
+        if group:
+            maximum = "max" in group[0].name
+            names = ("the maximum", "the mean") if maximum else ("the mean", "the maximum")
+            for counted in (True, False) if maximum else (True,):
                 yield Claim(
-                    Change("torch", {step.key: partial(_pooled, counted=counted)}),
+                    Change("torch", {step.key: partial(_pooled, counted=counted) for step in group}),
                     "pooling",
                     f"{names[0]} of windows is taken",
                     names[1],
