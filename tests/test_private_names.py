@@ -394,3 +394,11 @@ def test_a_pre_hook_is_removed_by_what_it_calls():
     linear.register_forward_pre_hook(print)
     torch_compat.remove_pre_hook(linear, print)
     assert len(linear._forward_pre_hooks) == 1
+
+
+def test_operands_of_a_scan_are_counted():
+    def f(x, fixed):
+        return jax.lax.scan(lambda carry, row: ((carry[0] + row, carry[1] * fixed), row), (x[0], x[1]), x)
+
+    (scan,) = [one for one in jax.make_jaxpr(f)(jnp.ones((3, 2)), 2.0).eqns if one.primitive.name == "scan"]
+    assert explanation_compat.scan_counts(scan.params) == (1, 2)

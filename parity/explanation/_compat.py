@@ -22,3 +22,11 @@ def jax_bind(primitive: Any, operands: Any, params: Any) -> Any:
     bound = primitive.get_bind_params(params)
     functions, bound = bound if isinstance(bound, tuple) else ((), bound)
     return primitive.bind(*functions, *operands, **bound)
+
+
+def scan_counts(params: Any) -> tuple[int, int]:
+    """Return how many operands of a scan are fixed and how many are carried. From jax 0.12 on they come as trees."""
+    if "ft_in" not in params:
+        return params["num_consts"], params["num_carry"]
+    fixed, carried, _ = params["ft_in"].unpack()
+    return len(fixed), len(carried)

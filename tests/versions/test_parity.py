@@ -48,6 +48,18 @@ def test_a_wrong_port_is_named(name):
     assert cause in " ".join(str(report).split()), str(report)
 
 
+def added_one_by_one(x):
+    if x.dtype != jnp.bfloat16:
+        return x.sum(-1)
+    return jax.lax.fori_loop(0, x.shape[-1], lambda i, total: total + x[:, i], jnp.zeros(x.shape[0], x.dtype))
+
+
+def test_a_loop_is_read_operator_by_operator():
+    x = np.random.default_rng(0).uniform(0.5, 1.5, (4, 512)).astype(np.float32)
+    report = parity.compare(lambda x: x.sum(-1), added_one_by_one, (x,), transforms=["forward"], data=["random"])
+    assert {cell.diagnosis.cause for cell in report.failed} == {"bfloat16 accumulation"}, str(report)
+
+
 class Net(nn.Module):
     """A block of a language model."""
 

@@ -13,7 +13,7 @@ from jax.extend import core
 
 from parity.execution.calls import Call, Numbers
 from parity.execution.jax_backend import Ops, is_float, settings
-from parity.explanation._compat import jax_bind
+from parity.explanation._compat import jax_bind, scan_counts
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
 from parity.operator.transforms import Transform
@@ -168,7 +168,7 @@ class _Reader:
         return list(found) if equation.primitive.multiple_results else [found]
 
     def _scan(self, params: Any, operands: list[Any], key: tuple[int, ...]) -> list[Any]:
-        inner, consts, carry = params["jaxpr"], params["num_consts"], params["num_carry"]
+        inner, (consts, carry) = params["jaxpr"], scan_counts(params)
         fixed, state, along = operands[:consts], operands[consts : consts + carry], operands[consts + carry :]
         rows: dict[int, list[Any]] = {}
         turns = range(params["length"])
