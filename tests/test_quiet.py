@@ -1,12 +1,18 @@
 """No false alarm: functions that are one are never said to differ (issue 5: below 1 in 10,000 cells)."""
 
+import dataclasses
+
+import jax
 import pytest
 import torch
 
 from parity.verdict.runner import plan, run
 from tests.pairs_at_hand import AGREE, REPAIRED
 
-SEEDS = 200
+SEEDS, ONE_BY_ONE = 200, 50
+"""Seeds in float32 and float64. In the first of them JAX runs the function operator by operator; in the others it is
+under `jax.jit`, as people write it, whose program rounds in another way and takes a tenth of the time."""
+
 BFLOAT16 = {"silu": 110, "logsumexp": 110, "cumsum": 110, "amax": 110}
 """Seeds in bfloat16: more of what is cheap; 10 of the others."""
 
@@ -25,13 +31,14 @@ def _one_thread():
 
 @pytest.mark.parametrize("pair", AGREE, ids=lambda pair: pair.name)
 def test_no_false_alarm(pair):
-    records = []
+    records, as_one = [], dataclasses.replace(pair, jax=jax.jit(pair.jax))
     for dtypes, seeds in ((["float64", "float32"], SEEDS), (["bfloat16"], BFLOAT16.get(pair.name, 10))):
         cells = plan(
             pair, transforms=["forward", "vjp"], worlds=["torch-eager", "jax-eager"], dtypes=dtypes, data=["random"]
         )
         assert len(cells) == CELLS[dtypes[-1]]
-        records += [record for seed in range(seeds) for record in run(pair, cells, seed)]
+        for seed in range(seeds):
+            records += run(pair if seed < ONE_BY_ONE else as_one, cells, seed)
     ran[pair.name] = len(records)
     alarms[pair.name] = [
         f"{record.cell.id}, seed {record.seed}: {record.reason}" for record in records if record.failed
