@@ -37,9 +37,9 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     `keep_frozen` puts the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
-    it; what it would move is held as everything is. A penalty that is zero for some entries (such as
-    `jnp.maximum(jnp.abs(weight) - 0.3, 0).sum()`) cannot be told from a mask that changed: its update is refused.
-    Hand the masks to `update`, as below, and it is held too.
+    it; what it would move is held as everything is. A penalty on some places alone (such as `(weight[:2] ** 2).sum()`)
+    cannot be told from a mask that changed: its update is refused. Hand the masks to `update`, as below, and it is
+    held too.
 
     Args:
         optimizer: An optax gradient transformation, or an `optax.MultiSteps`.
@@ -51,7 +51,8 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
         A gradient transformation. When a mask changes during training, hand the new ones to
         `update(gradients, state, params, masks=grad_masks(model))`. Its arguments hold no mask otherwise: positions
         are no parameters. An update whose gradient seems to be of another mask is refused; a compiled one stops with
-        the same words (a `jax.errors.JaxRuntimeError`) when it runs.
+        the same words (a `jax.errors.JaxRuntimeError`) when it runs, by a callback that runs in that case alone. With
+        `masks=` there is no such check, and none of the callback, which JAX's persistent cache leaves programs out for.
 
     Raises:
         TypeError: `optimizer` is no optax transformation.
@@ -256,26 +257,31 @@ def _holds(held: Any) -> bool:
 
 def _check_masks(held: Any, gradients: Any, params: Any) -> None:
     # The gradient of a layer is zero where its mask freezes. One that is not, and is zero at other frozen weights, is
-    # of a layer with another mask; a penalty on the whole weight reaches all of them.
+    # of a layer with another mask; a penalty on the whole weight reaches all of them. It may be zero for small ones (a
+    # threshold, a number too small for the dtype): then no weight that it leaves out is larger than one it reaches.
     weights = by_path(params)
+    counts: dict[str, Any] = {}
     for path, gradient in by_path(gradients).items():
         where, weight = trains(held, path, gradient) if is_framework_array(gradient) else None, weights.get(path)
         if where is None or weight is None:
             continue
-        moves = ~where & (gradient != 0)
-        is_other = moves.any() & (~where & (gradient == 0) & (weight != 0)).any()
-        refuse = functools.partial(_refuse_other_gradient, ".".join(path))
-        if _compat.is_tracer(is_other):
-            # Compiled code has numbers only when it runs: then it stops with the same words.
-            stop = functools.partial(jax.debug.callback, refuse)
-            jax.lax.cond(is_other, stop, lambda *found: None, is_other, moves.sum())
-        else:
-            refuse(is_other, moves.sum())
+        size, moves = jnp.abs(weight).astype(jnp.float32), ~where & (gradient != 0)
+        least = jnp.where(moves, size, jnp.inf).min(initial=jnp.inf)
+        left_out = jnp.where(~where & (gradient == 0), size, 0).max(initial=0)
+        counts[".".join(path)] = jnp.where(left_out > least, moves.sum(), 0)
+    if not any(map(_compat.is_tracer, counts.values())):
+        _refuse_other_gradients(list(counts), list(counts.values()))
+    else:
+        # Compiled code has numbers only when it runs: then it stops with the same words.
+        stop = functools.partial(jax.debug.callback, functools.partial(_refuse_other_gradients, list(counts)))
+        found = jnp.stack(list(counts.values()))
+        jax.lax.cond(found.any(), stop, lambda found: None, found)
 
 
-def _refuse_other_gradient(name: str, is_other: Any, count: Any) -> None:
-    if is_other:
-        frozen_checks.refuse_other_gradient(name, int(count))
+def _refuse_other_gradients(names: list[str], counts: Any) -> None:
+    for name, count in zip(names, counts, strict=True):
+        if count:
+            frozen_checks.refuse_other_gradient(name, int(count))
 
 
 def _nothing(tree: Any) -> Any:

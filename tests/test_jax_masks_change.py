@@ -41,7 +41,17 @@ def test_h5_another_mask_under_a_held_optimizer_is_noticed_in_jax():
     assert bool((params.weight[:, 2] != before.weight[:, 2]).all())
 
 
-def test_h5_a_penalty_that_is_zero_for_some_entries_is_named_and_is_held_with_its_masks():
+PENALTIES = {
+    "all": lambda w: jnp.square(w).sum(),
+    "large ones": lambda w: jnp.maximum(jnp.abs(w) - 0.3, 0).sum(),
+    "too small for the rest": lambda w: (1e-38 * jnp.square(1e-5 * w)).sum() + 1e-44 * jnp.square(w).sum(),
+    "some rows": lambda w: jnp.square(w[:2]).sum(),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_h5_a_penalty_is_held_and_one_on_some_places_needs_the_masks(name, compiled):
     layer = mj.MaskedLinear(I, O, bias=False, grad_mask=columns([1]), seed=0)
     optimizer = mj.hold_frozen(optax.sgd(0.1), layer)
     params, rest = mj.partition(layer)
@@ -49,12 +59,17 @@ def test_h5_a_penalty_that_is_zero_for_some_entries_is_named_and_is_held_with_it
 
     def loss(params):
         layer = mj.combine(params, rest)
-        return jnp.square(layer(X)).mean() + jnp.maximum(jnp.abs(layer.weight) - 0.3, 0).sum()
+        return jnp.square(layer(X)).mean() + PENALTIES[name](layer.weight)
 
     gradient = jax.grad(loss)(params)
-    with pytest.raises(ValueError, match=r"that are; a penalty on the weight that is zero for some entries .* masks="):
-        optimizer.update(gradient, state, params)
-    updates, _ = optimizer.update(gradient, state, params, masks=mj.grad_masks(layer))
+    update = jax.jit(optimizer.update) if compiled else optimizer.update
+    masks = {}
+    if name == "some rows":
+        kind = jax.errors.JaxRuntimeError if compiled else ValueError
+        with pytest.raises(kind, match=r"that are; a penalty on some places of the weight .* masks="):
+            jax.block_until_ready(update(gradient, state, params))
+        masks = {"masks": mj.grad_masks(layer)}
+    updates, _ = update(gradient, state, params, **masks)
     after = mj.apply_updates(params, updates)
     assert mj.assert_frozen({"w": params.weight}, {"w": after.weight}, {"w": columns([1])}) == (I - 1) * O
     assert bool((after.weight[:, 1] != params.weight[:, 1]).all())

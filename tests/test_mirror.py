@@ -104,7 +104,7 @@ ONLY_DEFINED_IN_ONE = {
         "Hold", "_Look", "_can_be_held", "_check", "_hold", "_held_layers",  # layers keep frozen entries themselves
         "_call_the_layer",  # torch's fast path of transformers reads past a layer's forward
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
-        "_refuse_other_gradient",  # as a compiled step runs
+        "_refuse_other_gradients",  # as a compiled step runs
         "_is_model", "_check_masks", "_holds",  # masks are found by the model's paths, and cannot be seen by an update
         "_nothing", "_named", "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },

@@ -130,8 +130,8 @@ def refuse_other_gradient(name: str, count: int) -> NoReturn:
     """
     raise ValueError(
         f"hold_frozen: {name or 'the parameter'}: expected a gradient of zero where the mask freezes it, got {count} "
-        "entries that are not zero among others that are; a penalty on the weight that is zero for some entries has "
-        "such a gradient, and so has a layer with another mask; pass masks=grad_masks(model) to update: both are held"
+        "entries that are not zero among others that are; a penalty on some places of the weight has such a gradient, "
+        "and so has a layer with another mask; pass masks=grad_masks(model) to update: both are held"
     )
 
 
