@@ -20,7 +20,7 @@ from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import as_precision
-from maskedlinear_torch import _compat, rule
+from maskedlinear_torch import _compat, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
@@ -95,6 +95,7 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
             scale_grad_by_freq=self.scale_grad_by_freq, device="meta",
         )  # fmt: skip
         plain.weight = self.weight
+        steps.unmasked.add(plain)
         return plain.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -206,6 +207,7 @@ class PackedEmbedding(PackedLinear):
         """Return a plain embedding with the trained weight."""
         plain = nn.Embedding(self.out_features, self.in_features, self.padding_idx, device="meta")
         plain.weight = nn.Parameter(self.weight.detach().clone())
+        steps.unmasked.add(plain)
         return plain.train(self.training)
 
     @property

@@ -16,7 +16,7 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
-from maskedlinear_torch import lowering, rule
+from maskedlinear_torch import lowering, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
@@ -348,6 +348,7 @@ class MaskedLinear(Layer, nn.Linear):
         linear.weight = self.weight
         if self.bias is not None:
             linear.bias = self.bias
+        steps.unmasked.add(linear)
         return linear.train(self.training)
 
     @classmethod

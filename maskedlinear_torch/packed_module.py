@@ -149,6 +149,7 @@ class PackedLinear(Layer):
         linear.weight = nn.Parameter(self._whole_weight().detach())
         if self.bias_values is not None:
             linear.bias = self.bias_values if self.bias_base is None else nn.Parameter(self._whole_bias().detach())
+        steps.unmasked.add(linear)
         return linear.train(self.training)
 
     @classmethod

@@ -26,7 +26,7 @@ _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
 unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Plain layers that `unmask_linears` made: all of them shall learn."""
+"""Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
 ADAPTED = "base_layer"
 """The name by which an adapter (PEFT's) has the layer that it lies over."""
 

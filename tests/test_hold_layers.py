@@ -171,3 +171,17 @@ def test_the_fast_path_of_a_transformer_reads_what_is_held(pattern, name, how):
         assert torch.equal(held(x), before)
     hold.remove()
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", [mt.MaskedLinear, mt.PackedLinear])
+def test_a_held_layer_may_become_plain_by_its_own_method_and_by_no_other(kind):
+    model = nn.Sequential(kind(4, 3, grad_mask=mt.columns([0])), mt.MaskedLinear(3, 2, grad_mask=mt.rows([0])))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mt.hold_frozen(optimizer, model)
+    x = torch.ones(1, 4)
+    before = model(x)
+    model[0] = model[0].to_linear()
+    assert torch.equal(model(x), before)
+    model[1] = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"hold_frozen: 1: expected the masked layer that is held, got a plain Linear"):
+        model(x)
