@@ -171,6 +171,16 @@ class Runs:
             # Whatever a framework or the user's function raises is the cell's result, and the run goes on.
             return _failure(error)
 
+    def in_parts(self, cell: Cell, dtype: str) -> Outputs | Failure:
+        """Return what a cell gives in eager torch where torch's fused operators are taken apart; once run, it is kept."""
+        there = replace(cell, world=EAGER["torch"])
+
+        def run() -> Outputs | Failure:
+            with world_of("torch").in_parts():
+                return self.rerun(there, dtype)
+
+        return self.once(("in parts", cell.device, dtype, cell.data, cell.dtype, cell.transform), run)
+
     def prepare(self, cells: Iterable[Cell], pool: Executor) -> None:
         """Compile the programs of cells side by side, before they are asked for; what raises does so when it runs."""
         for cell in cells:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parity.execution import torch_programs
 from parity.execution.calls import Call, Outputs
@@ -115,9 +116,21 @@ def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return torch.compile(program, **options)
 
 
-def rounding(size: float, seed: int, *, lower: bool = False) -> torch_programs.Rounding:
-    """Return a context in which every result is rounded anew, at random (`torch_programs.Rounding`)."""
-    return torch_programs.Rounding(size, seed, lower=lower)
+@contextlib.contextmanager
+def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
+    """In this context every result is rounded anew, at random (`torch_programs.Rounding`).
+
+    Attention is computed by its formula: the backward of torch's fused kernel cannot be taken apart.
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch_programs.Rounding(size, seed, lower=lower):
+        yield
+
+
+@contextlib.contextmanager
+def in_parts() -> Iterator[None]:
+    """In this context fused operators are taken apart into the formulas that they stand for."""
+    with sdpa_kernel(SDPBackend.MATH), torch_programs.Rounding(0.0, 0, formulas=torch_programs.FORMULAS):
+        yield
 
 
 def read(asked: Call, device: str, *, ranges: bool = False, x64: bool | None = None) -> Reading:

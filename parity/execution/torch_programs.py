@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution._compat import decomposition_of
 from parity.execution.programs import Reading
-from parity.verdict.bounds import UNIT
+from parity.verdict.bounds import FLUSHED, UNIT
 
 UNITS = {getattr(torch, name): unit for name, unit in UNIT.items()} | {
     torch.complex128: UNIT["float64"], torch.complex64: UNIT["float32"],
@@ -76,21 +77,29 @@ OWN = 2.0**-50
 FUNCTIONS, SPECIAL = 4.0, 4.0
 """Units that a function and that a special function may be off by."""
 
+FORMULAS: dict[str, Callable[..., Any]] = {"_safe_softmax": torch.softmax}
+"""Operators that give a number where their formula has none (of a row that is -inf all through), and the formula."""
+
 
 class Rounding(TorchDispatchMode):
     """Rounds anew, at random: every result that is rounded is moved by up to a unit, and what goes into sums as well.
 
-    Fused operators are taken apart first, where torch tells of what parts they are (`decomposition_of`).
+    Fused operators are taken apart first, where torch tells of what parts they are (`decomposition_of`). What is too
+    small for the dtype whose unit the movement is, is lost.
 
     Args:
         size: Of the movement, relative; with `lower` in units of each number's own type.
         seed: Of the random numbers.
         lower: Whether numbers are moved by units of the type that they have in the program.
+        formulas: Of operators, by name, in the place of torch's own parts.
     """
 
-    def __init__(self, size: float, seed: int, *, lower: bool = False) -> None:
+    def __init__(
+        self, size: float, seed: int, *, lower: bool = False, formulas: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.size, self.lower = size, lower
+        self.size, self.lower, self.formulas = size, lower, formulas or {}
+        self.lost = max((FLUSHED[name] for name, unit in UNIT.items() if unit == size and not lower), default=0.0)
         self.random = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -104,7 +113,7 @@ class Rounding(TorchDispatchMode):
         in_place = name.endswith("_") and not name.endswith("__")
         simple = base in BASIC or base in TRANSCENDENTAL
         if not simple and not in_place and base not in ATOMIC:
-            parts = decomposition_of(func)
+            parts = self.formulas.get(base) or decomposition_of(func)
             if parts is not None:
                 try:
                     with self:
@@ -142,7 +151,8 @@ class Rounding(TorchDispatchMode):
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
         noise = self._noise(tensor, factor * self._amount(tensor))
-        return (tensor * (1 + noise)).to(tensor.dtype)
+        moved = (tensor * (1 + noise)).to(tensor.dtype)
+        return torch.where(moved.abs() < self.lost, 0, moved) if self.lost else moved
 
     def _moved_inputs(self, func: Any, base: str, args: Any) -> Any:
         tensors = [leaf for leaf in _tensors(args) if leaf.dtype in UNITS]

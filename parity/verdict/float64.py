@@ -50,18 +50,46 @@ class Ran:
     framework: str
 
     @classmethod
-    def of(cls, runs: Runs, cell: Cell) -> Ran:
-        """Run a cell and what it is held to."""
+    def of(cls, runs: Runs, cell: Cell, *, in_parts: bool = False) -> Ran:
+        """Run a cell and what it is held to.
+
+        With `in_parts`, torch's fused operators are taken apart. An element that is no number by their formula, and
+        is one by the operator, is taken from JAX: nothing says what it should be.
+        """
         framework = framework_of(cell)
+        if in_parts:
+            plain = cls.of(runs, cell)
+            torch, torch64 = (runs.in_parts(cell, dtype) for dtype in (cell.dtype, "float64"))
+            if framework == "torch":
+                return replace(plain, own=torch, own64=torch64)
+            return replace(plain, twin=torch, twin64=_defined(torch64, plain.twin64, plain.own64))
         other = EAGER[OTHER[framework]]
         own, twin = runs.outputs(cell), runs.outputs(cell, world=other)
         own64 = own if cell.dtype == "float64" else runs.outputs(cell, world=EAGER[framework], dtype="float64")
         return cls(own, twin, own64, runs.outputs(cell, world=other, dtype="float64"), framework)
 
 
-def held_to_float64(runs: Runs, cell: Cell) -> Outcome:
-    """Hold a cell to the float64 runs of both frameworks."""
-    ran = Ran.of(runs, cell)
+def _defined(parts: Outputs | Failure, fused: Outputs | Failure, jax: Outputs | Failure) -> Outputs | Failure:
+    """Return results of formulas, with those of JAX where the formula has none and the operator that it is of has."""
+    if isinstance(parts, Failure) or isinstance(fused, Failure) or isinstance(jax, Failure):
+        return parts
+    values = dict(parts.values)
+    for name, value in parts.values.items():
+        own, other = fused.values.get(name), jax.values.get(name)
+        if own is not None and other is not None and value.shape == own.shape == other.shape:
+            values[name] = np.where((value != value) & (own == own), other, value)
+    return replace(parts, values=values)
+
+
+def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcome:
+    """Hold a cell to the float64 runs of both frameworks.
+
+    Args:
+        runs: Of the pair.
+        cell: On a variant of a kind of data.
+        in_parts: Whether torch's fused operators are taken apart.
+    """
+    ran = Ran.of(runs, cell, in_parts=in_parts)
     own, own64, twin = ran.own, ran.own64, ran.twin
     if isinstance(own, Failure):
         return refused(runs, cell, own, twin, OTHER[ran.framework])
