@@ -172,7 +172,7 @@ class Runs:
             return _failure(error)
 
     def in_parts(self, cell: Cell, dtype: str) -> Outputs | Failure:
-        """Return what a cell gives in eager torch where torch's fused operators are taken apart; once run, it is kept."""
+        """Return what a cell gives in eager torch with fused operators taken apart; once run, it is kept."""
         there = replace(cell, world=EAGER["torch"])
 
         def run() -> Outputs | Failure:

@@ -213,12 +213,19 @@ def _scaled(arguments: tuple[Any, ...], rng: np.random.Generator) -> tuple[Any, 
 
 
 def _integers(leaf: np.ndarray, variant: str, rng: np.random.Generator) -> np.ndarray:
-    """Return integers as there might be in the place of the user's: of the same range, below zero, beyond the range."""
+    """Return integers as there might be in the place of the user's: of the same range, below zero, beyond the range.
+
+    A value apart from all others (the label -100 that a loss ignores) stays where it is within the range.
+    """
     leaf = np.asarray(leaf)
     if leaf.dtype.kind not in "iu" or not leaf.size:
         return leaf
     low, high = int(leaf.min()), int(leaf.max())
     if variant == "within":
+        distinct = np.unique(leaf)
+        if len(distinct) > 2 and distinct[0] < 0 <= distinct[1] and int(distinct[1]) - low > len(distinct):
+            drawn = rng.integers(int(distinct[1]), high + 1, leaf.shape)
+            return np.where(leaf == low, leaf, drawn).astype(leaf.dtype)
         return rng.integers(low, high + 1, leaf.shape).astype(leaf.dtype)
     reach = max(abs(low), abs(high), 1)
     if variant == "negative" and leaf.dtype.kind == "i":

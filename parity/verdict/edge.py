@@ -60,6 +60,15 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
     if _is_a_kernel(runs, cell):
         reason = f"torch's fused kernel does otherwise there than its formula, which JAX agrees with: {found.reason}"
         return replace(found, verdict="edge", reason=reason)
+    eager = replace(cell, world=EAGER[framework_of(cell)])
+    if eager.world != cell.world:
+        uncompiled = judged(eager)
+        if uncompiled.verdict in ("identical", "within bound"):
+            # The functions agree there; a compiler that rounds otherwise makes infinity of a difference that is none.
+            reason = f"as {cell.world} compiles it, where {eager.world} has no difference: {found.reason}"
+            return replace(found, verdict="edge", reason=reason)
+        if uncompiled.verdict == "edge":
+            return replace(found, verdict="edge", reason=uncompiled.reason)
     if _is_nowhere(runs, cell, found, judged):
         return replace(found, verdict="edge", reason=f"a derivative where the function is no number: {found.reason}")
     if "~" in cell.data:
@@ -99,7 +108,8 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     """Return whether derivatives on NaN or infinities differ only where the function is no number itself, in both.
 
     Functions that differ themselves are not excused. Where they agree, each element that differs is: by an input on
-    which no output depends that is a number.
+    which no output depends that is a number, or that is zero on usual numbers (a masked key) and NaN in one framework,
+    which multiplies by that zero.
     """
     transform, finding = runs.pair.transform(cell.transform), found.finding
     if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
@@ -111,6 +121,8 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     apart = _derivatives_apart(runs, cell, found)
     if isinstance(numbers, Failure) or finding.output not in apart or not apart[finding.output][finding.index]:
         return False
+    if set(apart) <= (masked := _zeros(runs, cell)).keys():
+        apart = {name: mask & ~(masked[name] & _is_zero_or_none(runs, cell, name)) for name, mask in apart.items()}
     places = {f"by {name}": at for at, name in enumerate(numbers.names)}
     wrong = [
         (places.get(name, -1), mask.shape, index) for name, mask in apart.items() for index in np.argwhere(mask)
@@ -120,6 +132,22 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     if len(wrong) > MOST:
         wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
     return all(_reaches_no_number(runs, plain, at, tuple(index)) for at, _, index in wrong)
+
+
+def _zeros(runs: Runs, cell: Cell) -> dict[str, np.ndarray]:
+    """Return by output which elements are zero on usual numbers, in both frameworks."""
+    usual = replace(cell, data="random")
+    torch, jax = (runs.outputs(usual, world=world, dtype="float64") for world in EAGER.values())
+    if isinstance(torch, Failure) or isinstance(jax, Failure):
+        return {}
+    return {name: (value == 0) & (jax.values[name] == 0) for name, value in torch.values.items() if name in jax.values}
+
+
+def _is_zero_or_none(runs: Runs, cell: Cell, name: str) -> np.ndarray:
+    """Return which elements are zero or no number, in all runs of a cell."""
+    runs_of = [runs.outputs(cell), *(runs.outputs(cell, world=world, dtype="float64") for world in EAGER.values())]
+    values = [one.values[name] for one in runs_of if isinstance(one, Outputs)]
+    return np.all([(value == 0) | ~np.isfinite(value) for value in values], axis=0)
 
 
 def _derivatives_apart(runs: Runs, cell: Cell, found: Outcome) -> dict[str, np.ndarray]:
