@@ -92,3 +92,16 @@ def test_a_label_that_is_ignored_stays_where_labels_are_drawn_anew():
     assert report.ok, str(report)
     wrong = parity.compare(loss, lambda x, y: mine(x, y, -1), (logits, labels), **chosen)
     assert not wrong.ok
+
+
+def test_a_derivative_by_a_masked_key_is_zero_or_nan_where_something_else_is_nan():
+    mask = np.ones((1, 1, 4, 4), bool)
+    mask[..., 3:] = False
+    rng = np.random.default_rng(0)
+    wide = [rng.standard_normal((2, 3, 4, 8)) for _ in range(3)]
+    report = parity.compare(
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+        lambda q, k, v, m: swapped(jax.nn.dot_product_attention(swapped(q), swapped(k), swapped(v), mask=m)),
+        (*wide, mask), transforms=["vjp"], data=["nan"], **QUICK | {"worlds": ["jax-jit"]},
+    )  # fmt: skip
+    assert [cell.verdict for cell in report.cells] == ["edge"], str(report)

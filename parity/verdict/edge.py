@@ -21,6 +21,7 @@ from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import data
 from parity.records import Cell
+from parity.verdict import arithmetic
 from parity.verdict.bounds import FLUSHED, UNIT
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.outcomes import Outcome
@@ -161,7 +162,10 @@ def _derivatives_apart(runs: Runs, cell: Cell, found: Outcome) -> dict[str, np.n
         other = exact
     if isinstance(one, Failure) or isinstance(other, Failure) or one.values.keys() != other.values.keys():
         return {}
-    near = NEAR if found.judged == "meaning" else max(NEAR, NEAR_UNITS * UNIT[cell.dtype])
+    dtype = (
+        (arithmetic.of_cell(runs, cell, "float64").library or "float64") if found.judged == "meaning" else cell.dtype
+    )
+    near = max(NEAR, NEAR_UNITS * UNIT[dtype])
     masks = {}
     for name, left in one.values.items():
         right = other.values[name]
