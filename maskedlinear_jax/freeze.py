@@ -51,8 +51,9 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
         A gradient transformation. When a mask changes during training, hand the new ones to
         `update(gradients, state, params, masks=grad_masks(model))`. Its arguments hold no mask otherwise: positions
         are no parameters. An update whose gradient seems to be of another mask is refused; a compiled one stops with
-        the same words (a `jax.errors.JaxRuntimeError`) when it runs, by a callback that runs in that case alone. With
-        `masks=` there is no such check, and none of the callback, which JAX's persistent cache leaves programs out for.
+        the same words (a `jax.errors.JaxRuntimeError`) when it runs, by a callback that runs in that case alone. JAX
+        keeps no program with a callback in its persistent cache, and lowers none for another platform. With `masks=`
+        there is no such check and no callback.
 
     Raises:
         TypeError: `optimizer` is no optax transformation.

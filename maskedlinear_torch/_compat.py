@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +13,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-VERSION = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+VERSION = tuple(map(int, re.findall(r"\d+", torch.__version__)[:3]))
+"""Of torch: three numbers."""
 
 
 def in_functorch_transform() -> bool:

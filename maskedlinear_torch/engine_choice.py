@@ -36,7 +36,7 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
     if isinstance(settings, core.Native):
         return NATIVE
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
-    if _compat.VERSION < (2, 12) and torch.compiler.is_compiling():
+    if _compat.VERSION < (2, 12, 1) and torch.compiler.is_compiling():
         checks.refuse_version("torch", torch.__version__, "2.12.1", "compiles these gradients to zeros")
     if _compat.is_distributed(weight):
         checks.refuse_sharded()

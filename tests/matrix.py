@@ -130,10 +130,11 @@ def run(environment: Environment, folder: Path) -> Result:
 
 def markdown(results: Sequence[Result]) -> str:
     """Return a table of results, with the date."""
-    head = "| environment | Python | versions | tests | result |\n|---|---|---|---|---|\n"
+    head = "| environment | Python | versions | ran | passed | result |\n|---|---|---|---|---|---|\n"
     rows = [
         f"| {one.environment.name} | {one.environment.python} | "
-        f"{', '.join(f'{name} {version}' for name, version in one.versions.items())} | {one.passed} | "
+        f"{', '.join(f'{name} {version}' for name, version in one.versions.items())} | "
+        f"{', '.join(file.removesuffix('.py') for file in one.environment.tests)} | {one.passed} | "
         f"{'passed' if one.failed is None else 'failed'} |\n"
         for one in results
     ]
@@ -196,7 +197,7 @@ def _versions(settings: dict[str, str]) -> dict[str, str]:
     listed = subprocess.run(
         ["uv", "pip", "list", "--quiet", "--format", "json"], env=settings, capture_output=True, text=True, check=False
     )
-    names = ("torch", "jax", "flax", "equinox", "optax", "safetensors", "numpy")
+    names = ("torch", "jax", "jaxlib", "flax", "equinox", "optax", "safetensors", "numpy", "rich", "scikit-learn")
     found = {one["name"]: one["version"] for one in json.loads(listed.stdout or "[]")}
     return {name: found[name] for name in names if name in found}
 

@@ -9,16 +9,23 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import maskedlinear_jax
 from maskedlinear_jax import (
+    MaskedLinear,
+    apply_updates,
     blocks,
     columns,
+    combine,
     elements,
+    grad_masks,
+    hold_frozen,
     masked_linear,
     pack,
     packed_linear,
+    partition,
     reproducible,
     rows,
     submatrix,
@@ -100,6 +107,20 @@ def test_a_program_exported_for_all_platforms_runs_here(name, precision, packed)
         assert jax.tree.structure(got) == jax.tree.structure(want)
         for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
             np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
+
+
+def test_a_held_step_with_its_masks_lowers_for_every_platform():
+    layer = MaskedLinear(I, O, grad_mask=MASKS["columns"], seed=0)
+    optimizer = hold_frozen(optax.adamw(0.1), layer)
+    params, rest = partition(layer)
+
+    def step(params, rest, state, masks):
+        gradients = jax.grad(lambda params: (combine(params, rest)(X) ** 2).sum())(params)
+        updates, state = optimizer.update(gradients, state, params, masks=masks)
+        return apply_updates(params, updates), state
+
+    traced = jax.jit(step).trace(params, rest, optimizer.init(params), grad_masks(layer))
+    assert "callback" not in traced.lower(lowering_platforms=PLATFORMS).as_text()
 
 
 def test_only_a_cpu_writes_large_operands_and_sums_in_pieces():

@@ -82,7 +82,20 @@ def test_what_passes_is_a_row(monkeypatch, tmp_path):
     planted(monkeypatch, [(0, ""), (0, ""), (0, "64 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')])
     result = matrix.run(BY_NAME["jax-lowest"], tmp_path)
     assert result.failed is None
-    assert "| jax-lowest | 3.11 | jax 0.8.3 | 64 | passed |" in matrix.markdown([result])
+    row = "| jax-lowest | 3.11 | jax 0.8.3 | test_jax, test_equinox, test_nnx | 64 | passed |"
+    assert row in matrix.markdown([result])
+
+
+def test_the_page_has_a_passed_row_of_every_environment():
+    page = (ROOT / "docs" / "evidence" / "versions.md").read_text("utf-8")
+    for one in matrix.ENVIRONMENTS:
+        (row,) = re.findall(rf"^\| {re.escape(one.name)} \|.*$", page, re.M)
+        python, versions, ran, passed, result = [part.strip() for part in row.strip("|").split("|")[1:]]
+        assert (python, result) == (one.python, "passed"), row
+        assert [f"{file}.py" for file in ran.split(", ")] == list(one.tests), row
+        assert int(passed) >= sum(matrix.LEAST[file] for file in one.tests), row
+        pins = [" ".join(pin.split("==")) for pin in one.requirements if "==" in pin]
+        assert set(pins) <= set(versions.split(", ")), row
 
 
 def test_a_misspelt_name_is_refused(capsys):

@@ -92,7 +92,7 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any], x64: bool |
             return _outputs(asked.program(Ops, is_float, arrays))
         key = f"{world} {device} {asked.key}"
         if key not in kept:
-            torch._dynamo.reset()
+            torch.compiler.reset()
             kept[key] = _compiled(asked)
         return _outputs(kept[key](arrays))
 
