@@ -50,6 +50,7 @@ def test_an_environment_holds_what_its_name_says():
 
 def test_each_file_has_tests_to_count():
     files = {path.name for path in (ROOT / matrix.TESTS).glob("test_*.py")}
+    files.add("../test_private_names.py")
     assert files == set(matrix.LEAST) == {file for one in matrix.ENVIRONMENTS for file in one.tests}
 
 
@@ -92,7 +93,7 @@ def test_the_page_has_a_passed_row_of_every_environment():
         (row,) = re.findall(rf"^\| {re.escape(one.name)} \|.*$", page, re.M)
         python, versions, ran, passed, result = [part.strip() for part in row.strip("|").split("|")[1:]]
         assert (python, result) == (one.python, "passed"), row
-        assert [f"{file}.py" for file in ran.split(", ")] == list(one.tests), row
+        assert ran.split(", ") == [Path(file).stem for file in one.tests], row
         assert int(passed) >= sum(matrix.LEAST[file] for file in one.tests), row
         pins = [" ".join(pin.split("==")) for pin in one.requirements if "==" in pin]
         assert set(pins) <= set(versions.split(", ")), row

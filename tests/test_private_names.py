@@ -314,7 +314,7 @@ def test_axes_along_which_an_array_varies():
 
 
 def test_shardings_that_are_part_of_types_are_seen():
-    mesh = jax.make_mesh((8,), ("d",))
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
     found = jax_compat.explicit_sharding(jax.device_put(jnp.ones(8), sharding))
     assert found.spec == sharding.spec
