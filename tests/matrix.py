@@ -120,7 +120,8 @@ def run(environment: Environment, folder: Path) -> Result:
     # with "still" shows is a fault of one version of torch, which others have mended.
     command = [
         str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={ROOT}",
-        f"--confcutdir={TESTS}", "--import-mode=importlib", "-k", "not still", *(str(TESTS / file) for file in environment.tests),
+        f"--confcutdir={TESTS}", "--import-mode=importlib", "-k", "not still",
+        *(str(TESTS / file) for file in environment.tests),
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
     passed = int((re.search(r"(\d+) passed", ran.stdout) or [0, 0])[1])
