@@ -64,7 +64,7 @@ def write_into(tensor: Tensor, values: Tensor, index: Tensor, dim: int) -> None:
 def bounds(numbers: Tensor, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
     """Return ranges of rows, each with the range of the sorted numbers in it: (start, stop, first, last)."""
     chunks = positions.row_chunks(rows)
-    ends = torch.tensor([stop * columns for _, stop in chunks])
+    ends = torch.tensor([stop * columns for _, stop in chunks], device=numbers.device)
     lasts = torch.searchsorted(numbers, ends).tolist()
     return [(*chunk, first, last) for chunk, first, last in zip(chunks, [0, *lasts], lasts, strict=False)]
 

@@ -1,12 +1,17 @@
-"""Every path of the layer runs on torch's `meta` device, where a tensor made on another device would be refused.
+"""Every path of the layer runs on torch's `meta` device, and every tensor is made on a device that is named.
 
-What this shows: whatever the layer makes, it makes on the device of its operands. What a GPU answers is not shown here.
+Many operators refuse a tensor of the CPU beside one of `meta`, and not all do: so the makers of tensors are listed too.
+A held step is left out: what an optimizer moved is found by its numbers. What a GPU answers is not shown here.
 """
+
+import ast
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import maskedlinear_torch
 from maskedlinear_torch import (
     MaskedEmbedding,
     MaskedLinear,
@@ -15,13 +20,17 @@ from maskedlinear_torch import (
     blocks,
     columns,
     elements,
+    mask_linears,
+    mask_parameter,
     masked_linear,
     masked_parameter,
     pack,
     packed_linear,
     repack,
+    reproducible,
     rows,
     submatrix,
+    train_new_tokens,
     unpack,
 )  # fmt: skip
 
@@ -110,7 +119,81 @@ def test_embedding(layer):
     same_places(gradients, gradients)
 
 
-def test_reproducible():
-    layer = MaskedLinear(I, O, grad_mask=columns([0]), device="meta", precision="reproducible")
-    layer(meta(5, I)).sum().backward()
-    same_places([layer.weight.grad], [layer.weight])
+@each_kind
+@pytest.mark.parametrize("engine", ["auto", "float64", "float32", "int8"])
+@pytest.mark.parametrize("layer", [MaskedLinear, PackedLinear])
+def test_reproducible(name, engine, layer):
+    module = layer(I, O, grad_mask=MASKS[name], device="meta", precision=reproducible(engine=engine))
+    module(meta(5, I)).sum().backward()
+    tensors = [*module.parameters(), *(one.grad for one in module.parameters() if one.requires_grad)]
+    same_places(tensors, tensors)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_new_tokens_of_a_tied_head(packed):
+    model = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(O, I), "head": torch.nn.Linear(I, O, bias=False)}).to(
+        "meta"
+    )
+    model["head"].weight = model["tokens"].weight
+    train_new_tokens(model, first=6, packed=packed)
+    numbers = torch.zeros((3, 2), dtype=torch.long, device="meta")
+    out = model["head"](model["tokens"](numbers))
+    out.sum().backward()
+    same_places([out, *(one.grad for one in model.parameters() if one.requires_grad)],
+                [meta(3, 2, O), *(one for one in model.parameters() if one.requires_grad)])  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_attention(packed):
+    attend = torch.nn.MultiheadAttention(4, 2, batch_first=True, device="meta")
+    model = mask_linears(torch.nn.ModuleDict({"attend": attend}), {"attend.q_proj": rows([1])}, packed=packed)
+    out = model["attend"](meta(2, 3, 4), meta(2, 3, 4), meta(2, 3, 4), need_weights=False)[0]
+    out.sum().backward()
+    same_places([out], [meta(2, 3, 4)])
+
+
+def test_a_parametrization():
+    convolution = torch.nn.Conv2d(2, 3, 2, device="meta")
+    mask_parameter(convolution, "weight", grad_mask=np.arange(24).reshape(3, 2, 2, 2) < 6)
+    out = convolution(meta(1, 2, 4, 4))
+    out.sum().backward()
+    same_places([out, convolution.parametrizations.weight.original.grad], [meta(1, 3, 3, 3), meta(3, 2, 2, 2)])
+
+
+MADE = {
+    "embedding.py: _drawn": "drawn by NumPy and copied into the parameter",
+    "engine_choice.py: _tested.answer": "a known problem of NumPy's, put on the device that is tested",
+    "lowering.py: as_tensor": "positions of the user's, which are checked as NumPy and put on the device by `resolve`",
+    "module.py: Layer._set_masks": "NumPy's mask of the bias, put on the device",
+    "module.py: MaskedLinear._draw": "drawn by NumPy and copied into the parameter",
+    "origin.py: _spread": "in float64, which not all devices have, and then put on the device",
+    "storage.py: _learned": "a bool mask, which indexes on any device",
+    "storage.py: _load_arrays": "NumPy's, put on the device or a bool mask",
+    "storage.py: _tensor": "the numbers of a file, copied into the layer",
+}
+"""Where torch's functions make tensors on the CPU: each with the reason."""
+
+NAMES = ("tensor", "as_tensor", "asarray", "from_numpy", "arange", "full", "zeros", "ones", "empty", "eye", "linspace",
+         "rand", "randn", "randint", "scalar_tensor", "frombuffer", "tril_indices", "triu_indices")  # fmt: skip
+MAKERS = {f"torch.{name}" for name in NAMES}
+
+
+def made_on_the_cpu(tree, within=""):
+    """Yield the functions that call one of torch's makers without a device."""
+    for node in ast.iter_child_nodes(tree):
+        inner = within
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            inner = f"{within}.{node.name}" if within else node.name
+        is_maker = isinstance(node, ast.Call) and ast.unparse(node.func) in MAKERS
+        if is_maker and "device" not in {one.arg for one in node.keywords}:
+            yield inner
+        yield from made_on_the_cpu(node, inner)
+
+
+def test_every_tensor_is_made_on_a_device_that_is_named_or_for_a_reason():
+    found = {
+        f"{path.name}: {function}"
+        for path in Path(maskedlinear_torch.__file__).parent.rglob("*.py")
+        for function in made_on_the_cpu(ast.parse(path.read_text("utf-8")))
+    }
+    assert found == set(MADE)
