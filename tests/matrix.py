@@ -100,8 +100,14 @@ class Result:
     seconds: float
 
 
-def run(environment: Environment, folder: Path) -> Result:
-    """Make an environment in a folder and run its tests."""
+def run(environment: Environment, folder: Path, wheel: Path | None = None) -> Result:
+    """Make an environment in a folder and run its tests.
+
+    Args:
+        environment: Which.
+        folder: Where.
+        wheel: What is tested, installed; None for the checkout.
+    """
     started = time.perf_counter()
     home = folder / environment.name
     python = home / "bin" / "python"
@@ -110,7 +116,7 @@ def run(environment: Environment, folder: Path) -> Result:
     settings.pop("PYTHONPATH", None)
     steps = (
         ["uv", "venv", "--quiet", "--python", _interpreter(environment.python) or environment.python, str(home)],
-        ["uv", "pip", "install", "--quiet", *environment.requirements, "pytest"],
+        ["uv", "pip", "install", "--quiet", *environment.requirements, "pytest", *([str(wheel)] if wheel else [])],
     )
     for step in steps:
         made = subprocess.run(step, env=settings, capture_output=True, text=True, check=False)
@@ -120,10 +126,13 @@ def run(environment: Environment, folder: Path) -> Result:
     # with "still" shows is a fault of one version of torch, which others have mended.
     command = [
         str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={ROOT}",
-        f"--confcutdir={TESTS}", "--import-mode=importlib", "-k", "not still",
-        *(str(TESTS / file) for file in environment.tests),
+        f"--confcutdir={ROOT / TESTS}", "--import-mode=importlib", "-k", "not still",
+        *(str(ROOT / TESTS / file) for file in environment.tests),
     ]  # fmt: skip
-    ran = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    # Python looks in the current folder first: there the checkout is, or nothing.
+    ran = subprocess.run(
+        command, cwd=home if wheel else ROOT, env=settings, capture_output=True, text=True, check=False
+    )
     passed = int((re.search(r"(\d+) passed", ran.stdout) or [0, 0])[1])
     failed = None if ran.returncode == 0 else (ran.stdout + ran.stderr)[-3000:]
     least = sum(LEAST[file] for file in environment.tests)
@@ -155,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--here", action="store_true", help="leave out, in words, environments whose Python is not installed here"
     )
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help="test what this installs, not the checkout")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table")
     asked = parser.parse_args(arguments)
     known = {one.name: one for one in ENVIRONMENTS}
@@ -178,9 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen:
             parser.error("--here: none of these has its Python here")
     results = []
+    wheel = asked.wheel and asked.wheel.resolve(strict=True)
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         print(f"{', '.join(one.name for one in chosen)}: running", flush=True)
-        for result in pool.map(lambda one: run(one, Path(folder)), chosen):
+        for result in pool.map(lambda one: run(one, Path(folder), wheel), chosen):
             results.append(result)
             print(f"{result.environment.name}: {result.passed} passed in {result.seconds:.0f} s", flush=True)
             if result.failed is not None:

@@ -14,7 +14,9 @@ import pytest
 
 import maskedlinear_jax
 from maskedlinear_jax import (
+    MaskedEmbedding,
     MaskedLinear,
+    PackedEmbedding,
     apply_updates,
     blocks,
     columns,
@@ -23,6 +25,7 @@ from maskedlinear_jax import (
     grad_masks,
     hold_frozen,
     masked_linear,
+    masked_parameter,
     pack,
     packed_linear,
     partition,
@@ -107,6 +110,42 @@ def test_a_program_exported_for_all_platforms_runs_here(name, precision, packed)
         assert jax.tree.structure(got) == jax.tree.structure(want)
         for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
             np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
+
+
+def embedded(kind):
+    layer = kind(O, I, grad_mask=rows([5, 6]), seed=0)
+    params, rest = partition(layer)
+
+    def loss(params, numbers):
+        layer = combine(params, rest)
+        return (layer.attend(layer(numbers)) ** 2).sum()
+
+    return jax.grad(loss), (params, jnp.array([1, 5, 6]))
+
+
+def convolved():
+    mask = np.arange(24).reshape(3, 2, 2, 2) < 6
+
+    def loss(weight):
+        return jax.lax.conv(jnp.ones((1, 2, 4, 4)), masked_parameter(weight, mask), (1, 1), "VALID").sum()
+
+    return jax.grad(loss), (jnp.ones((3, 2, 2, 2)),)
+
+
+OTHERS = {
+    "masked embedding": lambda: embedded(MaskedEmbedding),
+    "packed embedding": lambda: embedded(PackedEmbedding),
+    "masked parameter": convolved,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_layers_are_exported_for_all_platforms_and_run_here(name):
+    gradient, args = OTHERS[name]()
+    exported = jax.export.export(jax.jit(gradient), platforms=PLATFORMS)(*args)
+    assert "callback" not in exported.mlir_module()
+    for got, want in zip(jax.tree.leaves(exported.call(*args)), jax.tree.leaves(gradient(*args)), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
 
 
 def test_a_held_step_with_its_masks_lowers_for_every_platform():
