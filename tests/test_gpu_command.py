@@ -1,9 +1,11 @@
 """`python -m parity gpu`: what each step comes to is told apart, and the report holds it."""
 
+import argparse
 import json
 
 import pytest
 
+from parity import suites
 from parity.cli.main import main
 from parity.suites.gpu import steps
 from parity.suites.gpu.steps import Step
@@ -47,9 +49,25 @@ def test_a_step_that_does_not_exist_is_refused(capsys):
     assert "golden hashes" in capsys.readouterr().err
 
 
-def test_every_planned_command_is_understood(capsys):
-    for step in steps.steps("cpu", quick=True):
+def parsed(command, options):
+    """What a command of parity makes of its options; it ends as the command line does where it knows one not."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.set_defaults(command=command, parser=parser)
+    (suite,) = [one for one in suites.found().values() if command in one.commands]
+    suite.load().add_arguments(parser)
+    return parser.parse_args(options)
+
+
+@pytest.mark.parametrize("quick", [False, True], ids=["whole", "quick"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_planned_command_is_understood(device, quick):
+    for step in steps.steps(device, quick=quick):
         if step.module == "parity":
-            with pytest.raises(SystemExit, match="0"):
-                main([*step.arguments, "--help"])
-    assert capsys.readouterr().out
+            command, *options = step.arguments
+            asked = parsed(command, options + (["--json", "record.json"] if step.record else []))
+            assert "--device" not in options or asked.device == device
+
+
+def test_a_command_that_is_not_understood_is_noticed():
+    with pytest.raises(SystemExit, match="2"):
+        parsed("golden", ["--no-such-option"])
