@@ -42,9 +42,8 @@ def in_tracing_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 and any(map(torch._C._get_dispatch_mode, _TRACING))
 
 
-def is_traced_by_jit() -> bool:
-    """Tell whether `torch.jit.trace` records: `torch.jit.is_tracing` in a fifth of its time."""
-    return torch._C._is_tracing()
+is_traced_by_jit: Callable[[], bool] = torch._C._is_tracing
+"""Tell whether `torch.jit.trace` records: `torch.jit.is_tracing` in a fifth of its time."""
 
 
 _TRACING = tuple(torch._C._TorchDispatchModeKey.__members__.values())
