@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+from maskedlinear_jax.bits import as_bits
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -110,8 +110,7 @@ def is_float(leaf: Any) -> bool:
 def _to_bits(leaf: Any) -> Any:
     if not is_float(leaf):
         return leaf
-    array = jnp.asarray(leaf)
-    return jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
+    return as_bits(jnp.asarray(leaf))
 
 
 def _is_readable(leaf: Any) -> bool:

@@ -17,10 +17,11 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Native, as_precision
+from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.constant import Constant, is_float
 from maskedlinear_jax.embedding import MaskedEmbedding, PackedEmbedding
 from maskedlinear_jax.module import MaskedLinear
-from maskedlinear_jax.packed_module import PackedLinear, _bits
+from maskedlinear_jax.packed_module import PackedLinear
 
 
 class Form(NamedTuple):
@@ -334,7 +335,7 @@ def _changed(layer: Any, mask: masks.Mask, bias_mask: np.ndarray | None) -> Any:
         return layer
     bias = layer.bias
     values = bias[np.flatnonzero(bias_mask)]
-    return layer.replace(bias_values=values, bias_mask=bias_mask, bias_bits=_bits(bias))
+    return layer.replace(bias_values=values, bias_mask=bias_mask, bias_bits=as_bits(bias))
 
 
 def _constant(name: str, node: Any, adapter: Adapter, options: _Options) -> Any:

@@ -1,13 +1,11 @@
-"""Whether the constant matrix of a packed layer is another than at first: told by bits that count for nothing.
+"""Tells whether the constant matrix of a packed layer is still the one that it was made with.
 
-A file of what learned goes over the matrix that a layer was made with. Another mask freezes what has learned before,
-which is no part of that matrix. What the matrix holds at trainable positions counts for nothing: there a mark is left,
-which goes wherever the layer goes, through compiled code and checkpoints too.
+A file of what learned goes over that matrix. Another mask freezes what has learned before, and the matrix then is
+another. What it holds at trainable positions is never read: a mark is left there. It goes wherever the layer goes,
+through compiled code and checkpoints too.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +13,10 @@ from jax import Array
 
 from maskedlinear_core.annotations import MaskLike
 from maskedlinear_jax import packing
+from maskedlinear_jax.bits import BITS, as_bits
 
 _MARK = 0x2F5A7C1D9E3B4D61
 """Bits of a small number in every dtype, from its first ones on."""
-
-_BITS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 def marked(base: Array, mask: MaskLike) -> Array:
@@ -36,8 +33,8 @@ def marked(base: Array, mask: MaskLike) -> Array:
 
 def is_marked(base: Array, mask: MaskLike) -> Array:
     """Tell whether a matrix has the mark. One without a trainable position has none."""
-    values = _bits(packing.pack(base, grad_mask=mask))
-    return jnp.bool_(values.size > 0) & (values == _bits(_mark(base))).all()
+    values = as_bits(packing.pack(base, grad_mask=mask))
+    return jnp.bool_(values.size > 0) & (values == as_bits(_mark(base))).all()
 
 
 def repacked(base: Array, values: Array, old: MaskLike, new: MaskLike, whole: Array) -> Array:
@@ -50,14 +47,10 @@ def repacked(base: Array, values: Array, old: MaskLike, new: MaskLike, whole: Ar
         new: The other mask.
         whole: The matrix with the values in their places.
     """
-    moved = (_bits(packing.pack(base, grad_mask=old)) != _bits(values.astype(base.dtype))).any()
+    moved = (as_bits(packing.pack(base, grad_mask=old)) != as_bits(values.astype(base.dtype))).any()
     return jnp.where(moved, marked(whole, new), whole)
 
 
 def _mark(base: Array) -> Array:
     size = base.dtype.itemsize
-    return jax.lax.bitcast_convert_type(jnp.asarray(_MARK >> (64 - 8 * size), _BITS[size]), base.dtype)
-
-
-def _bits(array: Any) -> Array:
-    return jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
+    return jax.lax.bitcast_convert_type(jnp.asarray(_MARK >> (64 - 8 * size), BITS[size]), base.dtype)

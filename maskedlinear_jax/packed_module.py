@@ -17,10 +17,8 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, described
 from maskedlinear_jax import lowering, marks, packing, rule
+from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
-
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
-
 
 _LEAVES = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
 
@@ -217,7 +215,7 @@ class PackedLinear:
         mask = constructors.as_mask(grad_mask)
         mask = mask if mask.is_traced else mask.packed(shape)
         base = marks.repacked(self.base, self.values, self.grad_mask, mask, whole)
-        return self.replace(values=values, grad_mask=mask, base_bits=_bits(base))
+        return self.replace(values=values, grad_mask=mask, base_bits=as_bits(base))
 
     def __call__(self, input: Array, *, forward_mode: bool = False) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
@@ -283,12 +281,8 @@ class PackedLinear:
         self.bias_values, self.bias_mask, self.bias_bits = linear.bias, bias_mask, None
         if bias_mask is not None:
             bias = jnp.asarray(linear.bias)
-            self.bias_values, self.bias_bits = bias[np.flatnonzero(bias_mask)], _bits(bias)
+            self.bias_values, self.bias_bits = bias[np.flatnonzero(bias_mask)], as_bits(bias)
         # In packed order and with a known count: so it can be traced.
         self.grad_mask = mask.packed((weight.shape[0], weight.shape[1]))
         self.values = packing.pack(weight, grad_mask=self.grad_mask).astype(dtype)
-        self.base_bits = _bits(weight)
-
-
-def _bits(weight: Array) -> Array:
-    return jax.lax.bitcast_convert_type(weight, _BITS[weight.dtype.itemsize])
+        self.base_bits = as_bits(weight)

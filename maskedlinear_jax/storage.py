@@ -18,6 +18,7 @@ from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_jax import marks, packing
+from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.convert import _OWN, Form, _is_layer
 from maskedlinear_jax.module import MaskedLinear, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
@@ -33,9 +34,9 @@ def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_bas
     must be no leaf of floats (`mask_linears(..., freeze_others=True)`).
 
     A file goes over the matrices that the layers were made with. Where `repack` froze what a packed layer had learned,
-    its matrix is stored as well, and the file is larger. Other layers are values that do not know what they were: where
-    the mask of a `MaskedLinear` was changed in training or an optimizer without `hold_frozen` moved it, and where
-    nothing of a repacked layer learns any more, use `with_base=True`.
+    its matrix is stored as well, and the file is larger. Use `with_base=True` where no layer can tell: the mask of a
+    `MaskedLinear` was changed in training, an optimizer without `hold_frozen` moved it, or nothing of a repacked layer
+    learns any more.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
@@ -234,8 +235,7 @@ def _filled(module: Any, stored: Stored, forms: tuple[Form, ...], *, is_alone: b
         return filled
     if stored.base is not None and (is_alone or not _has_bits(module, stored.base)):
         # The next file must hold it too: the model that this one goes over has another.
-        base = marks.marked(filled.base, stored.mask)
-        filled = filled.replace(base_bits=jax.lax.bitcast_convert_type(base, filled.base_bits.dtype))
+        filled = filled.replace(base_bits=as_bits(marks.marked(filled.base, stored.mask)))
     return filled.replace(values=values)
 
 

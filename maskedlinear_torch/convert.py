@@ -156,7 +156,6 @@ def unmask_linears(model: nn.Module) -> nn.Module:
             made[id(layer)] = plain
             _compat.take_hooks(plain, layer)
             _compat.give_attributes_back(plain, layer)
-            steps.unmasked.add(plain)
     head: Any
     for layer in model.modules():
         if isinstance(layer, TiedHead):

@@ -41,7 +41,7 @@ class KeptMatrix(NamedTuple):
             and base._version == self.version
             and base.data_ptr() == self.memory.data_ptr()
             and holds_same_bits(values, self.bits)
-            and (not self.modes or self.is_readable())  # no call, where there is none
+            and (not self.modes or self.is_readable())  # asked only where there are modes: each call costs
         )
 
     def is_readable(self) -> bool:

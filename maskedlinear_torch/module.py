@@ -68,6 +68,10 @@ class Layer(HeldModule):
     def precision(self, precision: PrecisionLike) -> None:
         self._precision = as_precision(precision)
 
+    @property
+    def _home_is_turned(self) -> bool:
+        return self._is_turned and not self._is_packed  # a packed layer has its matrix upright
+
     def _positions(self) -> Kind:
         home, buffers = self._home(), self._buffers
         device = home.device
@@ -86,9 +90,9 @@ class Layer(HeldModule):
 
     def _take_shape(self) -> None:
         # Somebody gave the parameter other sizes, as `resize_token_embeddings` of transformers does.
-        is_turned = self._is_turned and not self._is_packed
-        height, width = self._home().shape[::-1] if is_turned else self._home().shape
-        old = self._made_for[::-1] if is_turned else self._made_for
+        turn = slice(None, None, -1) if self._home_is_turned else slice(None)
+        old = tuple(self._made_for)[turn]
+        height, width = self._home().shape[turn]
         bias = None if self._bias_values is None else len(self._bias_values)
         module_checks.resized(type(self).__name__, old, (height, width), bias)
         with module_checks.fitting(type(self).__name__, old, (height, width)):
@@ -108,7 +112,7 @@ class Layer(HeldModule):
         moved = known is not None and known.look(self, other_mask=mask is not self._mask and not self._is_packed)
         device = self._home().device
         shape = (self.out_features, self.in_features)
-        self._made_for = shape[::-1] if self._is_turned and not self._is_packed else shape
+        self._made_for = shape[::-1] if self._home_is_turned else shape
         kind = lowering.resolve(mask, shape, device, packed=self._is_packed)
         arrays = kind.arrays
         self._mask, self._bias_values = mask, bias_values

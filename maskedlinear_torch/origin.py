@@ -126,7 +126,7 @@ def _spread(count: int, step: float, size: Any, like: Tensor) -> Tensor:
 
 
 def _upright(layer: Any, matrix: Tensor) -> Tensor:
-    return matrix.t() if layer._is_turned and not layer._is_packed else matrix
+    return matrix.t() if layer._home_is_turned else matrix
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
-from maskedlinear_torch.tensors import Constant, Merged, as_bits, plain
+from maskedlinear_torch.packed_parts import Bias, Weight, seen
+from maskedlinear_torch.tensors import Constant, Merged, plain
 
 
 class PackedLinear(Layer):
@@ -182,14 +183,14 @@ class PackedLinear(Layer):
             >>> layer.values.tolist()
             [[1.0], [1.0]]
         """
-        return _seen(self._whole_weight, _Weight(self), "weight")
+        return seen(self._whole_weight, Weight(self), "weight")
 
     @property
     def bias(self) -> Any:
         """The whole bias (out_features,), or None: the parameter itself if all of it trains. Written to as `weight`."""
         if self.bias_base is None:
             return self.bias_values
-        return _seen(self._whole_bias, _Bias(self), "bias")
+        return seen(self._whole_bias, Bias(self), "bias")
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -279,9 +280,9 @@ class PackedLinear(Layer):
             self.in_features, self.out_features, self.bias_values is not None,
             device=self.base.device, dtype=self.base.dtype,
         )  # fmt: skip
-        _Weight(self).write(plain.weight.detach())
+        Weight(self).write(plain.weight.detach())
         if plain.bias is not None:
-            _Bias(self).write(plain.bias.detach())
+            Bias(self).write(plain.bias.detach())
 
     def extra_repr(self) -> str:
         """Describe sizes and masks."""
@@ -435,79 +436,6 @@ class PackedLinear(Layer):
                 self.bias_values = None
                 self._take_bias_over(plain.bias)
                 return
-            _Weight(self).write(plain.weight)
+            Weight(self).write(plain.weight)
             if plain.bias is not None:
-                _Bias(self).write(plain.bias)
-
-
-class _Weight(NamedTuple):
-    """The weight of a layer, as what is written to (`tensors.Whole`)."""
-
-    layer: PackedLinear
-
-    def is_of(self, layer: Any) -> bool:
-        """Tell whether it is a part of that very layer."""
-        return layer is self.layer
-
-    def versions(self) -> tuple[Any, ...]:
-        """Return what changes when the weight does."""
-        base, values, mask = self.layer.base, self.layer.values, self.layer._mask
-        return id(base), _compat.version(base), id(values), _compat.version(values), id(mask)
-
-    @torch.no_grad()
-    def write(self, whole: Tensor) -> None:
-        """Let the weight be `whole`; values of a wider dtype are rounded only where they differ from it."""
-        layer = self.layer
-        taken = layer._positions().pack(whole)
-        same = as_bits(taken) == as_bits(layer.values.to(taken.dtype))
-        layer.base.copy_(whole)
-        layer.values.copy_(torch.where(same, layer.values, taken.to(layer.values.dtype)))
-
-    def learn(self, learns: bool) -> None:
-        """Let the values require a gradient, or not."""
-        self.layer.values.requires_grad_(learns)
-
-
-class _Bias(NamedTuple):
-    """The bias of a layer, as what is written to (`tensors.Whole`)."""
-
-    layer: PackedLinear
-
-    def is_of(self, layer: Any) -> bool:
-        """Tell whether it is a part of that very layer."""
-        return layer is self.layer
-
-    def versions(self) -> tuple[Any, ...]:
-        """Return what changes when the bias does."""
-        parts = self.layer.bias_base, self.layer.bias_values
-        return tuple([None if part is None else (id(part), _compat.version(part)) for part in parts])
-
-    @torch.no_grad()
-    def write(self, whole: Tensor) -> None:
-        """Let the bias be `whole`."""
-        layer = self.layer
-        assert layer.bias_values is not None, "asked for only where there is a bias"
-        if layer.bias_base is None:
-            layer.bias_values.copy_(whole)
-        else:
-            layer.bias_base.copy_(whole)
-            layer.bias_values.copy_(whole.index_select(0, layer._bias_index()))
-
-    def learn(self, learns: bool) -> None:
-        """Let the bias require a gradient, or not."""
-        assert self.layer.bias_values is not None, "asked for only where there is a bias"
-        self.layer.bias_values.requires_grad_(learns)
-
-
-def _seen(read: Callable[[], Any], part: _Weight | _Bias, name: str) -> Any:
-    # Only eager code on real numbers writes in place.
-    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or _compat.in_tracing_mode():
-        return read()
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():  # a tensor made there does not count its writes
-            whole = read()
-    else:
-        whole = read()
-    if _compat.is_distributed(whole) or whole.is_meta or type(whole) is not Tensor or whole.is_inference():
-        return whole
-    return Merged.of(whole, part, name)
+                Bias(self).write(plain.bias)

@@ -10,14 +10,12 @@ from parity.execution.calls import Failure, Outputs
 from parity.explanation import default_arguments as hypotheses
 from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
+from parity.explanation.trials import BOTH_RIGHT
 from parity.operator.data import SUBNORMAL
 from parity.records import Diagnosis
 from parity.verdict.judge import same_dtype
 
 Cause = Callable[[Evidence], Diagnosis | None]
-
-BOTH_RIGHT = "both are the derivatives of their"
-"""Said where finite differences bear out two derivatives that differ (`trials.wrong_derivative`)."""
 
 BEYOND = ("infinite", "nan", "subnormal", "large", "small", "sweep")
 """Kinds of data far from what people compute with."""

@@ -11,6 +11,7 @@ import numpy as np
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.operator import data
 from parity.records import Cell, Diagnosis
+from parity.verdict.refusals import OWN_ERROR, RAN_IN_NEITHER
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Evidence:
 
     @property
     def mistake(self) -> bool:
-        """Whether both sides raise, and the function itself is why (verdict/refusals.py)."""
-        return self.reason.endswith(("an error of the function's own code", "the function ran in neither"))
+        """Whether both sides raise, and the function itself is why."""
+        return self.reason.endswith((OWN_ERROR, RAN_IN_NEITHER))
 
     @property
     def who(self) -> str:

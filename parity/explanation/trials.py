@@ -30,6 +30,9 @@ SUMS = ("add", "add_any", "add_", "cumsum", "sum", "reduce_sum", "cumlogsumexp")
 MANY = 8
 """Additions that are called a sum of many numbers."""
 
+BOTH_RIGHT = "both are the derivatives of their"
+"""Said where finite differences bear out two derivatives that differ."""
+
 
 def alike_nearby(runs: Runs, cell: Cell) -> bool:
     """Return whether the two functions agree at points beside those of a cell, and differ at them.
@@ -98,7 +101,7 @@ def wrong_derivative(runs: Runs, cell: Cell) -> str:
     if len(wrong) == 2:
         return f" By finite differences in float64, neither side's derivative is that of its own {of}."
     if len(right) == 2:
-        return f" By finite differences in float64, along one direction, both are the derivatives of their {of}s."
+        return f" By finite differences in float64, along one direction, {BOTH_RIGHT} {of}s."
     return ""
 
 

@@ -15,6 +15,10 @@ MISTAKES = ("NameError", "UnboundLocalError", "ImportError", "ModuleNotFoundErro
 """Errors of a program, whoever else makes them as well. The last is a user's own, if nothing says what is missing."""
 
 
+OWN_ERROR, RAN_IN_NEITHER = "an error of the function's own code", "the function ran in neither"
+"""How a reason ends where both sides raise, and the function itself is why."""
+
+
 def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other: str) -> Outcome:
     """Return the outcome of a cell whose function raises.
 
@@ -35,9 +39,9 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
         # A transform of the pair's own is meant to run: raised in both worlds, its program is wrong.
         return Outcome("unsupported", own.text)
     if any(is_mistake(one) for one in (own, twin)):
-        return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): an error of the function's own code")
+        return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): {OWN_ERROR}")
     if not _ran(runs, cell):
-        return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): the function ran in neither")
+        return Outcome("unsupported", f"{own.text} ({other} raises {twin.text}): {RAN_IN_NEITHER}")
     return Outcome("unsupported", f"{own.text} ({other} raises as well)", alike=True)
 
 

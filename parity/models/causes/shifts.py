@@ -18,6 +18,13 @@ MOST_STARTS = 8
 
 DILATIONS = (1, 2, 4, 8, 16)
 
+SPLITS: dict[str, Callable[[int], tuple[int, int]]] = {
+    "before": lambda total: (total, 0),
+    "after": lambda total: (0, total),
+    "half of it on either side": lambda total: (total // 2, total - total // 2),
+    "half of it on either side, the more before": lambda total: (total - total // 2, total // 2),
+}
+
 
 def propose(context: Context) -> Iterator[Diagnosis]:
     """Yield a proved shift: a model has the same in each of its layers, or in one of them."""
@@ -67,14 +74,6 @@ def _pads(steps: Sequence[Step]) -> Iterator[Claim]:
                 f"all of it {words}" if words in ("before", "after") else words,
                 "Pad alike: a causal convolution has all of its padding, dilation * (size - 1), before the first.",
             )
-
-
-SPLITS: dict[str, Callable[[int], tuple[int, int]]] = {
-    "before": lambda total: (total, 0),
-    "after": lambda total: (0, total),
-    "half of it on either side": lambda total: (total // 2, total - total // 2),
-    "half of it on either side, the more before": lambda total: (total - total // 2, total // 2),
-}
 
 
 def _slices(steps: Sequence[Step]) -> Iterator[Claim]:
