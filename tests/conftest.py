@@ -20,9 +20,8 @@ import torch
 
 import maskedlinear_jax
 import maskedlinear_torch
-from parity.execution._compat import known_xla_options, xla_options
+from parity.execution._compat import QUICKLY, known_xla_options, xla_options
 from parity.suites.masked_linear.grid import collect_rarely
-from parity.suites.masked_linear.pairs import QUICKLY
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     collect_rarely()

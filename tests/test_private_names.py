@@ -19,7 +19,6 @@ from maskedlinear_jax import _compat as jax_compat
 from maskedlinear_torch import _compat as torch_compat
 from parity.execution import _compat as parity_compat
 from parity.explanation import _compat as explanation_compat
-from parity.suites.masked_linear.pairs import QUICKLY
 
 W = torch.ones(2, 3)
 
@@ -339,7 +338,7 @@ def test_options_of_xla_reach_eager_operators_and_end_with_the_context():
     with parity_compat.xla_options({"xla_no_such_option": 1}), pytest.raises(Exception, match="xla_no_such_option"):
         jnp.cos(operand)
     assert jax_compiler.get_compile_options is usual
-    with parity_compat.xla_options(parity_compat.known_xla_options(QUICKLY)):
+    with parity_compat.xla_options(parity_compat.known_xla_options(parity_compat.QUICKLY)):
         assert jnp.cos(operand).shape == (3, 17)
 
 

@@ -8,6 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,  # each part of a small program costs as much as all of it
+}
+"""Options of XLA: the graph goes through all of its passes, and code is then made in a third of the time."""
+
 
 def decomposition_of(operator: Any) -> Callable[..., Any] | None:
     """Return the function that computes one of torch's operators of simpler ones, or None where torch knows none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,7 +107,9 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         warnings.simplefilter("ignore")
         arrays = _arrays(asked, device)
         if _anew:
-            return _outputs(jax_rounding.run(lambda a: asked.program(Ops, is_float, a), arrays, *_anew[-1]))
+            size, seed = _anew[-1]
+            program = functools.partial(asked.program, Ops, is_float)
+            return _outputs(jax_rounding.run(program, arrays, size, seed, kept, asked.key))
         if world == "jax-eager":
             with _options(asked):
                 outputs = _outputs(asked.program(EagerOps, is_float, arrays))
@@ -187,12 +190,15 @@ def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
         _anew.pop()
 
 
-def read(asked: Call, device: str, *, ranges: bool = False, x64: bool | None = None) -> Reading:
+def read(
+    asked: Call, device: str, kept: dict[str, Any], *, ranges: bool = False, x64: bool | None = None
+) -> Reading:  # fmt: skip
     """Return what a transform's program does inside; with `ranges` also where it leaves the range, on the numbers.
 
     Args:
         asked: As in `call`.
         device: "cpu" or "cuda".
+        kept: As in `call`.
         ranges: Whether every operator runs.
         x64: Whether floats of 64 bits are JAX's default; None where the call is in float64.
     """
@@ -203,7 +209,14 @@ def read(asked: Call, device: str, *, ranges: bool = False, x64: bool | None = N
     with settings(x64=asked.dtype == "float64" if x64 is None else x64), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arrays = _arrays(asked, device)
-        return jax_programs.run(program, arrays) if ranges else jax_programs.read(program, arrays)
+        if not ranges:
+            return jax_programs.read(program, arrays)
+        shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]
+        key = f"ranges {device} {x64} {asked.key} {shapes}"
+        if key not in kept:
+            kept[key] = jax_programs.ranges(program, arrays)
+        found: Reading = kept[key](arrays)
+        return found
 
 
 def made_wide(asked: Call, device: str) -> set[str]:

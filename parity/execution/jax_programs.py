@@ -6,12 +6,13 @@ Read off the jaxpr, calls in it included. Twin of torch_programs.py, as far as t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from parity.execution._compat import file_names
+from parity.execution._compat import QUICKLY, file_names, known_xla_options
 from parity.execution.programs import Reading
 
 _MOVES = """
@@ -54,13 +55,35 @@ def read_jaxpr(jaxpr: Any) -> Reading:
     return reading
 
 
-def run(function: Callable[..., Any], *arguments: Any) -> Reading:
-    """Return the same, with the operators that leave the range on these numbers: all is computed, one by one."""
-    closed = jax.make_jaxpr(function)(*arguments)
+def ranges(function: Callable[..., Any], arrays: Any) -> Callable[[Any], Reading]:
+    """Return what reads a program on arrays such as these: its types, and the operators that leave the range on them.
+
+    It is compiled once, with every operator by itself: none is made one with another.
+    """
+    closed = jax.make_jaxpr(function)(arrays)
     reading = Reading()
     _read(closed.jaxpr, reading, "")
-    _run(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), reading)
-    return reading
+    names: list[str] = []
+
+    def left(arrays: Any) -> list[tuple[Any, Any]]:
+        notes: list[tuple[str, Any, Any]] = []
+        _run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), notes)
+        names[:] = [name for name, _, _ in notes]
+        return [(large, small) for _, large, small in notes]
+
+    # How the code is made of it is not in question.
+    compiled = jax.jit(left, compiler_options=known_xla_options(QUICKLY))
+
+    def on(arrays: Any) -> Reading:
+        seen = list(zip(names, compiled(arrays), strict=True)) if names else []
+        return replace(
+            reading,
+            large={name for name, (large, _) in seen if large},
+            small={name for name, (_, small) in seen if small},
+        )
+
+    compiled.lower(arrays)  # which finds the names
+    return on
 
 
 def _read(jaxpr: Any, reading: Reading, within: str) -> None:
@@ -120,7 +143,9 @@ def _jaxprs(parameters: Any) -> Any:
             yield from _jaxprs(value)
 
 
-def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], reading: Reading) -> list[Any]:
+def _run(
+    jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], notes: list[tuple[str, Any, Any]]
+) -> list[Any]:
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -132,25 +157,26 @@ def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], reading
         inner = next((eqn.params[name] for name in INLINED if name in eqn.params), None)
         if inner is not None and eqn.primitive.name in ONCE:
             body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            found = _run(body, consts, inputs, reading)
+            found = _run(body, consts, inputs, notes)
         else:
             found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
             found = list(found) if eqn.primitive.multiple_results else [found]
-            _note_range(eqn.primitive.name, inputs, found, reading)
+            found = jax.lax.optimization_barrier(found)
+            notes += [(eqn.primitive.name, *_range(eqn.primitive.name, inputs, out)) for out in found if _is_float(out)]
         known |= dict(zip(eqn.outvars, found, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
 
 
-def _note_range(name: str, inputs: Sequence[Any], outputs: Sequence[Any], reading: Reading) -> None:
-    floats = [one for one in inputs if jnp.issubdtype(jnp.result_type(one), jnp.inexact)]
-    for out in outputs:
-        if not (hasattr(out, "dtype") and jnp.issubdtype(out.dtype, jnp.inexact) and out.size):
-            continue
-        if not bool(jnp.isfinite(out).all()):
-            if all(bool(jnp.isfinite(one).all()) for one in floats):
-                reading.large.add(name)
-        elif name in FLUSHING and bool((out == 0).any()):
-            # XLA flushes what is subnormal, so nothing of it is left to see: zero, of factors that are not.
-            factors = [one for one in floats if name in SUMS or jnp.shape(one) in ((), out.shape)]
-            if factors and all(bool((one != 0).all()) for one in factors):
-                reading.small.add(name)
+def _range(name: str, inputs: Sequence[Any], out: Any) -> tuple[Any, Any]:
+    """Return whether a result is no longer finite, of finite inputs, and whether it is lost to zero."""
+    floats = [one for one in inputs if _is_float(one)]
+    large = ~jnp.isfinite(out).all() & jnp.all(jnp.array([jnp.isfinite(one).all() for one in floats], bool))
+    # XLA flushes what is subnormal, so nothing of it is left to see: zero, of factors that are not.
+    factors = [one for one in floats if name in SUMS or jnp.shape(one) in ((), jnp.shape(out))]
+    if name not in FLUSHING or not factors:
+        return large, False
+    return large, (out == 0).any() & jnp.all(jnp.array([(one != 0).all() for one in factors]))
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.inexact) and jnp.size(value) > 0

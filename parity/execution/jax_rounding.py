@@ -1,4 +1,4 @@
-"""How rounding moves a JAX program: its equations are run one by one, and every result that is rounded is moved.
+"""How rounding moves a JAX program: every result in it that is rounded is moved.
 
 Twin of `Rounding` in torch_programs.py. It measures what the formula of a JAX function loses, where that is not the
 formula that torch has: the derivative that JAX makes of `0.5 * minimum(x, d)**2 + d * (x - minimum(x, d))` adds d and
@@ -7,6 +7,7 @@ takes it away again, and no small x is left of it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from parity.execution._compat import QUICKLY, known_xla_options
 from parity.execution.jax_programs import INLINED, MOVES, ONCE
 
 _EXACT = """
@@ -39,7 +41,7 @@ FUNCTIONS = 4.0
 """Units that all else may be off by."""
 
 
-def run(function: Callable[..., Any], arrays: Any, size: float, seed: int) -> Any:
+def run(function: Callable[..., Any], arrays: Any, size: float, seed: int, programs: dict[str, Any], key: str) -> Any:
     """Return what a function gives with every rounding made anew, at random.
 
     Args:
@@ -47,16 +49,46 @@ def run(function: Callable[..., Any], arrays: Any, size: float, seed: int) -> An
         arrays: They.
         size: Of the movement, relative.
         seed: Of the random numbers.
+        programs: Where programs are kept: each is compiled once for all movements.
+        key: What the program depends on, besides the shapes and dtypes of the arrays.
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(arrays)
+    key = f"rounding {key} {[(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]}"
+    if key not in programs:
+        programs[key] = _program(function, arrays)
+    program, count = programs[key]
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
-    found = _run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), size, rng)
-    return jax.tree.unflatten(jax.tree.structure(shape), found)
+    return program(arrays, size, rng.uniform(-1.0, 1.0, count))
 
 
-def _run(
-    jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], size: float, rng: np.random.Generator
-) -> list[Any]:
+def _program(function: Callable[..., Any], arrays: Any) -> tuple[Callable[..., Any], int]:
+    """Return a function of arrays, a size and noise, compiled, and how many numbers of noise it takes."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(arrays)
+    counted = _Noise(None)
+
+    def program(noise: _Noise, arrays: Any, size: Any) -> Any:
+        found = _run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), size, noise)
+        return jax.tree.unflatten(jax.tree.structure(shape), found)
+
+    jax.eval_shape(functools.partial(program, counted), arrays, 1.0)
+    # How the code is made of it is not in question: what is measured is what movements do.
+    options = known_xla_options(QUICKLY)
+    made = jax.jit(lambda arrays, size, noise: program(_Noise(noise), arrays, size), compiler_options=options)
+    return made, counted.taken
+
+
+class _Noise:
+    """Random numbers from -1 to 1, handed out in order; without numbers they are counted."""
+
+    def __init__(self, numbers: Any) -> None:
+        self._numbers = numbers
+        self.taken = 0
+
+    def take(self, shape: tuple[int, ...]) -> Any:
+        start, self.taken = self.taken, self.taken + math.prod(shape)
+        return 0.0 if self._numbers is None else self._numbers[start : self.taken].reshape(shape)
+
+
+def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], size: Any, noise: _Noise) -> list[Any]:
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -68,23 +100,21 @@ def _run(
         inner = next((eqn.params[one] for one in INLINED if one in eqn.params), None)
         if inner is not None and name in ONCE:
             body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            found = _run(body, consts, inputs, size, rng)
+            found = _run(body, consts, inputs, size, noise)
         else:
             if name not in EXACT | BASIC:
                 factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
-                inputs = [_moved(one, factor * size, rng) for one in inputs]
+                inputs = [_moved(one, factor * size, noise) for one in inputs]
             found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
             found = list(found) if eqn.primitive.multiple_results else [found]
             if name not in EXACT:
-                found = [_moved(one, size, rng) for one in found]
+                found = [_moved(one, size, noise) for one in found]
         known |= dict(zip(eqn.outvars, found, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
 
 
-def _moved(values: Any, amount: float, rng: np.random.Generator) -> Any:
-    # By NumPy: JAX would compile a program for each shape.
-    array = np.asarray(values)
-    if array.dtype.kind not in "fc" or not amount:
+def _moved(values: Any, amount: Any, noise: _Noise) -> Any:
+    dtype = jax.numpy.result_type(values)
+    if not jax.numpy.issubdtype(dtype, jax.numpy.inexact):
         return values
-    noise = rng.uniform(-amount, amount, array.shape)
-    return jax.numpy.asarray((array * (1 + noise)).astype(array.dtype))
+    return (values * (1 + amount * noise.take(np.shape(values)))).astype(dtype)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.execution import plan
 from parity.execution.calls import Call, Failure, Numbers, Outputs
 from parity.execution.programs import Reading
 from parity.operator import data, transforms, trees
@@ -152,6 +153,18 @@ class Runs:
         key = ("outputs", world, cell.device, dtype, cell.data, cell.dtype, cell.transform)
         return self.once(key, lambda: self.rerun(replace(cell, world=world), dtype))
 
+    def reference(self, framework: str, cell: Cell) -> str:
+        """Return the world in which a framework's program of a cell runs where other runs are held to it.
+
+        Eager, but JAX's derivatives under transforms: eager, JAX compiles a program for each operator in them, of which
+        there are dozens; under jit one, which cells of jit share.
+        """
+        world = EAGER[framework]
+        if framework == "torch" or cell.transform in plan.AT_SPECIAL_POINTS:
+            return world
+        compiled = self.outputs(cell, world="jax-jit", dtype="float64")
+        return world if isinstance(compiled, Failure) else "jax-jit"
+
     def rerun(self, cell: Cell, dtype: str, numbers: Numbers | None = None) -> Outputs | Failure:
         """Run a cell anew, computing in a dtype, perhaps on other numbers than its own."""
         transform = self.pair.transform(cell.transform)
@@ -216,7 +229,8 @@ class Runs:
             return None
         asked = Call(self._function(framework), transform, numbers, dtype)
         try:
-            return world_of(framework).read(asked, cell.device, ranges=ranges, x64=x64)
+            kept = self._kept[framework]
+            return world_of(framework).read(asked, cell.device, kept, ranges=ranges, x64=x64)
         except Exception:
             # What raises here raised before, and that is the cell's result; or it cannot be read.
             return None

@@ -15,6 +15,13 @@ DEFAULT_DTYPES = ("float64", "float32", "bfloat16")
 AT_SPECIAL_POINTS = ("forward", "vjp")
 """What runs on all kinds of data; the other transforms on the user's own numbers."""
 
+ONCE = "float32"
+"""The dtype, or else the first that is asked for, in which eager JAX runs the other transforms: it compiles a program
+for each operator, of which they have dozens. Under jit they run in every dtype, and in eager torch."""
+
+UNDER_JIT = ("jacrev", "jacfwd", "hessian", "hvp-reverse-over-forward", "second-tangent")
+"""Transforms that eager JAX does not run: made of the same parts as the others, of the most operators."""
+
 COMPILED = ("forward", "vjp")
 """What torch.compile runs, in float32 on the user's own numbers: it takes seconds for each."""
 
@@ -104,5 +111,10 @@ def _runs_in(cell: Cell, chosen: dict[str, Any], pair: Pair) -> bool:
     asked = chosen["worlds"][0] is not None and chosen["transforms"][0] is not None
     if cell.world == "torch-compiled" and not asked:
         return cell.dtype == "float32" and cell.data == "random" and cell.transform in COMPILED
+    if cell.world == "jax-eager" and chosen["worlds"][0] is None and chosen["transforms"][0] is None:
+        used = chosen["dtypes"][0] or DEFAULT_DTYPES
+        once = cell.dtype == (ONCE if ONCE in used else used[0]) and cell.transform not in UNDER_JIT
+        if not once and cell.transform not in AT_SPECIAL_POINTS:
+            return False
     special = cell.data != "random" and chosen["data"][0] is None
     return not (special and cell.dtype in ("bfloat16", "float16") and chosen["dtypes"][0] is None)

@@ -133,10 +133,12 @@ def in_parts() -> Iterator[None]:
         yield
 
 
-def read(asked: Call, device: str, *, ranges: bool = False, x64: bool | None = None) -> Reading:
+def read(
+    asked: Call, device: str, kept: dict[str, Any], *, ranges: bool = False, x64: bool | None = None
+) -> Reading:  # fmt: skip
     """Return what a transform's program does inside, and where it leaves the range: it is run on the numbers."""
     with torch_programs.Reader() as reader:
-        call(asked, "torch-eager", device, {}, x64)
+        call(asked, "torch-eager", device, kept, x64)
     return reader.reading
 
 

@@ -32,7 +32,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
     """
     named, cell = cell, replace(cell, data=found.variant or cell.data)
     framework = framework_of(cell)
-    own, twin = runs.outputs(cell), runs.outputs(cell, world=EAGER[OTHER[framework]])
+    own, twin = runs.outputs(cell), runs.outputs(cell, world=runs.reference(OTHER[framework], cell))
     got, want, whose = _compared(runs, cell, found, own, twin)
     output = found.finding.output if found.finding is not None else ""
     if output == "error ratio":
@@ -45,7 +45,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
     own, twin = _where_dtypes_part(runs, cell, own, twin)
 
     def recompute(numbers: Numbers) -> Outputs | Failure:
-        return runs.rerun(replace(cell, world=EAGER[whose]), "float64", numbers)
+        return runs.rerun(replace(cell, world=runs.reference(whose, cell)), "float64", numbers)
 
     differs, derivative = found.verdict == "differs", cell.transform != "forward"
     random = replace(cell, data="random")
@@ -88,12 +88,12 @@ def _compared(
     """Return the two results that were compared, and whose the first is."""
     framework = framework_of(cell)
     other = OTHER[framework]
-    own64 = runs.outputs(cell, world=EAGER[framework], dtype="float64")
+    own64 = runs.outputs(cell, world=runs.reference(framework, cell), dtype="float64")
     if found.judged == "meaning":
-        twin64 = runs.outputs(cell, world=EAGER[other], dtype="float64")
+        twin64 = runs.outputs(cell, world=runs.reference(other, cell), dtype="float64")
         return (own if cell.dtype == "float64" else own64), twin64, framework
     if found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
-        return twin, runs.outputs(cell, world=EAGER[other], dtype="float64"), other
+        return twin, runs.outputs(cell, world=runs.reference(other, cell), dtype="float64"), other
     return own, own64, framework
 
 
@@ -104,7 +104,8 @@ def _where_dtypes_part(
     if _same_dtypes(own, twin):
         framework = framework_of(cell)
         own64, twin64 = (
-            runs.outputs(cell, world=EAGER[name], dtype="float64") for name in (framework, OTHER[framework])
+            runs.outputs(cell, world=runs.reference(name, cell), dtype="float64")
+            for name in (framework, OTHER[framework])
         )
         if not _same_dtypes(own64, twin64):
             return own64, twin64

@@ -11,14 +11,13 @@ from typing import Any
 
 import jax
 
+from parity.execution._compat import QUICKLY, known_xla_options
+
 ALONE = 0.03
 """Seconds that it takes to compile one operator alone."""
 
 WITHIN = 0.004
 """Seconds that one more operator takes in a program, without optimization."""
-
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Settings of the compiler for a program that runs once."""
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
@@ -37,7 +36,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any
     if ALONE * len(set(operators)) <= WITHIN * len(operators):
         return function
 
-    return jax.jit(function, compiler_options=QUICKLY)
+    return jax.jit(function, compiler_options=known_xla_options(QUICKLY))
 
 
 def _operators(jaxpr: Any) -> Iterator[tuple[Any, ...]]:

@@ -53,11 +53,12 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
     own, other = framework_of(cell), OTHER[framework_of(cell)]
     double, single = cell.dtype == "float64", cell.dtype
     # In float64 JAX is held to torch, in less each framework to its own float64 run.
-    reference = EAGER[other] if double else EAGER[own]
+    beside = runs.reference(other, cell)
+    reference = beside if double else runs.reference(own, cell)
 
     def both(levels: dict[str, Level]) -> tuple[Slopes, Slopes | None]:
         mine = _slopes(runs, cell, draws, cell.world, reference, single, levels)
-        return mine, None if double else _slopes(runs, cell, draws, EAGER[other], EAGER[other], single, levels)
+        return mine, None if double else _slopes(runs, cell, draws, beside, beside, single, levels)
 
     mine, twin = both(_unmeasured(runs, cell))
     if not all(slope.is_settled(UNIT[single]) for slope in (*mine.values(), *(twin or {}).values())):
@@ -123,8 +124,8 @@ def _levels(runs: Runs, cell: Cell) -> dict[str, Level]:
     at = next(
         (
             one
-            for world in EAGER.values()
-            if isinstance(one := runs.outputs(cell, world=world, dtype="float64"), Outputs)
+            for framework in EAGER
+            if isinstance(one := runs.outputs(cell, world=runs.reference(framework, cell), dtype="float64"), Outputs)
         ),
         Outputs({}),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs, parts
-from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
+from parity.execution.outputs import OTHER, Runs, framework_of
 from parity.operator import trees
 from parity.operator.faults import ask, ask_tree
 from parity.operator.oracle import Oracle
@@ -37,9 +37,9 @@ class Ran:
 
     Attributes:
         own: The cell's own run.
-        twin: The other framework's eager run, in the cell's dtype.
-        own64: The float64 run of the cell's framework: eager, unless the cell is of float64 itself.
-        twin64: The other framework's eager float64 run.
+        twin: The other framework's run, in the cell's dtype (`Runs.reference`).
+        own64: The float64 run of the cell's framework: the cell's own, if it is of float64 itself.
+        twin64: The other framework's float64 run.
         framework: Of the cell.
     """
 
@@ -63,9 +63,9 @@ class Ran:
             if framework == "torch":
                 return replace(plain, own=torch, own64=torch64)
             return replace(plain, twin=torch, twin64=_defined(torch64, plain.twin64, plain.own64))
-        other = EAGER[OTHER[framework]]
+        mine, other = runs.reference(framework, cell), runs.reference(OTHER[framework], cell)
         own, twin = runs.outputs(cell), runs.outputs(cell, world=other)
-        own64 = own if cell.dtype == "float64" else runs.outputs(cell, world=EAGER[framework], dtype="float64")
+        own64 = own if cell.dtype == "float64" else runs.outputs(cell, world=mine, dtype="float64")
         return cls(own, twin, own64, runs.outputs(cell, world=other, dtype="float64"), framework)
 
 

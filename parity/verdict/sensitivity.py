@@ -131,7 +131,8 @@ def with_formula(runs: Runs, cell: Cell, moved: Moved) -> Moved:
     times the ratio of the units, times 16 for luck. Beyond that the meaning differs.
     """
     wider = dict(moved.spread)
-    for world in EAGER.values():
+    for framework in EAGER:
+        world = runs.reference(framework, cell)
         single, exact = (runs.outputs(cell, world=world, dtype=dtype) for dtype in ("float32", "float64"))
         if not isinstance(single, Outputs) or not isinstance(exact, Outputs):
             continue
@@ -227,9 +228,10 @@ def _again(
     runs: Runs, cell: Cell, formula: str
 ) -> tuple[Outputs, Callable[[float, int, bool], Outputs | None]] | None:  # fmt: skip
     """Return a cell's float64 results, and what gives them anew, moved by a size; None where neither runs it."""
-    for framework, world in EAGER.items():
+    for framework in EAGER:
         if formula not in ("", framework):
             continue
+        world = runs.reference(framework, cell)
         at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_of(cell, framework)
         if not isinstance(at, Outputs) or not isinstance(numbers, Numbers):
             continue

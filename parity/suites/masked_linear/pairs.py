@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maskedlinear_core import constructors
-from parity.execution._compat import known_xla_options
+from parity.execution._compat import QUICKLY, known_xla_options
 from parity.execution.calls import Numbers
 from parity.operator.oracle import Exact, Oracle
 from parity.operator.pair import Deferred, Pair
@@ -130,14 +130,6 @@ def _terms(numbers: Numbers) -> int:
     case = numbers.about.case
     return case.in_features + case.out_features + int(np.prod(case.batch))
 
-
-QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,  # each part of a small program costs as much as all of it
-}
-"""Options of XLA: the graph goes through all of its passes, and code is then made in a third of the time."""
 
 FIRST_ORDER = ("forward", "vjp", "backward", "accumulate", "jvp")
 """Transforms in which every case that rounds is compiled as a user's program is."""
