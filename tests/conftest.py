@@ -77,14 +77,15 @@ def _seeded():
 
 
 QUICK = (
-    "test_aliasing", "test_atlas", "test_bench_models", "test_convert", "test_convert_layers", "test_embedding",
-    "test_engines_embedding_jax", "test_engines_jax", "test_hold", "test_hold_by_users", "test_hold_kinds",
-    "test_hold_layers", "test_hold_table", "test_index_types", "test_jax_masks_change", "test_jax_only",
-    "test_lowering", "test_merged", "test_model_ports", "test_model_selection", "test_models_weights",
-    "test_models_weights_ports", "test_models_weights_recurrent", "test_module", "test_nnx_writes",
-    "test_nothing_is_lost", "test_packed", "test_pains", "test_round_trips", "test_seed_example", "test_select",
+    "test_aliasing", "test_atlas", "test_bench_models", "test_brought_weights", 
+    "test_compare_options", "test_convert", "test_convert_layers", "test_embedding", "test_engines_embedding_jax",
+    "test_engines_jax", "test_hold", "test_hold_by_users", "test_hold_kinds", "test_hold_layers", "test_hold_table",
+    "test_index_types", "test_jax_masks_change", "test_jax_only", "test_known_pairs", "test_lowering", "test_merged",
+    "test_model_ports", "test_model_selection", "test_models_backward", "test_models_compare", "test_models_dump",
+    "test_models_mended", "test_models_weights", "test_models_weights_ports", "test_models_weights_recurrent",
+    "test_module", "test_nnx_writes", "test_nothing_is_lost", "test_packed", "test_pains", "test_planted_errors",
+    "test_reasons", "test_round_trips", "test_seed_example", "test_seeded_faults", "test_select", "test_stacked_layers",
     "test_storage", "test_summary",
-    "test_stacked_layers",
 )  # fmt: skip
 """Files that ask what is computed, held or stored, not how XLA's code rounds: their sums are exact, or of planted
 faults far beyond any rounding."""

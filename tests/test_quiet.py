@@ -9,11 +9,12 @@ import torch
 from parity.verdict.runner import plan, run
 from tests.pairs_at_hand import AGREE, REPAIRED
 
-SEEDS, ONE_BY_ONE = 200, 50
-"""Seeds in float32 and float64. In the first of them JAX runs the function operator by operator; in the others it is
-under `jax.jit`, as people write it, whose program rounds in another way and takes a tenth of the time."""
+SEEDS, OF_DEAR, ONE_BY_ONE = 200, {"layer_norm": 60}, 20
+"""Seeds in float32 and float64, fewer of what takes five times as long. In the first of them JAX runs the function
+operator by operator; in the others it is under `jax.jit`, as people write it, whose program rounds in another way and
+takes a tenth of the time."""
 
-BFLOAT16 = {"silu": 110, "logsumexp": 110, "cumsum": 110, "amax": 110}
+BFLOAT16 = {"silu": 110, "logsumexp": 110, "cumsum": 110, "amax": 110, "einsum": 300}
 """Seeds in bfloat16: more of what is cheap; 10 of the others."""
 
 CELLS = {"float32": 6, "bfloat16": 4}  # forward and vjp in torch-eager and jax-eager, with float32 float64 in jax-eager
@@ -32,7 +33,7 @@ def _one_thread():
 @pytest.mark.parametrize("pair", AGREE, ids=lambda pair: pair.name)
 def test_no_false_alarm(pair):
     records, as_one = [], dataclasses.replace(pair, jax=jax.jit(pair.jax))
-    for dtypes, seeds in ((["float64", "float32"], SEEDS), (["bfloat16"], BFLOAT16.get(pair.name, 10))):
+    for dtypes, seeds in ((["float64", "float32"], OF_DEAR.get(pair.name, SEEDS)), (["bfloat16"], BFLOAT16.get(pair.name, 10))):
         cells = plan(
             pair, transforms=["forward", "vjp"], worlds=["torch-eager", "jax-eager"], dtypes=dtypes, data=["random"]
         )

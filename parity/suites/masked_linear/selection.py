@@ -16,6 +16,13 @@ HARD_EVERYWHERE = ("forward", "backward", "jvp")
 """What every hard case runs in every world; the rest where it tells most."""
 
 
+TRAINING = ("forward", "vjp", "backward", "accumulate", "jvp", "per-sample-gradients", "double-backward")
+"""What training asks of a layer."""
+
+SECOND = ("double-backward", "hvp-reverse-over-reverse", "hvp-forward-over-reverse")
+"""Second derivatives that are compiled for each kind of mask."""
+
+
 def cases_of(precision: str) -> tuple[str, ...]:
     """Return the ids of the cases that run in a precision, in order."""
     return tuple(dict.fromkeys(case for case, *_, of in _combinations(False) if of == precision))
@@ -146,17 +153,29 @@ def _runs_in(case: str, dtype: str, transform: str, world: str, quick: bool) -> 
         if BY_ID[case].wide:
             return order <= 1
         return order <= 2 or case in QUICK_CASES
-    if world == "torch-compiled" and transforms.BY_NAME[transform].order == 3 and not BY_ID[case].core:
-        # Compiled, a transform takes the reference program, for seconds: each kind of mask once.
-        return False
-    if quick and world == "torch-compiled":
-        return case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
+    if world == "torch-compiled":
+        return _runs_compiled_in(case, dtype, transform, quick)
     chosen = BY_ID[case]
     if chosen.packed and not quick:
-        # By the same rule as the core cases: compiled where the kinds differ most.
-        return dtype == "float32" and (world == "jax-jit" or case in ("packed-columns", "packed-elements"))
+        return dtype == "float32"
     if quick:
         return case == "columns" or (chosen.wide and transforms.BY_NAME[transform].order <= 1)
-    if world == "torch-compiled" and dtype not in ("float32", "bfloat16"):
-        return False
     return chosen.core or (chosen.wide and dtype == "float32")
+
+
+def _runs_compiled_in(case: str, dtype: str, transform: str, quick: bool) -> bool:
+    """Return whether torch compiles a cell: Dynamo traces it for a second, and the kernels are those of eager torch.
+
+    So every transform is compiled for the two kinds that differ most, masked; for the others those of first order, and
+    second derivatives both ways, which are the reference program for all kinds. Long sums and 16 bits, which are a
+    matter of kernels and of how the rule chooses among them, are compiled as people train.
+    """
+    if quick:
+        return dtype == "float32" and case == "columns" and transform in ("forward", "backward", "jvp", "modes-fr")
+    chosen = BY_ID[case]
+    if chosen.wide or dtype != "float32":
+        plain = dtype == "float32" if chosen.wide else chosen.core and dtype == "bfloat16"
+        return plain and not chosen.packed and transform in TRAINING
+    if not (chosen.core or case in ("packed-columns", "packed-elements")):
+        return False
+    return case in ("columns", "elements") or transform in SECOND or transforms.BY_NAME[transform].order <= 1
