@@ -16,7 +16,7 @@ HARD_EVERYWHERE = ("forward", "backward", "jvp")
 """What every hard case runs in every world; the rest where it tells most."""
 
 
-TRAINING = ("forward", "vjp", "backward", "accumulate", "jvp", "per-sample-gradients", "double-backward")
+TRAINING = ("forward", "vjp", "backward", "accumulate", "jvp", "per-sample-gradients")
 """What training asks of a layer."""
 
 SECOND = ("double-backward", "hvp-reverse-over-reverse", "hvp-forward-over-reverse")
