@@ -35,8 +35,8 @@ class Moved(NamedTuple):
 def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
     """Return an optimizer's state for a model whose masks were changed.
 
-    What stays trainable keeps its history, what learns anew starts from zero. State that is not kept value by value
-    (Adafactor's sums of rows and columns) starts anew.
+    What stays trainable keeps its history. What learns anew gets what the optimizer makes for it at first. State that
+    is not kept value by value (Adafactor's sums of rows and columns) starts anew.
 
     Args:
         optimizer: The optax gradient transformation.
@@ -88,7 +88,9 @@ def move(state: Any, fresh: Any, moved: Mapping[Path, Moved]) -> Any:
         if change is not None and getattr(old, "shape", None) == tuple(change.values_shape):
             if change.old == change.new:
                 return old
-            return packing.repack(jnp.asarray(old), change.old, change.new, shape=change.shape)
+            # What learns anew has what the optimizer makes for it: zeros, a copy of the weight, a first step size.
+            made = packing.unpack(jnp.zeros(change.shape, leaf.dtype), leaf, grad_mask=change.new)
+            return packing.repack(jnp.asarray(old), change.old, change.new, weight=made)
         return old if getattr(old, "shape", None) == getattr(leaf, "shape", None) else leaf
 
     return jax.tree_util.tree_map_with_path(leaf_of, fresh)

@@ -145,7 +145,7 @@ class Layer(nnx.Module):
         Args:
             grad_mask: The new mask.
             optimizer: The moments of packed values move along: what stays trainable keeps its history, what is new
-                starts from zero.
+                gets what the optimizer makes for it at first.
             model: The model that the optimizer was made for, if it is not this layer alone.
 
         Raises:

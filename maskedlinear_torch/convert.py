@@ -363,6 +363,8 @@ def _make(
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             steps.replaced(module.weight, made[id(module)], "values", how)  # type: ignore[arg-type]
+            if biases[name] is not None:
+                steps.replaced(module.bias, made[id(module)], "bias_values", how)  # type: ignore[arg-type]
         if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
             inside.setdefault(prefix, {})
     for prefix, grad_masks in inside.items():
@@ -405,7 +407,9 @@ def _change(
             layer.repack(mask, optimizer)
         else:
             layer.grad_mask = mask
-        if bias_mask is not None:
+        if bias_mask is not None and isinstance(layer, PackedLinear):
+            layer._change_bias_mask(bias_mask, optimizer)
+        elif bias_mask is not None:
             layer.bias_mask = bias_mask
 
     return change
@@ -450,6 +454,8 @@ def _freeze_others(model: nn.Module, biases: set[str], optimizer: torch.optim.Op
             learns |= {id(module._parameters[own]) for own in module.trained_positions()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in learns)
+        if id(parameter) not in learns:
+            parameter.grad = None  # an optimizer steps wherever a gradient is, be it zero or from before
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, str]]]:

@@ -113,7 +113,7 @@ class PackedMultiheadAttention(Attention):
         self.bias_masks = {**self.bias_masks, **given}
         self.in_proj.repack(self._mask(), optimizer)
         if given:
-            self.in_proj.bias_mask = self._bias_mask()
+            self.in_proj._change_bias_mask(self._bias_mask(), optimizer)
 
     def read_masks(self) -> None:
         """Take the masks of the projections from `in_proj`, into which a file was loaded."""

@@ -17,7 +17,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import described
-from maskedlinear_torch import _compat, packing, rule, steps
+from maskedlinear_torch import _compat, moments, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
@@ -194,16 +194,31 @@ class PackedLinear(Layer):
 
     @property
     def bias_mask(self) -> np.ndarray | None:
-        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
+        """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set.
+
+        An optimizer that has the bias then needs the new `bias_values`; `mask_linears(optimizer=)` hands them over.
+        """
         return None if self._bias_values is None else self._bias_values.copy()
 
     @bias_mask.setter
     def bias_mask(self, bias_mask: BiasMaskLike | None) -> None:
+        self._change_bias_mask(bias_mask, None)
+
+    def _change_bias_mask(self, bias_mask: BiasMaskLike | None, optimizer: Any) -> None:
+        before, parameter = self._bias_values, self.bias_values
         values = _bias_mask(bias_mask, self.bias is not None, self.out_features)
         with torch.no_grad():
             whole = None if self.bias_values is None else self._whole_bias().detach().clone()
             self._set_masks(self._mask, values)
             self._take_bias_over(whole)
+        if parameter is None or self.bias_values is None:
+            return
+        old, new = [np.ones(self.out_features, np.bool_) if one is None else one for one in (before, values)]
+        if optimizer is not None:
+            came_from = torch.from_numpy(np.where(old, np.cumsum(old), 0)[new]).to(parameter.device)
+            moments.move(optimizer, parameter, self.bias_values, came_from)
+        elif not np.array_equal(old, new):
+            steps.moved(self.bias_values, f"another bias_mask of {self}")
 
     @property
     def grad_mask(self) -> masks.Mask:
@@ -223,8 +238,9 @@ class PackedLinear(Layer):
         Args:
             grad_mask: The new mask.
             optimizer: Its moments of the values move along: what stays trainable keeps its history, what is
-                new starts from zero. State that is not kept value by value (Adafactor's sums of rows and
-                columns) starts anew. Left out, a parameter of another shape must be handed to it by hand.
+                new gets what the optimizer makes at first. State that is not kept value by value (Adafactor's
+                sums of rows and columns) starts anew. Left out, a parameter of another shape must be handed to it
+                by hand, and moments of other positions are warned of at its next step.
 
         Raises:
             TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
@@ -255,7 +271,10 @@ class PackedLinear(Layer):
             self.base.copy_(whole)
         self._set_masks(new, self._bias_values)
         if optimizer is not None:
-            self._repack_state(optimizer, parameter, old, new)
+            came_from = moments.numbers(old, new, parameter, (self.out_features, self.in_features))
+            moments.move(optimizer, parameter, self.values, came_from)
+        elif old != new:
+            steps.moved(self.values, f"repack of {self}")
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
@@ -374,26 +393,12 @@ class PackedLinear(Layer):
             old.copy_(values)
         elif values is not None:
             self.bias_values = values if isinstance(values, nn.Parameter) else nn.Parameter(values)
+            if old is not None:
+                steps.replaced(old, self, "bias_values", f"another bias_mask of {self}")
 
     def _bias_index(self) -> Tensor:
         assert self._bias_positions is not None, "asked for only where part of the bias is frozen"
         return self._bias_positions
-
-    def _repack_state(
-        self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, old: masks.Mask, new: masks.Mask
-    ) -> None:
-        for group in optimizer.param_groups:
-            group["params"] = [self.values if one is parameter else one for one in group["params"]]
-        _compat.restart_lbfgs(optimizer)
-        state = optimizer.state.pop(parameter, None)
-        if not state:
-            return
-        shape = self.out_features, self.in_features
-        arrays = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()}
-        if any(value.shape != parameter.shape for value in arrays.values()):
-            return  # the optimizer makes it again in its next step
-        moved = {name: packing.repack(value, old, new, shape=shape) for name, value in arrays.items()}
-        optimizer.state[self.values] = state | moved
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         # As a plain layer's, what is written to them is written to the layer: averages of state_dicts do.

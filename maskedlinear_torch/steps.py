@@ -6,6 +6,7 @@ replaced parameter on: whoever steps, and however the optimizer came to be, its 
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,15 +62,32 @@ def replaced(old: Tensor, layer: nn.Module, now: str, how: str) -> None:
     old._maskedlinear_replaced = (weakref.ref(layer), now, how)  # type: ignore[attr-defined]
 
 
-def groups_of(optimizer: Any, depth: int = 4) -> Iterator[Any]:
-    """Yield the parameter groups of an optimizer, and of those that it wraps."""
-    groups = getattr(optimizer, "param_groups", None)
-    if isinstance(groups, list):
-        yield from groups
+def moved(parameter: Tensor, how: str) -> None:
+    """Say that a parameter has the numbers of other positions: an optimizer's moments are of those from before.
+
+    Args:
+        parameter: The parameter.
+        how: What changed them, in words that name the layer.
+    """
+    _install()
+    parameter._maskedlinear_moved = how  # type: ignore[attr-defined]
+
+
+def optimizers_of(optimizer: Any, depth: int = 4) -> Iterator[Any]:
+    """Yield those that an optimizer wraps, the innermost first, and then itself."""
     inside = getattr(optimizer, "__dict__", {}).values() if depth else ()
     for one in inside:
         if hasattr(one, "step") and (isinstance(one, torch.optim.Optimizer) or hasattr(one, "optimizer")):
-            yield from groups_of(one, depth - 1)
+            yield from optimizers_of(one, depth - 1)
+    yield optimizer
+
+
+def groups_of(optimizer: Any) -> Iterator[Any]:
+    """Yield the parameter groups of an optimizer, and of those that it wraps."""
+    for one in optimizers_of(optimizer):
+        groups = getattr(one, "param_groups", None)
+        if isinstance(groups, list):
+            yield from groups
 
 
 def parameters_of(optimizer: Any) -> dict[int, Tensor]:
@@ -170,6 +188,8 @@ def _refuse_other_masks(held: list[Any]) -> None:
 def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor]) -> None:
     cached = getattr(optimizer, "_params", None)  # LBFGS steps with a list of its own
     for one in [*known.values(), *(cached if isinstance(cached, list) else ())]:
+        if "_maskedlinear_moved" in one.__dict__:
+            _warn_of_moments(optimizer, one)
         mark = getattr(one, "_maskedlinear_replaced", None)
         if mark is None:
             continue
@@ -180,3 +200,10 @@ def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor])
         steps_with_new = any(new is p for p in cached) if isinstance(cached, list) else id(new) in known
         if not steps_with_new:
             frozen_checks.refuse_replaced(type(optimizer).__name__, how, now)
+
+
+def _warn_of_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    how = parameter.__dict__.pop("_maskedlinear_moved")
+    state = optimizer.state.get(parameter, {}).values()
+    if any(isinstance(one, Tensor) and one.shape == parameter.shape and one.dim() for one in state):
+        warnings.warn(frozen_checks.other_moments(type(optimizer).__name__, how), stacklevel=5)

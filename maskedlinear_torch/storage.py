@@ -16,7 +16,7 @@ from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.storage import Contents, Numbers, Stored
-from maskedlinear_torch import _compat, conv1d, packing
+from maskedlinear_torch import _compat, conv1d, packing, steps
 from maskedlinear_torch.convert import _replace, mask_linears
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import Layer, MaskedLinear
@@ -312,8 +312,12 @@ def _fill(module: Any, stored: Stored) -> None:
         # Into the parameters where they fit, so that an optimizer that has them goes on with them.
         if module.values.shape == values.shape and module.values.dtype == values.dtype:
             module.values.copy_(values)
+            if module.grad_mask != stored.mask:
+                steps.moved(module.values, f"load_packed into {module}")
         else:
-            module.values = nn.Parameter(values, requires_grad=module.values.requires_grad)
+            before = module.values
+            module.values = nn.Parameter(values, requires_grad=before.requires_grad)
+            steps.replaced(before, module, "values", f"load_packed into {module}")
         module._set_masks(stored.mask, stored.bias_mask)
         module._origin = Origin(module, moved=moved)
         module._take_bias_over(None if stored.bias is None else _tensor(stored.bias).to(values.device))

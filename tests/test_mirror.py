@@ -126,6 +126,9 @@ ONLY_DEFINED_IN_ONE = {
     },
     "module.py": {"Layer", "_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
                   "partition", "combine", "_is_float", "_name_of_dtype"},
+    "moments.py": {  # an optimizer's state is a value of its own in JAX, and hangs on parameters in torch
+        "Moved", "repack_state", "packed_layers", "names", "numbers", "_moved", "_fresh",
+    },
     "_compat.py": set(),  # private names of a framework have no twin
 }  # fmt: skip
 
@@ -146,7 +149,6 @@ ONLY_IN_JAX = {
     "marks.py",  # what origin.py is in torch, for values that remember nothing
     "stacked.py",  # layers along an axis, which a scan or vmap goes over
     "constant.py",  # a pytree has no parameters that take no gradient
-    "moments.py",  # an optimizer's state is a value of its own
 }  # fmt: skip
 ONLY_IN_TORCH = {
     "held_module.py",  # the hooks of modules whose parameters are written in place

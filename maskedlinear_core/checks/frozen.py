@@ -160,6 +160,14 @@ def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
     )
 
 
+def other_moments(optimizer: str, how: str) -> str:
+    """Return the words about moments that were made for other positions."""
+    return (
+        f"{optimizer}.step: expected moments of the positions that learn now, got those from before {how}; hand it the "
+        "optimizer (repack(mask, optimizer), mask_linears(..., optimizer=optimizer)), which takes them along"
+    )
+
+
 def refuse_unknown_masks(masks: list[str], parameters: list[str]) -> NoReturn:
     """Refuse masks none of which belongs to a parameter.
 
