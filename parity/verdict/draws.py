@@ -2,7 +2,8 @@
 
 The user's own numbers are drawn several times, of the same shapes, so that programs that were compiled run again. How
 rounding moves an element is measured on the first draw; on the others it is taken to be, beside its size, the same.
-It is measured only where results in units of the elements alone do not settle it (`Slope.is_settled`).
+It is measured only where results in units of the elements alone do not settle it (`Slope.is_settled`), and where the
+numbers are so many (`data.ENOUGH`) that their mean says more than each of their bounds.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
         return mine, None if double else _slopes(runs, cell, draws, beside, beside, single, levels)
 
     mine, twin = both(_unmeasured(runs, cell))
-    if not all(slope.is_settled(UNIT[single]) for slope in (*mine.values(), *(twin or {}).values())):
+    open_ones = [one for one in (*mine.values(), *(twin or {}).values()) if not one.is_settled(UNIT[single])]
+    if open_ones:
+        if cell.transform not in TRANSFORMS and max(one.count for one in open_ones) < data.ENOUGH:
+            return found
         mine, twin = both(_levels(runs, cell))
     if double and own == "jax":
         for draw in draws[1:]:
