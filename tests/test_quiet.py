@@ -33,7 +33,10 @@ def _one_thread():
 @pytest.mark.parametrize("pair", AGREE, ids=lambda pair: pair.name)
 def test_no_false_alarm(pair):
     records, as_one = [], dataclasses.replace(pair, jax=jax.jit(pair.jax))
-    for dtypes, seeds in ((["float64", "float32"], OF_DEAR.get(pair.name, SEEDS)), (["bfloat16"], BFLOAT16.get(pair.name, 10))):
+    for dtypes, seeds in (
+        (["float64", "float32"], OF_DEAR.get(pair.name, SEEDS)),
+        (["bfloat16"], BFLOAT16.get(pair.name, 10)),
+    ):
         cells = plan(
             pair, transforms=["forward", "vjp"], worlds=["torch-eager", "jax-eager"], dtypes=dtypes, data=["random"]
         )
