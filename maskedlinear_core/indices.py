@@ -87,6 +87,13 @@ class Index:
         if values.dtype == np.bool_:
             mask_checks.bool_length(kind, values.size, size)
             return np.flatnonzero(values)
+        if values.dtype.kind == "f" or values.dtype.name == "bfloat16":
+            values = values.astype(np.float64)
+            whole = np.rint(values)
+            mask_checks.float_positions(
+                kind, dtype_name(self.values), size, float(np.abs(whole - values).max(initial=0))
+            )
+            values = whole
         if values.size:
             mask_checks.index_range(kind, int(values.min()), int(values.max()), size)
         values = values.astype(np.int64)
@@ -99,6 +106,7 @@ class Index:
         mine, theirs = self._known(), other._known()
         assert mine is not None
         assert theirs is not None, "callers ask is_traced first"
+        mine, theirs = [np.rint(one) if one.dtype.kind == "f" else one for one in (mine, theirs)]
         return self.length == other.length and np.array_equal(np.unique(mine), np.unique(theirs))
 
     def _known(self) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from maskedlinear_core import masks, positions
+from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.indices import Index
@@ -83,7 +84,11 @@ def _by_number(name: str, index: Index, size: int) -> Array:
         mask_checks.bool_length(name, index.length, size)
     if isinstance(index.values, slice):
         return jnp.sort(jnp.arange(size)[index.values])
-    numbers = jnp.asarray(index.values).astype(jnp.int32)
+    numbers = jnp.asarray(index.values)
+    if jnp.issubdtype(numbers.dtype, jnp.floating):  # an average of whole pytrees, say, which may be off by rounding
+        mask_checks.float_positions(name, dtype_name(numbers), size)
+        numbers = jnp.rint(numbers)
+    numbers = numbers.astype(jnp.int32)
     turn = jnp.arange(numbers.shape[0], dtype=jnp.int32)
     numbers = jnp.where(numbers < 0, numbers + size, numbers)
     numbers = jnp.where((numbers < 0) | (numbers >= size), size, numbers)
@@ -95,7 +100,7 @@ def _by_number(name: str, index: Index, size: int) -> Array:
 
 def _narrow(array: np.ndarray) -> np.ndarray:
     # 32 bits, as JAX has by default: the same program whether jax_enable_x64 is set or not.
-    return array if array.dtype == np.bool_ else array.astype(np.int32)
+    return array.astype(np.int32) if array.dtype.kind in "iu" else array
 
 
 def read(array: Array) -> np.ndarray | None:

@@ -2,12 +2,15 @@
 
 import copy
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
+import maskedlinear_jax as mj
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
 from maskedlinear_torch import mask_linears
 
@@ -141,3 +144,50 @@ def test_h4_another_layers_buffers_bring_its_positions():
     seen = torch.func.functional_call(one, (parameters, dict(other.named_buffers())), (X,))
     seen.sum().backward()
     assert not parameters["0.weight"].grad[:, [0, *range(4, I)]].any()
+
+
+def _ema_of_leaves(model):
+    ema = model
+    for _ in range(30):  # 0.7 * 63 + 0.3 * 63 is less than 63 in float32
+        ema = jax.tree.map(lambda one, other: 0.7 * one + 0.3 * other, ema, model)
+    return ema
+
+
+IN_JAX = {
+    "columns": columns(np.arange(0, 300, 3)),
+    "rows": rows([1, 63]),
+    "submatrix": submatrix([0, 63], [126, 252]),
+    "blocks": blocks(np.arange(128).reshape(32, 4) % 3 == 0, (2, 75)),
+    "elements": elements(np.random.default_rng(0).random((64, 300)) < 0.1),
+}
+
+
+def _learns(layer):
+    x = jnp.ones((1, layer.weight.shape[1]), layer.weight.dtype)
+    return jax.grad(lambda weight: layer.replace(weight=weight)(x).astype(jnp.float32).sum())(layer.weight) != 0
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", IN_JAX)
+def test_h4_an_average_of_all_leaves_keeps_the_positions_in_jax(name, compiled):
+    layer = mj.MaskedLinear(300, 64, grad_mask=IN_JAX[name], seed=0)
+    ema = _ema_of_leaves(layer)
+    learns = (jax.jit(_learns) if compiled else _learns)(ema)
+    np.testing.assert_array_equal(learns, IN_JAX[name].to_array((64, 300)))
+    assert name == "elements" or ema.grad_mask == IN_JAX[name]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_h4_a_cast_that_moves_positions_is_refused_in_jax(compiled):
+    learns = jax.jit(_learns) if compiled else _learns
+    layer, small = (mj.MaskedLinear(size, 2, grad_mask=columns([1, size - 1]), seed=0) for size in (1000, 256))
+    cast = lambda layer: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), layer)  # noqa: E731
+    with pytest.raises(TypeError, match=r"columns: expected positions as integers, got bfloat16, .*floats alone"):
+        learns(cast(layer))
+    np.testing.assert_array_equal(learns(cast(small)), columns([1, 255]).to_array((2, 256)))
+
+
+def test_h4_an_average_of_two_masks_is_refused_in_jax():
+    one, other = (mj.MaskedLinear(6, 4, grad_mask=columns([place]), seed=0) for place in (1, 2))
+    with pytest.raises(TypeError, match=r"got float64 between two integers; .*models with one mask"):
+        jax.tree.map(lambda a, b: (a + b) / 2, one, other)(jnp.ones(6))

@@ -102,6 +102,32 @@ def index_range(kind: str, lowest: int, highest: int, size: int) -> None:
         )
 
 
+def float_positions(kind: str, dtype: str, size: int, apart: float = 0.0) -> None:
+    """Check that positions which some function of a whole pytree made floats of are still the same ones.
+
+    Args:
+        kind: Name of the mask kind.
+        dtype: Of the positions.
+        size: Number of features along the axis.
+        apart: How far the positions are from integers, where they can be read.
+
+    Raises:
+        TypeError: The dtype does not hold every position, or they are no integers.
+    """
+    if size <= _WHOLE_UP_TO.get(dtype, size) and apart < _ROUNDING:
+        return
+    got = f"{dtype}, which does not hold each of {size}" if apart < _ROUNDING else f"{dtype} between two integers"
+    raise TypeError(
+        f"{kind}: expected positions as integers, got {got}; cast or average leaves of floats alone "
+        "(partition(model)[0], equinox.is_inexact_array), and models with one mask"
+    )
+
+
+_WHOLE_UP_TO = {"bfloat16": 2**8, "float16": 2**11}
+_ROUNDING = 0.01
+"""An average of equal positions is off by rounding alone, which is less; one of different ones by a half or so."""
+
+
 def bool_length(kind: str, length: int, size: int) -> None:
     """Check that a bool vector has one entry per feature.
 
