@@ -57,7 +57,7 @@ def compare(
         jobs: How many threads compile JAX's programs, beside what runs.
         progress: Called with each record as soon as it is there.
         strict: Whether a difference at the edge of the range (an intermediate that overflows, a subnormal that is
-            flushed) is a failure; it is reported apart in any case.
+            flushed, the sign of a zero that cancels) is a failure; it is reported apart in any case.
         tolerance: `parity.Tolerance(reason, rtol=, atol=)`: what results may be off by beside what rounding explains.
 
     Raises:

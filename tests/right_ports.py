@@ -8,6 +8,7 @@ compares each, forward and backward, in three dtypes, eager and compiled, and pr
 import argparse
 import zlib
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,10 @@ port(
 port(
     "LayerNorm", lambda x, w, b: F.layer_norm(x, (16,), w, b, 1e-6),
     lambda x, w, b: linen(nn.LayerNorm(), scale=w, bias=b)(x), NORM,
+)  # fmt: skip
+port(
+    "LayerNorm, nothing learned", lambda x: F.layer_norm(x, (16,)),
+    jax.vmap(equinox.nn.LayerNorm(16, use_weight=False, use_bias=False)), normal((6, 16)),
 )  # fmt: skip
 port(
     "GroupNorm", group_norm, lambda x, w, b: linen(nn.GroupNorm(num_groups=4), scale=w, bias=b)(x),

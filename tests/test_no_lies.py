@@ -221,3 +221,27 @@ def test_attention_that_a_library_computes_in_float32_is_no_difference_at_kinks(
     theirs = lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
     report = compared(theirs, mine, q, k, v, data=["kinks"])
     assert report.ok, str(report)
+
+
+def centred(x):
+    return x - x.mean(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "verdict"),
+    [
+        pytest.param(lambda x: centred(x) + 0.0, centred, "edge", id="a zero that cancels"),
+        pytest.param(lambda x: x * 2, lambda x: x * 2 + 0.0, "differs", id="a zero of the input's side"),
+        pytest.param(
+            torch.tanh, lambda x: -jnp.tanh(jnp.abs(x)) * (2 * (x < 0) - 1), "differs", id="a sign of its own"
+        ),
+        pytest.param(lambda x: (centred(x) + 0.0, x * 2), lambda x: (centred(x), x * 2 + 0.0), "differs", id="both"),
+    ],
+)
+def test_the_sign_of_a_zero_counts_where_the_function_has_one(theirs, mine, verdict):
+    """What is just beside the zeros says which sign they have: of a sum that cancels it is either."""
+    x = np.linspace(-2, 2, 12).reshape(3, 4)
+    report, strict = (compared(theirs, mine, x, data=["signed zeros"], strict=strict) for strict in (False, True))
+    assert [record.verdict for record in report.cells] == [verdict]
+    assert report.ok == (verdict == "edge")
+    assert not strict.ok

@@ -21,7 +21,7 @@ from parity.operator import trees
 from parity.operator.faults import ask, ask_tree
 from parity.operator.oracle import Oracle
 from parity.records import Cell, Judged
-from parity.verdict import arithmetic, bits, compare, judge, sensitivity
+from parity.verdict import arithmetic, bits, compare, judge, sensitivity, zeros
 from parity.verdict.bounds import UNIT
 from parity.verdict.outcomes import Error, Outcome
 from parity.verdict.refusals import lacks, refused
@@ -113,6 +113,9 @@ def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcom
         if cell.dtype != "float64":
             judged = "precision"
             error = _same_precision(runs, cell, own, own64, ran)
+    except zeros.LeftOpen as mismatch:
+        reason = f"the sign of a zero, which the function leaves open there: {mismatch}"
+        return Outcome("edge", reason, judged=judged, finding=mismatch.finding)
     except compare.Mismatch as mismatch:
         return Outcome(
             "differs", str(mismatch), judged=judged, finding=mismatch.finding, error=error,
@@ -149,8 +152,15 @@ def _same_meaning(
     judge.assert_same_outputs(_narrowed(own64, wide), _narrowed(ran.twin64, wide))
     if cell.dtype != "float64" and isinstance(ran.own, Outputs) and isinstance(twin, Outputs):
         judge.assert_same_outputs(ran.own, twin)
-    signs = cell.data == "signed zeros" and cell.transform == "forward"
-    return _close(runs, cell, own64, ran.twin64, "float64", signs=signs, single=wide)
+    if cell.data != "signed zeros" or cell.transform != "forward":
+        return _close(runs, cell, own64, ran.twin64, "float64", single=wide)
+    try:
+        return _close(runs, cell, own64, ran.twin64, "float64", signs=True, single=wide)
+    except compare.Mismatch as mismatch:
+        _close(runs, cell, own64, ran.twin64, "float64", single=wide)  # raises where more than signs differs
+        if zeros.signs_are_meant(runs, cell, own64, ran.twin64):
+            raise
+        raise zeros.LeftOpen(mismatch.finding) from None
 
 
 def _made_wide(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> frozenset[str]:

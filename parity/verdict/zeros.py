@@ -1,0 +1,63 @@
+"""Whether the sign of a zero says something: it does where the function comes from that side, and not where it cancels.
+
+`tanh(-0.0)` is -0.0, as `tanh` of what is just below zero is negative. The mean of zeros taken from zeros is +0.0 or
+-0.0 as the formula has it: of numbers just beside them it is of either sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from parity.execution.calls import Numbers, Outputs
+from parity.execution.outputs import EAGER, Runs
+from parity.records import Cell
+from parity.verdict.compare import Mismatch
+
+BESIDE = 2.0**-30
+"""The size of the numbers that stand for zeros: small beside all else, and far from subnormal when they are squared."""
+
+DRAWS = 24
+"""How often they are drawn: a sign that says nothing comes as expected each time in 1 of 16 million cases."""
+
+
+class LeftOpen(Mismatch):
+    """Results differ in the signs of zeros alone, and the function has no sign there."""
+
+
+def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> bool:
+    """Return whether a zero of torch's, where JAX has the other sign, is of the sign that is beside it.
+
+    Args:
+        runs: Of the pair.
+        cell: A forward on signed zeros.
+        jax: What JAX gives there, in float64.
+        torch: What torch gives.
+    """
+    meant = {name: _apart(jax.values[name], value) for name, value in torch.values.items() if name in jax.values}
+    numbers, there = runs.plain(cell.data, cell.dtype), replace(cell, world=EAGER["torch"])
+    for draw in range(DRAWS):
+        beside = runs.rerun(there, "float64", _beside(numbers, draw))
+        for name in meant:
+            limit = beside.values.get(name) if isinstance(beside, Outputs) else None
+            if limit is None or limit.shape != meant[name].shape:
+                return True
+            meant[name] &= np.signbit(limit) == np.signbit(torch.values[name])
+    return any(bool(mask.any()) for mask in meant.values())
+
+
+def _apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    if left.shape != right.shape or left.dtype.kind != "f" or right.dtype.kind != "f":
+        return np.zeros(right.shape, bool)
+    return (left == 0) & (right == 0) & (np.signbit(left) != np.signbit(right))
+
+
+def _beside(numbers: Numbers, draw: int) -> Numbers:
+    """Return numbers whose zeros are small numbers of their sign."""
+    rng = np.random.Generator(np.random.PCG64([draw, 13]))
+
+    def moved(values: np.ndarray) -> np.ndarray:
+        return np.where(values == 0, np.copysign(BESIDE * rng.uniform(0.5, 1.0, values.shape), values), values)
+
+    return numbers.changed(moved)
