@@ -36,7 +36,8 @@ reflection_pad2d relu repeat replication_pad1d replication_pad2d resolve_conj re
 select_backward select_scatter sgn sign signbit slice_backward slice_scatter sort stack take threshold
 threshold_backward topk trace_copy tril triu trunc unfold_backward unique_dim upsample_nearest1d upsample_nearest2d
 view_as_complex view_as_real where zeros_like zero _unsafe_view _unsafe_index _unsafe_masked_index unsqueeze
-_unique2 hardtanh_backward broadcast_in_dim collapse_view iota convert_element_type expand
+_unique2 hardtanh_backward broadcast_in_dim collapse_view iota convert_element_type expand eq ne lt le gt ge isinf isin
+logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor searchsorted any all
 """
 EXACT = frozenset(_EXACT.split())
 """Operators that move, choose or compare numbers: their results are not rounded."""

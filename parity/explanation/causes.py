@@ -222,7 +222,8 @@ def overflowed(e: Evidence) -> Diagnosis | None:
 
 def tie_or_kink(e: Evidence) -> Diagnosis | None:
     """A convention at a point where the function has no derivative, or more than one answer."""
-    if not e.same_shape or e.at_random or e.cell.data not in ("zeros", "signed zeros", "ties", "kinks"):
+    special = e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random
+    if not e.same_shape or not (special or (e.cell.data == "random" and e.judged == "meaning")):
         return None
     index = np.argwhere(e.off)
     if not len(index):
@@ -232,6 +233,8 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
     first = tuple(int(i) for i in index[0])
     what = "derivative" if e.derivative else "value"
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
+    if e.cell.data == "random":
+        point = "some of these numbers, which are ties, kinks or edges,"
     return Diagnosis("tie or kink", f"The {what} at {point} is a convention, and the frameworks have different ones: "
                      f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
                      f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
@@ -302,11 +305,12 @@ def integers(e: Evidence) -> Diagnosis | None:
     count = int(np.sum(e.got != e.want))
     if not count:
         return None
-    if e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random and e.alike_nearby():
+    special = e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random
+    if (special or e.cell.data == "random") and e.alike_nearby():
         return Diagnosis("tie or kink", f"{e.name} names other elements in {count} of {e.got.size} places where numbers are equal; "
                          "beside these the two agree.", "Among equal numbers no order is promised: sort stably, or compare "
                          "values instead of indices.")  # fmt: skip
-    return Diagnosis("another formula", f"{count} of {e.got.size} elements of {e.name} differ, on {_points(e)}, and they are "
+    return proved(e) or Diagnosis("another formula", f"{count} of {e.got.size} elements of {e.name} differ, on {_points(e)}, and they are "
                      "no floats.", "Compare conventions: where counting begins, which side is meant, what is true.")  # fmt: skip
 
 

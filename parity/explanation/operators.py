@@ -292,6 +292,22 @@ def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
 
             aa = ("_aa" in mine) != ("_aa" in theirs)
             cause = "default argument: antialias" if aa else "default argument: mode"
+            step = group[0]
+            source = step.operands.get("self", step.operands.get("input"))
+            if (
+                aa
+                and "cubic" in mine
+                and step.result is not None
+                and all(new >= old for new, old in zip(step.result.shape, source.shape, strict=True))
+            ):
+                # Where nothing shrinks there is no antialiasing: torch has another kernel for it.
+                kernels = ("the cubic kernel of a = -0.75", "that of a = -0.5")
+                has, needs = kernels if "_aa" in theirs else kernels[::-1]
+                yield Claim(
+                    _change("torch", group, resized), "another formula: cubic kernel", has, needs,
+                    "torch's bicubic has a = -0.75, with antialias=True a = -0.5, as jax.image.resize: pass that.",
+                )  # fmt: skip
+                continue
             fix = (
                 "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True."
                 if aa

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation import arrangement, constants, operators
+from parity.explanation import arrangement, constants, conventions, operators
 from parity.explanation.claims import WHO, Claim
 from parity.explanation.constants import Replacement, written
 from parity.explanation.default_arguments import factor
@@ -104,11 +105,33 @@ def _factor(at: Bench) -> Diagnosis | None:
     if len(differing) != 1:
         return None
     got, want = (np.concatenate([one[differing[0]].ravel() for one in at.outputs[name]]) for name in ("jax", "torch"))
-    found = factor(got, want, [leaf.shape for leaf in at.numbers[0].theta], differing[0], "JAX")
-    constant = _replaced(at) if found is not None else None
-    if found is None or constant is None:
+    shapes = [leaf.shape for leaf in at.numbers[0].theta]
+    found = factor(got, want, shapes, differing[0], "JAX", ddof=_has_variance(at))
+    if found is not None and found.cause == "constant factor":
+        return _first(conventions.claims(at), at) or _with_constant(found, at)
+    return None if found is None else _with_constant(found, at)
+
+
+def _with_constant(found: Diagnosis, at: Bench) -> Diagnosis:
+    """Return what a factor tells, with the constant that makes it."""
+    constant = _replaced(at)
+    if constant is None:
         return found
     return replace(found, text=f"{found.text} {constant.text}", fix=constant.fix)
+
+
+def _has_variance(at: Bench) -> bool:
+    """Return whether a program divides by a length less one, or has a variance."""
+    divisors = {c.value for one in at.programs.values() for c in one.constants if c.name in ("div", "true_divide")}
+    names = {step.name.strip("_") for one in at.programs.values() for step in one.steps}
+    variances = {"var", "std", "var_mean", "std_mean", "native_batch_norm"}
+    lengths = constants.sizes(at)
+    return bool(names & variances) or any(n - 1 in divisors for n in lengths if n - 1 not in lengths) or _squares(at)
+
+
+def _squares(at: Bench) -> bool:
+    """Return whether a program squares, as a variance does that is written out."""
+    return any(step.name in ("square", "integer_pow", "pow") for one in at.programs.values() for step in one.steps)
 
 
 def _conjugates(at: Bench) -> Diagnosis | None:
@@ -116,7 +139,7 @@ def _conjugates(at: Bench) -> Diagnosis | None:
 
 
 def _operators(at: Bench) -> Diagnosis | None:
-    return _first(operators.claims(at), at)
+    return _first(itertools.chain(conventions.claims(at), operators.claims(at)), at)
 
 
 def _arrangements(at: Bench) -> Diagnosis | None:
@@ -210,6 +233,8 @@ FIXES = {
     "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
     ROPE_BASE: "Use one base (rope_theta) on both sides: {mine} in {who} now, {theirs} in {whose}.",
     ATTENTION_SCALE: "Scale the scores alike, by 1/sqrt(channels of a head): {mine} in {who} now, {theirs} in {whose}.",
+    "diagonal": "Cut masks at one diagonal ({mine} in {who} now, {theirs} in {whose}): with a cache it is the count "
+    "of keys less that of queries.",
     "mask": "Mask with one number ({mine} in {who} now, {theirs} in {whose}), and say what an all-masked row gives.",
     "reduction": "Say on both sides whether it is the sum or the mean (reduction=, or sum and mean).",
 }
@@ -230,7 +255,11 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     if masked or any(c.name in SELECTS for c in replacement.constants):
         name = "mask"
     elif not name:
-        name = _named_by_size(pairs, at, adds=any(c.name.startswith("add") for c in replacement.constants))
+        names = [c.name for c in replacement.constants]
+        name = _named_by_size(
+            pairs, at, adds=any(one.startswith("add") for one in names), divides=set(names) <= {"div", "true_divide"},
+            solved=not replacement.from_other,
+        )  # fmt: skip
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
     mine, theirs = (" and ".join(written(pair[side]) for pair in pairs) for side in (0, 1))
@@ -265,17 +294,26 @@ def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> s
     )
 
 
-def _named_by_size(pairs: list[tuple[float, float]], at: Bench, *, adds: bool) -> str:
+def _named_by_size(
+    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool
+) -> str:  # fmt: skip
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
     sizes = set(constants.sizes(at))
     for mine, theirs in pairs:
         if mine in sizes and theirs in (mine - 1, mine + 1) and mine > 2:
             return "ddof"
+        if divides and theirs in sizes and mine == theirs - 1 > 1:
+            return "ddof"
         if {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
             return "reduction"
         # Terms that are added divide nothing: a K - 1 in label smoothing counts the other classes.
-        odd = not adds and (len(written(theirs)) > 6 or len(written(mine)) > 6)
+        odd = not adds and (solved or len(written(theirs)) > 6 or len(written(mine)) > 6)
         ratios = [n / (n - 1) for n in sizes if n > 1]
-        if theirs and odd and any(abs(mine / theirs - r) < 1e-9 or abs(theirs / mine - r) < 1e-9 for r in ratios):
+        if (
+            mine
+            and theirs
+            and odd
+            and any(abs(mine / theirs - r) < 1e-9 or abs(theirs / mine - r) < 1e-9 for r in ratios)
+        ):
             return "ddof"
     return ""

@@ -231,6 +231,10 @@ def with_theta(numbers: Numbers, theta: tuple[np.ndarray, ...]) -> Numbers:
 def fresh(numbers: Numbers, seed: int) -> Numbers:
     """Return other numbers of the same shapes and signs: each is multiplied by a number between a half and 3/2."""
     rng = np.random.default_rng(seed)
+    if not numbers.theta:  # integers alone: in another order, so that what is an index stays one
+        leaves = [leaf for _, leaf in trees.leaves(numbers.arguments)]
+        mixed = [rng.permutation(np.ravel(leaf)).reshape(np.shape(leaf)) for leaf in leaves]
+        return replace(numbers, arguments=trees.rebuild(numbers.arguments, iter(mixed)))
     return with_theta(numbers, tuple(leaf * rng.uniform(0.5, 1.5, leaf.shape) for leaf in numbers.theta))
 
 
@@ -252,4 +256,7 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers) -> Bench | N
         return None
     if any(one is None for found in outputs.values() for one in found):
         return None
+    shapes = [{name: value.shape for name, value in (found[0] or {}).items()} for found in outputs.values()]
+    if shapes[0] != shapes[1]:
+        return None  # something is read otherwise than it runs
     return Bench(programs, several, outputs)  # type: ignore[arg-type]

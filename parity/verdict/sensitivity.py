@@ -78,7 +78,9 @@ NOTHING = Moved()
 """Before anything is measured: bounds are of what an element is itself."""
 
 
-def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula: str = "") -> Moved:
+def of_cell(
+    runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula: str = "", smooth: bool = False
+) -> Moved:
     """Return what rounding does to a cell's float64 results: to torch's, or to JAX's where torch fails.
 
     Args:
@@ -87,8 +89,9 @@ def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula
         unit: The unit roundoff to speak of.
         lower: Whether what the program computes in a type with a larger unit is rounded in that one.
         formula: The framework whose program is measured, in the place of the first that runs.
+        smooth: Whether jumps do not count, as at points that are chosen.
     """
-    chosen = cell.data.split("#")[0] in CHOSEN
+    chosen = smooth or cell.data.split("#")[0] in CHOSEN
     size = unit if unit > IN_FLOAT64 else IN_FLOAT64
     key = (
         "moved",
@@ -113,8 +116,11 @@ def of_cell(runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula
 
 
 def with_own(runs: Runs, cell: Cell, moved: Moved, unit: float) -> Moved:
-    """Return the sensitivity of the program that is more sensitive, of the two: JAX may have another formula."""
-    own = of_cell(runs, cell, unit, formula="jax")
+    """Return the sensitivity of the program that is more sensitive, of the two: JAX may have another formula.
+
+    In float64 a jump of JAX alone excuses nothing: floor(x + 0.5) is no round(x) at halves.
+    """
+    own = of_cell(runs, cell, unit, formula="jax", smooth=unit == UNIT["float64"])
     wider = {
         name: np.maximum(value, own.spread[name])
         if name in own.spread and own.spread[name].shape == value.shape

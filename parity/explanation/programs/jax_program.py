@@ -13,6 +13,7 @@ from jax.extend import core
 
 from parity.execution.calls import Call, Numbers
 from parity.execution.jax_backend import Ops, is_float, settings
+from parity.execution.jax_programs import INLINED, ONCE
 from parity.explanation._compat import jax_bind, scan_counts
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
@@ -157,7 +158,7 @@ class _Reader:
             which = int(np.clip(int(operands[0]), 0, len(params["branches"]) - 1))
             branch = params["branches"][which]
             return self.read(branch.jaxpr, list(map(_wide, branch.consts)), operands[1:], (*key, which))
-        inner = [params[one] for one in ("jaxpr", "call_jaxpr", "fun_jaxpr") if one in params]
+        inner = [params[one] for one in INLINED if one in params and name in ONCE]
         if inner and not hasattr(inner[0], "consts"):
             return self.read(inner[0], (), operands, key)
         if inner:

@@ -95,7 +95,12 @@ def _mode(edits: Edits, record: bool) -> Any:
             name = schema.name.split("::")[-1]
             edit = edits.get(key)
             operation = Operation(name, operands, compute, _numpy, _like)
-            result = compute(operands) if edit is None else _checked(edit(operation), compute(operands))
+            if edit is None:
+                result = compute(operands)
+            else:
+                # On copies: a norm's running statistics must not be moved twice.
+                usual = compute({o: v.clone() if isinstance(v, torch.Tensor) else v for o, v in operands.items()})
+                result = _checked(edit(operation), usual)
             if record:
                 self._record(key, name, schema, operands, result, types_seen)
             return result

@@ -1,0 +1,408 @@
+"""Conventions of operators that ports get wrong: where eps stands, how a quotient is rounded, which windows pools have.
+
+Each is a claim that is proved by substitution, as those of `operators`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from parity.explanation.claims import Claim
+from parity.explanation.programs.program import Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.substitution import Bench, Change
+
+MASK_FIX = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
+SMALL = 1e-2
+MASKED = -1e9
+"""Scores at most as large are masked."""
+
+ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "floor": np.floor,
+    "trunc": np.trunc,
+    "round": np.round,
+    "ceil": np.ceil,
+}
+ROUND_FIX = (
+    "Round alike: // and % go with the floor in Python, torch and JAX; lax.div, lax.rem, fmod and casts truncate."
+)
+MOST = 64
+"""Of the claims of one kind so many are tried."""
+
+
+def claims(bench: Bench) -> Iterator[Claim]:
+    """Yield what may be another convention, the commonest first."""
+    yield from exchanged(bench)
+    for framework in ("torch", "jax"):
+        yield from itertools.islice(_eps(bench, framework), MOST)
+    for step in bench.programs["torch"].steps:
+        for name, made in OF_TORCH.items():
+            if step.name.removeprefix("_") == name:
+                yield from made(step)
+    for framework in ("torch", "jax"):
+        yield from _quantiles(framework, bench.programs[framework].steps)
+        yield from _roundings(framework, bench.programs[framework].steps)
+        yield from _diagonals(bench, framework)
+        yield from _masks(framework, bench.programs[framework].steps)
+
+
+def exchanged(bench: Bench) -> Iterator[Claim]:
+    """Yield outputs in another order."""
+    outputs = bench.outputs["jax"][0]
+    for one, two in itertools.combinations(outputs, 2):
+        if outputs[one].shape == outputs[two].shape and one.rpartition(".")[2] not in ("real", "imag"):
+
+            def swapped(found: dict[str, np.ndarray], one: str = one, two: str = two) -> dict[str, np.ndarray]:
+                return {**found, one: found[two], two: found[one]}
+
+            yield Claim(
+                Change("jax", outputs=swapped),
+                "structure: order of outputs",
+                f"{one} and {two}",
+                "them exchanged",
+                "Return the outputs in the same order.",
+            )
+
+
+# Where eps stands beside a root: sqrt(v + eps), sqrt(v) + eps, max(sqrt(v), eps).
+
+PLACES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "under the root": lambda root, eps: np.sqrt(root**2 + eps),
+    "added to the root": lambda root, eps: root + eps,
+    "as the least root": np.maximum,
+}
+NOW = {
+    "add": "added to the root",
+    "max": "as the least root",
+    "maximum": "as the least root",
+    "clamp": "as the least root",
+    "clamp_min": "as the least root",
+    "clip": "as the least root",
+}
+EPS_FIX = (
+    "Put eps in one place: sqrt(v + eps) in norms, sqrt(v) + eps in torch's optimizers (optax: eps, not eps_root)."
+)
+
+
+def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
+    small = {name: [c for c in one.constants if 0 < c.value <= SMALL] for name, one in bench.programs.items()}
+    mine = small.pop(framework)
+    ((_, theirs),) = small.items()
+    by_key = {step.key: step for step in bench.programs[framework].steps}
+    roots = [step for step in by_key.values() if step.name in ("sqrt", "rsqrt")]
+    for constant in mine:
+        values = dict.fromkeys([constant.value, *(c.value for c in theirs)])
+        step = by_key[constant.step]
+        other = next((o for o, v in step.operands.items() if o != constant.operand and isinstance(v, np.ndarray)), None)
+        if step.name in NOW and other is not None:
+            for where, eps in itertools.product(PLACES, values):
+                if where != NOW[step.name]:
+                    edit = set_unary(partial(_placed, where=where, eps=eps), other)
+                    yield _claim_eps(Change(framework, {step.key: edit}), constant.value, NOW[step.name], eps, where)
+        for root in roots if step.name == "add" else ():
+            for where, eps in itertools.product(("added to the root", "as the least root"), values):
+                edit = set_unary(
+                    partial(_under, now=constant.value, where=where, eps=eps, inverse=root.name == "rsqrt"),
+                    0 if framework == "jax" else "self",
+                )
+                yield _claim_eps(Change(framework, {root.key: edit}), constant.value, "under the root", eps, where)
+
+
+def _placed(root: np.ndarray, where: str, eps: float) -> np.ndarray:
+    return PLACES[where](root, eps)
+
+
+def _under(values: np.ndarray, now: float, where: str, eps: float, inverse: bool) -> np.ndarray:
+    root = PLACES[where](np.sqrt(values - now), eps)
+    return 1 / root if inverse else root
+
+
+def _claim_eps(change: Change, now: float, place: str, eps: float, where: str) -> Claim:
+    return Claim(change, "default argument: eps", f"eps = {now:.12g} {place}", f"{eps:.12g} {where}", EPS_FIX)
+
+
+def _roundings(framework: str, steps: Any) -> Iterator[Claim]:
+    """Yield other ways to round, and quotients and remainders that go with them."""
+    cause = "another formula: rounding"
+    for step in steps:
+        o = step.operands
+        if framework == "torch" and step.name in ("remainder", "fmod"):
+            other = {"remainder": np.fmod, "fmod": np.mod}[step.name]
+            has, needs = "the divisor's sign", "the dividend's"
+            if step.name == "fmod":
+                has, needs = needs, has
+            yield Claim(
+                Change(framework, {step.key: _binary(other)}),
+                cause,
+                f"a remainder with {has} ({step.name})",
+                needs,
+                ROUND_FIX,
+            )
+        elif framework == "torch" and (step.name == "floor_divide" or o.get("rounding_mode")):
+            now = str(o.get("rounding_mode") or "floor")
+            needs = {"floor": "trunc", "trunc": "floor"}[now]
+            yield Claim(
+                Change(framework, {step.key: _binary(partial(_quotient, how=needs))}),
+                cause,
+                f"a quotient rounded by {now} ({step.name})",
+                needs,
+                ROUND_FIX,
+            )
+        elif step.name in ROUND and step.result is not None and step.result.dtype.kind == "f":
+            for name, function in ROUND.items():
+                if name != step.name:
+                    operand = 0 if framework == "jax" else "self"
+                    yield Claim(
+                        Change(framework, {step.key: set_unary(function, operand)}), cause, step.name, name, ROUND_FIX
+                    )
+
+
+def _quotient(a: np.ndarray, b: np.ndarray, how: str) -> np.ndarray:
+    if np.result_type(a, b).kind in "iu":
+        floor = a // b
+        return floor + ((floor < 0) & (floor * b != a)) if how == "trunc" else floor
+    return ROUND[how](a / b)
+
+
+def _binary(function: Callable[[Any, Any], np.ndarray]) -> Callable[[Operation], Any]:
+    def edit(operation: Operation) -> Any:
+        result = operation.compute(operation.operands)
+        a, b = (operation.numpy(operation.operands[place]) for place in ("self", "other"))
+        return operation.like(function(a, b), result)
+
+    return edit
+
+
+def _diagonals(bench: Bench, framework: str) -> Iterator[Claim]:
+    """Yield other offsets of positions, as `jnp.tril` adds them before it compares."""
+    by_key = {step.key: step for step in bench.programs[framework].steps}
+    compared = {
+        source for step in by_key.values() if step.name in ("ge", "gt", "le", "lt") for source in step.sources.values()
+    }
+    for constant in bench.programs[framework].constants:
+        result = by_key[constant.step].result
+        if constant.step not in compared or by_key[constant.step].name not in ("add", "sub"):
+            continue
+        if result is None or result.dtype.kind not in "iu" or result.ndim < 2:
+            continue
+        apart = abs(result.shape[-1] - result.shape[-2])
+        for offset in dict.fromkeys((0, 1, -1, apart, -apart, 2, -2)):
+            if offset != constant.value:
+                yield Claim(
+                    Change(framework, {constant.step: set_operand((constant.operand, offset))}),
+                    "another formula: mask",
+                    f"the diagonal {constant.value:g} of a mask",
+                    f"{offset}",
+                    f"{MASK_FIX} With a cache the diagonal is the number of keys less that of queries.",
+                )
+
+
+def _masks(framework: str, steps: Any) -> Iterator[Claim]:
+    """Yield scores without the mask that is added to them."""
+    for step in steps:
+        floats = {o: v for o, v in step.operands.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+        if step.name != "add" or len(floats) != 2 or step.result is None:
+            continue
+        for (_, mask), (scores, values) in itertools.permutations(floats.items()):
+            if mask.size > 1 and np.any(mask <= MASKED) and values.shape == step.result.shape:
+                yield Claim(
+                    Change(framework, {step.key: lambda operation, o=scores: operation.operands[o]}),
+                    "another formula: mask",
+                    "a mask that is added to the scores (add)",
+                    "none",
+                    "Mask on both sides: is_causal= and attn_mask= in torch, is_causal= and mask= in JAX.",
+                )
+
+
+def _quantiles(framework: str, steps: Any) -> Iterator[Claim]:
+    """Yield quantiles that are not interpolated: the rank is rounded."""
+    if not any(step.name == "sort" for step in steps):
+        return
+    for step in steps:
+        rank = step.result
+        if step.name == "mul" and rank is not None and rank.dtype.kind == "f" and rank.ndim <= 1 and np.any(rank % 1):
+            for how, name in (("floor", "lower"), ("ceil", "higher"), ("round", "nearest")):
+                yield Claim(
+                    Change(framework, {step.key: set_result(ROUND[how])}),
+                    "default argument: interpolation",
+                    "a quantile between two numbers",
+                    f"the {name} one",
+                    "Pass interpolation= to torch.quantile, method= to jnp.quantile.",
+                )
+
+
+# Operators of torch.
+
+
+def _softplus(step: Step) -> Iterator[Claim]:
+    if (beta := step.operands.get("beta", 1)) != 1:
+        yield Claim(
+            Change("torch", {step.key: set_operand(("beta", 1))}),
+            "default argument: beta",
+            f"beta = {beta:g} of softplus",
+            "1",
+            "jax.nn.softplus has no beta: softplus(beta * x) / beta.",
+        )
+
+
+def _ignored(step: Step) -> Iterator[Claim]:
+    target, label = step.operands.get("target"), step.operands.get("ignore_index")
+    if not isinstance(target, np.ndarray) or step.operands.get("reduction") != 1 or not np.any(target == label):
+        return
+    share = float(np.mean(target != label))
+    yield Claim(
+        Change("torch", {step.key: set_result(lambda loss: loss * share)}),
+        "default argument: ignore_index",
+        f"a mean over the labels that are not {label}",
+        "one over all labels",
+        "Divide by the number of labels that count: sum(losses * mask) / sum(mask).",
+    )
+
+
+def _median(step: Step) -> Iterator[Claim]:
+    axis = step.operands.get("dim")
+
+    def middle(operation: Operation) -> Any:
+        result = operation.compute(operation.operands)
+        first = result[0] if isinstance(result, tuple | list) else result
+        values = operation.numpy(operation.operands["self"])
+        mean = np.median(values, axis=axis, keepdims=bool(operation.operands.get("keepdim")))
+        like = operation.like(mean, first)
+        return type(result)([like, *result[1:]]) if isinstance(result, tuple | list) else like
+
+    yield Claim(
+        Change("torch", {step.key: middle}),
+        "default argument: median of an even count",
+        "the lower of the two middle values",
+        "their mean",
+        "Use torch.quantile(x, 0.5), or jnp.quantile(x, 0.5, method='lower').",
+    )
+
+
+def _adaptive(step: Step) -> Iterator[Claim]:
+    """Yield windows of one size and stride in the place of adaptive ones, which overlap where sizes do not divide."""
+    import torch.nn.functional as F
+
+    pool: Any = F.avg_pool2d if "avg" in step.name else F.max_pool2d
+    inner, outer = step.operands["self"].shape[-2:], step.operands["output_size"]
+    if all(i % o == 0 for i, o in zip(inner, outer, strict=True)):
+        return
+    stride = [i // o for i, o in zip(inner, outer, strict=True)]
+    rest = [i - (o - 1) * s for i, o, s in zip(inner, outer, stride, strict=True)]
+    for window in (stride, rest):
+
+        def pooled(operation: Operation, window: list[int] = window) -> Any:
+            result = operation.compute(operation.operands)
+            made = pool(operation.operands["self"], window, stride)[..., : outer[0], : outer[1]]
+            return type(result)([made, *result[1:]]) if isinstance(result, tuple | list) else made
+
+        yield Claim(
+            Change("torch", {step.key: pooled}),
+            "another formula: pooling",
+            f"adaptive windows ({step.name})",
+            f"windows of {tuple(window)} with stride {tuple(stride)}",
+            "Where sizes do not divide, adaptive windows overlap: from floor(i n / m) to ceil((i + 1) n / m).",
+        )
+
+
+def _convolution(step: Step) -> Iterator[Claim]:
+    o = step.operands
+    kernel = o["weight"].shape[2:]
+    if o["transposed"]:
+        yield from _crops(step)
+        return
+    for dilation in (1, 2, 3, 4):
+        before = o["dilation"] * (len(kernel) // len(o["dilation"]))
+        padding = o["padding"] * (len(kernel) // len(o["padding"]))
+        wider = [2 * p + (dilation - d) * (k - 1) for p, d, k in zip(padding, before, kernel, strict=True)]
+        if dilation not in before and all(one >= 0 and one % 2 == 0 for one in wider):
+            edit = set_operand(("dilation", [dilation] * len(kernel)), ("padding", [one // 2 for one in wider]))
+            yield Claim(
+                Change("torch", {step.key: edit}),
+                "default argument: dilation",
+                f"dilation {before[0]}",
+                f"{dilation}",
+                "Pass dilation= to torch, rhs_dilation= or kernel_dilation= to JAX.",
+            )
+
+
+def _crops(step: Step) -> Iterator[Claim]:
+    """Yield transposed convolutions from which the other end is cut off."""
+    import torch.nn.functional as F
+
+    o = step.operands
+    count = o["weight"].ndim - 2
+    padding = o["padding"] * (count // len(o["padding"]))
+    for first in range(max(o["weight"].shape[2:])):
+        if [first] * count == padding or step.result is None:
+            continue
+
+        def cropped(operation: Operation, first: int = first) -> Any:
+            usual = operation.compute(operation.operands)
+            whole = operation.compute({**operation.operands, "padding": [0] * count, "output_padding": [0] * count})
+            missing = [
+                n
+                for size, have in zip(usual.shape[:1:-1], whole.shape[:1:-1], strict=True)
+                for n in (0, max(0, first + size - have))
+            ]
+            return F.pad(whole, missing)[(..., *(slice(first, first + size) for size in usual.shape[2:]))]
+
+        yield Claim(
+            Change("torch", {step.key: cropped}),
+            "padding",
+            f"a transposed convolution less its first {padding[0]}",
+            f"less its first {first}",
+            "SAME and explicit pairs of lax.conv_transpose pad another end than torch's padding= and "
+            "output_padding=: pass pairs (k - 1 - p, k - 1 - p + output_padding).",
+        )
+
+
+def _groups(step: Step) -> Iterator[Claim]:
+    o = step.operands
+    channels, now = o["input"].shape[1], o["group"]
+    fix = (
+        "Group neighbouring channels, and as many: reshape(batch, groups, channels // groups, ...) with channels first."
+    )
+    for count in range(1, channels + 1):
+        if channels % count == 0 and count != now:
+            yield Claim(
+                Change("torch", {step.key: set_operand(("group", count))}),
+                "default argument: groups",
+                f"{now} groups",
+                f"{count}",
+                fix,
+            )
+    if 1 < now < channels:
+        order = np.arange(channels).reshape(channels // now, now).T.ravel()
+
+        def spread(operation: Operation) -> Any:
+            given = operation.operands
+            moved = {"input": given["input"][:, order]} | {
+                name: given[name][order] for name in ("weight", "bias") if given.get(name) is not None
+            }
+            first, *rest = operation.compute({**given, **moved})
+            return (first[:, np.argsort(order)], *rest)
+
+        yield Claim(
+            Change("torch", {step.key: spread}),
+            "arrangement: channel order",
+            "groups of neighbouring channels",
+            f"groups of every {now}th channel",
+            fix,
+        )
+
+
+OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
+    "softplus": _softplus,
+    "nll_loss_forward": _ignored,
+    "median": _median,
+    "convolution": _convolution,
+    "adaptive_avg_pool2d": _adaptive,
+    "adaptive_max_pool2d": _adaptive,
+    "native_group_norm": _groups,
+}
+"""Claims of single operators."""
