@@ -132,7 +132,7 @@ PLANTED = (
     ("another formula", torch.sin, jnp.sin, lambda x: jnp.sin(x) + 0.1 * x**3, ROWS, "forward", "float64", "random"),
     ("tie or kink", lambda x: torch.argsort(x, dim=-1, stable=True), lambda x: jnp.argsort(x, -1),
      lambda x: x.shape[-1] - 1 - jnp.argsort(x[..., ::-1], -1), ROWS, "forward", "float64", "ties"),
-    ("another formula", lambda x: x > 0, lambda x: x > 0, lambda x: x < 0, ROWS, "forward", "float64", "random"),
+    ("another formula: mask", lambda x: x > 0, lambda x: x > 0, lambda x: x < 0, ROWS, "forward", "float64", "random"),
     ("unsupported", double, double, refuses, ROWS, "forward", "float32", "random"),
     ("underflow", torch.abs, jnp.abs, lambda x: jnp.sqrt(x * x), ROWS, "forward", "float32", "small"),
 )  # fmt: skip

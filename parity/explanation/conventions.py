@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.programs.program import Operand, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.substitution import Bench, Change
 
 MASK_FIX = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
@@ -210,7 +210,7 @@ def _masks(framework: str, steps: Any) -> Iterator[Claim]:
         for (_, mask), (scores, values) in itertools.permutations(floats.items()):
             if mask.size > 1 and np.any(mask <= MASKED) and values.shape == step.result.shape:
                 yield Claim(
-                    Change(framework, {step.key: lambda operation, o=scores: operation.operands[o]}),
+                    Change(framework, {step.key: partial(_only, operand=scores)}),
                     "another formula: mask",
                     "a mask that is added to the scores (add)",
                     "none",
@@ -233,6 +233,10 @@ def _quantiles(framework: str, steps: Any) -> Iterator[Claim]:
                     f"the {name} one",
                     "Pass interpolation= to torch.quantile, method= to jnp.quantile.",
                 )
+
+
+def _only(operation: Operation, operand: Operand) -> Any:
+    return operation.operands[operand]
 
 
 # Operators of torch.
@@ -349,7 +353,8 @@ def _crops(step: Step) -> Iterator[Claim]:
                 for size, have in zip(usual.shape[:1:-1], whole.shape[:1:-1], strict=True)
                 for n in (0, max(0, first + size - have))
             ]
-            return F.pad(whole, missing)[(..., *(slice(first, first + size) for size in usual.shape[2:]))]
+            cut = tuple(slice(first, first + size) for size in usual.shape[2:])
+            return F.pad(whole, missing)[(slice(None), slice(None), *cut)]
 
         yield Claim(
             Change("torch", {step.key: cropped}),
@@ -381,9 +386,10 @@ def _groups(step: Step) -> Iterator[Claim]:
 
         def spread(operation: Operation) -> Any:
             given = operation.operands
-            moved = {"input": given["input"][:, order]} | {
-                name: given[name][order] for name in ("weight", "bias") if given.get(name) is not None
-            }
+            moved: dict[Operand, Any] = {"input": given["input"][:, order]}
+            for name in ("weight", "bias"):
+                if given.get(name) is not None:
+                    moved[name] = given[name][order]
             first, *rest = operation.compute({**given, **moved})
             return (first[:, np.argsort(order)], *rest)
 
