@@ -48,6 +48,7 @@ CELLS = {
     "hvp-reverse-over-forward": (96, 2, 34, 37),
     "gradient-penalty": (133, 2, 35, 45),
     "double-backward": (139, 7, 35, 44),
+    "double-backward-of-weight": (129, 2, 35, 44),
     "layer-ff": (34, 0, 1, 7),
     "layer-fr": (34, 0, 1, 7),
     "layer-rf": (34, 0, 1, 7),

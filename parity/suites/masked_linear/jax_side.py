@@ -181,11 +181,20 @@ def _values(array: jax.Array) -> np.ndarray:
     return np.asarray(array).astype(np.float64)
 
 
+def weight_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+    """Differentiate |d_W|^2 / 2 in the framework's ordinary way: it depends on the input alone."""
+    return _penalty(f, theta, cotangent, 1)
+
+
 def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
     """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
+    return _penalty(f, theta, cotangent, 0)
+
+
+def _penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any, of: int) -> tuple[Any, ...]:
 
     def penalty(*theta: Any) -> Any:
-        gradient = jax.vjp(f, *theta)[1](cotangent)[0]
+        gradient = jax.vjp(f, *theta)[1](cotangent)[of]
         return (gradient**2).sum() * 0.5
 
     return jax.grad(penalty, tuple(range(len(theta))))(*theta)

@@ -140,6 +140,14 @@ def gradient_penalty(point: Point, g: np.ndarray) -> Tree:
     return gradients
 
 
+def weight_penalty(point: Point, g: np.ndarray) -> Tree:
+    """S4: the gradient of |d_W|^2 / 2, of which d_W = where(M, g^T x, +0.0): d_x = g d_W."""
+    gradients = {name: np.zeros_like(value) for name, value in point.theta.items()}
+    d_weight = np.where(point.mask, point.arithmetic.dot(_flat(g).T, _flat(point.theta["input"]).T), 0.0)
+    gradients["input"] = point.arithmetic.dot(g, d_weight.T)
+    return gradients
+
+
 def jacobian(point: Point) -> Tree:
     """S3: dy_bo / dx_b'i = [b = b'] W_oi, dy_bo / dW_o'i = [o = o'] x_bi M_oi, dy_bo / db_o' = [o = o'] m_o."""
     outputs = point.scale.size

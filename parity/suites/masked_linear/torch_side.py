@@ -225,6 +225,16 @@ def _values(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().to(torch.float64).cpu().numpy()
 
 
+def weight_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
+    """Differentiate |d_W|^2 / 2 in the framework's ordinary way: it depends on the input alone."""
+    leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+    (gradient,) = torch.autograd.grad(f(*leaves), leaves[1:2], cotangent, create_graph=True)
+    penalty = (gradient**2).sum() * 0.5
+    # As below: the input's gradient has to be there.
+    (d_input,) = torch.autograd.grad(penalty, leaves[:1], retain_graph=True)
+    return d_input, *torch.autograd.grad(penalty, leaves[1:], allow_unused=True, materialize_grads=True)
+
+
 def gradient_penalty(f: Callable[..., Any], theta: tuple[Any, ...], cotangent: Any) -> tuple[Any, ...]:
     """Differentiate |d_x|^2 / 2 in the framework's ordinary way."""
     leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)

@@ -258,6 +258,15 @@ def _double_backward(ops: Any, f: Any, a: Any) -> dict[str, Any]:
     return _tree(a, _side(ops).gradient_penalty(_only(f), a["theta"], a["cotangents"][0]))
 
 
+def _has_squares(problem: Problem) -> bool:
+    """Return whether the squares of gradients stay in the range: those of the largest data do not."""
+    return problem.case.data not in (*NON_FINITE, "overflowing")
+
+
+def _double_backward_of_weight(ops: Any, f: Any, a: Any) -> dict[str, Any]:
+    return _tree(a, _side(ops).weight_penalty(_only(f), a["theta"], a["cotangents"][0]))
+
+
 def _penalty_oracle(problem: Problem) -> Tree:
     return oracle.gradient_penalty(problem.point, problem.cotangent)
 
@@ -428,6 +437,8 @@ TRANSFORMS = (
               rounds=True),
     _row("gradient-penalty", "S4", 2, _gradient_penalty, _penalty_oracle),
     _row("double-backward", "S4", 2, _double_backward, _penalty_oracle, outside=True),
+    _row("double-backward-of-weight", "S4", 2, _double_backward_of_weight,
+         lambda p: oracle.weight_penalty(p.point, p.cotangent), _has_squares, outside=True),
     *(
         _row(f"modes-{modes}", "S4", len(modes), _sequence(modes), _sequence_oracle(modes),
                   forward_mode="f" in modes, rounds=True)
