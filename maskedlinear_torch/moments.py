@@ -14,6 +14,7 @@ from maskedlinear_core import masks
 from maskedlinear_torch import _compat, packing, steps
 
 
+@torch.no_grad()
 def move(optimizer: Any, old: Tensor, new: nn.Parameter, came_from: Tensor) -> None:
     """Let an optimizer step with a parameter instead of another, with what it has learned of what stays.
 
@@ -78,9 +79,9 @@ def _fresh(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
     # The state that an optimizer makes for a parameter, by a step of another one of its class whose gradient is zero.
     twin = nn.Parameter(parameter.detach().clone())
     twin.grad = torch.zeros_like(twin)
-    group = next(group for group in optimizer.param_groups if any(one is parameter for one in group["params"]))
-    group = {**group, "params": [twin]} | ({"weight_decay": 0.0} if "weight_decay" in group else {})
     try:
+        group = next(group for group in optimizer.param_groups if any(one is parameter for one in group["params"]))
+        group = {**group, "params": [twin]} | ({"weight_decay": 0.0} if "weight_decay" in group else {})
         if type(optimizer).__module__.startswith("torch.optim."):
             known = inspect.signature(type(optimizer)).parameters
             stepper = type(optimizer)([group], **{k: v for k, v in optimizer.defaults.items() if k in known})

@@ -214,8 +214,10 @@ class PackedLinear(Layer):
         if parameter is None or self.bias_values is None:
             return
         old, new = [np.ones(self.out_features, np.bool_) if one is None else one for one in (before, values)]
+        came_from = torch.from_numpy(np.where(old, np.cumsum(old), 0)[new]).to(parameter.device)
+        if parameter.grad is not None:
+            self.bias_values.grad = torch.cat([parameter.grad.new_zeros(1), parameter.grad])[came_from]
         if optimizer is not None:
-            came_from = torch.from_numpy(np.where(old, np.cumsum(old), 0)[new]).to(parameter.device)
             moments.move(optimizer, parameter, self.bias_values, came_from)
         elif not np.array_equal(old, new):
             steps.moved(self.bias_values, f"another bias_mask of {self}")

@@ -74,11 +74,19 @@ def moved(parameter: Tensor, how: str) -> None:
 
 
 def optimizers_of(optimizer: Any, depth: int = 4) -> Iterator[Any]:
-    """Yield those that an optimizer wraps, the innermost first, and then itself."""
+    """Yield those that an optimizer wraps, each once, the innermost first, and then itself."""
+    seen: set[int] = set()
+    for one in _optimizers_in(optimizer, depth):
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+
+
+def _optimizers_in(optimizer: Any, depth: int) -> Iterator[Any]:
     inside = getattr(optimizer, "__dict__", {}).values() if depth else ()
     for one in inside:
         if hasattr(one, "step") and (isinstance(one, torch.optim.Optimizer) or hasattr(one, "optimizer")):
-            yield from optimizers_of(one, depth - 1)
+            yield from _optimizers_in(one, depth - 1)
     yield optimizer
 
 
@@ -203,7 +211,9 @@ def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor])
 
 
 def _warn_of_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
-    how = parameter.__dict__.pop("_maskedlinear_moved")
     state = optimizer.state.get(parameter, {}).values()
+    if not state and len(list(optimizers_of(optimizer))) > 1:
+        return  # the one that it wraps has the moments
+    how = parameter.__dict__.pop("_maskedlinear_moved")
     if any(isinstance(one, Tensor) and one.shape == parameter.shape and one.dim() for one in state):
         warnings.warn(frozen_checks.other_moments(type(optimizer).__name__, how), stacklevel=5)

@@ -1,5 +1,7 @@
 """What an optimizer keeps goes along where a packed layer's mask changes, and is its own where learning begins (S7)."""
 
+import copy
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -268,3 +270,39 @@ def test_what_begins_to_learn_has_the_state_that_the_optimizer_makes_in_nnx(name
     model.layers[0].repack(NEW["more"], optimizer, model=model)
     optimizer.update(model, gradient(model))
     assert (np.abs(np.asarray(model.layers[0].to_linear().kernel[...]) - before) < 2 * RATE).all()
+
+
+class Wrapper:
+    """Reached by two paths, with a state of its own: as a look-ahead and its scheduler are."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.again, self.state = optimizer, self, {}
+        self.scheduler = type("Scheduler", (), {"optimizer": optimizer, "step": lambda self: None})()
+
+    def step(self):
+        self.optimizer.step()
+
+
+def test_moments_move_once_and_stay_plain_tensors():
+    """A wrapper reaches the optimizer by two paths and has a state of its own; the second mask only shrinks."""
+    layer = mt.PackedLinear(I, O, grad_mask=columns([0, 1, 2]))
+    optimizer = torch.optim.Adam([layer.values], lr=RATE)
+    steps(layer, optimizer)
+    before = optimizer.state[layer.values]["exp_avg"].clone()
+    wrapper = Wrapper(optimizer)
+    wrapper.state[layer.values] = {"slow": torch.zeros_like(layer.values)}
+    layer.repack(columns([1, 2, 3]), wrapper)
+    moved = optimizer.state[layer.values]["exp_avg"]
+    assert torch.equal(moved[:, :2], before[:, 1:])
+    assert not moved[:, 2].any()
+    layer.repack(columns([1]), optimizer)
+    assert not optimizer.state[layer.values]["exp_avg"].requires_grad
+    copy.deepcopy(optimizer)
+
+
+def test_the_gradient_of_a_bias_goes_along():
+    layer = mt.PackedLinear(I, O, grad_mask=OLD, bias_mask=[True, True, False, False])
+    layer(X).sum().backward()
+    layer.bias_values.grad.copy_(torch.tensor([1.0, 2.0]))
+    layer.bias_mask = [False, True, True, False]
+    assert layer.bias_values.grad.tolist() == [2, 0]

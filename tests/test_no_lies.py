@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import parity
+from parity.execution import jax_programs
 from parity.operator.data import make, variants
 from parity.verdict.bias import Slope, assert_no_factor
 from parity.verdict.compare import Mismatch
@@ -232,6 +233,7 @@ def centred(x):
     [
         pytest.param(lambda x: centred(x) + 0.0, centred, "edge", id="a zero that cancels"),
         pytest.param(lambda x: x * 2, lambda x: x * 2 + 0.0, "differs", id="a zero of the input's side"),
+        pytest.param(lambda x: x + 0.0, lambda x: x, "edge", id="kept in JAX alone"),
         pytest.param(
             torch.tanh, lambda x: -jnp.tanh(jnp.abs(x)) * (2 * (x < 0) - 1), "differs", id="a sign of its own"
         ),
@@ -245,3 +247,18 @@ def test_the_sign_of_a_zero_counts_where_the_function_has_one(theirs, mine, verd
     assert [record.verdict for record in report.cells] == [verdict]
     assert report.ok == (verdict == "edge")
     assert not strict.ok
+
+
+def test_a_sign_that_is_left_open_hides_no_other_fault():
+    """Of one dtype alone: what was computed in it is judged all the same."""
+    report = compared(
+        lambda x: (centred(x) + 0.0, x * 2),
+        lambda x: (centred(x), x * 2 + 3 * (x.dtype == jnp.float32)),
+        np.linspace(-2, 2, 12).reshape(3, 4), data=["signed zeros"], dtypes=["float32"],
+    )  # fmt: skip
+    assert not report.ok
+
+
+def test_where_numbers_leave_the_range_is_read_of_numbers_with_a_weak_type_too():
+    read = jax_programs.ranges(lambda x: jnp.exp(x) + (jnp.arange(2) + 1) * 0.5, jnp.ones(2))
+    assert (read(jnp.ones(2)).large, read(jnp.full(2, 1e4)).large) == (set(), {"exp"})

@@ -175,7 +175,7 @@ def _range(name: str, inputs: Sequence[Any], out: Any) -> tuple[Any, Any]:
     factors = [one for one in floats if name in SUMS or jnp.shape(one) in ((), jnp.shape(out))]
     if name not in FLUSHING or not factors:
         return large, False
-    return large, (out == 0).any() & jnp.all(jnp.array([(one != 0).all() for one in factors]))
+    return large, (out == 0).any() & jnp.all(jnp.array([(jnp.asarray(one) != 0).all() for one in factors]))
 
 
 def _is_float(value: Any) -> bool:

@@ -97,6 +97,7 @@ def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcom
         return Outcome("unsupported", f"in float64, {own64.text}")
     judged: Judged = "meaning"
     error, note = None, ""
+    left_open: compare.Mismatch | None = None
     try:
         if _promises(runs, cell):
             bits.held_to_promises(own.values, runs.pair, cell.transform, _numbers(runs, cell))
@@ -109,18 +110,21 @@ def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcom
                 return Outcome("unsupported", f"torch raises {ran.twin64.text}: nothing to compare with", alike=True)
             if isinstance(ran.twin64, Failure):
                 return Outcome("differs", f"torch raises {ran.twin64.text}; JAX does not", judged="meaning")
-            error, note = _same_meaning(runs, cell, own64, twin, ran)
+            try:
+                error, note = _same_meaning(runs, cell, own64, twin, ran)
+            except zeros.LeftOpen as mismatch:
+                left_open = mismatch  # what was computed in the cell's own dtype is still to be judged
         if cell.dtype != "float64":
             judged = "precision"
             error = _same_precision(runs, cell, own, own64, ran)
-    except zeros.LeftOpen as mismatch:
-        reason = f"the sign of a zero, which the function leaves open there: {mismatch}"
-        return Outcome("edge", reason, judged=judged, finding=mismatch.finding)
     except compare.Mismatch as mismatch:
         return Outcome(
             "differs", str(mismatch), judged=judged, finding=mismatch.finding, error=error,
             against_oracle=isinstance(mismatch, NotTheOracle),
         )  # fmt: skip
+    if left_open is not None:
+        reason = f"the sign of a zero, which torch's function does not keep there: {left_open}"
+        return Outcome("edge", reason, judged="meaning", finding=left_open.finding, error=error)
     if error is not None and error.tolerated and runs.pair.tolerance is not None:
         note = f"{error.tolerated} elements are within the tolerance given: {runs.pair.tolerance.reason}"
     if isinstance(twin, Outputs) and judge.same_bits(own, twin):

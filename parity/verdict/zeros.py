@@ -27,7 +27,9 @@ class LeftOpen(Mismatch):
 
 
 def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> bool:
-    """Return whether a zero of torch's, where JAX has the other sign, is of the sign that is beside it.
+    """Return whether a zero of torch's, where JAX has the other sign, has the sign that is beside it.
+
+    Where it has not, torch's own formula does not keep the sign, and no port has to.
 
     Args:
         runs: Of the pair.
@@ -35,16 +37,16 @@ def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> boo
         jax: What JAX gives there, in float64.
         torch: What torch gives.
     """
-    meant = {name: _apart(jax.values[name], value) for name, value in torch.values.items() if name in jax.values}
+    apart = {name: _apart(jax.values[name], value) for name, value in torch.values.items() if name in jax.values}
     numbers, there = runs.plain(cell.data, cell.dtype), replace(cell, world=EAGER["torch"])
     for draw in range(DRAWS):
         beside = runs.rerun(there, "float64", _beside(numbers, draw))
-        for name in meant:
+        for name, mask in apart.items():
             limit = beside.values.get(name) if isinstance(beside, Outputs) else None
-            if limit is None or limit.shape != meant[name].shape:
+            if limit is None or limit.shape != mask.shape:
                 return True
-            meant[name] &= np.signbit(limit) == np.signbit(torch.values[name])
-    return any(bool(mask.any()) for mask in meant.values())
+            mask &= np.signbit(limit) == np.signbit(torch.values[name])
+    return any(bool(mask.any()) for mask in apart.values())
 
 
 def _apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
