@@ -214,7 +214,7 @@ class PackedLinear(Layer):
         if parameter is None or self.bias_values is None:
             return
         old, new = [np.ones(self.out_features, np.bool_) if one is None else one for one in (before, values)]
-        came_from = torch.from_numpy(np.where(old, np.cumsum(old), 0)[new]).to(parameter.device)
+        came_from = torch.as_tensor(np.where(old, np.cumsum(old), 0)[new], device=parameter.device)
         if parameter.grad is not None:
             self.bias_values.grad = torch.cat([parameter.grad.new_zeros(1), parameter.grad])[came_from]
         if optimizer is not None:
