@@ -31,6 +31,12 @@ class Moved(NamedTuple):
     shape: tuple[int, int]
     values_shape: tuple[int, ...]
 
+    @property
+    def new_values_shape(self) -> tuple[int, ...]:
+        """Of the values now."""
+        weight = jax.ShapeDtypeStruct(self.shape, jnp.float32)
+        return jax.eval_shape(lambda weight: packing.pack(weight, grad_mask=self.new), weight).shape
+
 
 def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
     """Return an optimizer's state for a model whose masks were changed.
@@ -86,6 +92,8 @@ def move(state: Any, fresh: Any, moved: Mapping[Path, Moved]) -> Any:
         where = names(path)
         change = next((moved[where[i:]] for i in range(len(where)) if where[i:] in moved), None)
         if change is not None and getattr(old, "shape", None) == tuple(change.values_shape):
+            if getattr(leaf, "shape", None) != change.new_values_shape:
+                return leaf  # what it keeps now is not kept value by value
             if change.old == change.new:
                 return old
             # What learns anew has what the optimizer makes for it: zeros, a copy of the weight, a first step size.

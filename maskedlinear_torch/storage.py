@@ -318,9 +318,14 @@ def _fill(module: Any, stored: Stored) -> None:
             before = module.values
             module.values = nn.Parameter(values, requires_grad=before.requires_grad)
             steps.replaced(before, module, "values", f"load_packed into {module}")
+        bias_values, bias_mask = module.bias_values, module.bias_mask
         module._set_masks(stored.mask, stored.bias_mask)
         module._origin = Origin(module, moved=moved)
         module._take_bias_over(None if stored.bias is None else _tensor(stored.bias).to(values.device))
+        mask = module.bias_mask
+        kept = bias_values is not None and bias_values is module.bias_values
+        if kept and mask is not None and bias_mask is not None and not np.array_equal(mask, bias_mask):
+            steps.moved(module.bias_values, f"load_packed into {module}")  # type: ignore[arg-type] # kept: not None
     else:
         module._set_masks(stored.mask, stored.bias_mask)
         matrix.copy_(packing.unpack(matrix, values, grad_mask=stored.mask))

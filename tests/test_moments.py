@@ -306,3 +306,25 @@ def test_the_gradient_of_a_bias_goes_along():
     layer.bias_values.grad.copy_(torch.tensor([1.0, 2.0]))
     layer.bias_mask = [False, True, True, False]
     assert layer.bias_values.grad.tolist() == [2, 0]
+
+
+def test_a_file_of_another_bias_mask_is_noticed(tmp_path):
+    layer, other = (
+        mt.PackedLinear(I, O, grad_mask=OLD, bias_mask=bias_mask)
+        for bias_mask in ([True, True, False, False], [False, True, True, False])
+    )
+    mt.save_packed(tmp_path / "other.safetensors", other, with_base=True)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=RATE)
+    steps(layer, optimizer, 1)
+    mt.load_packed(tmp_path / "other.safetensors", layer)
+    with pytest.warns(UserWarning, match="got those from before load_packed"):
+        steps(layer, optimizer, 1)
+
+
+def test_state_that_is_factored_from_now_on_starts_anew():
+    before = mj.PackedLinear(300, 256, grad_mask=columns(range(100)), seed=0)
+    after = before.repack(columns(range(200)))
+    optimizer = optax.adafactor(RATE)
+    state = mj.repack_state(optimizer, optimizer.init(mj.partition(before)[0]), before, after)
+    fresh = optimizer.init(mj.partition(after)[0])
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(fresh)]

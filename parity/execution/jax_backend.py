@@ -109,7 +109,7 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         if _anew:
             size, seed = _anew[-1]
             program = functools.partial(asked.program, Ops, is_float)
-            return _outputs(jax_rounding.run(program, arrays, size, seed, kept, asked.key))
+            return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays)))
         if world == "jax-eager":
             with _options(asked):
                 outputs = _outputs(asked.program(EagerOps, is_float, arrays))
@@ -154,6 +154,11 @@ class _Ahead:
         except TypeError:
             # Of other shapes than it was compiled for: what is no float has no part in the key.
             return self._program(arrays)
+
+
+def _form(asked: Call, arrays: Any) -> str:
+    """Return what a program that is compiled for all arrays of these shapes depends on, besides its function."""
+    return f"{asked.key} {[(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]}"
 
 
 def _options(asked: Call) -> contextlib.AbstractContextManager[None]:
@@ -211,8 +216,7 @@ def read(
         arrays = _arrays(asked, device)
         if not ranges:
             return jax_programs.read(program, arrays)
-        shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]
-        key = f"ranges {device} {x64} {asked.key} {shapes}"
+        key = f"ranges {device} {x64} {_form(asked, arrays)}"
         if key not in kept:
             kept[key] = jax_programs.ranges(program, arrays)
         found: Reading = kept[key](arrays)

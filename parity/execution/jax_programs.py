@@ -67,7 +67,14 @@ def ranges(function: Callable[..., Any], arrays: Any) -> Callable[[Any], Reading
 
     def left(arrays: Any) -> list[tuple[Any, Any]]:
         notes: list[tuple[str, Any, Any]] = []
-        _run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), notes)
+
+        def compute(eqn: Any, inputs: list[Any]) -> list[Any]:
+            found: list[Any] = jax.lax.optimization_barrier(bind(eqn, inputs))
+            name = eqn.primitive.name
+            notes.extend((name, *_range(name, inputs, out)) for out in found if _is_float(out))
+            return found
+
+        evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), compute)
         names[:] = [name for name, _, _ in notes]
         return [(large, small) for _, large, small in notes]
 
@@ -143,9 +150,17 @@ def _jaxprs(parameters: Any) -> Any:
             yield from _jaxprs(value)
 
 
-def _run(
-    jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], notes: list[tuple[str, Any, Any]]
+def evaluate(
+    jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], compute: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
+    """Return what a program gives, computed equation by equation, those of the functions that it calls included.
+
+    Args:
+        jaxpr: The program.
+        constants: Of its constant variables.
+        arguments: Of its arguments.
+        compute: Returns the results of an equation on its operands; `bind` does as JAX does.
+    """
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -157,14 +172,17 @@ def _run(
         inner = next((eqn.params[name] for name in INLINED if name in eqn.params), None)
         if inner is not None and eqn.primitive.name in ONCE:
             body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            found = _run(body, consts, inputs, notes)
+            found = evaluate(body, consts, inputs, compute)
         else:
-            found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            found = list(found) if eqn.primitive.multiple_results else [found]
-            found = jax.lax.optimization_barrier(found)
-            notes += [(eqn.primitive.name, *_range(eqn.primitive.name, inputs, out)) for out in found if _is_float(out)]
+            found = compute(eqn, inputs)
         known |= dict(zip(eqn.outvars, found, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
+
+
+def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Return the results of an equation, as JAX computes them."""
+    found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return list(found) if eqn.primitive.multiple_results else [found]
 
 
 def _range(name: str, inputs: Sequence[Any], out: Any) -> tuple[Any, Any]:

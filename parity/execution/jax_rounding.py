@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from parity.execution._compat import QUICKLY, known_xla_options
-from parity.execution.jax_programs import INLINED, MOVES, ONCE
+from parity.execution.jax_programs import MOVES, bind, evaluate
 
 _EXACT = """
 abs neg sign max min argmax argmin reduce_max reduce_min sort clamp floor ceil round eq ne lt le gt ge and or not
@@ -50,9 +50,9 @@ def run(function: Callable[..., Any], arrays: Any, size: float, seed: int, progr
         size: Of the movement, relative.
         seed: Of the random numbers.
         programs: Where programs are kept: each is compiled once for all movements.
-        key: What the program depends on, besides the shapes and dtypes of the arrays.
+        key: What the program depends on, the shapes of the arrays included.
     """
-    key = f"rounding {key} {[(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]}"
+    key = f"rounding {key}"
     if key not in programs:
         programs[key] = _program(function, arrays)
     program, count = programs[key]
@@ -66,7 +66,15 @@ def _program(function: Callable[..., Any], arrays: Any) -> tuple[Callable[..., A
     counted = _Noise(None)
 
     def program(noise: _Noise, arrays: Any, size: Any) -> Any:
-        found = _run(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), size, noise)
+        def compute(eqn: Any, inputs: list[Any]) -> list[Any]:
+            name = eqn.primitive.name
+            if name not in EXACT | BASIC:
+                factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
+                inputs = [_moved(one, factor * size, noise) for one in inputs]
+            found = bind(eqn, inputs)
+            return found if name in EXACT else [_moved(one, size, noise) for one in found]
+
+        found = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), compute)
         return jax.tree.unflatten(jax.tree.structure(shape), found)
 
     jax.eval_shape(functools.partial(program, counted), arrays, 1.0)
@@ -86,31 +94,6 @@ class _Noise:
     def take(self, shape: tuple[int, ...]) -> Any:
         start, self.taken = self.taken, self.taken + math.prod(shape)
         return 0.0 if self._numbers is None else self._numbers[start : self.taken].reshape(shape)
-
-
-def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any], size: Any, noise: _Noise) -> list[Any]:
-    known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
-    known |= dict(zip(jaxpr.invars, arguments, strict=True))
-
-    def value(variable: Any) -> Any:
-        return variable.val if hasattr(variable, "val") else known[variable]
-
-    for eqn in jaxpr.eqns:
-        name, inputs = eqn.primitive.name, [value(variable) for variable in eqn.invars]
-        inner = next((eqn.params[one] for one in INLINED if one in eqn.params), None)
-        if inner is not None and name in ONCE:
-            body, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
-            found = _run(body, consts, inputs, size, noise)
-        else:
-            if name not in EXACT | BASIC:
-                factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
-                inputs = [_moved(one, factor * size, noise) for one in inputs]
-            found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            found = list(found) if eqn.primitive.multiple_results else [found]
-            if name not in EXACT:
-                found = [_moved(one, size, noise) for one in found]
-        known |= dict(zip(eqn.outvars, found, strict=True))
-    return [value(variable) for variable in jaxpr.outvars]
 
 
 def _moved(values: Any, amount: Any, noise: _Noise) -> Any:

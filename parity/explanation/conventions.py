@@ -267,16 +267,19 @@ def _ignored(step: Step) -> Iterator[Claim]:
     )
 
 
+def _with_first(result: Any, first: Any) -> Any:
+    """Return a result, or several, of which the first is another."""
+    return type(result)([first, *result[1:]]) if isinstance(result, tuple | list) else first
+
+
 def _median(step: Step) -> Iterator[Claim]:
     axis = step.operands.get("dim")
 
     def middle(operation: Operation) -> Any:
         result = operation.compute(operation.operands)
-        first = result[0] if isinstance(result, tuple | list) else result
         values = operation.numpy(operation.operands["self"])
         mean = np.median(values, axis=axis, keepdims=bool(operation.operands.get("keepdim")))
-        like = operation.like(mean, first)
-        return type(result)([like, *result[1:]]) if isinstance(result, tuple | list) else like
+        return _with_first(result, operation.like(mean, result[0] if isinstance(result, tuple | list) else result))
 
     yield Claim(
         Change("torch", {step.key: middle}),
@@ -302,7 +305,7 @@ def _adaptive(step: Step) -> Iterator[Claim]:
         def pooled(operation: Operation, window: list[int] = window) -> Any:
             result = operation.compute(operation.operands)
             made = pool(operation.operands["self"], window, stride)[..., : outer[0], : outer[1]]
-            return type(result)([made, *result[1:]]) if isinstance(result, tuple | list) else made
+            return _with_first(result, made)
 
         yield Claim(
             Change("torch", {step.key: pooled}),

@@ -62,9 +62,9 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
         return mine, None if double else _slopes(runs, cell, draws, beside, beside, single, levels)
 
     mine, twin = both(_unmeasured(runs, cell))
-    open_ones = [one for one in (*mine.values(), *(twin or {}).values()) if not one.is_settled(UNIT[single])]
-    if open_ones:
-        if cell.transform not in TRANSFORMS and max(one.count for one in open_ones) < data.ENOUGH:
+    unsettled = [one for one in (*mine.values(), *(twin or {}).values()) if not one.is_settled(UNIT[single])]
+    if unsettled:
+        if cell.transform not in TRANSFORMS and max(one.count for one in unsettled) < data.ENOUGH:
             return found
         mine, twin = both(_levels(runs, cell))
     if double and own == "jax":
