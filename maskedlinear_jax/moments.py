@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 
 from maskedlinear_core.masks import Mask
-from maskedlinear_jax import packing
+from maskedlinear_jax import _compat, packing
 from maskedlinear_jax.module import partition
 from maskedlinear_jax.packed_module import PackedLinear
 
@@ -36,6 +39,49 @@ class Moved(NamedTuple):
         """Of the values now."""
         weight = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         return jax.eval_shape(lambda weight: packing.pack(weight, grad_mask=self.new), weight).shape
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing changed."""
+        return self.old == self.new
+
+    def carry(self, state: Array, made: Array) -> Array:
+        """Return the state of the values now: of those that stay it is the old one, of the others what was made."""
+        weight = packing.unpack(jnp.zeros(self.shape, made.dtype), made, grad_mask=self.new)
+        return packing.repack(state, self.old, self.new, weight=weight)
+
+
+class MovedBias(NamedTuple):
+    """How the trainable entries of one bias changed.
+
+    Attributes:
+        old: Bool (out_features,): which there were; None for all.
+        new: Which there are.
+        values_shape: Of these entries before.
+        new_values_shape: Of these entries now.
+    """
+
+    old: Any
+    new: Any
+    values_shape: tuple[int, ...]
+    new_values_shape: tuple[int, ...]
+
+    @property
+    def stays(self) -> bool:
+        """Whether nothing changed. Masks that are traced may have."""
+        if any(map(_compat.is_tracer, (self.old, self.new))):
+            return False
+        old, new = [None if one is None or np.asarray(one).all() else np.asarray(one) for one in (self.old, self.new)]
+        return np.array_equal(old, new) if old is not None and new is not None else old is new
+
+    def carry(self, state: Array, made: Array) -> Array:
+        """Return the state of the entries now, as `Moved.carry` does."""
+        size = next((one.size for one in (self.old, self.new) if one is not None), state.size)
+        old, new = [jnp.ones(size, bool) if one is None else jnp.asarray(one) for one in (self.old, self.new)]
+        (index,) = jnp.nonzero(new, size=math.prod(self.new_values_shape))
+        came_from = jnp.where(old, jnp.cumsum(old), 0)[index].reshape(made.shape)
+        known = jnp.concatenate([jnp.zeros(1, state.dtype), state.reshape(-1)])
+        return jnp.where(came_from > 0, known[came_from], made)
 
 
 def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
@@ -65,23 +111,30 @@ def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
         (True, 0.0)
     """
     old, new = packed_layers(before), packed_layers(after)
-    moved = {
+    moved: dict[Path, Any] = {
         (*path, "values"): Moved(
             layer.grad_mask, new[path].grad_mask, (layer.out_features, layer.in_features), layer.values.shape
         )
         for path, layer in old.items()
         if path in new
     }
-    return move(state, optimizer.init(partition(after)[0]), moved)
+    biases = {
+        (*path, "bias_values"): MovedBias(
+            layer.bias_mask, new[path].bias_mask, layer.bias_values.shape, new[path].bias_values.shape
+        )
+        for path, layer in old.items()
+        if path in new and None not in (layer.bias_values, new[path].bias_values)
+    }
+    return move(state, optimizer.init(partition(after)[0]), moved | biases)
 
 
-def move(state: Any, fresh: Any, moved: Mapping[Path, Moved]) -> Any:
+def move(state: Any, fresh: Any, moved: Mapping[Path, Any]) -> Any:
     """Return a fresh state with what an old one has learned.
 
     Args:
         state: The old state.
         fresh: The state that the optimizer makes for the new values.
-        moved: By the path of the values.
+        moved: By the path of the values: a `Moved` or a `MovedBias`.
     """
     known = {names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
@@ -94,11 +147,8 @@ def move(state: Any, fresh: Any, moved: Mapping[Path, Moved]) -> Any:
         if change is not None and getattr(old, "shape", None) == tuple(change.values_shape):
             if getattr(leaf, "shape", None) != change.new_values_shape:
                 return leaf  # what it keeps now is not kept value by value
-            if change.old == change.new:
-                return old
             # What learns anew has what the optimizer makes for it: zeros, a copy of the weight, a first step size.
-            made = packing.unpack(jnp.zeros(change.shape, leaf.dtype), leaf, grad_mask=change.new)
-            return packing.repack(jnp.asarray(old), change.old, change.new, weight=made)
+            return old if change.stays else change.carry(jnp.asarray(old), leaf)
         return old if getattr(old, "shape", None) == getattr(leaf, "shape", None) else leaf
 
     return jax.tree_util.tree_map_with_path(leaf_of, fresh)

@@ -223,10 +223,8 @@ def _set(layer: Any, loaded: Any) -> None:
         _set_plain(layer, loaded.weight, loaded.bias)
         return
     layer.values.set_value(loaded.values)
-    if isinstance(layer, PackedLinear) and layer.bias_values is not None:
-        layer.bias_values.set_value(loaded.bias_values)
-    elif isinstance(layer, PackedLinearGeneral) and layer.bias is not None:
-        layer.bias.set_value(loaded.bias.reshape(layer.out_axes))
+    if not _form_of(layer).is_embedding and layer.bias_values is not None:
+        layer.bias_values.set_value(loaded.bias_values.reshape(layer.bias_values.get_value().shape))
 
 
 def _set_plain(layer: Any, weight: Any, bias: Any) -> None:

@@ -62,7 +62,7 @@ def mask_linears(
         bias_masks: As there.
         freeze_others: As there.
         strict: As there.
-        optimizer: Of this model. Where the mask of a packed layer changes its moments move along, in place.
+        optimizer: Of this model. Where a mask of a packed layer changes its moments move along, in place.
         values_dtype: As there.
         precision: As there.
 
@@ -108,7 +108,7 @@ def mask_linears(
         kind = form.packed if packed else form.masked
         made[name] = kind.from_linear(node, **given, **({"values_dtype": values_dtype} if packed else {}))
     model = replace(model, found, made)
-    moved: dict[moments.Path, moments.Moved] = {}
+    moved: dict[moments.Path, Any] = {}
     for name, (mask, bias_mask) in changes.items():
         moved |= found[name].node._change(mask, bias_mask, tuple(name.split(".")) if name else ())
     if optimizer is not None:

@@ -220,7 +220,7 @@ class PackedEmbed(_Embedding):
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
         return packing.packed_linear(query, base, values, grad_mask=self.grad_mask, precision=self.arithmetic)
 
-    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, Any]:
         old, values, whole = self.grad_mask, self.values.get_value(), self.table
         changed = packing.repack(values, old, mask, weight=whole)
         self.base.set_value(marks.repacked(self.base.get_value(), values, old, mask, whole))

@@ -25,7 +25,7 @@ from maskedlinear_core.precision import as_precision
 from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole
+from maskedlinear_jax.nnx_layers import Frozen, Layer, PackedBias, Positions, ValuesPositions, Whole
 
 
 class _General(Layer):
@@ -45,8 +45,8 @@ class _General(Layer):
         mask = constructors.as_mask(grad_mask).packed((self.out_features, self.in_features))
         self.positions = kind(mask)
         bias_values = _bias_mask(bias_mask, self.use_bias, self.out_features)
-        self.bias_positions = nnx.data(None if bias_values is None else Positions(jnp.asarray(bias_values)))
-        self.bias = linear.bias
+        self.bias_positions = nnx.data(None if bias_values is None else kind(jnp.asarray(bias_values)))
+        self._take_bias_over(linear.bias)
 
     def to_linear(self) -> Any:
         """Return a plain `nnx.LinearGeneral` with the trained kernel."""
@@ -136,11 +136,11 @@ class MaskedLinearGeneral(_General):
         )
 
 
-class PackedLinearGeneral(_General):
+class PackedLinearGeneral(PackedBias, _General):
     """A `flax.nnx.LinearGeneral` that pays only for what learns: see `maskedlinear_jax.PackedLinear`.
 
-    `values` is an `nnx.Param`, the matrix is `Frozen`; `bias` is the plain layer's. Made by `mask_linears` or
-    `from_linear`.
+    `values` and `bias_values` are `nnx.Param`; the matrix, and the bias under its trainable part, are `Frozen`. Made by
+    `mask_linears` or `from_linear`.
 
     Example:
         >>> from maskedlinear_jax import rows
@@ -148,8 +148,6 @@ class PackedLinearGeneral(_General):
         >>> PackedLinearGeneral.from_linear(plain, grad_mask=rows([5])).values.get_value().shape
         (1, 4)
     """
-
-    is_packed = True
 
     def __init__(
         self,
@@ -205,14 +203,15 @@ class PackedLinearGeneral(_General):
         )  # fmt: skip
 
     def _linear(self, lines: Array, bias: Any, bias_mask: Any) -> Array:
+        # Its bias is put together of what learns and what does not: it needs no mask.
         lines, base, bias = self._cast(lines, self._turned(self.base.get_value()), bias)
         values = self.values.get_value()
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
         return packing.packed_linear(
-            lines, base, values, bias, grad_mask=self.grad_mask, bias_mask=bias_mask, precision=self.arithmetic
+            lines, base, values, bias, grad_mask=self.grad_mask, precision=self.arithmetic
         )
 
-    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, Any]:
         old, values, whole = self.grad_mask, self.values.get_value(), self._whole()
         changed = packing.repack(values, old, mask, weight=whole)
         base = marks.repacked(self._turned(self.base.get_value()), values, old, mask, whole)

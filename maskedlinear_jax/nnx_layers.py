@@ -169,7 +169,7 @@ class Layer(nnx.Module):
 
     def _change(
         self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
-    ) -> dict[moments.Path, moments.Moved]:
+    ) -> dict[moments.Path, Any]:
         # Sets masks; tells how packed values moved.
         mask = mask if mask.is_traced else mask.packed((self.out_features, self.in_features))
         moved = self._change_weight(mask, path)
@@ -177,7 +177,7 @@ class Layer(nnx.Module):
             self.bias_positions = Positions(jnp.asarray(bias_mask))
         return moved
 
-    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, Any]:
         self.positions.set_value(mask)
         return {}
 
@@ -276,7 +276,57 @@ class MaskedLinear(Layer):
             )  # fmt: skip
 
 
-class PackedLinear(Layer):
+class PackedBias(Layer):
+    """A packed layer's bias: where a part of it is frozen, its trainable entries are a parameter of their own."""
+
+    is_packed = True
+
+    @property
+    def bias(self) -> Any:
+        """The whole bias, or None: the parameter itself if all of it trains. It can be set."""
+        if self.bias_positions is None or self.bias_base is None:
+            return self.bias_values
+        return Whole.of("bias", self._whole_bias(), self._bias_parts, self._write_bias)
+
+    def _bias_parts(self) -> tuple[Any, ...]:
+        return tuple([None if one is None else one.get_value() for one in (self.bias_base, self.bias_values)])
+
+    def _write_bias(self, bias: Array) -> None:
+        assert self.bias_base is not None, "asked for only where part of the bias is frozen"
+        assert self.bias_positions is not None, "as above"
+        self.bias_base.set_value(bias)
+        self.bias_values.set_value(bias.reshape(-1)[self.bias_positions.get_value()])
+
+    def _whole_bias(self) -> Any:
+        if self.bias_positions is None or self.bias_base is None:
+            return None if self.bias_values is None else self.bias_values.get_value()
+        values = self.bias_values.get_value()
+        (index,) = jnp.nonzero(self.bias_positions.get_value(), size=values.shape[0])
+        base = self.bias_base.get_value()
+        return base.reshape(-1).at[index].set(values).reshape(base.shape)
+
+    def _change(
+        self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
+    ) -> dict[moments.Path, Any]:
+        moved = super()._change(mask, None, path)
+        if bias_mask is not None:
+            old, shape = self.bias_mask, self.bias_values.get_value().shape
+            whole = nnx.Param(self._whole_bias())
+            self.bias_positions = ValuesPositions(jnp.asarray(bias_mask))
+            self._take_bias_over(whole)
+            now = self.bias_values.get_value().shape
+            moved[*path, "bias_values"] = moments.MovedBias(old, bias_mask, shape, now)
+        return moved
+
+    def _take_bias_over(self, bias: Any) -> None:
+        if self.bias_positions is None:
+            self.bias_values, self.bias_base = nnx.data(bias), nnx.data(None)
+        else:
+            whole, trains = bias.get_value(), self.bias_positions.get_value()
+            self.bias_values, self.bias_base = nnx.Param(whole.reshape(-1)[trains]), Frozen(whole)
+
+
+class PackedLinear(PackedBias):
     """A drop-in for `flax.nnx.Linear` that pays only for what learns: see `maskedlinear_jax.PackedLinear`.
 
     `values` and `bias_values` are `nnx.Param`; the matrix, and the bias under its trainable part, are `Frozen`:
@@ -354,50 +404,17 @@ class PackedLinear(Layer):
         """The whole kernel (in_features, out_features): the matrix with the values in their places. It can be set."""
         return Whole.of("kernel", self._whole().T, self._parts, self._write)
 
-    @property
-    def bias(self) -> Any:
-        """The whole bias (out_features,), or None: the parameter itself if all of it trains. It can be set."""
-        if self.bias_positions is None or self.bias_base is None:
-            return self.bias_values
-        return Whole.of("bias", self._whole_bias(), self._bias_parts, self._write_bias)
-
     def _whole(self) -> Array:
         return packing.unpack(self.base.get_value().T, self.values.get_value(), grad_mask=self.grad_mask)
 
     def _parts(self) -> tuple[Any, ...]:
         return self.base.get_value(), self.values.get_value()
 
-    def _bias_parts(self) -> tuple[Any, ...]:
-        return tuple([None if one is None else one.get_value() for one in (self.bias_base, self.bias_values)])
-
     def _write(self, kernel: Array) -> None:
         self.values.set_value(packing.pack(kernel.T, grad_mask=self.grad_mask).astype(self.values.get_value().dtype))
         self.base.set_value(kernel)
 
-    def _write_bias(self, bias: Array) -> None:
-        assert self.bias_base is not None, "asked for only where part of the bias is frozen"
-        assert self.bias_positions is not None, "as above"
-        self.bias_base.set_value(bias)
-        self.bias_values.set_value(bias[self.bias_positions.get_value()])
-
-    def _whole_bias(self) -> Any:
-        if self.bias_positions is None or self.bias_base is None:
-            return None if self.bias_values is None else self.bias_values.get_value()
-        values = self.bias_values.get_value()
-        (index,) = jnp.nonzero(self.bias_positions.get_value(), size=values.shape[0])
-        return self.bias_base.get_value().at[index].set(values)
-
-    def _change(
-        self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
-    ) -> dict[moments.Path, moments.Moved]:
-        moved = super()._change(mask, None, path)
-        if bias_mask is not None:
-            whole = nnx.Param(self._whole_bias())
-            self.bias_positions = ValuesPositions(jnp.asarray(bias_mask))
-            self._take_bias_over(whole)
-        return moved
-
-    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, moments.Moved]:
+    def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, Any]:
         old, values = self.grad_mask, self.values.get_value()
         whole, shape = self._whole(), (self.out_features, self.in_features)
         # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
@@ -406,13 +423,6 @@ class PackedLinear(Layer):
         self.values.set_value(changed)
         self.positions = ValuesPositions(mask)
         return {(*path, "values"): moments.Moved(old, mask, shape, values.shape)}
-
-    def _take_bias_over(self, bias: Any) -> None:
-        if self.bias_positions is None:
-            self.bias_values, self.bias_base = nnx.data(bias), nnx.data(None)
-        else:
-            whole, trains = bias.get_value(), self.bias_positions.get_value()
-            self.bias_values, self.bias_base = nnx.Param(whole[trains]), Frozen(whole)
 
     def __call__(self, inputs: Array) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
@@ -442,9 +452,9 @@ def _check_plain(name: str, linear: Any) -> None:
     convert_checks.not_stacked(name, linear.kernel.ndim, 2)
 
 
-def move_moments(optimizer: Any, model: nnx.Module, moved: dict[moments.Path, moments.Moved]) -> None:
+def move_moments(optimizer: Any, model: nnx.Module, moved: dict[moments.Path, Any]) -> None:
     """Take the moments of an optimizer along where packed values moved, in place."""
-    changed = {path: one for path, one in moved.items() if one.old != one.new}
+    changed = {path: one for path, one in moved.items() if not one.stays}
     if not changed:
         return
     fresh = nnx.Optimizer(model, optimizer.tx, wrt=optimizer.wrt)

@@ -127,7 +127,7 @@ ONLY_DEFINED_IN_ONE = {
     "module.py": {"Layer", "_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
                   "partition", "combine", "_is_float", "_name_of_dtype"},
     "moments.py": {  # an optimizer's state is a value of its own in JAX, and hangs on parameters in torch
-        "Moved", "repack_state", "packed_layers", "names", "numbers", "_moved", "_fresh",
+        "Moved", "MovedBias", "repack_state", "packed_layers", "names", "numbers", "_moved", "_fresh",
     },
     "_compat.py": set(),  # private names of a framework have no twin
 }  # fmt: skip

@@ -328,3 +328,56 @@ def test_state_that_is_factored_from_now_on_starts_anew():
     state = mj.repack_state(optimizer, optimizer.init(mj.partition(before)[0]), before, after)
     fresh = optimizer.init(mj.partition(after)[0])
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(fresh)]
+
+
+BIASES = {"as many": [1, 2], "more": [1, 2, 3], "fewer": [1], "all": [0, 1, 2, 3]}
+
+
+def _bias_mask(trained):
+    return np.isin(np.arange(O), trained)
+
+
+def _expected(before, trained):
+    return [float(before[[0, 1].index(one)]) if one in (0, 1) else 0.0 for one in trained]
+
+
+@pytest.mark.parametrize("trained", BIASES.values(), ids=BIASES)
+def test_h5_the_moments_of_a_bias_follow_its_mask_in_a_pytree(trained):
+    before = mj.PackedLinear(I, O, grad_mask=OLD, bias_mask=_bias_mask([0, 1]), seed=0)
+    optimizer, (params, rest) = optax.adam(RATE), mj.partition(before)
+    gradient = jax.grad(lambda params: jnp.square(mj.combine(params, rest)(jnp.ones(I)) - 1).sum())(params)
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    after = mj.mask_linears(before, {"": OLD}, bias_masks={"": _bias_mask(trained)})
+    moved = mj.repack_state(optimizer, state, before, after)
+    assert moved[0].mu.bias_values.tolist() == _expected(state[0].mu.bias_values, trained)
+    assert moved[0].mu.values.tolist() == state[0].mu.values.tolist()
+
+
+@pytest.mark.parametrize("kind, name", [(nnx.Linear, "more"), (nnx.LinearGeneral, "as many")])
+def test_h5_the_moments_of_a_bias_follow_its_mask_in_nnx(kind, name):
+    trained, model = BIASES[name], nnx.Sequential(kind(I, O, rngs=nnx.Rngs(0)))
+    mn.mask_linears(model, {"layers.0": OLD}, packed=True, bias_masks={"layers.0": _bias_mask([0, 1])})
+    optimizer = nnx.Optimizer(model, optax.adam(RATE), wrt=nnx.Param)
+    gradient = nnx.grad(lambda model: jnp.square(model(jnp.ones(I)) - 1).sum())
+    optimizer.update(model, gradient(model))
+    before = optimizer.opt_state[0].mu["layers"][0]["bias_values"][...]
+    mn.mask_linears(model, {"layers.0": OLD}, bias_masks={"layers.0": _bias_mask(trained)}, optimizer=optimizer)
+    now = optimizer.opt_state[0].mu["layers"][0]["bias_values"][...]
+    assert now.ravel().tolist() == _expected(before, trained)
+    optimizer.update(model, gradient(model))
+
+
+def test_h2_decay_moves_no_frozen_bias_of_a_packed_layer_with_axes():
+    """The bias of a packed `LinearGeneral` was one parameter, of which a mask froze the gradient only."""
+    model = nnx.Sequential(nnx.LinearGeneral(I, (2, 2), rngs=nnx.Rngs(0), bias_init=nnx.initializers.ones))
+    mn.mask_linears(
+        model, {"layers.0": OLD}, packed=True, bias_masks={"layers.0": _bias_mask([0, 3])}, freeze_others=True
+    )
+    optimizer = nnx.Optimizer(model, optax.adamw(RATE, weight_decay=0.5), wrt=nnx.Param)
+    for _ in range(2):
+        optimizer.update(model, nnx.grad(lambda model: model(jnp.ones((2, I))).sum())(model))
+    assert model.layers[0].bias_values.get_value().shape == (2,)
+    bias = model.layers[0].bias.get_value()
+    assert (np.asarray(bias) != 1).tolist() == [[True, False], [False, True]]
+    again = mn.load_packed(mn.packed_bytes(model, with_base=True), nnx.clone(model))
+    assert again.layers[0].bias.get_value().tolist() == bias.tolist()
