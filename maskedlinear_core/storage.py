@@ -57,6 +57,9 @@ _LONGEST_GAP = 255
 DTYPES = sorted(_IN_FILE)
 """What can be stored."""
 
+_STEPS = 2**16
+"""In so many steps from 0 to 1 is what tells positions apart: float32 holds each, and the average of equal ones."""
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -125,6 +128,42 @@ def fingerprint(weight: Numbers, mask: Mask) -> str:
     frozen = np.where(mask.to_array(weight.bits.shape), 0, weight.bits).astype(f"<u{weight.bits.itemsize}")
     head = json.dumps([list(weight.bits.shape), weight.dtype]).encode()
     return hashlib.sha256(head + frozen.tobytes()).hexdigest()
+
+
+def positions_mark(mask: Mask, shape: tuple[int, int], bias_mask: np.ndarray | None) -> np.ndarray:
+    """Return what tells the positions of a layer's learned arrays apart, for dicts of arrays that are averaged.
+
+    Args:
+        mask: Of the weight.
+        shape: Of the weight (out_features, in_features).
+        bias_mask: Bool (out_features,), or None for all of the bias.
+
+    Returns:
+        Four float32 numbers from 0 to 1, made from the SHA-256 of the positions. The average of equal ones is the same.
+
+    Example:
+        >>> from maskedlinear_core import columns
+        >>> positions_mark(columns([1]), (2, 4), None).tolist() == positions_mark(columns([2]), (2, 4), None).tolist()
+        False
+    """
+    found = positions.packed(mask.canonical(shape))
+    trains = np.ones(shape[0], np.bool_) if bias_mask is None else bias_mask
+    head = json.dumps([found.kind, list(shape), list(found.grid_shape), list(found.block_shape)]).encode()
+    arrays = [b"-" if one is None else one.astype("<i8").tobytes() for one in (*found.arrays, trains)]
+    digest = hashlib.sha256(b"|".join([head, *arrays])).digest()
+    return (np.frombuffer(digest[:8], "<u2") / _STEPS).astype(np.float32)
+
+
+def check_positions(name: str, array: np.ndarray, mask: Mask, shape: tuple[int, int], bias_mask: Any) -> None:
+    """Check that learned arrays are of the positions that a layer has: see `positions_mark`.
+
+    Raises:
+        StorageError: They are of others.
+    """
+    own = positions_mark(mask, shape, bias_mask)
+    storage_checks.array(name, array.shape, array.dtype.name, own.shape)
+    if not np.array_equal(np.rint(array.astype(np.float64) * _STEPS), np.rint(own.astype(np.float64) * _STEPS)):
+        storage_checks.refuse_positions(name)
 
 
 def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) -> None:

@@ -90,16 +90,17 @@ def packed_bytes(model: Any, *, with_base: bool = False) -> bytes:
 
 
 def packed_arrays(model: Any) -> dict[str, np.ndarray]:
-    """Return everything that learns in a model as NumPy arrays by name, and nothing else: what a client sends.
+    """Return everything that learns in a model as NumPy arrays by name, and no matrix: what a client sends.
 
-    `load_packed` takes them back, from a model of the same masks in either framework.
+    `load_packed` takes them back, from a model of the same masks in either framework, and refuses those of other masks.
 
     Args:
         model: As for `save_packed`.
 
     Returns:
         "<layer>.values", packed, and "<layer>.bias", its trainable entries, of each masked layer; other arrays of
-        floats by their own names. bfloat16 comes as float32, which holds it exactly.
+        floats by their own names. bfloat16 comes as float32, which holds it exactly. "<layer>.positions" are four
+        numbers from 0 to 1 that tell the masks apart; averages of equal ones are equal.
 
     Raises:
         ValueError: The model has no masked layer.
@@ -108,9 +109,11 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
         >>> from maskedlinear_jax import columns
         >>> model = {"in": PackedLinear(4, 2, grad_mask=columns([1]), seed=0), "scale": jnp.ones(2)}
         >>> {name: array.shape for name, array in packed_arrays(model).items()}
-        {'in.values': (2, 1), 'in.bias': (2,), 'scale': (2,)}
+        {'in.values': (2, 1), 'in.bias': (2,), 'scale': (2,), 'in.positions': (4,)}
     """
-    return {name: to_numpy(array).copy() for name, array in _learned(model).items()}
+    learned = _learned(model)
+    found = {name: storage.positions_mark(*masks) for name, masks in _positions(model, learned).items()}
+    return {name: to_numpy(array).copy() for name, array in learned.items()} | found
 
 
 def load_packed(
@@ -271,13 +274,27 @@ def _learned(model: Any) -> dict[str, Any]:
     return found | _others(model)
 
 
+def _positions(model: Any, learned: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[int, int], Any]]:
+    # By name, the masks of the layers of which something learns.
+    found: dict[str, tuple[Any, tuple[int, int], Any]] = {}
+    for name, layer in _layers(model).items():
+        dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
+        if any(one in learned and learned[one].size for one in (f"{dot}values", f"{dot}bias")):
+            bias_mask = None if layer.bias_mask is None else to_numpy(layer.bias_mask)
+            found[f"{dot}positions"] = layer.grad_mask.packed(shape), shape, bias_mask
+    return found
+
+
 def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
     if rename is not None:
         to = storage.renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
     learned = _learned(model)
-    storage_checks.names("load_packed", list(learned), list(arrays))
+    positions = _positions(model, learned)
+    storage_checks.names("load_packed", [*learned, *positions], list(arrays))
+    for name, masks in positions.items():
+        storage.check_positions(name, np.asarray(arrays[name]), *masks)
     new: dict[str, Array] = {}
     for name, now in learned.items():
         array = np.asarray(arrays[name])

@@ -97,9 +97,9 @@ float64; load into the model that the values were trained on. Nothing was change
 
 
 def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return everything that learns in a model as NumPy arrays by name, and nothing else: what a client sends.
+    """Return everything that learns in a model as NumPy arrays by name, and no matrix: what a client sends.
 
-    `load_packed` takes them back, from a model of the same masks in either framework.
+    `load_packed` takes them back, from a model of the same masks in either framework, and refuses those of other masks.
 
     Args:
         model: As for `save_packed`.
@@ -107,6 +107,7 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     Returns:
         "<layer>.values", packed, and "<layer>.bias", its trainable entries, of each masked layer; other parameters
         that require a gradient and buffers by their own names. bfloat16 comes as float32, which holds it exactly.
+        "<layer>.positions" are four numbers from 0 to 1 that tell the masks apart; averages of equal ones are equal.
 
     Raises:
         ValueError: The model has no masked layer.
@@ -115,9 +116,11 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
         >>> from maskedlinear_torch import columns
         >>> model = nn.Sequential(PackedLinear(4, 2, grad_mask=columns([1]), seed=0), nn.Linear(2, 1, bias=False))
         >>> {name: array.shape for name, array in packed_arrays(model).items()}
-        {'0.values': (2, 1), '0.bias': (2,), '1.weight': (1, 2)}
+        {'0.values': (2, 1), '0.bias': (2,), '1.weight': (1, 2), '0.positions': (4,)}
     """
-    return {name: to_numpy(tensor.detach()).copy() for name, tensor in _learned(model).items()}
+    learned = _learned(model)
+    marks = {name: storage.positions_mark(*masks) for name, masks in _positions(model, learned).items()}
+    return {name: to_numpy(tensor.detach()).copy() for name, tensor in learned.items()} | marks
 
 
 def load_packed(
@@ -352,13 +355,26 @@ def _learned(model: nn.Module) -> dict[str, Tensor]:
     return found | _others(model, layers)
 
 
+def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, tuple[Any, tuple[int, int], Any]]:
+    # By name, the masks of the layers of which something learns.
+    found: dict[str, tuple[Any, tuple[int, int], Any]] = {}
+    for name, layer in _layers(model).items():
+        dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
+        if any(one in learned and learned[one].numel() for one in (f"{dot}values", f"{dot}bias")):
+            found[f"{dot}positions"] = layer.grad_mask.packed(shape), shape, layer.bias_mask
+    return found
+
+
 def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Module:
     if rename is not None:
         to = storage.renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
     learned = _learned(model)
-    storage_checks.names("load_packed", list(learned), list(arrays))
+    positions = _positions(model, learned)
+    storage_checks.names("load_packed", [*learned, *positions], list(arrays))
+    for name, masks in positions.items():
+        storage.check_positions(name, np.asarray(arrays[name]), *masks)
     new: dict[str, Tensor] = {}
     for name, tensor in learned.items():
         array = np.asarray(arrays[name])

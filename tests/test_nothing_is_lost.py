@@ -100,7 +100,7 @@ def test_m10_a_round_of_federated_averaging_over_both_frameworks(packed):
     with torch.no_grad():
         (in_torch.values if packed else in_torch.weight[:, 1:3]).add_(1)
     sent = mt.packed_arrays(in_torch), mj.packed_arrays(in_jax)
-    assert sent[0].keys() == sent[1].keys() == {"values", "bias"}
+    assert sent[0].keys() == sent[1].keys() == {"values", "bias", "positions"}
     mean = {name: (sent[0][name] + sent[1][name]) / 2 for name in sent[0]}
     mt.load_packed(mean, in_torch)
     in_jax = mj.load_packed(mean, in_jax)
@@ -115,8 +115,29 @@ def test_m10_wrong_arrays_are_refused_and_change_nothing():
         arrays = twin.packed_arrays(layer)
         with pytest.raises(StorageError, match=r"expected an array of shape .4, 2., got one of shape .2, 4."):
             twin.load_packed(arrays | {"values": arrays["values"].T}, layer)
-        with pytest.raises(StorageError, match=r"got none for bias and other beside them"):
+        with pytest.raises(StorageError, match=r"got none for bias, positions and other beside them"):
             twin.load_packed({"values": arrays["values"], "other": arrays["bias"]}, layer)
+
+
+OTHER_MASKS = {"columns": {"grad_mask": columns([0, 3])}, "bias": {"bias_mask": [True, False, True, True]}}
+
+
+@pytest.mark.parametrize("form", ["PackedLinear", "MaskedLinear"])
+@pytest.mark.parametrize("other", OTHER_MASKS.values(), ids=OTHER_MASKS)
+def test_m10_arrays_of_other_positions_of_the_same_count_are_refused(other, form):
+    own = {"grad_mask": columns([1, 2]), "bias_mask": [True, True, True, False], "seed": 0}
+    ours, theirs = ([getattr(twin, form)(6, 4, **(own | given)) for twin in (mt, mj)] for given in ({}, other))
+    for sender in (mt.packed_arrays(ours[0]), mj.packed_arrays(ours[1])):
+        for twin, layer, foreign in zip((mt, mj), ours, theirs, strict=True):
+            twin.load_packed(sender, layer)
+            # As several servers compute it, in float32 too.
+            third = {name: array * np.float32(0.1) + array * np.float32(0.9) for name, array in sender.items()}
+            twin.load_packed(third, layer)
+            before = np.array(foreign.weight.detach() if twin is mt else foreign.weight)
+            with pytest.raises(StorageError, match=r"positions: expected arrays of the positions that learn"):
+                twin.load_packed(sender, foreign)
+            now = np.array(foreign.weight.detach() if twin is mt else foreign.weight)
+            np.testing.assert_array_equal(now, before)
 
 
 def test_m10_other_names():

@@ -200,3 +200,16 @@ def array(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ..
         refuse_other(name, f"an array of shape {tuple(expected)}", f"one of shape {tuple(shape)}")
     if not dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
         refuse_other(name, "an array of real numbers", f"one of {dtype}")
+
+
+def refuse_positions(name: str) -> NoReturn:
+    """Refuse learned arrays of other positions than those of the model.
+
+    Raises:
+        StorageError: Always.
+    """
+    raise StorageError(
+        f"load_packed: {name}: expected arrays of the positions that learn in this model, got arrays of others; give "
+        "both models the same masks. (These numbers tell positions apart: send them along, and compute nothing with "
+        "them but averages.) Nothing was changed"
+    )
