@@ -209,6 +209,12 @@ class MaskedLinear:
         changed.__dict__.update(changes)
         return changed
 
+    def __contains__(self, key: object) -> bool:
+        """Return False: Flax's `TrainState` asks its parameters for a key of its own, and is refused a whole layer."""
+        if jax.tree.leaves(self.grad_mask):
+            module_checks.refuse_as_parameters(type(self).__name__)
+        return False
+
     def __repr__(self) -> str:
         """Describe sizes and masks."""
         if not hasattr(self.weight, "shape"):

@@ -207,9 +207,7 @@ class PackedLinearGeneral(PackedBias, _General):
         lines, base, bias = self._cast(lines, self._turned(self.base.get_value()), bias)
         values = self.values.get_value()
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)
-        return packing.packed_linear(
-            lines, base, values, bias, grad_mask=self.grad_mask, precision=self.arithmetic
-        )
+        return packing.packed_linear(lines, base, values, bias, grad_mask=self.grad_mask, precision=self.arithmetic)
 
     def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, Any]:
         old, values, whole = self.grad_mask, self.values.get_value(), self._whole()

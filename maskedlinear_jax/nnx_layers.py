@@ -167,9 +167,7 @@ class Layer(nnx.Module):
         if optimizer is not None:
             move_moments(optimizer, model, moved)
 
-    def _change(
-        self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
-    ) -> dict[moments.Path, Any]:
+    def _change(self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path) -> dict[moments.Path, Any]:
         # Sets masks; tells how packed values moved.
         mask = mask if mask.is_traced else mask.packed((self.out_features, self.in_features))
         moved = self._change_weight(mask, path)
@@ -305,9 +303,7 @@ class PackedBias(Layer):
         base = self.bias_base.get_value()
         return base.reshape(-1).at[index].set(values).reshape(base.shape)
 
-    def _change(
-        self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path
-    ) -> dict[moments.Path, Any]:
+    def _change(self, mask: masks.Mask, bias_mask: np.ndarray | None, path: moments.Path) -> dict[moments.Path, Any]:
         moved = super()._change(mask, None, path)
         if bias_mask is not None:
             old, shape = self.bias_mask, self.bias_values.get_value().shape

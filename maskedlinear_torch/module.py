@@ -16,7 +16,7 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
-from maskedlinear_torch import lowering, rule, steps
+from maskedlinear_torch import lowering, plain_ties, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
@@ -49,6 +49,7 @@ class Layer(HeldModule):
     _bias_values: np.ndarray | None
     _precision: Precision = Native()
     _origin: Origin
+    _plain_ties: tuple[Any, ...] = ()  # plain layers that have this one's weight
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -133,6 +134,8 @@ class Layer(HeldModule):
         self._origin = Origin(self, moved=moved)
         if self._held is not None:
             self._held.renew(self)
+        if not self._is_packed:
+            plain_ties.know(self)
 
     def to_linear(self) -> nn.Module:
         """Return a plain layer with the trained weight."""
@@ -176,7 +179,11 @@ class Layer(HeldModule):
 
     def _read(self, name: str) -> Any:
         # The parameter as a forward sees it.
-        return getattr(self, name) if self._held is None else self._held.read(self, name)
+        if self._held is not None:
+            return self._held.read(self, name)
+        if self._plain_ties:
+            plain_ties.warn(self)
+        return getattr(self, name)
 
     def _places(self) -> dict[str, Places]:
         """Return where the parameters train of which a part is frozen (for `hold_frozen`)."""
@@ -216,7 +223,7 @@ class Layer(HeldModule):
 
 _NAMES = ("_position_0", "_position_1", "_position_2")
 _BIAS_NAME = "_bias_position"
-_DERIVED = {*_NAMES, _BIAS_NAME, "_kind", "_arrays", "_bias_array", "_stand_ins"}
+_DERIVED = {*_NAMES, _BIAS_NAME, "_kind", "_arrays", "_bias_array", "_stand_ins", "_plain_ties"}
 
 
 def _given(buffer: Tensor | None, array: Tensor | None) -> Tensor | None:
@@ -405,7 +412,7 @@ class MaskedLinear(Layer, nn.Linear):
                 return call_in_graph(self, input)
             call_checks.refuse_array("input", input)
         weight, bias = self.weight, self.bias
-        if self._held is not None:
+        if self._held is not None or self._plain_ties:
             weight, bias = self._read("weight"), self._read("bias")
         input, weight, bias = _autocast(input, weight, bias)
         _check("masked_linear", input, weight, bias)

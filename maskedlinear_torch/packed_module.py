@@ -26,6 +26,8 @@ from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.packed_parts import Bias, Weight, seen
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
+_PARTS = ("weight", "bias", "values", "base", "bias_values", "bias_base")
+
 
 class PackedLinear(Layer):
     """A linear layer whose trainable entries are a parameter of their own, over a matrix that is a constant.
@@ -325,6 +327,19 @@ class PackedLinear(Layer):
                 )
         else:
             super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute; what the layer is made of stays."""
+        if name in _PARTS:
+            packed_checks.refuse_computed(type(self).__name__, name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; one from which the weight or bias would be computed is refused (pruning)."""
+        stem = name.rpartition("_")[0]
+        if name not in _PARTS and stem in _PARTS:
+            packed_checks.refuse_computed(type(self).__name__, stem)
+        super().register_parameter(name, param)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of."""

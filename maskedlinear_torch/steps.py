@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from maskedlinear_core.checks import frozen as frozen_checks
-from maskedlinear_torch.frozen_entries import FrozenEntries, Held, local
+from maskedlinear_torch.frozen_entries import FrozenEntries, Held, local, same_bits
 from maskedlinear_torch.frozen_state import FrozenState
 from maskedlinear_torch.small_steps import SmallStep
 
@@ -25,6 +25,7 @@ _layers: weakref.WeakSet[Any] = weakref.WeakSet()
 _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]] = weakref.WeakKeyDictionary()
 _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
+_constants: weakref.WeakKeyDictionary[Any, list[tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
 unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
@@ -126,6 +127,10 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
             look(model)
     held = _held_by(known)
     if held:
+        if optimizer not in _constants and not type(optimizer).__module__.startswith("torch.optim."):
+            # Its first step tells whether it moves what has no gradient, as decay could.
+            still = [one for one in known.values() if not one.requires_grad and one.grad is None and not one.is_meta]
+            _constants[optimizer] = [(one, local(one).detach().clone()) for one in still]
         state = _states.get(optimizer)
         if state is None:
             state = _states[optimizer] = FrozenState(optimizer)
@@ -172,6 +177,20 @@ def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
         _states[optimizer].after(stepped)
     for layer in held:
         layer._held.restore(layer, stepped)
+    _refuse_moved_constants(optimizer)
+
+
+def _refuse_moved_constants(optimizer: torch.optim.Optimizer) -> None:
+    seen = _constants.get(optimizer, [])
+    moved = [(one, before) for one, before in seen if not same_bits(local(one).detach(), before)]
+    if not moved:
+        seen.clear()
+        return
+    with torch.no_grad():
+        for one, before in moved:
+            local(one).copy_(before)
+    del _constants[optimizer]
+    frozen_checks.refuse_moved_constants(type(optimizer).__name__, len(moved), tuple(moved[0][0].shape))
 
 
 def _held_by(known: dict[int, Tensor]) -> list[Any]:

@@ -150,11 +150,21 @@ class _Link(NamedTuple):
 class Merged(Tensor):
     """A whole weight or bias: reads as any tensor does, and what is written to it is written to the layer.
 
-    Views of it, its `.data` and what `detach` returns write through as well. Other results are plain tensors.
+    Views of it, its `.data` and what `detach` returns write through as well. Other results are plain tensors. A
+    `torch.nn.Parameter` made of it is one of its own: what is written to that is not written to the layer.
     """
 
     link: _Link
     is_view = False
+    is_apart = False
+
+    @property
+    def _is_param(self) -> bool:  # what `torch.nn.Parameter` sets on a tensor of another class
+        return self.is_apart
+
+    @_is_param.setter
+    def _is_param(self, is_parameter: bool) -> None:
+        self.is_apart = is_parameter
 
     @staticmethod
     def of(root: Tensor, part: Whole, name: str) -> Merged:
@@ -169,7 +179,7 @@ class Merged(Tensor):
         kwargs = kwargs or {}
         with _compat.no_torch_function():
             first = args[0] if args else None
-            if isinstance(first, Merged):
+            if isinstance(first, Merged) and not first.is_apart:
                 if func == Tensor.data.__set__:  # type: ignore[attr-defined]
                     return first._set_data(args[1])
                 if func in (Tensor.requires_grad_, Tensor.requires_grad.__set__) and not first.is_view:  # type: ignore[attr-defined]
@@ -210,13 +220,15 @@ class Merged(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return the numbers as a plain tensor."""
         with _compat.no_torch_function():
-            memo[id(self)] = copied = self.detach().clone()
+            copied: Tensor = self.detach().as_subclass(Tensor).clone()
+            memo[id(self)] = copied = nn.Parameter(copied, self.requires_grad) if self.is_apart else copied
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the numbers as a plain tensor."""
         with _compat.no_torch_function():
-            return self.detach().__reduce_ex__(protocol)
+            plain = self.detach().as_subclass(Tensor)
+            return (nn.Parameter(plain, self.requires_grad) if self.is_apart else plain).__reduce_ex__(protocol)
 
     def __repr__(self, **keywords: Any) -> str:  # type: ignore[override]
         """Describe the numbers."""
@@ -226,7 +238,8 @@ class Merged(Tensor):
 
 def _merged(tree: Any) -> Iterator[Merged]:
     if isinstance(tree, Merged):
-        yield tree
+        if not tree.is_apart:
+            yield tree
     elif isinstance(tree, list | tuple):
         for branch in tree:
             yield from _merged(branch)

@@ -153,6 +153,7 @@ ONLY_IN_JAX = {
 ONLY_IN_TORCH = {
     "held_module.py",  # the hooks of modules whose parameters are written in place
     "origin.py",  # a pytree is a value: it does not remember what it was (marks.py)
+    "plain_ties.py",  # layers that share a parameter, which is an object in torch alone
     "steps.py",  # hooks around the steps of optimizers, which write in place
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
     "conv1d.py",  # of transformers, which is for torch

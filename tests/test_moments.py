@@ -353,7 +353,7 @@ def test_h5_the_moments_of_a_bias_follow_its_mask_in_a_pytree(trained):
     assert moved[0].mu.values.tolist() == state[0].mu.values.tolist()
 
 
-@pytest.mark.parametrize("kind, name", [(nnx.Linear, "more"), (nnx.LinearGeneral, "as many")])
+@pytest.mark.parametrize(("kind", "name"), [(nnx.Linear, "more"), (nnx.LinearGeneral, "as many")])
 def test_h5_the_moments_of_a_bias_follow_its_mask_in_nnx(kind, name):
     trained, model = BIASES[name], nnx.Sequential(kind(I, O, rngs=nnx.Rngs(0)))
     mn.mask_linears(model, {"layers.0": OLD}, packed=True, bias_masks={"layers.0": _bias_mask([0, 1])})

@@ -168,6 +168,28 @@ def other_moments(optimizer: str, how: str) -> str:
     )
 
 
+def plain_tie(plain: str, layer: str) -> str:
+    """Return the words about a plain layer that has the weight of a masked one."""
+    return (
+        f"{layer}: expected its weight in masked layers alone, got it in a plain {plain} too (a head tied by hand), "
+        "whose gradient has no mask: all of the weight trains; tie them before mask_linears and give both the same mask, "
+        "or hold the frozen entries by hold_frozen"
+    )
+
+
+def refuse_moved_constants(optimizer: str, count: int, shape: Shape) -> NoReturn:
+    """Refuse an optimizer that moves parameters which take no gradient.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"{optimizer}.step: expected parameters that take no gradient to stay, got {count} of them moved (the first of "
+        f"shape {shape}), and put them back; hand the optimizer what learns alone: [one for one in model.parameters() "
+        "if one.requires_grad]"
+    )
+
+
 def refuse_unknown_masks(masks: list[str], parameters: list[str]) -> NoReturn:
     """Refuse masks none of which belongs to a parameter.
 

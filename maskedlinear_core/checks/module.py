@@ -185,3 +185,15 @@ def bits(layer: str, got: str, dtype: str) -> None:
             "floats alone (partition(model)[0], equinox.is_inexact_array), and make a layer of another weight by "
             "from_linear"
         )
+
+
+def refuse_as_parameters(layer: str) -> NoReturn:
+    """Refuse a whole layer as the parameters of an optimizer: its positions are leaves, too.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{layer}: expected parameters without positions, got the whole layer; split it first: params, rest = "
+        "partition(layer), give the optimizer (flax's TrainState) params, and call combine(params, rest)"
+    )

@@ -135,6 +135,19 @@ def refuse_assigned(
     )
 
 
+def refuse_computed(layer: str, name: str) -> NoReturn:
+    """Refuse to compute a part of a packed layer from other parameters.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{layer}: expected {name} to be the layer's own, got one that is to be computed from other parameters (weight "
+        "norm, a parametrization, pruning): a packed layer puts its weight together of base and values; do that to the "
+        "plain layer before it is packed, or to layer.to_linear()"
+    )
+
+
 def refuse_recorded_write(name: str) -> NoReturn:
     """Refuse a write in place that a gradient would have to flow through.
 

@@ -1,0 +1,221 @@
+"""What users do to layers with tools of their framework: right, or refused in words that say what to do (S8, S10)."""
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.nn.utils.prune
+from flax.training.train_state import TrainState
+from torch import nn
+
+import maskedlinear_jax as mj
+import maskedlinear_torch as mt
+from maskedlinear_core import columns, rows
+
+TOKENS = torch.tensor([1, 2, 7, 6])
+NEW = rows([6, 7])
+
+
+class Language(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(8, 4), nn.Linear(4, 8, bias=False)
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens))
+
+
+def train(model, optimizer, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(TOKENS), TOKENS).backward()
+        optimizer.step()
+
+
+def learning(model):
+    return [one for one in model.parameters() if one.requires_grad]
+
+
+# Heads that are tied by hand, after the conversion.
+
+
+@pytest.mark.parametrize("hold_first", [True, False], ids=["held, then tied", "tied, then held"])
+@pytest.mark.parametrize("masked", ["embed", "head"])
+def test_m7_a_plain_layer_that_is_tied_by_hand_is_held(masked, hold_first):
+    model = Language()
+    mt.mask_linears(model, {masked: NEW}, freeze_others=True)
+    optimizer = torch.optim.AdamW(learning(model), lr=0.1, weight_decay=0.5)
+    if hold_first:
+        mt.hold_frozen(optimizer, model)
+    plain = model.head if masked == "embed" else model.embed
+    plain.weight = getattr(model, masked).weight
+    if not hold_first:
+        mt.hold_frozen(optimizer, model)
+    before = plain.weight.detach().clone()
+    train(model, optimizer)
+    assert (plain.weight != before).any(1).tolist() == [False] * 6 + [True] * 2
+
+
+@pytest.mark.parametrize("masked", ["embed", "head"])
+def test_m7_a_plain_layer_that_is_tied_by_hand_is_warned_of(masked):
+    model = Language()
+    mt.mask_linears(model, {masked: NEW})
+    plain = model.head if masked == "embed" else model.embed
+    plain.weight = getattr(model, masked).weight
+    with pytest.warns(UserWarning, match=rf"got it in a plain {type(plain).__name__} too .a head tied by hand."):
+        model(TOKENS)
+    model(TOKENS)  # once
+    copy.deepcopy(model)(TOKENS)
+    pickle.loads(pickle.dumps(model))(TOKENS)
+
+
+def test_m7_no_warning_where_no_plain_layer_trains_the_weight():
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW, "head": NEW})
+    model.head.weight = model.embed.weight  # both have the mask
+    exported = model.head.to_linear()
+    other = nn.Linear(4, 8, bias=False)
+    other.weight = model.embed.weight
+    other.weight = nn.Parameter(torch.zeros(8, 4))  # tied no more
+    model(TOKENS)
+    assert exported.weight is model.embed.weight
+
+
+def test_m2_a_parameter_made_of_a_packed_weight_is_one_of_its_own():
+    """It wrote through: an optimizer of a head that was made of the weight moved the embedding's frozen rows."""
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW}, packed=True, freeze_others=True)
+    before = model.embed.weight.detach().clone()
+    model.head.weight = nn.Parameter(model.embed.weight)
+    train(model, torch.optim.AdamW([model.head.weight], lr=0.1, weight_decay=0.5))
+    assert torch.equal(model.embed.weight, before)
+    assert not torch.equal(model.head.weight, before)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [name for name, _ in copied.named_parameters()] == [name for name, _ in model.named_parameters()]
+        assert torch.equal(copied.head.weight, model.head.weight)
+
+
+# Optimizers of others.
+
+
+class Decays(torch.optim.Optimizer):
+    """Its decay reaches parameters without a gradient, too."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.9)
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=group["lr"])
+
+
+def test_h2_an_optimizer_that_moves_what_takes_no_gradient_is_refused():
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW}, freeze_others=True)
+    optimizer = Decays(model.parameters())
+    mt.hold_frozen(optimizer, model)
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=r"Decays.step: expected parameters that take no gradient to stay, got 1"
+        ):
+            train(model, optimizer, 1)
+    mt.assert_frozen(before, model.state_dict(), mt.grad_masks(model))
+    optimizer = Decays(learning(model))
+    mt.hold_frozen(optimizer, model)
+    train(model, optimizer)
+    mt.assert_frozen(before, model.state_dict(), mt.grad_masks(model))
+
+
+class LowRank(torch.optim.Optimizer):
+    """As GaLore: moments of a gradient that an object in the state projects."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["projector"] = torch.linalg.svd(p.grad, full_matrices=False)[0][:, :2]
+                    state["exp_avg"] = torch.zeros(2, p.shape[1])
+                state["exp_avg"].lerp_(state["projector"].T @ p.grad, 0.1)
+                p.mul_(0.95).sub_(state["projector"] @ state["exp_avg"], alpha=group["lr"])
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_h1_low_rank_moments_are_held_and_start_anew_with_another_mask(packed):
+    model = Language()
+    mt.mask_linears(model, {"head": columns([0, 1, 2])}, packed=packed, freeze_others=True)
+    optimizer = LowRank(learning(model))
+    if not packed:
+        mt.hold_frozen(optimizer, model)
+    for trained in ([0, 1, 2], [1, 2, 3]):
+        if packed:
+            model.head.repack(columns(trained), optimizer)
+        else:
+            model.head.grad_mask = columns(trained)
+        before = copy.deepcopy(model.state_dict())
+        train(model, optimizer)
+        assert mt.assert_frozen(before, model.state_dict(), mt.grad_masks(model)) == 40
+        assert (model.head.weight != before["head.weight"]).any(0).nonzero().flatten().tolist() == trained
+
+
+# What computes a packed layer's weight from other parameters.
+
+COMPUTED = {
+    "pruning": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
+    "structured pruning": lambda layer: torch.nn.utils.prune.random_structured(layer, "weight", 0.5, 0),
+    "pruning of the bias": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "bias", 0.5),
+    "pruning of the values": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "values", 0.5),
+    "a parametrization of the values": lambda layer: nn.utils.parametrize.register_parametrization(
+        layer, "values", nn.Identity()
+    ),
+    "deletion": lambda layer: delattr(layer, "weight"),
+}
+
+
+@pytest.mark.parametrize("bias_mask", [None, [True, False, True]], ids=["whole bias", "part of the bias"])
+@pytest.mark.parametrize("compute", COMPUTED.values(), ids=COMPUTED)
+def test_m5_a_packed_layer_is_computed_from_nothing_else(compute, bias_mask):
+    layer = mt.PackedLinear(4, 3, grad_mask=columns([1]), bias_mask=bias_mask, seed=0)
+    before, names = copy.deepcopy(layer.state_dict()), [name for name, _ in layer.named_parameters()]
+    with pytest.raises(
+        TypeError, match=r"PackedLinear: expected (weight|bias|values) to be the layer's own.*to_linear"
+    ):
+        compute(layer)
+    assert [name for name, _ in layer.named_parameters()] == names
+    assert all(torch.equal(one, before[name]) for name, one in layer.state_dict().items())
+    layer(torch.ones(2, 4)).sum().backward()
+
+
+# A whole layer as the parameters of Flax's training state.
+
+
+@pytest.mark.parametrize("kind", [mj.MaskedLinear, mj.PackedLinear])
+def test_a_training_state_of_flax_takes_what_learns_and_refuses_positions(kind):
+    layer = kind(4, 3, grad_mask=columns([1]), seed=0)
+    params, rest = mj.partition(layer)
+    transformation = optax.adamw(0.1, weight_decay=0.5)
+    if kind is mj.MaskedLinear:
+        transformation = mj.hold_frozen(transformation, layer)
+    state = TrainState.create(apply_fn=lambda p, x: mj.combine(p, rest)(x), params=params, tx=transformation)
+    gradient = jax.grad(lambda params: state.apply_fn(params, jnp.ones((2, 4))).sum())(state.params)
+    state = state.apply_gradients(grads=gradient)
+    assert mj.assert_frozen(layer, mj.combine(state.params, rest)) == 9
+    with pytest.raises(TypeError, match=r"got the whole layer; split it first: params, rest = partition.layer."):
+        TrainState.create(apply_fn=None, params=layer, tx=transformation)
