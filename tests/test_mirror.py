@@ -212,6 +212,7 @@ ONLY_PARAMETERS_OF_ONE = {
 ONLY_MEMBERS_OF_ONE = {
     "extra_repr": "torch.nn.Module prints it",
     "forward": "torch.nn.Module calls it; a pytree has __call__",
+    "register_parameter": "torch.nn.Module has it",
     "replace": "a pytree is never changed in place",
     "reset_parameters": "torch.nn.Linear draws its values anew in place",
     "tree_flatten": "a pytree",

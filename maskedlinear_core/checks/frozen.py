@@ -172,8 +172,8 @@ def plain_tie(plain: str, layer: str) -> str:
     """Return the words about a plain layer that has the weight of a masked one."""
     return (
         f"{layer}: expected its weight in masked layers alone, got it in a plain {plain} too (a head tied by hand), "
-        "whose gradient has no mask: all of the weight trains; tie them before mask_linears and give both the same mask, "
-        "or hold the frozen entries by hold_frozen"
+        "whose gradient has no mask: all of the weight trains; tie them before mask_linears and give both one mask, or "
+        "hold the frozen entries by hold_frozen"
     )
 
 
