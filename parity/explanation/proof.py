@@ -167,6 +167,9 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
+IN_PLACE, FORMULAS = (_replaced, _operators), (_operators,)
+"""Stages of a number or an operator in the place of another, and of operators alone."""
+
 
 def _first(claims: Iterable[Claim], at: Bench) -> Diagnosis | None:
     for claim in claims:

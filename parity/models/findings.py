@@ -109,6 +109,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         trained, other = asked.training(passes[0])
         if any(one.verdict == "differs" for one in gradients):
             made = _backward_alone(asked, passes[0], modules, place)
+        made = made or _statistics(modules, trained)
         notes += [text for text in (note, other) if text]
     elif made:
         notes.append("gradients are compared where the outputs agree")
@@ -151,6 +152,23 @@ def _backward_alone(
     at = place[found[0].pair.torch, found[0].pair.jax]
     modules[at].makes, modules[at].diagnosis = True, found[1]
     return [at]
+
+
+def _statistics(modules: Sequence[Module], trained: Sequence[Any]) -> list[int]:
+    """Name the first module whose running statistics are others after a step, where there is one; return its place."""
+    from parity.models.training import Statistic
+
+    wrong = [one for one in trained if isinstance(one, Statistic) and one.verdict == "differs"]
+    owners = [one.torch.rpartition(".")[0] for one in wrong]
+    for at, module in enumerate(modules):
+        found = [one for one, owner in zip(wrong, owners, strict=True) if owner == module.path]
+        if found:
+            told = next((one for one in found if "momentum" in one.reason), found[0])
+            cause = "momentum" if "momentum" in told.reason else "running statistics"
+            fix = "Use one momentum (torch's momentum m is 1 - m in Flax and Equinox), and keep the new statistics."
+            module.makes, module.diagnosis = True, Diagnosis(cause, f"{told.torch} after a step: {told.reason}", fix)
+            return [at]
+    return []
 
 
 def _module(judgement: Judgement, *, weights: dict[str, Any]) -> Module:

@@ -108,7 +108,7 @@ class ModelReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no module differs, the weights are equal, and so are the gradients."""
+        """Whether no module differs, the weights are equal, and so are the gradients and what training changes."""
         if any(one.verdict in ("differs", "unsupported") for one in self.modules) or not self.modules:
             return False
         if (
@@ -120,7 +120,8 @@ class ModelReport:
         if self.weights is not None and (self.weights.unequal or (self.strict and self.weights.unpaired)):
             return False
         return all(
-            getattr(one, "verdict", "identical") not in ("differs", "unsupported") for one in self.gradients or ()
+            getattr(one, "verdict", "identical") not in ("differs", "unsupported")
+            for one in (*(self.gradients or ()), *(self.training or ()))
         )
 
     @property

@@ -33,12 +33,13 @@ def headline(report: ModelReport) -> str:
     about = f"{plural(len(report.modules), 'module')}: {tally}; {report.mode} mode, {report.precision}"
     if report.ok:
         return f"{report.name}: the same function ({about})"
+    what = "gradients" if any(one.verdict == "differs" for one in report.gradients) else "training"
     if report.first is not None and report.first.verdict in AGREES:
-        return f"{report.name}: the same outputs, but other gradients, first in {place(report.first)} ({about})"
+        return f"{report.name}: the same outputs, but other {what}, first in {place(report.first)} ({about})"
     if report.first is None:
         worse = [one.torch for one in (*report.gradients, *report.training) if one.verdict == "differs"]
         if worse:
-            return f"{report.name}: the same outputs, but other gradients, first of {worse[0]} ({about})"
+            return f"{report.name}: the same outputs, but other {what}, first of {worse[0]} ({about})"
         if report.weights is not None and report.weights.unequal:
             wrong = plural(len(report.weights.unequal), "weight")
             return f"{report.name}: the same function, but {wrong} not equal ({about})"

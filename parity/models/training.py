@@ -106,17 +106,20 @@ def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) 
 def _divisor(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) -> int | None:
     """Return of how many numbers a variance is, where torch's is over one less of them and JAX's over all, or None.
 
-    Torch's is start + m (v n / (n - 1) - start) and JAX's start + m (v - start): over the channels they are on a line,
-    whose slope is (n - 1) / n.
+    Torch's is w = (1 - m) s + m v n / (n - 1) and JAX's g = (1 - m) s + m v, of one start s and momentum m, so that over
+    the channels g = r w + (1 - m) (1 - r) s with r = (n - 1) / n.
     """
-    x, y = want.ravel().astype(np.float64), got.ravel().astype(np.float64)
-    if x.size < 3 or np.ptp(x) == 0 or np.ptp(start) > 0 or not np.array_equal(start, was):
+    s, w, g = (one.ravel().astype(np.float64) for one in (start, want, got))
+    if g.size < 3 or np.ptp(w) == 0 or not np.array_equal(start, was):
         return None
-    slope, offset = np.polyfit(x, y, 1)
-    if not 0.5 <= slope < 1 or np.abs(x * slope + offset - y).max() > 1e-9 * np.abs(y).max():
+    (slope, rest), *_ = np.linalg.lstsq(np.stack([w, s], 1), g, rcond=None)
+    if not 0.5 <= slope < 1 or np.abs(slope * w + rest * s - g).max() > 1e-9 * np.abs(g).max():
         return None
     number = 1 / (1 - slope)
-    return round(number) if abs(number - round(number)) <= 1e-6 * number else None
+    kept = rest * number if np.any(s) else 0.5
+    if abs(number - round(number)) > 1e-6 * number or not -1e-6 <= kept <= 1 + 1e-6:
+        return None
+    return round(number)
 
 
 def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:

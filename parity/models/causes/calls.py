@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from parity.models.matching import feed, pair_outputs, rearranged
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """An input of JAX's module that is one of torch's.
+
+    Attributes:
+        at: Its place among JAX's inputs.
+        number: Which of torch's arrays it is.
+        order: Where each of its entries stands in that array.
+        dtype: Of a mask: its own type.
+        turned: Whether it is the mask the other way round.
+    """
+
+    at: int
+    number: int
+    order: np.ndarray
+    dtype: str = ""
+    turned: bool = False
+
+    def of(self, array: Any) -> Any:
+        """Return JAX's input for an array of torch's, traced or not."""
+        moved = array.ravel()[self.order.ravel()].reshape(self.order.shape)
+        return ((moved != 0) ^ self.turned).astype(self.dtype) if self.dtype else moved
 
 
 class Calls:
@@ -28,25 +54,44 @@ class Calls:
             name: value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
             for name, value in pair.torch_module.state_dict(keep_vars=True).items()
         }
+        # Views of NumPy, for a program that is read must not see how statistics are put back.
+        views = [buffer.detach().numpy() for buffer in pair.torch_module.buffers() if buffer.device.type == "cpu"]
+        self._buffers = [(view, view.copy()) for view in views]
         prefix = f"{pair.path}." if pair.path else ""
         paired = {name for one in pair.weight_pairs for name in one.torch}
         self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)
-        self._inputs = list(self._input_orders())
+        self._inputs = [*self._input_orders(), *self._mask_orders()]
+        taken = {one.number for one in self._inputs}
+        self.fixed = {number: one for number, one in enumerate(self.arrays) if number not in taken}
         self._outputs = self._output_orders()
 
-    def _input_orders(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield the place of each JAX input that is one of torch's, that one's number, and the order of its entries."""
+    def _input_orders(self) -> Iterator[_Taken]:
+        """Yield each JAX input that is one of torch's."""
         numbers = {self._torch.inputs[at].name: number for number, places in enumerate(self._places) for at in places}
         for at, leaf in enumerate(self._jax.inputs):
             source = self._fed.arrays.get(leaf.name)
             if source not in numbers or not leaf.is_array:
                 continue
             array, value = self.arrays[numbers[source]], self._fed.values[at]
-            indices = np.arange(array.size).reshape(array.shape)
-            for moved, order in zip(rearranged(array, value.shape), rearranged(indices, value.shape), strict=True):
+            for moved, order in _arranged(array, value.shape):
                 if np.array_equal(moved.astype(value.dtype), value, equal_nan=value.dtype.kind == "f"):
-                    yield at, numbers[source], order
+                    yield _Taken(at, numbers[source], order)
                     break
+
+    def _mask_orders(self) -> Iterator[_Taken]:
+        """Yield each mask of JAX's module that is one of torch's, as it is or the other way round."""
+        for at, leaf in enumerate(self._jax.inputs):
+            if not leaf.is_array or leaf.name in self._fed.arrays or not is_mask(leaf.value):
+                continue
+            found = (
+                _Taken(at, number, order, str(leaf.value.dtype), turned)
+                for number, array in enumerate(self.arrays)
+                if is_mask(array)
+                for moved, order in _arranged(array, leaf.value.shape)
+                for turned in (False, True)
+                if np.array_equal((moved != 0) ^ turned, leaf.value != 0)
+            )
+            yield from itertools.islice(found, 1)
 
     def _output_orders(self) -> list[tuple[str, int, np.ndarray]]:
         """Return torch's name of each output, the place of JAX's, and where its entries stand there."""
@@ -91,16 +136,34 @@ class Calls:
         finally:
             for handle in handles:
                 handle.remove()
+            for view, before in self._buffers:
+                view[...] = before  # a changed program may train, and move statistics
         found = {name or "output": leaf for name, leaf in named_leaves(raw[-1]) if isinstance(leaf, torch.Tensor)}
         return tuple(found[name] for name, _, _ in self._outputs)
 
     def jax_function(self, weights: Mapping[str, Any], *arrays: Any) -> tuple[Any, ...]:
         """Run the JAX module on arrays, traced or not, and return its arrays in torch's layout."""
         values = list(self._fed.values)
-        for at, number, order in self._inputs:
-            values[at] = arrays[number].ravel()[order.ravel()].reshape(order.shape)
+        for one in self._inputs:
+            values[one.at] = one.of(arrays[one.number])
         outputs = self._jax.trace(values)
         return tuple(outputs[at].ravel()[order.ravel()].reshape(order.shape) for _, at, order in self._outputs)
+
+
+def is_mask(array: np.ndarray) -> bool:
+    """Return whether an array is of True and False, or of ones and zeros, both there.
+
+    Example:
+        >>> is_mask(np.array([True, False])), is_mask(np.array([0, 1])), is_mask(np.array([0, 2]))
+        (True, True, False)
+    """
+    return array.dtype.kind in "biu" and array.size > 1 and set(np.unique(array).tolist()) == {0, 1}
+
+
+def _arranged(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield an array in each arrangement that has a shape, with the place that each entry comes from."""
+    indices = np.arange(array.size).reshape(array.shape)
+    yield from zip(rearranged(array, shape), rearranged(indices, shape), strict=True)
 
 
 def _alike(call: Any) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ class ModulePair(Protocol):
         arrays: What both are called with in isolation, in torch's layout.
         torch_weights: Parameters and buffers of the torch module and of what is below it, by relative name.
         unpaired: Names of those that have no counterpart in JAX.
+        fixed: Where it is there: arrays by their place that the JAX module does not take.
         torch_function: Of weights (those that replace the module's own) and arrays; a tuple of tensors.
         jax_function: Of weights by path and arrays; a tuple of JAX arrays in torch's layout, to be traced.
     """
@@ -64,7 +65,19 @@ class Context:
     @cached_property
     def bench(self) -> Bench | None:
         """Both programs, or None where one cannot be read."""
-        return bench(self.torch, self.jax, self.numbers)
+        return bench(self._held(self.torch), self.jax, self.numbers)
+
+    def _held(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of the arrays that is given those that JAX's module does not take as they were captured.
+
+        Causes are proved on other numbers too. A mask that only torch's module is given must not change with them.
+        """
+        fixed = getattr(self.pair, "fixed", {})
+
+        def held(*arrays: Any) -> Any:
+            return function(*(_as(fixed[at], one) if at in fixed else one for at, one in enumerate(arrays)))
+
+        return held
 
     def torch(self, *arrays: Any) -> Any:
         """Run the torch module with its own weights."""
@@ -110,7 +123,7 @@ class Context:
             return False
         for number, numbers in enumerate(at.numbers):
             try:
-                found = TorchProgram(torch_function, numbers).outputs
+                found = TorchProgram(self._held(torch_function), numbers).outputs
             except Exception:  # a change that does not run explains nothing
                 return False
             want, was = at.outputs["jax"][number], at.outputs["torch"][number]
@@ -132,6 +145,13 @@ class Context:
             if at.proves(claim.change):
                 return claim.diagnosis()
         return None
+
+
+def _as(array: np.ndarray, like: Any) -> Any:
+    """Return an array as a tensor of another's type."""
+    import torch
+
+    return torch.from_numpy(np.array(array)).to(like.dtype)
 
 
 def _where_finite(found: Any, *others: Any) -> list[dict[str, np.ndarray]]:

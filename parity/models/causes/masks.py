@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from parity.models.causes.calls import is_mask
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
 
@@ -16,7 +17,7 @@ FIX = "True keeps in Flax and in jax.nn.dot_product_attention; it drops in nn.Mu
 def propose(context: Context) -> Iterator[Diagnosis]:
     """Yield proved causes: with a mask among torch's inputs changed the two agree."""
     for at, array in enumerate(context.pair.arrays):
-        if not _is_mask(array):
+        if not is_mask(array):
             continue
         lost = "mask: left out", "has no effect in JAX", "without effect"
         other = "Hand the mask on in JAX."
@@ -38,13 +39,3 @@ def propose(context: Context) -> Iterator[Diagnosis]:
                     fix,
                 )
                 return
-
-
-def _is_mask(array: np.ndarray) -> bool:
-    """Return whether an array is of True and False, or of ones and zeros, both there.
-
-    Example:
-        >>> _is_mask(np.array([True, False])), _is_mask(np.array([0, 1])), _is_mask(np.array([0, 2]))
-        (True, True, False)
-    """
-    return array.dtype.kind in "biu" and array.size > 1 and set(np.unique(array).tolist()) == {0, 1}

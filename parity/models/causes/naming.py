@@ -26,6 +26,7 @@ FIXES = {
     "or run torch under autocast.",
     "rope pairing": "Rotate the same pairs of channels: halves (0, n/2) or neighbours (0, 1); permute q and k once.",
     "head order": "Split and repeat heads alike: (head, channel); repeat_interleave is jnp.repeat, repeat is jnp.tile.",
+    "flatten order": "Flatten in one order: torch flattens (channel, height, width), so transpose channels first.",
     "mask: left out": "Mask on both sides.",
     "mask: diagonal": "Cut the mask along the same diagonal: tril(k=0) sees itself, triu(diagonal=1) is its opposite.",
     "mask polarity": "True keeps in Flax and in jax.nn.dot_product_attention; it drops in nn.MultiheadAttention.",
@@ -56,8 +57,12 @@ def _of_attention(found: Diagnosis) -> Diagnosis:
     return Diagnosis("constant: attention scale", text, fix)
 
 
-def named(found: Diagnosis) -> Diagnosis:
+def named(found: Diagnosis, *, attends: bool = True) -> Diagnosis:
     """Return a diagnosis of operators with the name that it has in models.
+
+    Args:
+        found: Of operators.
+        attends: Whether the module has heads.
 
     Example:
         >>> named(Diagnosis("x64 off", "JAX computes in bfloat16 where float64 was asked for.", "")).cause
@@ -66,6 +71,8 @@ def named(found: Diagnosis) -> Diagnosis:
     found = _of_attention(found)
     for cause, text, name in NAMES:
         if re.fullmatch(cause, found.cause) and re.search(text, found.text):
+            if name == "head order" and not attends:
+                name = "flatten order"
             if name == "lower precision":
                 found = replace(found, text=found.text.replace(" where float64 was asked for", " here"))
             return replace(found, cause=name, fix=FIXES.get(name, found.fix))

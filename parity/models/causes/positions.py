@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from parity.records import Diagnosis
 
 OFFSETS = (1, -1, 2, -2)
 COUNTS = ("arange", "iota")
+ORDERED = ("lt", "le", "gt", "ge", "less", "less_equal", "greater", "greater_equal")
 
 
 def propose(context: Context) -> Iterator[Diagnosis]:
@@ -36,7 +37,11 @@ def _offsets(context: Context) -> Iterator[Claim]:
         steps = [s for s in at.programs[framework].steps if s.name in COUNTS and s.result is not None]
         steps += [s for s in at.programs[framework].steps if _counted(s)]
         for step in steps:
+            masks = _is_of_mask(step, at.programs[framework].steps)
             for by in OFFSETS:
+                if masks:
+                    yield _of_mask(framework, step, by)
+                    continue
                 yield Claim(
                     Change(framework, {step.key: set_result(partial(np.add, by))}),
                     "position offset",
@@ -44,6 +49,31 @@ def _offsets(context: Context) -> Iterator[Claim]:
                     f"positions {abs(by)} {'more' if by > 0 else 'less'}",
                     "Begin positions alike: BERT's are 0, 1, ..; RoBERTa's begin after the padding id.",
                 )
+
+
+def _of_mask(framework: str, step: Step, by: int) -> Claim:
+    return Claim(
+        Change(framework, {step.key: set_result(partial(np.add, by))}),
+        "mask: diagonal",
+        f"a mask cut by positions ({step.name}) that begin at 0",
+        f"positions {abs(by)} {'more' if by > 0 else 'less'}, which is another diagonal",
+        "Cut the mask along the same diagonal: tril(k=0), or query >= key, sees itself.",
+    )
+
+
+def _is_of_mask(step: Step, steps: Sequence[Step]) -> bool:
+    """Return whether positions are only compared in order, as a causal mask does, and are no input of anything else."""
+    reached, compared = {step.key}, False
+    for other in steps:
+        if other.result is None or not reached & set(other.sources.values()):
+            continue
+        if other.name in ORDERED:
+            compared = True
+        elif other.result.dtype.kind in "iu":
+            reached.add(other.key)
+        else:
+            return False
+    return compared
 
 
 def _counted(step: Step) -> bool:

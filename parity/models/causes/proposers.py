@@ -31,11 +31,12 @@ NOTHING_LEFT = re.compile(r"where (JAX|torch) has (0|none) \((?!mul)")
 
 
 def _constants(context: Context) -> Iterator[Diagnosis]:
-    yield from _searched(context, proof.STAGES[1:3])  # a factor comes last: a length of an axis is many things
+    yield from _searched(context, proof.IN_PLACE)
 
 
 def _rest(context: Context) -> Iterator[Diagnosis]:
-    yield from _searched(context, (*proof.STAGES[3:], proof.STAGES[0]))
+    factor, *rest = (stage for stage in proof.STAGES if stage not in proof.IN_PLACE)
+    yield from _searched(context, (*rest, factor))  # a factor comes last: a length of an axis is many things
 
 
 def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], ...]) -> Iterator[Diagnosis]:
@@ -45,9 +46,16 @@ def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], .
         return
     if NOTHING_LEFT.search(found.text):
         # A number that is nothing in its place makes one activation of another: ELU with the scale 0 is ReLU.
-        other = proof.search(at, (proof.STAGES[2],))
+        other = proof.search(at, proof.FORMULAS)
         found = other if other is not None and "activation" in other.cause else found
-    yield named(found)
+    yield named(found, attends=_attends(context))
+
+
+def _attends(context: Context) -> bool:
+    """Return whether the module has heads: its program has a softmax, or attention as one operator."""
+    at = context.bench
+    names = {step.name for program in at.programs.values() for step in program.steps} if at is not None else set()
+    return any("softmax" in name or "attention" in name for name in names) or {"exp", "div"} <= names
 
 
 PROPOSERS: tuple[Proposer, ...] = (
