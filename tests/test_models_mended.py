@@ -12,7 +12,7 @@ from flax import nnx
 
 import parity
 from parity.models import Inputs
-from parity.models.causes.masks import _is_mask
+from parity.models.causes.calls import is_mask
 
 RNG = np.random.default_rng(0)
 
@@ -89,9 +89,9 @@ def test_a_mask_is_named_where_one_array_is_query_key_and_value(read, cause):
 
 
 def test_what_is_a_mask():
-    assert _is_mask(np.array([True, False]))
-    assert not _is_mask(np.array([True, True]))
-    assert not _is_mask(np.array([0.0, 1.0]))
+    assert is_mask(np.array([True, False]))
+    assert not is_mask(np.array([True, True]))
+    assert not is_mask(np.array([0.0, 1.0]))
 
 
 class Cube(torch.nn.Module):

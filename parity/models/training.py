@@ -106,8 +106,8 @@ def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) 
 def _divisor(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) -> int | None:
     """Return of how many numbers a variance is, where torch's is over one less of them and JAX's over all, or None.
 
-    Torch's is w = (1 - m) s + m v n / (n - 1) and JAX's g = (1 - m) s + m v, of one start s and momentum m, so that over
-    the channels g = r w + (1 - m) (1 - r) s with r = (n - 1) / n.
+    Torch's is w = (1 - m) s + m v n / (n - 1) and JAX's g = (1 - m) s + m v, of one start s and momentum m. So over the
+    channels g = r w + (1 - m) (1 - r) s with r = (n - 1) / n.
     """
     s, w, g = (one.ravel().astype(np.float64) for one in (start, want, got))
     if g.size < 3 or np.ptp(w) == 0 or not np.array_equal(start, was):
