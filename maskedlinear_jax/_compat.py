@@ -1,7 +1,8 @@
-"""The parts of JAX whose names move between versions, in one place (tests/test_private_names.py watches them)."""
+"""The parts of JAX whose names move between versions, in one place (tests/test_private_names_jax.py watches them)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,6 +70,9 @@ def primitive(
 ) -> Any:
     """Return a primitive, with a rule for each transformation.
 
+    `lowering` is the function that is lowered. Beside the operands and the parameters it is given `platforms`, the
+    names of what the program is lowered for: several where it is exported for several.
+
     A custom_vjp has no forward mode and a custom_jvp no transpose of its own, so neither can hold a product
     that is linear by meaning and not by its operations, such as one that rounds.
     """
@@ -78,7 +82,13 @@ def primitive(
     batching.primitive_batchers[made] = batch
     ad.primitive_jvps[made] = tangent
     ad.primitive_transposes[made] = transpose
-    mlir.register_lowering(made, mlir.lower_fun(lowering, multiple_results=False))
+
+    def rule(context: Any, *operands: Any, **parameters: Any) -> Any:
+        platforms = tuple(context.platforms or context.module_context.platforms)
+        lowered = mlir.lower_fun(functools.partial(lowering, platforms=platforms), multiple_results=False)
+        return lowered(context, *operands, **parameters)
+
+    mlir.register_lowering(made, rule)
     return made
 
 
@@ -86,6 +96,13 @@ def output_type(function: Callable[..., Any], operands: Sequence[Any]) -> Any:
     """Return what a primitive is told of the output of a function: shape, dtype, and how it varies over a mesh."""
     (found,) = jax.make_jaxpr(function)(*operands).out_avals
     return found
+
+
+def as_pure(state: Any) -> Any:
+    """Return a Flax NNX state as a nest of arrays: `nnx.as_pure`, which was `nnx.pure` before Flax 0.12.8."""
+    from flax import nnx  # not on import: only `maskedlinear_jax.nnx` needs Flax
+
+    return (getattr(nnx, "as_pure", None) or nnx.pure)(state)
 
 
 def is_linear(operand: Any) -> bool:

@@ -44,7 +44,8 @@ def choose(precision: Any, function: str, input: Array, weight: Array) -> Produc
     for terms in (*weight.shape, math.prod(input.shape[:-1])):
         core.check_terms(settings, engine, terms)
     _known_answer(engine, device, *_flags())
-    return ReproducibleProducts(settings, _ENGINES[engine])
+    fast = ("cpu", "cuda") if device.platform != "cpu" and _has_fast_float64(device) else ("cpu",)
+    return ReproducibleProducts(settings, _ENGINES[engine], fast if settings.engine == "auto" else None)
 
 
 _ENGINES: dict[str, integer_products.Float64 | integer_products.Digits] = {

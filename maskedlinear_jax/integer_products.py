@@ -205,7 +205,9 @@ class Digits:
             exponent = self._exponents(factors, x.vector_max, w.vector_max) - 2 * bits
             return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
 
-        return by_rows(piece, x, w) if is_by_rows else piece(x)
+        # Else a TPU rounds what it multiplies to 8 bits, and a GPU may round it to 11.
+        with jax.default_matmul_precision("highest"):
+            return by_rows(piece, x, w) if is_by_rows else piece(x)
 
     def add_up(self, x: Operand, axis: int, *, terms: int, bits: int, reduce: Reduce) -> Array:
         """Return the sum over `axis`, its integers added exactly."""

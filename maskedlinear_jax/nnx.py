@@ -19,7 +19,7 @@ from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
-from maskedlinear_jax import freeze, module, packed_module, stacked, storage
+from maskedlinear_jax import _compat, freeze, module, packed_module, stacked, storage
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
 from maskedlinear_jax.freeze import keep_frozen as keep_frozen
@@ -50,8 +50,6 @@ from maskedlinear_jax.nnx_layers import PackedLinear as PackedLinear
 from maskedlinear_jax.nnx_layers import Positions as Positions
 
 _score_trees.register_model_reader(nnx.Module, _weights_of)
-
-_as_pure = getattr(nnx, "as_pure", None) or nnx.pure  # its name before Flax 0.12.8; goes when that is the lowest
 
 
 __all__ = [
@@ -106,7 +104,7 @@ def grad_masks(model: nnx.Module) -> nnx.State:
                 positions, shape = layer.bias_positions.get_value(), inside["bias"].shape
                 same = positions.size == inside["bias"].size
                 inside["bias"].set_value(positions.reshape(shape) if same else jnp.broadcast_to(positions, shape))
-    return _as_pure(state)
+    return _compat.as_pure(state)
 
 
 def save_packed(path: Any, model: nnx.Module, *, with_base: bool = False) -> int:

@@ -13,6 +13,7 @@ are those of the whole row, also where only some columns of it are kept; `row_ma
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,16 +26,32 @@ from jax import Array
 from maskedlinear_core import precision
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_jax import _compat, collectives
-from maskedlinear_jax.integer_products import Digits, Float64, Operand, flush, largest, operand
+from maskedlinear_jax.integer_products import FLOAT32, Digits, Float64, Operand, flush, largest, operand
 from maskedlinear_jax.kinds.sums import flat
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How integers are added: the settings that were asked for, and the engine that suits the device."""
+    """How integers are added: the settings that were asked for, and the engine that suits the device.
+
+    Attributes:
+        settings: What was asked for.
+        engine: What adds on the device of the weight, or of the host.
+        float64_on: Platforms that add in float64; a program that is lowered for another adds digits in float32. All
+            engines give the same bits, where their numbers are what they are on a CPU: a TPU has no float64. None where
+            an engine was asked for.
+    """
 
     settings: precision.Reproducible
     engine: Float64 | Digits
+    float64_on: tuple[str, ...] | None = None
+
+    def on(self, platform: str) -> Arithmetic:
+        """Return the arithmetic of a program that is lowered for a platform."""
+        if self.float64_on is None:
+            return self
+        engine = Float64() if platform in self.float64_on else FLOAT32
+        return Arithmetic(self.settings, engine)
 
 
 class Operands(NamedTuple):
@@ -231,7 +248,8 @@ def canonicalize(array: Array) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _over_workers(op: Op, of: Operands, kind: Any) -> Array:
-    return op.compute(of, kind)
+    leaves, tree = jax.tree.flatten((of, kind))
+    return _lowering(*leaves, op=op, tree=tree, axes=(), platforms=PLATFORMS)
 
 
 @_over_workers.defjvp
@@ -279,8 +297,25 @@ def _implementation(*leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], av
     return _compiled(op, tree, axes)(*leaves)
 
 
-def _lowering(*leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> Array:
-    return _batched(functools.partial(_run, op, tree), axes)(*leaves)
+def _lowering(
+    *leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], platforms: tuple[str, ...], aval: Any = None
+) -> Array:
+    ops = {name: _on(op, name) for name in platforms}
+    runs = {op: _batched(functools.partial(_run, op, tree), axes) for op in ops.values()}
+    (first, *others) = runs.values()
+    if not others:
+        return first(*leaves)
+    last = ops[platforms[-1]]
+    by_name = {name: runs[op] for name, op in ops.items() if op != last}
+    return jax.lax.platform_dependent(*leaves, **by_name, default=runs[last])
+
+
+def _on(op: Op, platform: str) -> Op:
+    """Return the product as a program that is lowered for a platform computes it."""
+    return op if isinstance(op, Canonical) else dataclasses.replace(op, arithmetic=op.arithmetic.on(platform))
+
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def _output_type(*leaves: Any, aval: Any, **params: Any) -> Any:

@@ -1,8 +1,9 @@
-"""The private parts of torch that no public name replaces, in one place (tests/test_private_names.py watches them)."""
+"""The private parts of torch that no public name replaces (tests/test_private_names_torch.py watches them)."""
 
 from __future__ import annotations
 
 import ctypes
+import operator
 import re
 import sys
 from collections.abc import Callable
@@ -182,9 +183,31 @@ MEMCMP = _memcmp()
 """Compares two places in memory in a third of the time of `torch.equal`; None where there is none under that name."""
 
 
+writes: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
+"""Return how often a tensor was written to in place, but for writes to its `.data`.
+
+A tensor of inference mode has no count.
+"""
+
+
 def version(tensor: torch.Tensor) -> int:
-    """Return how often a tensor was written to in place, but for writes to its `.data`; 0 for one that counts none."""
-    return 0 if tensor.is_inference() else tensor._version
+    """Return what `writes` does; 0 for a tensor that has no count."""
+    return 0 if tensor.is_inference() else writes(tensor)
+
+
+viewed: Callable[[torch.Tensor], torch.Tensor | None] = operator.attrgetter("_base")
+"""Return the tensor that a tensor is a view of, as autograd knows it; None for one that is no view."""
+
+
+def has_joint_projection(attention: torch.nn.MultiheadAttention) -> bool:
+    """Tell whether queries, keys and values have one weight (`in_proj_weight`)."""
+    return attention._qkv_same_embed_dim
+
+
+def stepped_with(optimizer: torch.optim.Optimizer) -> list[torch.Tensor] | None:
+    """Return the list of parameters that LBFGS keeps beside its groups; None for an optimizer that keeps none."""
+    found = getattr(optimizer, "_params", None)
+    return found if isinstance(found, list) else None
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:

@@ -97,7 +97,7 @@ class Attention(nn.MultiheadAttention):
         if turned:
             turn = _once(lambda tensor: tensor.transpose(1, 0))
             query, key, value = turn(query), turn(key), turn(value)
-        separate = not self._qkv_same_embed_dim
+        separate = not _compat.has_joint_projection(self)
         out_weight, out_bias = _read(self.out_proj)
         output, weights = F.multi_head_attention_forward(
             query, key, value, self.embed_dim, self.num_heads,
@@ -215,7 +215,7 @@ class MaskedMultiheadAttention(HeldModule, Attention):
         shapes = projection_shapes(self)
         found = {name: mask.to_array(shapes[name]) for name, mask in self.grad_masks.items()}
         device = self.out_proj.weight.device
-        if self._qkv_same_embed_dim and found:
+        if _compat.has_joint_projection(self) and found:
             parts = [found.get(name, np.ones(shapes[name], np.bool_)) for name in PROJECTIONS]
             self._trains["in_proj_weight"] = torch.tensor(np.concatenate(parts), device=device)
         elif found:

@@ -319,7 +319,8 @@ def _attention_check(prefix: str, name: str, attention: nn.MultiheadAttention, p
             convert_checks.refuse_subclass(where, attention)
         if isinstance(attention, PackedMultiheadAttention):
             return
-        if packed and not attention._qkv_same_embed_dim and not isinstance(attention, MaskedMultiheadAttention):
+        is_masked = isinstance(attention, MaskedMultiheadAttention)
+        if packed and not is_masked and not _compat.has_joint_projection(attention):
             convert_checks.refuse_attention(where)
         weights = attention._parameters
         if weights.get("in_proj_weight") is None and weights.get("q_proj_weight") is None:

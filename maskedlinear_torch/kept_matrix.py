@@ -38,7 +38,7 @@ class KeptMatrix(NamedTuple):
         """Tell whether this is the matrix of these."""
         return (
             base is self.base
-            and base._version == self.version
+            and _compat.writes(base) == self.version
             and base.data_ptr() == self.memory.data_ptr()
             and holds_same_bits(values, self.bits)
             and (not self.modes or self.is_readable())  # asked only where there are modes: each call costs
@@ -49,7 +49,7 @@ class KeptMatrix(NamedTuple):
         return not self.modes or [mode() for mode in self.modes] == list(_compat.dispatch_modes())
 
     def _is_over(self, base: Constant) -> bool:
-        return base is self.base and base._version == self.version and base.data_ptr() == self.memory.data_ptr()
+        return base is self.base and _compat.writes(base) == self.version and base.data_ptr() == self.memory.data_ptr()
 
     @staticmethod
     def can_be_kept(base: Tensor, values: Tensor) -> bool:
@@ -70,11 +70,11 @@ class KeptMatrix(NamedTuple):
             return None
         with torch.inference_mode(False):  # a matrix made there could not be saved for a later backward
             # The old memory is kept, so that no new one can have its address.
-            memory, version, bits = base.detach(), base._version, as_bits(values).contiguous().clone()
+            memory, version, bits = base.detach(), _compat.writes(base), as_bits(values).contiguous().clone()
             matrix = rule.weight_view(kind, bits.view(values.dtype), memory) if bits.numel() else memory
             if not type(matrix) is type(bits) is Tensor:
                 return None
-            if matrix._is_view():  # which holds what it is a view of: it would never be held once
+            if _compat.viewed(matrix) is not None:  # which holds what it is a view of: it would never be held once
                 like = matrix.shape, matrix.stride()
                 matrix = matrix.new_empty(0).set_(matrix.untyped_storage(), matrix.storage_offset(), *like)
         return KeptMatrix(matrix, base, memory, version, bits)

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from maskedlinear_core.checks import frozen as frozen_checks
+from maskedlinear_torch import _compat
 from maskedlinear_torch.frozen_entries import FrozenEntries, Held, local, same_bits
 from maskedlinear_torch.frozen_state import FrozenState
 from maskedlinear_torch.small_steps import SmallStep
@@ -138,7 +139,8 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
             layer._held.follow(layer)
         _refuse_other_masks(held)
         entries = [one for layer in held for one in layer._held.entries.values()]
-        entries = [one for one in entries if id(one.parameter) in known]
+        # A parameter of the meta device has no values to hold.
+        entries = [one for one in entries if id(one.parameter) in known and not one.parameter.is_meta]
         state.before(entries)
         if all(one is None for one in [*args[1:], *keywords.values()]):  # no closure
             _small[optimizer] = SmallStep(optimizer, entries)
@@ -213,8 +215,8 @@ def _refuse_other_masks(held: list[Any]) -> None:
 
 
 def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor]) -> None:
-    cached = getattr(optimizer, "_params", None)  # LBFGS steps with a list of its own
-    for one in [*known.values(), *(cached if isinstance(cached, list) else ())]:
+    cached = _compat.stepped_with(optimizer)
+    for one in [*known.values(), *(cached or ())]:
         if "_maskedlinear_moved" in one.__dict__:
             _warn_of_moments(optimizer, one)
         mark = getattr(one, "_maskedlinear_replaced", None)
@@ -224,7 +226,7 @@ def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor])
         new = None if layer is None else getattr(layer, now, None)
         if new is None or not new.requires_grad:
             continue
-        steps_with_new = any(new is p for p in cached) if isinstance(cached, list) else id(new) in known
+        steps_with_new = id(new) in known if cached is None else any(new is p for p in cached)
         if not steps_with_new:
             frozen_checks.refuse_replaced(type(optimizer).__name__, how, now)
 

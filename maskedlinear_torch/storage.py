@@ -196,6 +196,9 @@ def _layers(model: Any) -> dict[str, Any]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
     if not any(isinstance(module, HeldModule) for module in model.modules()):
         storage_checks.refuse_empty()
+    for name, tensor in _named_tensors(model).items():
+        if tensor.is_meta and (tensor.requires_grad or name.rpartition(".")[0] in layers):
+            storage_checks.refuse_meta(name)
     return layers
 
 
@@ -234,6 +237,8 @@ def _check_shape(name: str, stored: Stored, module: Any) -> None:
         storage_checks.refuse_layer(name, f"a weight of shape {stored.shape}", got)
     if dtype_name(weight) != stored.weight_dtype:
         storage_checks.refuse_layer(name, f"a weight of {stored.weight_dtype}", dtype_name(weight))
+    if weight.is_meta:
+        storage_checks.refuse_meta(name)
 
 
 def _check(name: str, stored: Stored, layer: Any) -> None:
@@ -283,6 +288,8 @@ def _check_other(name: str, numbers: Numbers, target: Tensor | None) -> None:
         storage_checks.refuse_other(name, expected, "none of that name")
     if tuple(target.shape) != numbers.bits.shape or dtype_name(target) != numbers.dtype:
         storage_checks.refuse_other(name, expected, f"one of {dtype_name(target)} and shape {tuple(target.shape)}")
+    if target.is_meta:
+        storage_checks.refuse_meta(name)
 
 
 def _alone(name: str, stored: Stored) -> nn.Module:

@@ -194,7 +194,8 @@ class Merged(Tensor):
 
     def _history(self) -> Any:
         # What autograd knows of the memory: a write that is recorded changes it.
-        return (self if self._base is None else self._base).grad_fn
+        base = _compat.viewed(self)
+        return (self if base is None else base).grad_fn
 
     def _set_data(self, data: Tensor) -> None:
         if data.data_ptr() == self.data_ptr() and data.shape == self.shape and data.stride() == self.stride():

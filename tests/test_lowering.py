@@ -51,6 +51,7 @@ MASKS = {
 }
 PRECISIONS = {
     "native": "native",
+    "reproducible": "reproducible",
     "reproducible float64": reproducible(engine="float64"),
     "reproducible float32": reproducible(engine="float32"),
     "reproducible int8": reproducible(engine="int8"),
@@ -58,8 +59,11 @@ PRECISIONS = {
 X, W, B = (jnp.asarray(rng.integers(-4, 5, shape), jnp.float32) for shape in ((5, I), (O, I), (O,)))
 
 
-def program(mask, precision, *, packed):
-    """Return what every transform makes of a layer, as one function of (x, learned, b)."""
+def program(mask, precision, *, packed, whole=True):
+    """Return what every transform makes of a layer, as one function of (x, learned, b).
+
+    `whole=False` leaves out those that make no products of their own of a rule.
+    """
 
     def layer(x, learned, b, **keywords):
         if packed:
@@ -75,41 +79,92 @@ def program(mask, precision, *, packed):
         def norm(*args):
             return sum((one**2).sum() for one in gradients(*args))
 
-        return {
-            "forward": layer(x, learned, b),
-            "gradients": gradients(x, learned, b),
+        found = {
             "gradients by example": jax.vmap(gradients, (0, None, None))(x[:, None], learned, b),
             "gradients of gradients": jax.grad(norm, (0, 1, 2))(x, learned, b),
-            "jacobian": jax.jacrev(layer, 1)(x[:1], learned, b),
-            "rematerialised": jax.grad(jax.checkpoint(loss), 1)(x, learned, b),
-            "scanned": jax.lax.scan(lambda total, row: (total + loss(row[None], learned, b), None), 0.0, x)[0],
             "tangent": jax.jvp(lambda *args: layer(*args, forward_mode=True), (x, learned, b), (x, learned, b)),
         }
+        return (
+            found
+            if not whole
+            else found
+            | {
+                "forward": layer(x, learned, b),
+                "gradients": gradients(x, learned, b),
+                "jacobian": jax.jacrev(layer, 1)(x[:1], learned, b),
+                "rematerialised": jax.grad(jax.checkpoint(loss), 1)(x, learned, b),
+                "scanned": jax.lax.scan(lambda total, row: (total + loss(row[None], learned, b), None), 0.0, x)[0],
+            }
+        )
 
     return every, (X, pack(W, grad_mask=mask) if packed else W, B)
 
 
-NATIVE = [(name, "native") for name in MASKS]
-REPRODUCIBLE = [("submatrix", precision) for precision in PRECISIONS if precision != "native"]
-"""The kinds differ in native precision; a reproducible product is the same program for all but its gather."""
+RUN = [(name, "native") for name in MASKS] + [("submatrix", "reproducible"), ("submatrix", "reproducible float64")]
+"""Other products of integers compile for minutes; `tests/test_exact_engines.py` holds their bits to these."""
+masked_and_packed = pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
 
 
-RUNS = ("native", "reproducible float64")
-"""The other products of integers compile for minutes; `tests/test_exact_engines.py` holds their bits to these."""
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
-@pytest.mark.parametrize(("name", "precision"), NATIVE + REPRODUCIBLE)
+@masked_and_packed
+@pytest.mark.parametrize(("name", "precision"), RUN)
 def test_a_program_exported_for_all_platforms_runs_here(name, precision, packed):
     every, args = program(MASKS[name], PRECISIONS[precision], packed=packed)
     exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
     assert exported.platforms == PLATFORMS
     assert "callback" not in exported.mlir_module()
-    if precision in RUNS:
-        got, want = exported.call(*args), every(*args)
-        assert jax.tree.structure(got) == jax.tree.structure(want)
-        for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
-            np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
+    got, want = exported.call(*args), every(*args)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
+
+
+@masked_and_packed
+@pytest.mark.parametrize("name", [name for name in MASKS if name not in ("all", "nothing")])
+def test_reproducible_programs_of_every_kind_are_exported_for_all_platforms(name, packed):
+    """In float64 for a CPU and in digits of float32 for the others; in digits of int8 where that is asked for."""
+    masked = not packed  # the products of int8 are the same in both forms
+    for precision in ("reproducible", "reproducible int8")[: 1 + masked]:
+        every, args = program(MASKS[name], PRECISIONS[precision], packed=packed, whole=False)
+        text = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args).mlir_module()
+        assert "callback" not in text
+        assert ("f64" in text) == (precision == "reproducible")
+
+
+def gradient(precision):
+    def loss(x, w):
+        return (masked_linear(x, w, grad_mask=MASKS["columns"], precision=precision) ** 2).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1)))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_what_adds_up_is_decided_by_what_a_program_is_lowered_for(platform):
+    """A TPU has no float64: what is exported for one on a CPU must not use it. Products of digits keep all bits."""
+    text = gradient("reproducible").trace(X, W).lower(lowering_platforms=(platform,)).as_text()
+    assert ("f64" in text) == (platform == "cpu")
+    if platform != "cpu":
+        products = [line for line in text.splitlines() if "dot_general" in line]
+        assert products
+        assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_an_engine_that_was_asked_for_is_used_on_every_platform():
+    text = gradient(PRECISIONS["reproducible float64"]).trace(X, W).lower(lowering_platforms=("tpu",)).as_text()
+    assert "f64" in text
+
+
+def test_sums_over_workers_are_decided_by_what_a_program_is_lowered_for():
+    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
+
+    def part(x, w):
+        loss = lambda w: masked_linear(x, w, grad_mask=MASKS["columns"], precision=reproducible(group="d")).sum()  # noqa: E731
+        return jax.grad(loss)(w)
+
+    spec = jax.sharding.PartitionSpec
+    whole = jax.shard_map(part, mesh=mesh, in_specs=(spec("d"), spec()), out_specs=spec())
+    traced = jax.jit(whole).trace(jnp.ones((8, I)), W)
+    for platform in ("cpu", "tpu"):
+        assert ("f64" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform == "cpu")
 
 
 def embedded(kind):

@@ -1,7 +1,7 @@
 """Every path of the layer runs on torch's `meta` device, and every tensor is made on a device that is named.
 
 Many operators refuse a tensor of the CPU beside one of `meta`, and not all do: so the makers of tensors are listed too.
-A held step is left out: what an optimizer moved is found by its numbers. What a GPU answers is not shown here.
+What a GPU answers is not shown here.
 """
 
 import ast
@@ -12,23 +12,30 @@ import pytest
 import torch
 
 import maskedlinear_torch
+from maskedlinear_core.checks.storage import StorageError
 from maskedlinear_torch import (
     MaskedEmbedding,
     MaskedLinear,
     PackedEmbedding,
     PackedLinear,
+    assert_frozen,
     blocks,
     columns,
     elements,
+    hold_frozen,
+    load_packed,
     mask_linears,
     mask_parameter,
     masked_linear,
     masked_parameter,
     pack,
+    packed_arrays,
+    packed_bytes,
     packed_linear,
     repack,
     reproducible,
     rows,
+    select,
     submatrix,
     train_new_tokens,
     unpack,
@@ -158,6 +165,65 @@ def test_a_parametrization():
     out = convolution(meta(1, 2, 4, 4))
     out.sum().backward()
     same_places([out, convolution.parametrizations.weight.original.grad], [meta(1, 3, 3, 3), meta(3, 2, 2, 2)])
+
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop")
+"""Of torch's, those that step there at all: ASGD and LBFGS read numbers of their own."""
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["columns", "few elements", "blocks"])
+def test_a_held_step(name, optimizer):
+    """As it is made to see what memory a training takes: state is made, and there are no values to put back."""
+    model = torch.nn.Sequential(MaskedLinear(I, O, grad_mask=MASKS[name], bias_mask=TRAINS, device="meta"))
+    stepper = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
+    hold_frozen(stepper, model)
+    for _ in range(2):
+        stepper.zero_grad()
+        model(meta(5, I)).square().sum().backward()
+        stepper.step()
+    state = [one for state in stepper.state.values() for one in state.values() if one.dim()]
+    assert len(state) >= (2 if optimizer != "SGD" else 0)
+    same_places(state, state)
+
+
+def test_a_held_layer_that_leaves_the_meta_device_holds_what_it_is_given():
+    model = torch.nn.Sequential(MaskedLinear(I, O, grad_mask=MASKS["columns"], device="meta"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    hold_frozen(optimizer, model)
+    model.to_empty(device="cpu")
+    given = MaskedLinear(I, O, grad_mask=MASKS["columns"], seed=1)
+    model[0].load_state_dict(given.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    hold_frozen(optimizer, model)
+    model(torch.ones(2, I)).sum().backward()
+    optimizer.step()
+    assert assert_frozen(given, model[0]) > 0
+
+
+@pytest.mark.parametrize("layer", [MaskedLinear, PackedLinear])
+def test_what_has_no_numbers_is_neither_stored_nor_loaded_into(layer):
+    """A copy into a tensor of the meta device does nothing, without a word."""
+    trained = layer(I, O, grad_mask=MASKS["columns"], seed=0)
+    empty = layer(I, O, grad_mask=MASKS["columns"], device="meta")
+    for call in (
+        lambda: packed_bytes(empty),
+        lambda: packed_arrays(empty),
+        lambda: load_packed(packed_bytes(trained), empty),
+        lambda: load_packed(packed_arrays(trained), empty),
+        lambda: load_packed(packed_bytes(trained), torch.nn.Linear(I, O, device="meta")),
+    ):
+        with pytest.raises(StorageError, match=r"expected a tensor with numbers, got one on the meta device"):
+            call()
+
+
+def test_numbers_are_asked_for_where_they_are_read():
+    for call in (
+        lambda: select.top_k(meta(4, 4), 0.5),
+        lambda: assert_frozen({"w": meta(1, 2)}, {"w": meta(1, 2)}, {"w": columns([1])}),
+    ):
+        with pytest.raises(TypeError, match="expected an array whose values can be read"):
+            call()
 
 
 MADE = {

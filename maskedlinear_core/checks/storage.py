@@ -110,6 +110,18 @@ def names_fit(size: int, limit: int) -> None:
         )
 
 
+def refuse_meta(name: str) -> NoReturn:
+    """Refuse to store or load a tensor that has no numbers.
+
+    Raises:
+        StorageError: Always.
+    """
+    raise StorageError(
+        f"stored layers: {name or 'the layer'}: expected a tensor with numbers, got one on the meta device, which has "
+        "none; move the model with to_empty(device=...) and load its own weights first. Nothing was changed"
+    )
+
+
 def refuse_other(name: str, expected: str, got: str) -> NoReturn:
     """Refuse to load a stored parameter or buffer into a model.
 

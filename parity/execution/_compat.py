@@ -1,4 +1,4 @@
-"""Names of torch and JAX that are not public; tests/test_private_names.py holds them to what they are needed for."""
+"""Names of torch and JAX that are not public (tests/test_private_names_parity.py watches them)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def file_names(equation: Any) -> list[str]:
     """Return the files of the code that made an equation of a jaxpr, from where it was made to where it was called."""
     traceback = equation.source_info.traceback
     return [] if traceback is None else [frame.file_name for frame in traceback.frames]
+
+
+def torch_dispatch_mode() -> type:
+    """Return the class whose `__torch_dispatch__` sees every ATen operator that runs."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
 
 
 @contextlib.contextmanager

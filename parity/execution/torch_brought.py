@@ -64,8 +64,6 @@ def _module(module: nn.Module, path: str, swap: Swap, seen: dict[int, nn.Module]
         name: None if part is None else _module(part, f"{path}.{name}".lstrip("."), swap, seen)
         for name, part in module._modules.items()
     }
-    if isinstance(module, nn.RNNBase):  # it keeps its weights in a list as well
-        made.__dict__["_flat_weights"] = [made._parameters[name] for name in module._flat_weights_names]
     return made
 
 

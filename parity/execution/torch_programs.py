@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from parity.execution._compat import decomposition_of
+from parity.execution._compat import decomposition_of, torch_dispatch_mode
 from parity.execution.programs import Reading
 from parity.verdict.bounds import FLUSHED, UNIT
+
+TorchDispatchMode: Any = torch_dispatch_mode()
 
 UNITS = {getattr(torch, name): unit for name, unit in UNIT.items()} | {
     torch.complex128: UNIT["float64"], torch.complex64: UNIT["float32"],

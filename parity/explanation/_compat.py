@@ -5,13 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 
-def torch_dispatch_mode() -> type:
-    """Return the class whose `__torch_dispatch__` sees every ATen operator that runs."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    return TorchDispatchMode
-
-
 def torch_schema(operator: Any) -> Any:
     """Return the schema of an ATen operator: names, types and defaults of its arguments."""
     return operator._schema
@@ -22,6 +15,13 @@ def jax_bind(primitive: Any, operands: Any, params: Any) -> Any:
     bound = primitive.get_bind_params(params)
     functions, bound = bound if isinstance(bound, tuple) else ((), bound)
     return primitive.bind(*functions, *operands, **bound)
+
+
+def is_jax_literal(atom: Any) -> bool:
+    """Tell whether an operand of an equation is a number that is written in the jaxpr, and no variable."""
+    from jax.extend.core import Literal
+
+    return isinstance(atom, Literal)
 
 
 def scan_counts(params: Any) -> tuple[int, int]:

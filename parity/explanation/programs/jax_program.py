@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from parity.execution.calls import Call, Numbers
 from parity.execution.jax_backend import Ops, is_float, settings
 from parity.execution.jax_programs import INLINED, ONCE
-from parity.explanation._compat import jax_bind, scan_counts
+from parity.explanation._compat import is_jax_literal, jax_bind, scan_counts
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
 from parity.operator.transforms import Transform
@@ -99,7 +98,7 @@ class _Reader:
         values.update(zip(jaxpr.invars, arguments, strict=True))
 
         def value(atom: Any) -> Any:
-            if not isinstance(atom, core.Literal):
+            if not is_jax_literal(atom):
                 return values[atom]
             dtype = str(getattr(atom.val, "dtype", "float64"))
             return _wide(
@@ -111,7 +110,7 @@ class _Reader:
         for number, equation in enumerate(jaxpr.eqns):
             key = (*path, number)
             if not path and self.before is not None:
-                atoms = (atom for atom in equation.invars if not isinstance(atom, core.Literal))
+                atoms = (atom for atom in equation.invars if not is_jax_literal(atom))
                 if number not in touched and not any(atom in changed_values for atom in atoms):
                     values.update(zip(equation.outvars, self.before[number], strict=True))
                     continue  # nothing that goes in has changed
@@ -207,7 +206,7 @@ def _constants(equation: Any, key: Key) -> Iterator[Constant]:
     if name == "integer_pow":
         yield Constant(key, "y", float(equation.params["y"]), "integer_pow", "exponent")
     for place, atom in enumerate(equation.invars):
-        if isinstance(atom, core.Literal) and np.ndim(atom.val) == 0 and np.asarray(atom.val).dtype.kind in "fiu":
+        if is_jax_literal(atom) and np.ndim(atom.val) == 0 and np.asarray(atom.val).dtype.kind in "fiu":
             dtype = str(np.asarray(atom.val).dtype)
             yield Constant(key, place, as_written(float(atom.val), dtype), _name(equation))
 

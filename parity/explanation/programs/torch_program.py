@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from parity.execution._compat import torch_dispatch_mode
 from parity.execution.calls import Call, Numbers
 from parity.execution.torch_backend import Ops, is_float
-from parity.explanation._compat import torch_dispatch_mode, torch_schema
+from parity.explanation._compat import torch_schema
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
 from parity.operator.transforms import Transform

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from parity.models import _compat
 from parity.models.capture.call import Call, Leaf, Outputs, named_leaves
 
 Levels = tuple[tuple[bool, ...], ...]
@@ -31,18 +30,8 @@ class Seen:
     runs: list[tuple[list[Any], Levels]] = field(default_factory=list)
 
 
-see_p = Primitive("parity_see")
-see_p.multiple_results = True
-
-
-@see_p.def_impl
 def _see(*values: Any, seen: Any, levels: Levels) -> list[Any]:
     seen.runs.append((list(values), levels))
-    return list(values)
-
-
-@see_p.def_abstract_eval
-def _abstract(*values: Any, seen: Any, levels: Levels) -> list[Any]:
     return list(values)
 
 
@@ -53,13 +42,7 @@ def _batched(args: Sequence[Any], axes: Sequence[Any], *, seen: Any, levels: Lev
     return out, [0 if of else None for of in mapped]
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, seen: Any, levels: Levels) -> Any:
-    return see_p.bind(*primals, seen=seen, levels=levels), list(tangents)
-
-
-batching.primitive_batchers[see_p] = _batched
-ad.primitive_jvps[see_p] = _jvp
-mlir.register_lowering(see_p, lambda _, *values, seen, levels: list(values))
+see_p = _compat.identity_operator("parity_see", _see, _batched)
 
 
 def see(values: list[Any], seen: Seen) -> list[Any]:

@@ -15,12 +15,12 @@ from torch import nn
 from parity.models.capture.call import Call, Leaf, Outputs, is_container, mapped, named_leaves
 from parity.models.inputs import to_host
 
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 def without_dropout(model: nn.Module) -> list[str]:
     """Turn off the dropout of a model that trains, and return its modules: the frameworks draw other random numbers."""
-    found = {
-        name: one for name, one in model.named_modules() if isinstance(one, nn.modules.dropout._DropoutNd) and one.p
-    }
+    found = {name: one for name, one in model.named_modules() if isinstance(one, DROPOUT) and one.p}
     training = [name for name, one in found.items() if one.training]
     for one in found.values():
         one.eval()

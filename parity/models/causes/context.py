@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from parity.execution._compat import torch_dispatch_mode
 from parity.execution.calls import Numbers
-from parity.explanation._compat import torch_dispatch_mode, torch_schema
+from parity.explanation._compat import torch_schema
 from parity.explanation.claims import Claim
 from parity.explanation.substitution import ROUNDING, SHRINK, Bench, bench, distance
 from parity.records import Diagnosis

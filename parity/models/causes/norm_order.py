@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from parity.explanation._compat import torch_dispatch_mode, torch_schema
+from parity.execution._compat import torch_dispatch_mode
+from parity.explanation._compat import torch_schema
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
 

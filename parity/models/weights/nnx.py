@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from parity.models import _compat
 from parity.models.weights.jax_side import JaxTree, extends
 from parity.models.weights.tree import BUFFER, PARAMETER, STATISTIC, Leaf, Parts
 
@@ -77,9 +78,8 @@ def _variables(node: Any, parts: Parts, owner: Any, above: set[int]) -> Iterator
         for key in node:
             yield from _variables(node[key], (*parts, key), node, inside)
     elif isinstance(node, nnx.Module | nnx.Object):
-        for key, child in vars(node).items():
-            if not key.startswith("_pytree__"):
-                yield from _variables(child, (*parts, key), node, inside)
+        for key, child in _compat.nnx_attributes(node).items():
+            yield from _variables(child, (*parts, key), node, inside)
 
 
 def _child(node: Any, name: str) -> Any:

@@ -1,0 +1,99 @@
+"""The private or moving names of both frameworks in the `_compat.py` of parity mean what it needs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+import torch.nn.functional as F
+from jax._src import compiler as jax_compiler
+
+from parity.execution import _compat as parity_compat
+from parity.explanation import _compat as explanation_compat
+from parity.models import _compat as models_compat
+
+W = torch.ones(2, 3)
+
+
+def test_fused_operators_are_taken_apart():
+    parts = parity_compat.decomposition_of(torch.ops.aten.gelu.default)
+    assert torch.allclose(parts(W), F.gelu(W))
+    assert parity_compat.decomposition_of(torch.ops.aten.mm.default) is None
+
+
+def test_the_code_that_made_an_equation_is_told():
+    (equation,) = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr.eqns
+    assert __file__ in parity_compat.file_names(equation)
+
+
+def test_options_of_xla_reach_eager_operators_and_end_with_the_context():
+    operand, usual = jnp.ones((3, 17)), jax_compiler.get_compile_options
+    with parity_compat.xla_options({"xla_no_such_option": 1}), pytest.raises(Exception, match="xla_no_such_option"):
+        jnp.cos(operand)
+    assert jax_compiler.get_compile_options is usual
+    with parity_compat.xla_options(parity_compat.known_xla_options(parity_compat.QUICKLY)):
+        assert jnp.cos(operand).shape == (3, 17)
+
+
+def test_options_that_xla_lacks_are_left_out():
+    options = {"xla_backend_optimization_level": 0, "xla_no_such_option": True}
+    assert parity_compat.known_xla_options(options) == {"xla_backend_optimization_level": 0}
+
+
+def test_programs_of_torch_are_seen_operator_by_operator():
+    seen = []
+
+    class Mode(parity_compat.torch_dispatch_mode()):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(explanation_compat.torch_schema(func).name)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        F.layer_norm(W, (3,))
+    assert seen == ["aten::native_layer_norm"]
+
+
+def test_primitives_run_with_the_parameters_of_a_jaxpr():
+    (equation,) = jax.make_jaxpr(lambda x: x.sum(1))(jnp.ones((2, 3))).eqns
+    found = explanation_compat.jax_bind(equation.primitive, [jnp.ones((2, 3))], equation.params)
+    assert found.tolist() == [3, 3]
+
+
+def test_operands_of_a_scan_are_counted():
+    def f(x, fixed):
+        return jax.lax.scan(lambda carry, row: ((carry[0] + row, carry[1] * fixed), row), (x[0], x[1]), x)
+
+    (scan,) = [one for one in jax.make_jaxpr(f)(jnp.ones((3, 2)), 2.0).eqns if one.primitive.name == "scan"]
+    assert explanation_compat.scan_counts(scan.params) == (1, 2)
+
+
+def test_numbers_that_are_written_in_a_jaxpr_are_told():
+    (equation,) = jax.make_jaxpr(lambda x: x * 2.0)(1.0).eqns
+    assert [explanation_compat.is_jax_literal(atom) for atom in equation.invars] == [False, True]
+
+
+def test_an_operator_sees_numbers_under_every_transformation():
+    seen = []
+
+    def batch(operands, axes, **keywords):
+        return operator.bind(*operands, **keywords), list(axes)
+
+    operator = models_compat.identity_operator(
+        "seeing", lambda *values, **_: seen.append(values) or list(values), batch
+    )
+    f = lambda x: operator.bind(x, at=1)[0] ** 2  # noqa: E731
+    with jax.disable_jit():
+        assert jax.grad(f)(3.0) == 6
+        assert (jax.vmap(f)(jnp.arange(3.0)) == jnp.arange(3.0) ** 2).all()
+    assert [one.shape for (one,) in map(lambda values: map(jnp.asarray, values), seen)] == [(), (3,)]
+    assert jax.jit(f)(3.0) == 9  # compiled, it is nothing
+
+
+def test_notes_of_flax_are_told_from_what_a_user_put_there():
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(1))
+            self._hidden = 3
+
+    assert set(models_compat.nnx_attributes(Model())) == {"scale", "_hidden"}
