@@ -73,7 +73,7 @@ ONLY_DEFINED_IN_ONE = {
         "_Exact", "_is_differentiated", "_check_group",  # an autograd.Function
         # A primitive, and what is in its rules.
         "_over_workers", "_over_workers_jvp", "_run", "_batched", "_bind", "_compiled", "_implementation", "_lowering",
-        "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index",
+        "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index", "_on",
         "_wide",
     },
     "products.py": set(),

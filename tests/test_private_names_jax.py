@@ -89,8 +89,12 @@ def twice():
         asked.append(("transpose", jax_compat.is_linear(operand)))
         return [made.bind(cotangent)]
 
+    def lowered(x, platforms):
+        asked.append(("lowered", platforms))
+        return 2 * x
+
     made = jax_compat.primitive(
-        "twice", lambda x: 2 * x, lambda x: 2 * x, lambda x: x,
+        "twice", lambda x: 2 * x, lowered, lambda x: x,
         lambda operands, axes: (made.bind(*operands), axes[0]), tangent, transpose,
     )  # fmt: skip
     return made, asked
@@ -103,14 +107,16 @@ def test_a_primitive_has_a_rule_for_each_transformation():
     for f in (made.bind, jax.jit(made.bind), jax.vmap(made.bind)):
         assert (f(x) == 2 * x).all()
     assert jax.grad(made.bind)(3.0) == 2
-    assert asked == [("tangent", [False]), ("transpose", True)]
+    assert asked == [("lowered", ("cpu",)), ("tangent", [False]), ("transpose", True)]
+    jax.export.export(jax.jit(made.bind), platforms=("tpu", "cuda"))(x)
+    assert asked[-1] == ("lowered", ("tpu", "cuda"))
 
 
 def test_operands_of_a_rule_are_told():
     assert not jax_compat.is_linear(jnp.ones(2))
     seen = []
     both = jax_compat.primitive(
-        "both", lambda x, y: x, lambda x, y: x, lambda x, y: x, None,
+        "both", lambda x, y: x, lambda x, y, platforms: x, lambda x, y: x, None,
         lambda primals, tangents: seen.append([*map(jax_compat.is_zero, tangents)]) or (primals[0], tangents[0]), None,
     )  # fmt: skip
     jax.jvp(lambda x: both.bind(x, 3.0), (2.0,), (1.0,))
