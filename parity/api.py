@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parity.operator.oracle import Oracle
-from parity.operator.pair import Known, Pair
+from parity.operator.pair import Inputs, Known, Pair
 from parity.operator.tolerance import Tolerance
 from parity.operator.transforms import Transform
 from parity.records import Cell, Record
@@ -23,7 +23,7 @@ JOBS = min(2, os.cpu_count() or 1)
 
 
 def compare(
-    torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, *,
+    torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Inputs, *,
     transforms: Sequence[str | Transform] | None = None, dtypes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None, known: Known | None = None, name: str | None = None,
     oracle: Callable[..., Any] | Oracle | None = None, worlds: Sequence[str] | None = None,
@@ -106,7 +106,7 @@ def compare_pair(
     return Report(pair.name, run.settle(pair, seen) if len(seen) == len(planned) else seen)
 
 
-def assert_parity(torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Any, **options: Any) -> Report:
+def assert_parity(torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Inputs, **options: Any) -> Report:
     """Compare, and raise AssertionError with the report as its text unless all is as it should be.
 
     Takes what `compare` takes, and returns its report.

@@ -21,6 +21,7 @@ from parity.operator.transforms import Transform
 from parity.operator.trees import is_float as is_float
 from parity.records import Cell
 
+Inputs = tuple[Any, ...] | list[Any] | Args | Callable[[int], Any]
 Known = Sequence[Mapping[str, Any]]
 """Entries with patterns for transform, world, dtype and data (fnmatch), and a reason; perhaps error or crashes."""
 
@@ -96,7 +97,7 @@ class Pair:
 
     torch: Callable[..., Any]
     jax: Callable[..., Any]
-    inputs: Any
+    inputs: Inputs
     name: str = ""
     group: str = ""
     transforms: Sequence[str | Transform] | None = None
@@ -171,8 +172,7 @@ class Pair:
         if callable(inputs):
             object.__setattr__(self, "inputs", lambda seed: (*inputs(seed), lifted.weights))
         else:
-            self.make(0)
-            object.__setattr__(self, "inputs", (*inputs, lifted.weights))
+            object.__setattr__(self, "inputs", (*self.make(0), lifted.weights))
         if not self.name:
             object.__setattr__(self, "name", getattr(self.torch, "__name__", type(self.torch).__name__).lower())
         object.__setattr__(self, "torch", lifted.torch)

@@ -1,0 +1,39 @@
+"""A page of a user's code of parity, checked by `mypy --strict` and pyright, and run (tests/test_typing.py)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from jax import Array
+from torch import Tensor
+
+import parity
+
+
+def in_torch(x: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(x)
+
+
+def in_jax(x: Array) -> Array:
+    return jnp.logaddexp(x, 0)
+
+
+def main(folder: Path) -> float:
+    x = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
+    report: parity.Report = parity.compare(in_torch, in_jax, (x,), quick=True)
+    text: str = str(report)
+    assert report.ok, text
+    parity.assert_parity(torch.sin, jnp.sin, (x,), quick=True)
+    pair: parity.Pair = parity.Pair(
+        in_torch, in_jax, (x,), name="softplus", transforms=("forward",), worlds=("torch-eager", "jax-eager")
+    )
+    also: parity.Report = parity.compare_pair(pair, quick=True)
+
+    first, second = torch.nn.Linear(3, 2), nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    weights: parity.WeightMap = parity.map_weights(first, second)
+    whole: parity.ModelReport = parity.compare_models(first, second, (x,))
+    print(weights, whole)
+    return float(jax.device_count() * bool(also.ok))
