@@ -31,7 +31,7 @@ def to_array(grad_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
         [[[True, True]], [[False, False]]]
     """
     if isinstance(grad_mask, Mask):
-        parameter_checks.enough_axes(repr(grad_mask), isinstance(grad_mask, Rows), shape)
+        parameter_checks.enough_axes(grad_mask, isinstance(grad_mask, Rows), shape)
         two = (shape[0], shape[1] if len(shape) > 1 else 1)
         found = grad_mask.to_array(two).reshape(two + (1,) * (len(shape) - 2))
         return np.ascontiguousarray(np.broadcast_to(found, shape) if len(shape) > 1 else found[:, 0])

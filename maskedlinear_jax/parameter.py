@@ -12,6 +12,7 @@ from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
+from maskedlinear_jax import lowering
 
 
 def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
@@ -46,9 +47,15 @@ def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
 
 
 def _trains(weight: Array, grad_mask: MaskLike) -> Array:
+    if isinstance(grad_mask, masks.Mask):  # its positions may be traced
+        shape = tuple(weight.shape)
+        parameter_checks.enough_axes(grad_mask, isinstance(grad_mask, masks.Rows), shape)
+        two = shape[0], shape[1] if len(shape) > 1 else 1
+        found = lowering.resolve(grad_mask, two).mask(jnp.empty(two))
+        return jnp.broadcast_to(found, two).reshape(shape[:2] + (1,) * (len(shape) - 2))
     if isinstance(grad_mask, Array):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask
-    if not isinstance(grad_mask, masks.Mask) and not is_framework_array(grad_mask):
+    if not is_framework_array(grad_mask):
         call_checks.refuse_mask(grad_mask)
     return jnp.asarray(parameters.to_array(grad_mask, tuple(weight.shape)))

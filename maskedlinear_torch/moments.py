@@ -55,8 +55,9 @@ def numbers(old: masks.Mask, new: masks.Mask, values: Tensor, shape: tuple[int, 
         tensor([[2, 0],
                 [4, 0]])
     """
-    counted = torch.arange(1, values.numel() + 1, dtype=torch.float64, device=values.device)
-    return packing.repack(counted.view(values.shape), old, new, shape=shape).long()
+    # On the CPU, for not every device has float64, which counts exactly.
+    counted = torch.arange(1, values.numel() + 1, dtype=torch.float64)
+    return packing.repack(counted.view(values.shape), old, new, shape=shape).long().to(values.device)
 
 
 def _moved(
@@ -70,8 +71,11 @@ def _moved(
         return None
     found = {}
     for name, value in arrays.items():
-        flat = torch.cat([value.new_zeros(1), value.reshape(-1)])
-        found[name] = torch.where(came_from > 0, flat[came_from], fresh[name].to(value.dtype)).contiguous()
+        flat, where = (
+            torch.cat([value.new_zeros(1), value.reshape(-1)]),
+            came_from.to(value.device),
+        )  # it may be offloaded
+        found[name] = torch.where(where > 0, flat[where], fresh[name].to(value)).contiguous()
     return state | found
 
 

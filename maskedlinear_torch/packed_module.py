@@ -207,6 +207,7 @@ class PackedLinear(Layer):
         self._change_bias_mask(bias_mask, None)
 
     def _change_bias_mask(self, bias_mask: BiasMaskLike | None, optimizer: Any) -> None:
+        self._refuse_sharded("another bias_mask")
         before, parameter = self._bias_values, self.bias_values
         values = _bias_mask(bias_mask, self.bias is not None, self.out_features)
         with torch.no_grad():
@@ -248,6 +249,7 @@ class PackedLinear(Layer):
 
         Raises:
             TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+            ValueError: The layer is sharded (FSDP, DTensor).
 
         Example:
             >>> from maskedlinear_torch import columns
@@ -257,6 +259,7 @@ class PackedLinear(Layer):
             >>> torch.equal(layer.weight, before)
             True
         """
+        self._refuse_sharded("repack")
         old, new = self._mask, constructors.as_mask(grad_mask).packed((self.out_features, self.in_features))
         self._origin.look(self, other_mask=True)
         with torch.no_grad():
@@ -347,6 +350,7 @@ class PackedLinear(Layer):
 
     def _set_masks(self, mask: masks.Mask, bias_values: np.ndarray | None) -> None:
         self._kept = None
+        steps.see()
         super()._set_masks(mask, bias_values)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -359,6 +363,10 @@ class PackedLinear(Layer):
 
     def _home(self) -> Tensor:
         return self.base
+
+    def _refuse_sharded(self, change: str) -> None:
+        if any(one is not None and _compat.is_distributed(one) for one in self._parameters.values()):
+            packed_checks.refuse_sharded(type(self).__name__, change)
 
     def _whole_weight(self) -> Tensor:
         base = plain(self.base).detach()

@@ -14,6 +14,7 @@ from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
+from maskedlinear_torch import lowering
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.held_module import HeldModule
 
@@ -151,9 +152,17 @@ class MaskedParameter(HeldModule, parametrize.ParametrizationList):
 
 
 def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:
+    if isinstance(grad_mask, masks.Mask):  # its positions may be traced, as in compiled code they all are
+        shape = tuple(weight.shape)
+        parameter_checks.enough_axes(grad_mask, isinstance(grad_mask, masks.Rows), shape)
+        two = shape[0], shape[1] if len(shape) > 1 else 1
+        found = lowering.resolve(grad_mask, two, weight.device).mask(torch.empty(two, device=weight.device))
+        return found.expand(two).reshape(shape[:2] + (1,) * (len(shape) - 2))
+    if isinstance(grad_mask, np.ndarray):
+        grad_mask = lowering.as_tensor(grad_mask).clone()
     if isinstance(grad_mask, Tensor):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask.to(weight.device)
-    if not isinstance(grad_mask, masks.Mask) and not is_framework_array(grad_mask):
+    if not is_framework_array(grad_mask):
         call_checks.refuse_mask(grad_mask)
     return torch.tensor(parameters.to_array(grad_mask, tuple(weight.shape)), device=weight.device)

@@ -21,6 +21,7 @@ from maskedlinear_torch import _compat
 from maskedlinear_torch.frozen_entries import FrozenEntries, Held, local, same_bits
 from maskedlinear_torch.frozen_state import FrozenState
 from maskedlinear_torch.small_steps import SmallStep
+from maskedlinear_torch.tensors import Constant
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
 _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]] = weakref.WeakKeyDictionary()
@@ -32,6 +33,11 @@ unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
 ADAPTED = "base_layer"
 """The name by which an adapter (PEFT's) has the layer that it lies over."""
+
+
+def see() -> None:
+    """Look at every step from now on, for there are constants that no step may move."""
+    _install()
 
 
 def join(layer: Any) -> None:
@@ -127,11 +133,8 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
         for look in looks:
             look(model)
     held = _held_by(known)
+    _see_constants(optimizer, known, held)
     if held:
-        if optimizer not in _constants and not type(optimizer).__module__.startswith("torch.optim."):
-            # Its first step tells whether it moves what has no gradient, as decay could.
-            still = [one for one in known.values() if not one.requires_grad and one.grad is None and not one.is_meta]
-            _constants[optimizer] = [(one, local(one).detach().clone()) for one in still]
         state = _states.get(optimizer)
         if state is None:
             state = _states[optimizer] = FrozenState(optimizer)
@@ -180,6 +183,16 @@ def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
     for layer in held:
         layer._held.restore(layer, stepped)
     _refuse_moved_constants(optimizer)
+
+
+def _see_constants(optimizer: torch.optim.Optimizer, known: dict[int, Tensor], held: list[Any]) -> None:
+    # The first step of an optimizer of others tells whether it moves what has no gradient, as decay could.
+    if optimizer in _constants or type(optimizer).__module__.startswith("torch.optim."):
+        return
+    if held or any(isinstance(one, Constant) for one in known.values()):
+        kept = {id(one.parameter) for layer in held for one in layer._held.entries.values()}
+        still = [one for one in known.values() if not (one.requires_grad or one.is_meta or id(one) in kept)]
+        _constants[optimizer] = [(one, local(one).detach().clone()) for one in still]
 
 
 def _refuse_moved_constants(optimizer: torch.optim.Optimizer) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 _KEYS = ("_tied_weights_keys", "all_tied_weights_keys")
 _BEFORE = "_maskedlinear_tied_before"
+_OPTION = "tie_word_embeddings"
 
 
 def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
@@ -28,7 +29,8 @@ def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
         ties = expand(all_submodels=False)
         own = {name: other for name, other in ties.items() if not isinstance(_owner(whole, name), kind)}
         if len(own) < len(ties):
-            vars(whole).setdefault(_BEFORE, {name: vars(whole)[name] for name in _KEYS if name in vars(whole)})
+            before = {name: vars(whole)[name] for name in _KEYS if name in vars(whole)}
+            vars(whole).setdefault(_BEFORE, before | {_OPTION: getattr(whole.config, _OPTION, None)})
             vars(whole)["_tied_weights_keys"] = own
         known = vars(whole).get("all_tied_weights_keys")
         if known and any(isinstance(_owner(whole, name), kind) for name in known):
@@ -39,12 +41,15 @@ def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def restore(model: nn.Module) -> None:
-    """Let them tie again what they tied before."""
+    """Let them tie again what they tied before, and say so in their configuration."""
     for whole in model.modules():
         before = vars(whole).pop(_BEFORE, None)
         if before is not None:
             for name in _KEYS:
                 vars(whole).pop(name, None)
+            option = before.pop(_OPTION, None)
+            if option is not None:  # PEFT's merge says that the head is tied no more, for it compares addresses
+                setattr(whole.config, _OPTION, option)
             vars(whole).update(before)
 
 

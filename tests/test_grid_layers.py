@@ -4,16 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from parity.records import WORLDS
 from parity.suites.masked_linear import cases, grid
 
 OTHERS = [case.id for case in cases.CASES if case.by]
 
 
-def test_each_kind_of_layer_is_in_the_grid_in_three_worlds():
+def test_each_kind_of_layer_is_in_the_grid_in_every_world():
     cells = grid.plan(cases=OTHERS)
     by = {(cases.BY_ID[cell.pair].by, cases.BY_ID[cell.pair].packed, cell.world) for cell in cells}
     kinds = {("masked_parameter", False), ("embedding", False), ("embedding", True)}
-    assert by == {(*kind, world) for kind in kinds for world in ("torch-eager", "jax-eager", "jax-jit")}
+    assert by == {(*kind, world) for kind in kinds for world in WORLDS}
 
 
 @pytest.mark.parametrize("case", OTHERS)

@@ -5,17 +5,23 @@ import pickle
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
 from flax.training.train_state import TrainState
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import maskedlinear_jax as mj
 import maskedlinear_torch as mt
-from maskedlinear_core import columns, rows
+from maskedlinear_core import columns, elements, rows
+from maskedlinear_torch import moments
 
 TOKENS = torch.tensor([1, 2, 7, 6])
 NEW = rows([6, 7])
@@ -137,6 +143,30 @@ def test_h2_an_optimizer_that_moves_what_takes_no_gradient_is_refused():
     mt.assert_frozen(before, model.state_dict(), mt.grad_masks(model))
 
 
+class Fills(Decays):
+    """As a public Muon does: a gradient of zero where there is none, which it then decays with."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        super().step()
+
+
+def test_h2_no_optimizer_moves_the_matrix_of_a_packed_layer_that_it_is_handed():
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW}, packed=True, freeze_others=True)
+    model = pickle.loads(pickle.dumps(model))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = Fills(model.parameters())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"Fills.step: expected parameters that take no gradient to stay, got 2"):
+            train(model, optimizer, 1)
+    mt.assert_frozen(before, model.state_dict(), mt.grad_masks(model))
+    train(model, Fills(learning(model)))
+
+
 class LowRank(torch.optim.Optimizer):
     """As GaLore: moments of a gradient that an object in the state projects."""
 
@@ -219,3 +249,83 @@ def test_a_training_state_of_flax_takes_what_learns_and_refuses_positions(kind):
     assert mj.assert_frozen(layer, mj.combine(state.params, rest)) == 9
     with pytest.raises(TypeError, match=r"got the whole layer; split it first: params, rest = partition.layer."):
         TrainState.create(apply_fn=None, params=layer, tx=transformation)
+
+
+# Masks of other parameters where positions cannot be read.
+
+MASKS = {
+    "rows": rows([1]),
+    "columns": columns([0, 2]),
+    "elements": elements(np.arange(12).reshape(3, 4) % 5 == 0),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)], ids=str)
+def test_s13_a_mask_of_any_parameter_is_taken_by_compiled_code(mask, shape):
+    """Masks of positions were read by NumPy, which Dynamo does not trace; in JAX a mask that came as an argument."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = np.broadcast_to(mask.to_array(shape[:2]).reshape(3, 4, *[1] * (len(shape) - 2)), shape)
+    compiled = torch.compile(lambda weight: mt.masked_parameter(weight, mask) * 2, fullgraph=True, backend="aot_eager")
+    found = compiled(weight)
+    assert torch.equal(found, weight * 2)
+    found.sum().backward()
+    np.testing.assert_array_equal(weight.grad.numpy(), np.where(expected, 2.0, 0.0))
+    gradient = jax.jit(jax.grad(lambda weight, mask: mj.masked_parameter(weight, mask).sum()))
+    np.testing.assert_array_equal(gradient(jnp.ones(shape), mask), np.where(expected, 1.0, 0.0))
+
+
+# Where a parameter lies.
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_h5_another_mask_of_a_sharded_layer_is_refused(mesh):
+    model = nn.Sequential(nn.Linear(6, 4))
+    mt.mask_linears(model, {"0": columns([0, 1])}, packed=True, bias_masks={"0": [True, True, False, False]})
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(learning(model), lr=0.1)
+    with pytest.raises(ValueError, match=r"expected a layer that is whole for repack, got one whose parameters are sh"):
+        model[0].repack(columns([1, 2]), optimizer)
+    with pytest.raises(ValueError, match=r"expected a layer that is whole for another bias_mask"):
+        model[0].bias_mask = [False, True, True, False]
+    model(torch.ones(2, 6)).sum().backward()
+
+
+def test_h5_moments_move_without_float64_on_their_device():
+    """Devices without float64 (MPS) count positions on the CPU: stood in for by the meta device."""
+    layer = mt.PackedLinear(6, 4, grad_mask=columns([0, 1]), device="meta")
+    found = moments.numbers(columns([0, 1]), columns([1, 2]), torch.zeros(4, 2), (4, 6))
+    assert found.tolist() == [[2, 0], [4, 0], [6, 0], [8, 0]]
+    assert moments.numbers(columns([0, 1]), columns([1, 2]), layer.values, (4, 6)).device.type == "meta"
+
+
+# A head tied to the new tokens of a model of transformers, under an adapter.
+
+
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "masked"])
+def test_m7_a_tied_head_is_tied_still_after_an_adapter_was_merged_beside_it(packed, tmp_path):
+    """PEFT's merge compares addresses and said that the head was tied no more: what was saved then had no head."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=10, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0,
+        tie_word_embeddings=True, loss_type="ForCausalLM",
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    mt.train_new_tokens(model, first=8, packed=packed)
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    )
+    plain = mt.unmask_linears(adapted.merge_and_unload())
+    tokens = torch.tensor([[1, 9, 8]])
+    plain.save_pretrained(tmp_path)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(tokens).logits, plain(tokens).logits)
+    assert again.lm_head.weight is again.transformer.wte.weight

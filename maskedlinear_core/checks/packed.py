@@ -148,6 +148,18 @@ def refuse_computed(layer: str, name: str) -> NoReturn:
     )
 
 
+def refuse_sharded(layer: str, change: str) -> NoReturn:
+    """Refuse to change the positions of a packed layer whose parameters lie in parts on several devices.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"{layer}: expected a layer that is whole for {change}, got one whose parameters are sharded (FSDP, DTensor); "
+        "change the mask before fully_shard, or save the model, change it in one process and shard it anew"
+    )
+
+
 def refuse_recorded_write(name: str) -> NoReturn:
     """Refuse a write in place that a gradient would have to flow through.
 

@@ -25,7 +25,7 @@ def bool_of_shape(dtype: str, shape: Shape, expected: Shape) -> None:
         )
 
 
-def enough_axes(mask: str, is_rows: bool, shape: Shape) -> None:
+def enough_axes(mask: object, is_rows: bool, shape: Shape) -> None:
     """Check that a mask over (out, in) has these axes.
 
     Raises:
@@ -33,7 +33,7 @@ def enough_axes(mask: str, is_rows: bool, shape: Shape) -> None:
     """
     if len(shape) < (1 if is_rows else 2):
         raise ValueError(
-            f"masked_parameter: expected a weight with the axes (out, in) for {mask}, got shape {shape}; give a bool "
+            f"masked_parameter: expected a weight with the axes (out, in) for {mask!r}, got shape {shape}; give a bool "
             "array of the weight's shape (or rows of a vector)"
         )
 
