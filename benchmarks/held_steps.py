@@ -104,13 +104,13 @@ def main(arguments: Sequence[str]) -> int:
     """Print a line for each kind and optimizer; the exit status is 1 if one is above the limit."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.held_steps", description=__doc__)
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
-    parser.add_argument("--optimizer", action="append", choices=OPTIMIZERS, help="repeatable; default: AdamW")
+    parser.add_argument("--optimizer", action="append", choices=OPTIMIZERS, help="repeatable; default: all but Muon")
     for name, value in (("width", 384), ("depth", 9), ("batch", 512), ("rounds", 40)):
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
     given = parser.parse_args(arguments)
     sizes = {name: getattr(given, name) for name in ("width", "depth", "batch", "rounds")}
     worst = 0.0
-    for optimizer in given.optimizer or ["AdamW"]:
+    for optimizer in given.optimizer or [name for name in OPTIMIZERS if name != "Muon"]:
         for kind in given.kind or KINDS:
             row = measure(kind, optimizer, **sizes)
             worst = max(worst, row["ratio"])

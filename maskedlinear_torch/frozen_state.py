@@ -102,16 +102,16 @@ class _Kept:
         self.steps += 1
         here = local(self.tensor)
         if not self.drifts and not self.steps & (self.steps - 1):
-            self.drifts = not same_bits(here.reshape(-1)[self.sample], self._whole(one, here).reshape(-1)[self.sample])
+            kept = self._whole(one, here)
+            kept = kept.reshape(-1)[self.sample] if kept.dim() else kept.expand(self.sample.shape)
+            self.drifts = not same_bits(here.reshape(-1)[self.sample], kept)
         if self.drifts:
-            whole = self._whole(one, here).clone()
-            one.places.carry(here, whole)
-            here.copy_(whole)
+            torch.where(one.places.trains, here, self._whole(one, here), out=here)
 
     def _whole(self, one: FrozenEntries, here: Tensor) -> Tensor:
         if isinstance(self.value, Tensor):
             return self.value
-        return one.matrix if self.value is True else torch.full_like(here, self.value)
+        return one.matrix if self.value is True else here.new_full((), self.value)
 
 
 def _constant(found: Tensor, otherwise: Any) -> Any:
