@@ -31,6 +31,7 @@ from maskedlinear_torch.freeze import assert_frozen as assert_frozen
 from maskedlinear_torch.freeze import grad_masks as grad_masks
 from maskedlinear_torch.freeze import hold_frozen as hold_frozen
 from maskedlinear_torch.functional import masked_linear as masked_linear
+from maskedlinear_torch.groups import parameter_groups as parameter_groups
 from maskedlinear_torch.module import MaskedLinear as MaskedLinear
 from maskedlinear_torch.packed_module import PackedLinear as PackedLinear
 from maskedlinear_torch.packing import pack as pack
@@ -72,6 +73,7 @@ __all__ = [
     "packed_arrays",
     "packed_bytes",
     "packed_linear",
+    "parameter_groups",
     "repack",
     "reproducible",
     "rows",

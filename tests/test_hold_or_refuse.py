@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
+from flax import nnx
 from flax.training.train_state import TrainState
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -19,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import maskedlinear_jax as mj
+import maskedlinear_jax.nnx as mn
 import maskedlinear_torch as mt
 from maskedlinear_core import columns, elements, rows
 from maskedlinear_torch import moments
@@ -329,3 +332,44 @@ def test_m7_a_tied_head_is_tied_still_after_an_adapter_was_merged_beside_it(pack
     again = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     assert torch.equal(again(tokens).logits, plain(tokens).logits)
     assert again.lm_head.weight is again.transformer.wte.weight
+
+
+# Parameter groups, and checkpoints of others.
+
+
+def test_what_learns_comes_in_groups_of_which_weights_decay():
+    """By its number of axes the values of single entries would be a bias."""
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 8))
+    model[3].weight = model[0].weight
+    some = {"0": NEW, "3": NEW, "1": elements(np.eye(4) > 0)}
+    mt.mask_linears(model, some, packed=True, bias_masks={"1": [True, False, True, False]})
+    model[2].weight.requires_grad_(False)
+    weights, others = mt.parameter_groups(model, weight_decay=0.5, lr=0.1)
+    assert [tuple(one.shape) for one in weights["params"]] == [(2, 4), (4,)]
+    assert [tuple(one.shape) for one in others["params"]] == [(2,), (4,), (8,)]
+    assert (weights["weight_decay"], others["weight_decay"], weights["lr"], others["lr"]) == (0.5, 0.0, 0.1, 0.1)
+    train(model, torch.optim.AdamW([weights, others]))
+    assert [len(group["params"]) for group in mt.parameter_groups(Language())] == [2]
+    with pytest.raises(TypeError, match=r"parameter_groups: expected a torch.nn.Module, got list"):
+        mt.parameter_groups(learning(model))
+
+
+@pytest.mark.parametrize("make", ["pytree", "nnx"])
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_orbax_stores_and_restores_a_model(packed, make, tmp_path):
+    def model(seed):
+        if make == "pytree":
+            plain = {"in": mj.MaskedLinear(4, 3, grad_mask=columns([]), seed=seed).to_linear()}
+            return mj.mask_linears(plain, {"in": columns([1])}, packed=packed)
+        linear = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(seed)))
+        return nnx.state(mn.mask_linears(linear, {"layers.0": columns([1])}, packed=packed))
+
+    trained, other = model(0), model(1)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "model", trained)
+        checkpointer.wait_until_finished()
+        found = checkpointer.restore(tmp_path / "model", other)
+    assert jax.tree.structure(found) == jax.tree.structure(trained)
+    for one, before in zip(jax.tree.leaves(found), jax.tree.leaves(trained), strict=True):
+        assert one.dtype == before.dtype
+        np.testing.assert_array_equal(one, before)

@@ -29,7 +29,10 @@ ONLY_PUBLIC_IN_JAX = {
     "merged": "in torch a packed layer keeps its matrix from call to call",
     "keep_frozen": "parameters computed from a state have no layer that puts them back before it reads them",
 }
-ONLY_PUBLIC_IN_TORCH = {"mask_parameter": "JAX has no parametrizations: `masked_parameter` is called on the array"}
+ONLY_PUBLIC_IN_TORCH = {
+    "mask_parameter": "JAX has no parametrizations: `masked_parameter` is called on the array",
+    "parameter_groups": "optax has no parameter groups, but masks",
+}
 ONLY_DEFINED_IN_ONE = {
     "kinds/__init__.py": set(),
     "kinds/base.py": set(),
@@ -151,6 +154,7 @@ ONLY_IN_JAX = {
     "constant.py",  # a pytree has no parameters that take no gradient
 }  # fmt: skip
 ONLY_IN_TORCH = {
+    "groups.py",  # parameter groups are of torch.optim; optax has masks
     "held_module.py",  # the hooks of modules whose parameters are written in place
     "origin.py",  # a pytree is a value: it does not remember what it was (marks.py)
     "plain_ties.py",  # layers that share a parameter, which is an object in torch alone

@@ -1,0 +1,50 @@
+"""Parameter groups for `torch.optim`: what learns, with decay for weights and none for biases and scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_torch.packed_module import PackedLinear
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options: Any) -> list[dict[str, Any]]:
+    """Return what learns in a model as groups for an optimizer: weights, which decay, and all else, which does not.
+
+    To decay what has two axes or more is wrong for packed layers: the values of a mask of single entries have one axis,
+    and of whole blocks three. Here the values of a packed layer are weights.
+
+    Args:
+        model: Any module, with or without masked layers.
+        weight_decay: Of the weights: values of packed layers, and parameters of two axes or more.
+        options: For both groups, e.g. `lr`.
+
+    Returns:
+        At most two groups, each with its `params` in the order of the model and its `weight_decay`. Parameters that
+        take no gradient are in neither, and a parameter that stands in several places is there once.
+
+    Raises:
+        TypeError: `model` is no module.
+
+    Example:
+        >>> import torch
+        >>> from maskedlinear_torch import elements
+        >>> layer = PackedLinear(2, 2, grad_mask=elements([[True, False], [True, True]]))
+        >>> [([tuple(one.shape) for one in group["params"]], group["weight_decay"]) for group in parameter_groups(layer)]
+        [([(3,)], 0.01), ([(2,)], 0.0)]
+        >>> optimizer = torch.optim.AdamW(parameter_groups(layer, lr=1e-3))
+    """
+    if not isinstance(model, nn.Module):
+        convert_checks.refuse_model("a torch.nn.Module", model, function="parameter_groups")
+    values = {id(one.values) for one in model.modules() if isinstance(one, PackedLinear)}
+    biases = {id(one.bias_values) for one in model.modules() if isinstance(one, PackedLinear)}
+    weights: list[Any] = []
+    others: list[Any] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decays = id(parameter) in values or (parameter.dim() > 1 and id(parameter) not in biases)
+            (weights if decays else others).append(parameter)
+    found = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group | options for group in found if group["params"]]
