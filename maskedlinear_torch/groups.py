@@ -32,7 +32,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options:
         >>> import torch
         >>> from maskedlinear_torch import elements
         >>> layer = PackedLinear(2, 2, grad_mask=elements([[True, False], [True, True]]))
-        >>> [([tuple(one.shape) for one in group["params"]], group["weight_decay"]) for group in parameter_groups(layer)]
+        >>> groups = parameter_groups(layer)
+        >>> [([tuple(one.shape) for one in group["params"]], group["weight_decay"]) for group in groups]
         [([(3,)], 0.01), ([(2,)], 0.0)]
         >>> optimizer = torch.optim.AdamW(parameter_groups(layer, lr=1e-3))
     """

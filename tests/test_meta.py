@@ -232,6 +232,7 @@ MADE = {
     "lowering.py: as_tensor": "positions of the user's, which are checked as NumPy and put on the device by `resolve`",
     "module.py: Layer._set_masks": "NumPy's mask of the bias, put on the device",
     "module.py: MaskedLinear._draw": "drawn by NumPy and copied into the parameter",
+    "moments.py: numbers": "in float64, which not all devices have, and then put on the device",
     "origin.py: _spread": "in float64, which not all devices have, and then put on the device",
     "storage.py: _learned": "a bool mask, which indexes on any device",
     "storage.py: _load_arrays": "NumPy's, put on the device or a bool mask",
