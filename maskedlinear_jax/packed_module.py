@@ -194,8 +194,9 @@ class PackedLinear:
     def repack(self, grad_mask: MaskLike) -> Self:
         """Return a layer of which other positions learn. What the others were trained to stays.
 
-        For another mask of the same kind and count nothing recompiles. An optimizer's moments move along by
-        the function `repack`, with `shape=`.
+        For another mask of the same kind and count nothing recompiles. The state of an optimizer is a value of its
+        own: `repack_state` makes the one for the new layer. JAX cannot tell a state of the old positions from one of
+        the new ones: with the same count a step with the old state gives some values the moments of others.
 
         Args:
             grad_mask: The new mask.

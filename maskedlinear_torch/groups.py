@@ -40,12 +40,10 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options:
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model, function="parameter_groups")
     values = {id(one.values) for one in model.modules() if isinstance(one, PackedLinear)}
-    biases = {id(one.bias_values) for one in model.modules() if isinstance(one, PackedLinear)}
     weights: list[Any] = []
     others: list[Any] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = id(parameter) in values or (parameter.dim() > 1 and id(parameter) not in biases)
-            (weights if decays else others).append(parameter)
+            (weights if id(parameter) in values or parameter.dim() > 1 else others).append(parameter)
     found = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group | options for group in found if group["params"]]

@@ -17,6 +17,7 @@ import maskedlinear_jax.equinox as me
 import maskedlinear_jax.nnx as mn
 import maskedlinear_torch as mt
 from maskedlinear_core import columns
+from maskedlinear_jax import moments
 
 O, I = 4, 6
 X = torch.randn(8, I, generator=torch.Generator().manual_seed(0))
@@ -381,3 +382,8 @@ def test_h2_decay_moves_no_frozen_bias_of_a_packed_layer_with_axes():
     assert (np.asarray(bias) != 1).tolist() == [[True, False], [False, True]]
     again = mn.load_packed(mn.packed_bytes(model, with_base=True), nnx.clone(model))
     assert again.layers[0].bias.get_value().tolist() == bias.tolist()
+
+
+def test_h5_an_entry_of_a_bias_that_begins_to_learn_has_what_the_optimizer_makes():
+    moved = moments.MovedBias(_bias_mask([0, 1]), _bias_mask([1, 3]), (2,), (2,))
+    assert moved.carry(jnp.array([5.0, 6.0]), jnp.array([0.5, 0.5])).tolist() == [6.0, 0.5]
