@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 
-from parity.execution import jax_programs, torch_programs
-from parity.models import programs, weighing
+from parity.models import taken, weighing
 from parity.models.capture.call import output_leaves
 from parity.models.inputs import Call as Arguments
-from parity.models.jax_function import JaxFunction, device_arrays
-from parity.models.matching import pair_outputs, rearranged, relative_distance, typical
-from parity.models.torch_function import Arrays, TorchFunction
+from parity.models.matching import Output, pair_outputs, rearranged, relative_distance, typical
+from parity.models.shelf import Shelf, give_back
+from parity.models.taken import Elsewhere, Taken
 from parity.models.weights.pairs import WeightPair
 from parity.models.weights.tree import PARAMETER, View
 from parity.models.weights.unequal import explain
 from parity.models.weights.weight_map import WeightMap
 from parity.verdict.bounds import UNIT
+
+if TYPE_CHECKING:
+    from parity.models.jax_function import JaxFunction
+    from parity.models.torch_function import Arrays, TorchFunction
 
 Loss = Callable[[Any], Any] | tuple[Callable[[Any], Any], Callable[[Any], Any]] | None
 """A function of the outputs that works on both frameworks' arrays, a pair of such (torch, JAX), or None."""
@@ -30,21 +29,9 @@ Loss = Callable[[Any], Any] | tuple[Callable[[Any], Any], Callable[[Any], Any]] 
 SMALL = 1e-6
 """Errors of gradients are relative to at least this part of the model's largest: a key's bias has none but rounding."""
 
-INPUT = "input "
-"""What the names of inputs begin with, among those of weights."""
-
 
 class Gradient(weighing.Compared):
     """The gradient of the loss for one weight or input, in both models."""
-
-
-@dataclass
-class Taken:
-    """Gradients of one model: by weight and by input, None where the framework gives none."""
-
-    weights: dict[str, np.ndarray | None]
-    inputs: dict[str, np.ndarray | None]
-    loss: float
 
 
 class Backward:
@@ -63,6 +50,8 @@ class Backward:
         native: The dtype of torch's model.
         least: The least precise type in which a module was judged: tables of float32 are read in no program.
         outputs: What both models gave on these inputs, by name, where that is known.
+        exact: Weights of torch's model in float64, by name, where JAX's were computed of them and rounded.
+        elsewhere: The gradients of a model that ran elsewhere, by "torch" or "jax".
 
     Raises:
         ValueError: The outputs do not correspond, or the loss is no single number.
@@ -73,54 +62,82 @@ class Backward:
         loss: Loss = None, mode: str = "eval", seed: int = 0, double: bool = True, mapped: bool = False,
         native: str = "float32", least: str = "float64",
         outputs: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | None = None,
+        exact: Mapping[str, np.ndarray] | None = None, elsewhere: Mapping[str, Elsewhere] | None = None,
     ) -> None:  # fmt: skip
-        self.least = least
-        self.torch = TorchFunction(torch_model, mode, double=double)
-        self.jax = JaxFunction(jax_model, mode, double=double, mapped=mapped, native=native)
+        self.least, self.elsewhere, self._comparing = least, elsewhere or {}, False
+        self.seed = next((one.seed for one in self.elsewhere.values()), seed)
+        self._made: dict[str, Any] = {}
+        self._make = {
+            "torch": lambda: _torch_function(torch_model, mode, double=double, exact=exact),
+            "jax": lambda: _jax_function(jax_model, mode, double=double, mapped=mapped, native=native),
+        }
         self.weights, self.inputs, self.double, self.native = weights, inputs, double, native
-        self.args = device_arrays(inputs[1], double=double)
+        self.args = inputs[1] if "jax" in self.elsewhere else _on_device(inputs[1], double=double)
         self.outputs = outputs
-        self.losses = self._losses(loss, seed)
+        self.losses = self._losses(loss)
+
+    @property
+    def torch(self) -> TorchFunction:
+        """A copy of the torch model: made when it is first asked for, and after `rest`."""
+        made: TorchFunction = self._side("torch")
+        return made
+
+    @property
+    def jax(self) -> JaxFunction:
+        """A copy of the JAX model, likewise."""
+        made: JaxFunction = self._side("jax")
+        return made
+
+    def _side(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._make[name]()
+        return self._made[name]
+
+    def rest(self) -> None:
+        """Let go of the copies of both models while they are compared; they are made again where they are needed."""
+        if self._comparing:
+            self._made.clear()
+            give_back()
 
     def _outputs(self) -> tuple[Arrays, Arrays]:
         """Return what both models give."""
         if self.outputs is not None:
             return dict(self.outputs[0]), dict(self.outputs[1])
-        # In the mode that counts a call changes the statistics: of a copy, and the JAX function keeps nothing.
-        with torch.no_grad():
-            copied = TorchFunction(
-                self.torch.model, "train" if self.torch.model.training else "eval", double=self.double
-            )
-            ours = {n: _host(leaf) for n, leaf in output_leaves(copied(*copied.tensors(self.inputs[0]))).items()}
+        import torch
+
+        # In the mode that counts a call changes the statistics: they are put back, and the JAX function keeps nothing.
+        with torch.no_grad(), self.torch.kept():
+            found = output_leaves(self.torch(*self.torch.tensors(self.inputs[0])))
+            ours = {name: _host(leaf) for name, leaf in found.items()}
         out, _ = self.jax(self.jax.parameters, *self.args)
         return ours, {name: np.asarray(leaf) for name, leaf in output_leaves(out).items()}
 
-    def _losses(self, loss: Loss, seed: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    def _losses(self, loss: Loss) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         if isinstance(loss, tuple):
             return loss
         if loss is not None:
             return loss, loss
         ours, theirs = self._outputs()
-        random = np.random.Generator(np.random.PCG64(seed))
-        names, factors = list(theirs), {}
-        placed, _, _ = pair_outputs(ours, theirs, moved=self._moved())
+        placed, *alone = pair_outputs(ours, theirs, moved=self._moved())
+        mine, other = {}, {}
         for one in placed:
             if one.torch.dtype.kind == "f":
-                factor = random.standard_normal(ours[one.name].shape)
-                jax_name = next(name for name in names if theirs[name] is one.jax)
-                factors[one.name, jax_name] = factor, one.arranged(factor)
-        if not factors:
+                name = next(name for name in theirs if theirs[name] is one.jax)
+                if "jax" in self.elsewhere:
+                    other[name] = taken.factor(self.seed, name, theirs[name].shape)
+                    mine[one.name] = _turned_back(one, other[name], ours[one.name].shape)
+                else:
+                    mine[one.name] = taken.factor(self.seed, one.name, ours[one.name].shape)
+                    other[name] = one.arranged(mine[one.name])
+        if not mine:
             raise ValueError("the outputs do not correspond: no float output of one model is one of the other's")
-
-        def torch_loss(outputs: Any) -> Any:
-            found = output_leaves(outputs)
-            return sum((found[n] * torch.from_numpy(f[0]).to(found[n].dtype)).sum() for (n, _), f in factors.items())
-
-        def jax_loss(outputs: Any) -> Any:
-            found = output_leaves(outputs)
-            return sum(jnp.sum(found[n] * jnp.asarray(f[1], found[n].dtype)) for (_, n), f in factors.items())
-
-        return torch_loss, jax_loss
+        for side, names, outputs in zip(("torch", "jax"), alone, (ours, theirs), strict=True):
+            lone = [name for name in names if outputs[name].dtype.kind == "f"]
+            if lone and side in self.elsewhere:
+                raise ValueError(
+                    f"the gradients that were kept are of the output {lone[0]!r} too, which only one gives"
+                )
+        return taken.projection_in_torch(mine), taken.projection_in_jax(other)
 
     def _moved(self) -> bool:
         pairs = zip(self.inputs[0][0], self.inputs[1][0], strict=False)
@@ -128,62 +145,47 @@ class Backward:
 
     def of_torch(self) -> Taken:
         """Return torch's gradients."""
-        with self.torch.kept():
-            return self._of_torch()
-
-    def _of_torch(self) -> Taken:
-        args, kwargs = self.torch.tensors(self.inputs[0], grad=True)
-        given = {name: leaf for name, leaf in _input_leaves(args, kwargs).items() if leaf.is_floating_point()}
-        trained = self.torch.trained
-        loss = self.losses[0](self.torch(args, kwargs))
-        if loss.numel() != 1:
-            raise ValueError(f"the loss of torch's outputs: expected one number, got shape {tuple(loss.shape)}")
-        everything = [*trained.values(), *given.values()]
-        found: Sequence[Any] = [None] * len(everything)
-        if loss.requires_grad:
-            found = torch.autograd.grad(loss.reshape(()), everything, allow_unused=True)
-        values = [None if one is None else _host(one, copy=False) for one in found]  # nobody else has them
-        weights = dict(zip(trained, values[: len(trained)], strict=True))
-        return Taken(weights, dict(zip(given, values[len(trained) :], strict=True)), float(loss.detach()))
+        if "torch" in self.elsewhere:
+            return self.elsewhere["torch"].taken
+        return taken.of_torch(self.torch, self.inputs[0], self.losses[0])
 
     def jax_value(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         """Return JAX's loss, as a function of the weights by path and of the inputs by name."""
-        args, kwargs = _with_inputs(self.args, given)
-        loss = self.losses[1](self.jax(values, args, kwargs)[0])
-        if np.shape(loss) not in ((), (1,)):
-            raise ValueError(f"the loss of JAX's outputs: expected one number, got shape {np.shape(loss)}")
-        return jnp.reshape(loss, ())
+        return taken.jax_value(self.jax, self.args, self.losses[1], values, given)
 
     def of_jax(self) -> Taken:
         """Return JAX's gradients."""
-        inputs = {n: v for n, v in _input_leaves(*self.args).items() if jnp.issubdtype(v.dtype, jnp.floating)}
-        run = programs.compiled(jax.value_and_grad(self.jax_value, argnums=(0, 1)), self.jax.parameters, inputs)
-        value, (weights, given) = run(self.jax.parameters, inputs)
-        return Taken(
-            {path: np.asarray(one) for path, one in weights.items()},
-            {name: np.asarray(one) for name, one in given.items()},
-            float(value),
-        )
+        if "jax" in self.elsewhere:
+            return self.elsewhere["jax"].taken
+        return taken.of_jax(self.jax, self.args, self.losses[1])
 
     def dtype(self) -> str:
         """Return the least precise type that either side computes in, forward and backward."""
         if not self.double:
             return "float32"
-        reader = torch_programs.Reader()
-        with reader:
-            self.of_torch()
-        inputs = {n: v for n, v in _input_leaves(*self.args).items() if jnp.issubdtype(v.dtype, jnp.floating)}
-        theirs = jax_programs.read(jax.grad(self.jax_value, argnums=(0, 1)), self.jax.parameters, inputs)
-        found = [name for one in (reader.reading, theirs) for name in one.below("float64")]
+        found = [name for one in self.elsewhere.values() for name in one.low]
+        if "torch" not in self.elsewhere:
+            found += taken.low_in_torch(self.torch, self.inputs[0], self.losses[0])
+            self.rest()
+        if "jax" not in self.elsewhere:
+            found += taken.low_in_jax(self.jax, self.args, self.losses[1])
+            self.rest()
         return max([*found, self.least], key=lambda name: UNIT[name])
 
     def compare(self) -> list[Gradient]:
         """Return the gradients of every paired parameter, in torch's order, then those of the inputs."""
-        ours, theirs = self.of_torch(), self.of_jax()
-        floor = SMALL * max((typical(value) for value in _flat(ours).values()), default=0.0)
+        self._comparing = True
+        known = self.elsewhere.get("torch")
+        self._trained = set(self.torch.trained) if known is None else known.trained
+        ours = self.of_torch()
+        self.rest()  # never two models and two sets of gradients at once: each is twice the size of a model
+        theirs = self.of_jax()
+        self.rest()
+        floor = SMALL * max((typical(value) for _, value in ours.flat()), default=0.0)
         judge = weighing.Weighing(
-            lambda: _flat(self.of_torch()), self.dtype, order=1, double=self.double, floor=floor, native=self.native
-        )
+            lambda: Shelf(self.of_torch().flat()), self.dtype, order=1, double=self.double, floor=floor,
+            native=self.native, known=None if known is None else known.moved,
+        )  # fmt: skip
         made = [self._weight(group, ours, theirs, judge) for group in groups(self.weights.pairs)]
         return [*made, *self._inputs(ours, theirs, judge)]
 
@@ -192,7 +194,7 @@ class Backward:
         paths = list(dict.fromkeys(str(view) for pair in group for view in pair.jax_views))
         about = " + ".join(names), ", ".join(paths)
         views = list(dict.fromkeys(view for pair in group for view in pair.torch_views))
-        frozen = [view.name for view in views if view.name not in self.torch.trained]
+        frozen = [view.name for view in views if view.name not in self._trained]
         want = [_part(view, ours.weights.get(view.name)) for view in views]
         got = _gathered(group, views, theirs.weights)
         if got is None:
@@ -211,32 +213,40 @@ class Backward:
         result = judge.of([(key, view.of) for key, view in zip(keys, views, strict=True)], filled, got)
         made = Gradient(*about, result.verdict, result.error, result.ratio)
         if made.verdict == "differs":
-            made.reason = (
-                "no gradient reaches it in JAX: stop_gradient, or it is not used" if alive and not flows
-                else "no gradient reaches it in torch: detached, or it is not used" if flows and not alive
-                else explain(filled[0], got[0])[1]
-            )  # fmt: skip
+            made.reason = _why(filled[0], got[0], alive=alive, flows=flows)
         return made
 
     def _inputs(self, ours: Taken, theirs: Taken, judge: weighing.Weighing) -> list[Gradient]:
         made = []
-        host = _input_leaves(*self.inputs[0]), _input_leaves(*self.inputs[1])
+        host = taken.input_leaves(*self.inputs[0]), taken.input_leaves(*self.inputs[1])
         for (name, want), (other, got) in zip(ours.inputs.items(), theirs.inputs.items(), strict=False):
             choices = rearranged(host[0][name], host[1][other].shape)
             place = next((k for k, one in enumerate(choices) if relative_distance(one, host[1][other]) == 0), None)
             if place is None or got is None:
                 text = "the two take other inputs here, so their gradients do not correspond"
-                made.append(Gradient(INPUT + name, INPUT + other, "not judged", reason=text))
+                made.append(Gradient(taken.INPUT + name, taken.INPUT + other, "not judged", reason=text))
                 continue
 
             def arranged(array: np.ndarray, place: int = place, shape: tuple[int, ...] = got.shape) -> np.ndarray:
                 return rearranged(array, shape)[place]
 
             filled = np.zeros_like(got) if want is None else arranged(want)
-            result = judge.of([(INPUT + name, arranged)], [filled], [got])
-            text = explain(filled, got)[1] if result.verdict == "differs" else ""
-            made.append(Gradient(INPUT + name, INPUT + other, result.verdict, result.error, result.ratio, text))
+            result = judge.of([(taken.INPUT + name, arranged)], [filled], [got])
+            text = ""
+            if result.verdict == "differs":
+                text = _why(filled, got, alive=bool(np.any(filled)), flows=bool(np.any(got)))
+            made.append(
+                Gradient(taken.INPUT + name, taken.INPUT + other, result.verdict, result.error, result.ratio, text)
+            )
         return made
+
+
+def _why(want: np.ndarray, got: np.ndarray, *, alive: bool, flows: bool) -> str:
+    """Return how gradients differ: by whether torch's and JAX's are more than zeros."""
+    if alive != flows:
+        side, how = ("JAX", "stop_gradient") if alive else ("torch", "detached")
+        return f"no gradient reaches it in {side}: {how}, or it is not used"
+    return explain(want, got)[1]
 
 
 def gradients(
@@ -245,7 +255,7 @@ def gradients(
     """Compare the gradients of two models with the same weights; see `Backward` for the options.
 
     Example:
-        >>> import parity
+        >>> import jax.numpy as jnp, parity, torch
         >>> from parity.models.inputs import of_both
         >>> layer = torch.nn.Linear(3, 2)
         >>> params = {"w": jnp.asarray(layer.weight.detach().T), "b": jnp.asarray(layer.bias.detach())}
@@ -254,6 +264,8 @@ def gradients(
         >>> [(one.torch, one.verdict in ("identical", "within bound")) for one in found]
         [('weight', True), ('bias', True), ('input 0', True)]
     """
+    import jax
+
     with jax.enable_x64(options.get("double", True)):
         return Backward(torch_model, jax_model, inputs, weights, **options).compare()
 
@@ -293,39 +305,36 @@ def _gathered(
     return [total[view] for view in views if view in total]
 
 
+def _turned_back(one: Output, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array in JAX's arrangement of an output in torch's."""
+    order = one.arranged(np.arange(array.size).reshape(shape))
+    back = np.empty(array.size)
+    back[order.ravel()] = array.ravel()
+    return back.reshape(shape)
+
+
+def _torch_function(*given: Any, **options: Any) -> Any:
+    from parity.models.torch_function import TorchFunction
+
+    return TorchFunction(*given, **options)
+
+
+def _jax_function(*given: Any, **options: Any) -> Any:
+    from parity.models.jax_function import JaxFunction
+
+    return JaxFunction(*given, **options)
+
+
+def _on_device(arguments: Arguments, *, double: bool) -> Any:
+    from parity.models.jax_function import device_arrays
+
+    return device_arrays(arguments, double=double)
+
+
+def _host(tensor: Any) -> np.ndarray:
+    value = tensor.detach().cpu()
+    return np.array((value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy())
+
+
 def _part(view: View, value: np.ndarray | None) -> np.ndarray | None:
     return None if value is None else view.of(value)
-
-
-def _flat(taken: Taken) -> Arrays:
-    named = {**taken.weights, **{INPUT + name: value for name, value in taken.inputs.items()}}
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def _input_leaves(args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return the arrays among arguments by position or keyword."""
-    named = {**{str(at): one for at, one in enumerate(args)}, **kwargs}
-    return {name: leaf for name, leaf in output_leaves(named).items()}
-
-
-def _with_inputs(arguments: Arguments, given: Mapping[str, Any]) -> Arguments:
-    """Return arguments with other arrays at some names."""
-
-    def put(tree: Any, name: str) -> Any:
-        if name in given:
-            return given[name]
-        if isinstance(tree, Mapping):
-            return {key: put(part, f"{name}.{key}" if name else str(key)) for key, part in tree.items()}
-        if isinstance(tree, list | tuple):
-            return type(tree)(put(part, f"{name}[{at}]") for at, part in enumerate(tree))
-        return tree
-
-    args, kwargs = arguments
-    named = put({**{str(at): one for at, one in enumerate(args)}, **kwargs}, "")
-    return tuple(named[str(at)] for at in range(len(args))), {key: named[key] for key in kwargs}
-
-
-def _host(tensor: Any, *, copy: bool = True) -> np.ndarray:
-    value = tensor.detach().cpu()
-    array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return np.array(array) if copy else np.asarray(array)

@@ -42,14 +42,16 @@ class Searched:
         started: When the first search began, of this process' time.
     """
 
-    found: dict[tuple[type, type], tuple[str, Diagnosis | None]] = field(default_factory=dict)
+    found: dict[tuple[str, str], tuple[str, Diagnosis | None]] = field(default_factory=dict)
     started: float | None = None
 
-    def named(self, about: ModulePair, *, double: bool) -> Diagnosis | None:
+    def named(self, asked: Comparison, one: Pass, at: int, below: Sequence[Module]) -> Diagnosis | None:
         """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
-        if about.torch_call.stored is not None or about.jax_call.stored is not None:
+        pair, call = one.judgements[at].pair, one.judgements[at].call
+        stored = pair.torch_calls[call], pair.jax_calls[call]
+        if any(side.stored is not None and not side.forgotten for side in stored):
             return None  # there is no program of it here
-        classes = type(about.torch_module), type(about.jax_module)
+        classes = stored[0].owner, stored[1].owner
         if classes in self.found:
             path, known = self.found[classes]
             return None if known is None else replace(known, text=f"Likely as {path or 'the model'}: {known.text}")
@@ -57,9 +59,26 @@ class Searched:
             self.started = time.process_time()
         elif time.process_time() - self.started > BUDGET:
             return None
-        made = _named(about, double=double)
-        self.found[classes] = about.path, made
+        made = _named(_module_pair(asked, one, at, below), double=one.double)
+        self.found[classes] = pair.torch.path, made
         return made
+
+
+def _module_pair(asked: Comparison, one: Pass, at: int, below: Sequence[Module]) -> ModulePair:
+    """Return a pair of modules as causes are looked for in it; the models run again where its calls were let go of."""
+    judgement = one.judgements[at]
+    if judgement.pair.jax_calls[judgement.call].forgotten or judgement.pair.torch_calls[judgement.call].forgotten:
+        judgement = asked.again(one).judgements[at]
+    pair = judgement.pair
+    torch_call, jax_call = pair.torch_calls[judgement.call], pair.jax_calls[judgement.call]
+    context = {
+        "mode": asked.mode, "inputs": asked.inputs, "double": one.double, "dtype": judgement.found.dtype,
+        "own_error": judgement.found.own_error, "seed": asked.seed, "perturbed": one.perturbed,
+    }  # fmt: skip
+    return ModulePair(
+        pair.torch.path, pair.jax.path, torch_call.module, jax_call.module, torch_call, jax_call, pair.weights,
+        tuple(module.path for module in below), context,
+    )  # fmt: skip
 
 
 def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> ModelReport:
@@ -229,15 +248,7 @@ def _diagnosis(
     if judgement.found.precision:
         text = judgement.found.precision
         return Diagnosis(PRECISION, text, "compute in the dtype of the other, or give both models the same dtype")
-    context = {
-        "mode": asked.mode, "inputs": asked.inputs, "double": one.double, "dtype": judgement.found.dtype,
-        "own_error": judgement.found.own_error, "seed": asked.seed, "perturbed": one.perturbed,
-    }  # fmt: skip
-    about = ModulePair(
-        pair.torch.path, pair.jax.path, torch_call.module, jax_call.module, torch_call, jax_call, pair.weights,
-        tuple(module.path for module in below), context,
-    )  # fmt: skip
-    found = searched.named(about, double=one.double)
+    found = searched.named(asked, one, one.judgements.index(judgement), below)
     if found is not None:
         return found
     where = f"{pair.torch.path or 'the model'} ({torch_call.class_name})"

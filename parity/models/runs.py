@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-import gc
 import time
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from parity.models.judging import AGREES, Judged, Seen, directed, judge
 from parity.models.matching import feed, pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
+from parity.models.shelf import Shelf, give_back
 from parity.models.sides import NotInFloat64, Setting, float64, root, said
 from parity.models.weights.mapping import map_trees
 from parity.models.weights.weight_map import WeightMap
@@ -27,11 +28,14 @@ from parity.verdict.bounds import UNIT
 ORDER = ("identical", "within bound", "not judged", "unsupported", "differs")
 """Verdicts of a module, from best to worst."""
 
+LARGE = 2**28
+"""Bytes of weights from which on no call is kept from one run of the models to the next: they are run again instead."""
+
 CUT = 1e-4
 """An error, relative, that does not vanish in the module around: if that agrees, the two are cut differently."""
 
 
-@dataclass
+@dataclass(eq=False)  # one is itself alone
 class Judgement:
     """A pair of modules and what came of it.
 
@@ -101,6 +105,9 @@ class Comparison:
     loss: Any
     optimizer: Any
     steps: int
+    changed: Mapping[str, np.ndarray] | None = None
+    large: bool = False
+    _again: tuple[Pass, Pass] | None = None
 
     def report(self) -> ModelReport:
         """Run everything and return the report."""
@@ -113,13 +120,16 @@ class Comparison:
         self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
         self.trained: Any = None
-        self.once, self.kept = Once(), False
+        self.once, self.changed = Once(), None
+        self.large = sum(value.nbytes for value in self.torch_weights.values()) > LARGE
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):
-            second = self._pass(self._perturbed(pairs))
+            self.changed = Shelf(self._perturbed(pairs).items())
+            give_back()
+            second = self._pass(self.changed)
             if _is_finite(second) or not _is_finite(passes[0]):
                 passes.append(second)
             else:
@@ -189,16 +199,22 @@ class Comparison:
         return [text]
 
     def again(self, one: Pass) -> Pass:
-        """Return a pass whose calls can be run: the same, or a new one where they were let go of."""
+        """Return a pass whose calls can be run, and with what was judged: the same, or run anew where it let go."""
         if not any(call.forgotten for call in one.jax_calls):
             return one
-        self.kept = True
-        return self._pass(None)
+        if self._again is None or self._again[0] is not one:
+            self._again = None
+            give_back()
+            self._again = one, self._pass(self.changed if one.perturbed else None, judged=False)
+        made = self._again[1]
+        for old, new in zip(one.judgements, made.judgements, strict=True):
+            new.found, new.call, new.perturbed = old.found, old.call, old.perturbed
+        return made
 
     def gradients(self, one: Pass) -> tuple[list[Any], str]:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
-        if not (self.torch.live and self.jax.live):
-            return [], "gradients were not compared: both models must run here for it"
+        if self.loss is not None and not (self.torch.live and self.jax.live):
+            return [], "gradients were not compared: those of a dump are of a random projection, not of the loss given"
         if not self.tree.leaves:
             return [], "gradients were not compared: the JAX model has no weights that are seen from outside"
         try:
@@ -234,39 +250,42 @@ class Comparison:
         types = {judgement.found.dtype for judgement in one.judgements if judgement.found.dtype in UNIT}
         least = max(types, key=lambda name: UNIT[name], default="float64")
         with float64(self.jax, on=one.double):
-            made = Backward(
+            return Backward(
                 self.torch.model, self.jax.model, self.inputs, self.map, loss=self.loss, mode=self.mode,
                 seed=self.seed, double=one.double, mapped=self.jax.mapped, native=self.native, least=least,
                 outputs=(root(one.torch_calls).outputs, root(one.jax_calls).outputs),
+                exact=self._settled(self.torch_weights, self.tree.weights()),
+                elsewhere={name: side.elsewhere() for name, side in (("torch", self.torch), ("jax", self.jax))
+                           if not side.live},
             )  # fmt: skip
-            made.torch.tree.write(self._settled(self.torch_weights, self.tree.weights()))
-            return made
 
-    def _settled(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _settled(self, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return torch's weights in float64 where JAX's were computed of them, and rounded."""
         wrong = {id(one.pair) for one in self.map.unequal}
         return perturb.settled((pair for pair in self.map.pairs if id(pair) not in wrong), ours, theirs)
 
-    def _pass(self, changed: dict[str, np.ndarray] | None) -> Pass:
-        theirs, weights = None, self.tree.weights()
+    def _pass(self, changed: Mapping[str, np.ndarray] | None, *, judged: bool = True) -> Pass:
+        theirs: Mapping[str, np.ndarray] | None = None
+        weights = self.tree.weights()
         exact = self._settled(self.torch_weights, weights)
         if changed is not None:
-            whole = {**self.torch_weights, **changed}
+            whole = layered(changed, self.torch_weights)
             pairs = [pair for pair in self.map.pairs if any(name in changed for name in pair.torch)]
-            theirs = perturb.into_jax(pairs, whole, weights)
-            exact = self._settled(whole, {**weights, **theirs})
+            theirs = Shelf(perturb.into_jax(pairs, whole, weights).items())
+            exact = self._settled(whole, layered(theirs, weights))
+            give_back()
         try:
             with float64(self.jax, on=True):
-                return self._judged(changed, theirs, exact, double=True)
+                return self._run(changed, theirs, exact, double=True, judged=judged)
         except NotInFloat64 as error:
             with float64(self.jax, on=False):
-                made = self._judged(changed, theirs, exact, double=False, why=str(error))
+                made = self._run(changed, theirs, exact, double=False, why=str(error), judged=judged)
             made.why_single = str(error)
             return made
 
-    def _judged(
-        self, changed: dict[str, np.ndarray] | None, theirs: dict[str, np.ndarray] | None,
-        exact: dict[str, np.ndarray], *, double: bool, why: str = "",
+    def _run(
+        self, changed: Mapping[str, np.ndarray] | None, theirs: Mapping[str, np.ndarray] | None,
+        exact: dict[str, np.ndarray], *, double: bool, why: str = "", judged: bool = True,
     ) -> Pass:  # fmt: skip
         setting = Setting(self.mode, double, self.native, why)
         torch_calls = self.torch.calls(self.inputs[0], setting, changed, exact)
@@ -279,22 +298,27 @@ class Comparison:
             call.moved = moved
         aliases = {name: leaf.alias_names for name, leaf in self.leaves.items()}
         pairs = pairing.modules(torch_calls, jax_calls, self.map.pairs, aliases, self.told)
-        judgements = _nested(pairs, torch_calls)
+        made = Pass(_nested(pairs, torch_calls), torch_calls, jax_calls, double, perturbed=changed is not None)
+        if judged:
+            self._judge(made)
+            if self.large or made.perturbed or all(one.agrees for one in made.judgements):
+                _forget([] if self.large else made.judgements, torch_calls, jax_calls)
+        return made
+
+    def _judge(self, made: Pass) -> None:
+        """Judge each pair of modules, those that are asked for."""
         tables, seen = self._tables(), Seen()
-        for one in judgements:
+        for one in made.judgements:
             if self.only is not None and not _is_wanted(one.pair.path, self.only):
                 one.found = Judged("not judged", reason="not asked for")
                 continue
             if self.progress is not None:
                 self.progress(one.pair.path or "the whole model")
             start = time.perf_counter()
-            _judge(one, tables, seen, double=double, native=self.native)
+            _judge(one, tables, seen, double=made.double, native=self.native)
             one.seconds = time.perf_counter() - start
-            one.perturbed = changed is not None
-        _mark_cuts(judgements)
-        if not self.kept and (changed is not None or all(one.agrees for one in judgements)):
-            _forget(judgements, torch_calls, jax_calls)
-        return Pass(judgements, torch_calls, jax_calls, double, perturbed=changed is not None)
+            one.perturbed = made.perturbed
+        _mark_cuts(made.judgements)
 
     def _tables(self) -> Callable[[Pair], bool]:
         """Return what says whether a pair of modules keeps floats that are no weights of both, or that were computed.
@@ -338,6 +362,12 @@ def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
+def layered(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return arrays by name, the first ones in the place of the second; none is read before it is asked for."""
+    made: Any = ChainMap(cast("Any", first), cast("Any", second))
+    return cast("Mapping[str, np.ndarray]", made)
+
+
 def _nested(pairs: Sequence[Pair], torch_calls: Sequence[Call]) -> list[Judgement]:
     """Return pairs with the nearest pair around each: by who calls whom."""
     by_order = {call.order: call for call in torch_calls}
@@ -360,7 +390,7 @@ def _forget(judgements: Sequence[Judgement], torch_calls: Sequence[Call], jax_ca
     for call in (*torch_calls, *jax_calls):
         if id(call) not in needed and call.stored is None:
             call.forget(outputs=bool(call.path))
-    gc.collect()  # a model and its hooks hold each other
+    give_back()
 
 
 def _mark_cuts(judgements: Sequence[Judgement]) -> None:

@@ -94,7 +94,8 @@ class LiveTorch:
         from parity.models.capture.torch_modules import TorchModel
 
         side = TorchModel(self.model, setting.mode, double=setting.double)
-        TorchTree(side.model).write({**(changed or {}), **(exact or {})})
+        for values in (changed, exact):
+            TorchTree(side.model).write(values or {})
         try:
             return side.capture(*inputs)
         except Exception as error:
@@ -137,17 +138,18 @@ class LiveJax:
             NotInFloat64: It does not run in float64.
             ValueError: It does not run, or gives nothing that torch's model gives.
         """
-        model = self.model if changed is None else self.tree.replace(changed)
         args, kwargs = arguments(inputs, double=setting.double)
         found: list[tuple[float, bool, list[Call]]] = []
         errors: list[Exception] = []
         gave = ""
         for mapped in candidates(self.tree.framework):
             try:
+                model = self.model if changed is None else self.tree.replace(changed)
                 side = jax_side(
                     self.tree.framework, model, setting.mode, double=setting.double, mapped=mapped,
                     native=setting.native,
                 )  # fmt: skip
+                del model  # the side has a copy
                 calls = side.capture(args, kwargs)
             except Exception as error:
                 errors.append(error)

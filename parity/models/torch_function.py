@@ -24,11 +24,15 @@ class TorchFunction:
         model: The user's.
         mode: "eval" or "train".
         double: Whether floats become float64.
+        exact: Other values of some weights, by name, or None.
     """
 
-    def __init__(self, model: nn.Module, mode: str, *, double: bool) -> None:
+    def __init__(
+        self, model: nn.Module, mode: str, *, double: bool, exact: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self.model, self.dtype = prepared(model, mode, double=double)
         self.tree = TorchTree(self.model)
+        self.tree.write(exact or {})
 
     @property
     def trained(self) -> dict[str, torch.Tensor]:

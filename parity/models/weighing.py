@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from parity.models import bounds
 from parity.models.matching import relative_distance, typical
+from parity.models.shelf import Shelf
 from parity.verdict import sensitivity
 from parity.verdict.bounds import UNIT
 
@@ -61,21 +62,24 @@ class Weighing:
         floor: What errors are relative to where an array is smaller: one that is zero but for rounding has none.
         native: The dtype of torch's model. What it could not show is no difference: some of torch's backward kernels
             (hardsigmoid's) hold constants of float32, also in float64, and no program tells.
+        known: Of a torch program that ran elsewhere: what rounding does to each array, relative to the type's unit.
     """
 
     def __init__(
         self,
-        again: Callable[[], dict[str, np.ndarray]],
+        again: Callable[[], Mapping[str, np.ndarray]],
         dtype: Callable[[], str],
         *,
         order: int,
         double: bool,
         floor: float = 0.0,
         native: str = "float64",
+        known: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.again, self.find_dtype, self.order, self.double, self.floor = again, dtype, order, double, floor
         self.unseen = UNIT[native] if double else 0.0
-        self._measured: tuple[str, dict[str, np.ndarray]] | None = None
+        self.known = known
+        self._measured: tuple[str, Mapping[str, np.ndarray]] | None = None
 
     def of(self, names: Sequence[Arranged], want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Weighed:
         """Judge JAX's arrays against torch's."""
@@ -112,29 +116,40 @@ class Weighing:
         size = typical(want)
         return relative_distance(want, got) * (size or 1.0) / (max(size, self.floor) or 1.0)
 
-    def measured(self) -> tuple[str, dict[str, np.ndarray]]:
+    def measured(self) -> tuple[str, Mapping[str, np.ndarray]]:
         """Return the type, and what rounding to it does to each array, in the root mean square."""
         if self._measured is None:
             dtype = self.find_dtype()
-            unit = UNIT[dtype]
-            size = max(unit, sensitivity.IN_FLOAT64) if self.double else unit
-            still = self._moved(0.0, 0)
-            total: dict[str, np.ndarray] = {}
-            for draw in range(DRAWS):
-                for name, value in self._moved(size, draw).items():
-                    if name in still and value.dtype.kind == "f":
-                        with np.errstate(all="ignore"):
-                            change = np.abs(value.astype(np.float64) - still[name])
-                        total[name] = np.hypot(total.get(name, 0.0), np.where(np.isfinite(change), change, 0.0))
-            factor = unit / size / math.sqrt(DRAWS)
-            self._measured = dtype, {name: value * factor for name, value in total.items()}
+            if self.known is None:
+                self._measured = dtype, measured(self.again, UNIT[dtype], double=self.double)
+            else:
+                found = {name: value.astype(np.float64) * UNIT[dtype] for name, value in self.known.items()}
+                self._measured = dtype, found
         return self._measured
 
-    def _moved(self, size: float, draw: int) -> dict[str, np.ndarray]:
-        from parity.execution.torch_programs import Rounding
 
-        try:
-            with Rounding(size, draw):
-                return self.again()
-        except Exception:  # a program that a dispatch mode cannot see into: elements have their own bound only
-            return {}
+def moved(again: Callable[[], Mapping[str, np.ndarray]], size: float, draw: int) -> Mapping[str, np.ndarray]:
+    """Return what a torch program gives with other rounding."""
+    from parity.execution.torch_programs import Rounding
+
+    try:
+        with Rounding(size, draw):
+            return again()
+    except Exception:  # a program that a dispatch mode cannot see into: elements have their own bound only
+        return {}
+
+
+def measured(again: Callable[[], Mapping[str, np.ndarray]], unit: float, *, double: bool) -> Mapping[str, np.ndarray]:
+    """Return what rounding of a unit does to each array of a torch program, in the root mean square."""
+    size = max(unit, sensitivity.IN_FLOAT64) if double else unit
+    still = moved(again, 0.0, 0)
+    total = Shelf()
+    for draw in range(DRAWS):
+        for name, value in moved(again, size, draw).items():
+            if name in still and value.dtype.kind == "f":
+                with np.errstate(all="ignore"):
+                    change = np.abs(value.astype(np.float64) - still[name])
+                total[name] = np.hypot(total.get(name, 0.0), np.where(np.isfinite(change), change, 0.0))
+    for name, value in total.items():
+        total[name] = value * (unit / size / math.sqrt(DRAWS))
+    return total

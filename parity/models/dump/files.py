@@ -7,7 +7,7 @@
 | `perturbed.safetensors` | the weights of the second run, which are of order one |
 | `inputs.safetensors` | the arrays of the model's inputs |
 | `calls.safetensors`, `calls_perturbed.safetensors` | inputs and outputs of modules in each run; equal arrays once |
-| `gradients.safetensors` | empty: this version dumps no gradients |
+| `gradients.safetensors` | gradients of a random projection of the outputs: `gradient/NAME`, and what rounding does |
 
 Types that NumPy lacks are kept as float32. Nothing in a dump is code.
 """
@@ -45,7 +45,7 @@ class Dump:
         perturbed: The weights of the second run; empty where there was none.
         inputs: What the model was called with.
         calls: Of all modules, in each run.
-        gradients: Empty in this version.
+        gradients: Of a random projection of the outputs.
     """
 
     meta: dict[str, Any]

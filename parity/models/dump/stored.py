@@ -11,6 +11,7 @@ from parity.models.capture.call import Call, Outputs
 from parity.models.dump.files import Arrays, Dump
 from parity.models.inputs import Call as Arguments
 from parity.models.sides import NotInFloat64, Setting
+from parity.models.taken import INPUT, Elsewhere, Taken
 
 
 class Tree:
@@ -45,6 +46,22 @@ class StoredSide:
     def dropout(self) -> list[str]:
         """Return the paths of dropout layers that a model in training has."""
         return list(self.dump.meta["dropout"])
+
+    def elsewhere(self) -> Elsewhere:
+        """Return the gradients that were kept.
+
+        Raises:
+            ValueError: There are none; the message says why.
+        """
+        about = self.dump.meta.get("gradients", {})
+        if "loss" not in about:
+            raise ValueError(about.get("why", "the dump has none: dump the model again"))
+        kept, moved = ({name.partition("/")[2]: value for name, value in self.dump.gradients.items()
+                        if name.startswith(f"{what}/")} for what in ("gradient", "moved"))  # fmt: skip
+        inputs = {name: kept.pop(INPUT + name, None) for name in about["inputs"]}
+        weights = {**kept, **dict.fromkeys(about["none"])}
+        taken = Taken(weights, inputs, float(about["loss"]))
+        return Elsewhere(taken, frozenset(about["trained"]), tuple(about["low"]), moved, int(about["seed"]))
 
     def perturbed(self, pairs: Any = (), seed: int = 0) -> Arrays:
         """Return the weights of the second run."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.models import bounds, perturb, sides
+from parity.models import bounds, perturb, sides, taken, weighing
 from parity.models import inputs as _inputs
 from parity.models.capture.call import Call, Stored
 from parity.models.dump import files
@@ -67,6 +67,7 @@ def dump_model(
     changed = _perturbed(side, seed) if perturb else {}
     native = side.native() if of_torch else _native(side)
     runs, ran = _runs(side, given, sides.Setting(mode, double, native), changed)
+    gradients, learns = _gradients(model, side, given, ran, runs["calls"], seed)
     meta = {
         "side": "torch" if of_torch else "jax",
         "framework": "torch" if of_torch else side.tree.framework,
@@ -75,9 +76,10 @@ def dump_model(
         "mapped": not of_torch and side.mapped,
         "ordered": of_torch or side.tree.ordered,
         "dropout": side.dropout() if of_torch and mode == "train" else [],
+        "gradients": learns,
         "versions": _versions(),
     }  # fmt: skip
-    arrays = {"weights": side.tree.weights(), "perturbed": changed, "gradients": {}}
+    arrays = {"weights": side.tree.weights(), "perturbed": changed, "gradients": gradients}
     files.write(folder, meta, side.tree.leaves.values(), arrays, given, runs)
 
 
@@ -109,6 +111,48 @@ def _runs(
             return runs, setting
     except sides.NotInFloat64 as error:
         return _runs(side, inputs, sides.Setting(setting.mode, False, setting.native, str(error)), changed)
+
+
+def _gradients(
+    model: Any, side: Any, inputs: Any, setting: sides.Setting, calls: list[tuple[Call, Stored]], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the gradients of a random projection of the outputs, and what is known of them; or why there are none."""
+    outputs = sides.root([call for call, _ in calls]).outputs
+    factors = {n: taken.factor(seed, n, one.shape) for n, one in outputs.items() if one.dtype.kind == "f"}
+    if not factors:
+        return {}, {"why": "the model that was dumped gives no float"}
+    of = _of_torch if isinstance(side, sides.LiveTorch) else _of_jax
+    try:
+        with _precision(side, double=setting.double):
+            found, moved, about = of(model, side, inputs, setting, factors)
+    except Exception as error:
+        return {}, {"why": f"the model that was dumped has none: {sides.said(error)}"}
+    arrays = {f"gradient/{name}": value for name, value in found.flat()}
+    arrays |= {f"moved/{name}": value for name, value in moved.items()}
+    about["none"] = [name for name, value in found.weights.items() if value is None]
+    return arrays, {**about, "loss": found.loss, "inputs": list(found.inputs), "seed": seed}
+
+
+def _of_torch(model: Any, side: Any, inputs: Any, setting: sides.Setting, factors: Any) -> Any:
+    from parity.models.torch_function import TorchFunction
+
+    function, loss = TorchFunction(model, setting.mode, double=setting.double), taken.projection_in_torch(factors)
+    made = taken.of_torch(function, inputs, loss)
+    unit = UNIT["float32"]
+    moved = weighing.measured(lambda: dict(taken.of_torch(function, inputs, loss).flat()), unit, double=setting.double)
+    low = taken.low_in_torch(function, inputs, loss) if setting.double else ()
+    about = {"trained": list(function.trained), "low": list(low)}
+    return made, {name: (value / unit).astype(np.float32) for name, value in moved.items()}, about
+
+
+def _of_jax(model: Any, side: Any, inputs: Any, setting: sides.Setting, factors: Any) -> Any:
+    from parity.models.jax_function import JaxFunction, device_arrays
+
+    function = JaxFunction(model, setting.mode, double=setting.double, mapped=side.mapped, native=setting.native)
+    loss, arguments = taken.projection_in_jax(factors), device_arrays(inputs, double=setting.double)
+    made = taken.of_jax(function, arguments, loss)
+    low = taken.low_in_jax(function, arguments, loss) if setting.double else ()
+    return made, {}, {"trained": [], "low": list(low)}
 
 
 def _precision(side: Any, *, double: bool) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,67 @@
+"""Large arrays that wait on disk, and memory that goes back to the system: in float64 a model has twice its size."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGE = 2**20
+"""Bytes of an array that waits on disk."""
+
+
+class Shelf(Mapping[str, Any]):
+    """Arrays by name. Large ones lie in a folder for temporary files, and are read each time that they are asked for.
+
+    Args:
+        arrays: Names and arrays; what is no array is kept as it is.
+
+    Example:
+        >>> shelf = Shelf([("a", np.arange(3)), ("b", None)])
+        >>> shelf["c"] = np.zeros(2**18)
+        >>> list(shelf), shelf["c"].shape, shelf["b"]
+        (['a', 'b', 'c'], (262144,), None)
+    """
+
+    def __init__(self, arrays: Iterable[tuple[str, Any]] = ()) -> None:
+        self._held: dict[str, Any] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        for name, array in arrays:
+            self[name] = array
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        if not isinstance(array, np.ndarray) or array.nbytes < LARGE:
+            self._held[name] = array
+            return
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="parity-")
+        path = Path(self._folder.name) / f"{len(self._held)}.npy"
+        before = self._held.get(name)
+        path = before if isinstance(before, Path) else path
+        np.save(path, array, allow_pickle=False)
+        self._held[name] = path
+
+    def __getitem__(self, name: str) -> Any:
+        found = self._held[name]
+        return np.load(found, allow_pickle=False) if isinstance(found, Path) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system: the C library of Linux keeps it otherwise."""
+    gc.collect()  # a model and its hooks hold each other
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
