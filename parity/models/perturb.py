@@ -22,6 +22,9 @@ GAIN = 1.2
 SPREAD = 0.3
 """Of scales around one, and of biases around zero."""
 
+LOW = {"bfloat16", "float16"}
+"""Types of weights in which a number that float32 has may be another."""
+
 ROUNDED = 8.0
 """Units of the largest that a computed weight may be off by: more is another weight, and is left as it is."""
 
@@ -88,6 +91,19 @@ def _jax_value(name: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
         into = value.shape[1:] if name == "weight" else value.shape[:-1]
         return noise * GAIN / math.sqrt(max(math.prod(into), 1))
     return value * (1 + SPREAD * rng.uniform(-1, 1, value.shape)) + SPREAD / 3 * noise
+
+
+def shortened(array: np.ndarray) -> np.ndarray:
+    """Return an array of the numbers next to zero that bfloat16 has.
+
+    Example:
+        >>> shortened(np.array([1.0, 1.0009765625, -2.7]))
+        array([ 1.    ,  1.    , -2.6875])
+    """
+    if array.dtype.kind != "f":
+        return array
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32).astype(array.dtype)
 
 
 def _random(seed: int, name: str) -> np.random.Generator:

@@ -19,7 +19,7 @@ from parity.models.judging import AGREES, Judged, Seen, directed, judge
 from parity.models.matching import feed, pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
-from parity.models.shelf import Shelf, give_back
+from parity.models.shelf import Shelf, give_back, give_back_large
 from parity.models.sides import NotInFloat64, Setting, float64, root, said
 from parity.models.weights.mapping import map_trees
 from parity.models.weights.weight_map import WeightMap
@@ -122,6 +122,8 @@ class Comparison:
         self.trained: Any = None
         self.once, self.changed = Once(), None
         self.large = sum(value.nbytes for value in self.torch_weights.values()) > LARGE
+        if self.large:
+            give_back_large()
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
@@ -154,7 +156,14 @@ class Comparison:
         """Return perturbed weights by torch's names: made here, or where one of the models ran."""
         if self.jax.live:
             made: dict[str, np.ndarray] = self.torch.perturbed(pairs, self.seed)
-            return made
+            low = {
+                name
+                for pair in pairs
+                if {self.leaves[name].dtype for name in pair.torch} & perturb.LOW
+                or {self.tree.leaves[path].dtype for path in pair.jax} & perturb.LOW
+                for name in pair.torch
+            }
+            return {name: perturb.shortened(value) if name in low else value for name, value in made.items()}
         values = {**self.tree.weights(), **self.jax.perturbed()}
         changed = {name: np.array(self.torch_weights[name]) for pair in pairs for name in pair.torch}
         for pair in pairs:
@@ -289,8 +298,9 @@ class Comparison:
     ) -> Pass:  # fmt: skip
         setting = Setting(self.mode, double, self.native, why)
         torch_calls = self.torch.calls(self.inputs[0], setting, changed, exact)
+        self.native = self.torch.native()  # it is known now whether autocast is on
         wanted = root(torch_calls).outputs
-        jax_calls = self.jax.calls(self.inputs[1], setting, theirs, wanted)
+        jax_calls = self.jax.calls(self.inputs[1], replace(setting, native=self.native), theirs, wanted)
         _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
         keep((*torch_calls, *jax_calls), self.once)
         moved = feed(*directed(root(torch_calls), root(jax_calls))).moved

@@ -59,6 +59,17 @@ class Shelf(Mapping[str, Any]):
         return len(self._held)
 
 
+MMAP_THRESHOLD = -3
+"""What the C library of Linux calls the size from which on memory is the system's again once it is free."""
+
+
+def give_back_large() -> None:
+    """Let large arrays go back to the system as soon as they are free, from now on: for models that nearly fill it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
+
+
 def give_back() -> None:
     """Give memory that is free back to the system: the C library of Linux keeps it otherwise."""
     gc.collect()  # a model and its hooks hold each other

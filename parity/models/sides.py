@@ -51,6 +51,7 @@ class LiveTorch:
     """
 
     live = True
+    autocast = ""
 
     def __init__(self, model: Any) -> None:
         import torch
@@ -60,9 +61,9 @@ class LiveTorch:
         self.model, self.tree = model, TorchTree(model)
 
     def native(self) -> str:
-        """Return the least precise dtype of the parameters."""
+        """Return the least precise dtype of the parameters, and of autocast where the model has run under it."""
         floats = [one.dtype for one in self.tree.leaves.values() if one.kind == "parameter" and one.dtype in UNIT]
-        return max(floats, key=lambda name: UNIT[name], default="float32")
+        return max([*floats, *filter(None, [self.autocast])], key=lambda name: UNIT[name], default="float32")
 
     def perturbed(self, pairs: Any, seed: int) -> Arrays:
         """Return weights of order one, of those that are paired, by name."""
@@ -97,7 +98,9 @@ class LiveTorch:
         for values in (changed, exact):
             TorchTree(side.model).write(values or {})
         try:
-            return side.capture(*inputs)
+            calls = side.capture(*inputs)
+            self.autocast = max(side.autocast & set(UNIT), key=lambda name: UNIT[name], default="")
+            return calls
         except Exception as error:
             if setting.double:
                 raise NotInFloat64(f"the torch model does not run in float64 ({said(error)})") from error

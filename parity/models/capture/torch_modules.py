@@ -45,11 +45,16 @@ class TorchModel:
         model: The user's.
         mode: "eval" or "train".
         double: Whether floats become float64.
+
+    Attributes:
+        autocast: Types that modules are asked to compute in, by `torch.autocast`, known after `capture`: in float64 it
+            changes nothing.
     """
 
     def __init__(self, model: nn.Module, mode: str, *, double: bool) -> None:
         self.model, self.dtype = prepared(model, mode, double=double)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
+        self.autocast: set[str] = set()
 
     def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
         """Run the model and return the calls of its modules, in the order in which they began."""
@@ -89,6 +94,9 @@ class _Recorder:
 
     def enter(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    self.owner.autocast.add(str(torch.get_autocast_dtype(device)).removeprefix("torch."))
             # Cloned at once: modules that write in place would change what was captured.
             self.open.append((next(self.counter), path, (_host(args), _host(kwargs))))
 
