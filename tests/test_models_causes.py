@@ -146,3 +146,28 @@ def test_positions_that_are_compared_only_are_a_mask():
 def test_an_order_of_channels_is_of_heads_only_where_there_is_attention():
     found = Diagnosis("arrangement: channel order", "x in torch where JAX has it", "")
     assert (named(found).cause, named(found, attends=False).cause) == ("head order", "flatten order")
+
+
+def test_a_stride_is_read_off_the_size():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 5, 3, 1, 1)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    class Port(nnx.Module):
+        def __init__(self):
+            same = {"padding": ((1, 1), (1, 1)), "rngs": nnx.Rngs(0)}
+            self.a, self.b = nnx.Conv(3, 4, (3, 3), strides=1, **same), nnx.Conv(4, 5, (3, 3), strides=2, **same)
+
+        def __call__(self, x):
+            return self.b(self.a(x))
+
+    model, port = Net(), Port()
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    found = parity.compare_models(model, port, parity.models.Inputs(torch=(x,), jax=(x.transpose(0, 2, 3, 1),))).first
+    assert (found.path, found.diagnosis.cause) == ("a", "stride")
+    assert found.diagnosis.text.startswith("Likely")

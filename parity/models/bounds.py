@@ -8,8 +8,9 @@ is run again with every rounding made anew (`parity.verdict.sensitivity` has the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -161,28 +162,64 @@ def _read_jax(call: Call) -> Reading:
 
     from parity.execution import jax_programs
 
-    reading = Reading()
     arrays = [at for at, leaf in enumerate(call.inputs) if leaf.is_array]
 
-    def function(*given: object) -> object:
+    def function(own: Sequence[object], given: Sequence[object]) -> object:
         values = list(call.values)
         for at, value in zip(arrays, given, strict=True):
             values[at] = value
-        return call.trace(values)  # type: ignore[misc] # every call of JAX has it
+        return call.trace(values, own)  # type: ignore[misc] # every call of JAX has it
 
-    try:
-        closed = jax.make_jaxpr(function)(*(call.values[at] for at in arrays))
-    except Exception:  # as above
-        return reading
+    given = [call.values[at] for at in arrays]
+    closed = None
+    for own, traced in ((call.state, True), ((), False)):
+        try:  # with the module's own arrays as arguments, where it lets them be, so that what is left is no weight
+            closed = jax.make_jaxpr(function if traced else lambda _, given: function(call.state, given))(own, given)
+            break
+        except Exception:  # what cannot be read is taken for what the models are in
+            traced = False
+    if closed is None:
+        return Reading()
     reading = jax_programs.read_jaxpr(closed.jaxpr)
     for constant in closed.consts:
-        if getattr(constant, "size", 0) > 1 and str(getattr(constant, "dtype", "")) in (
-            "float32",
-            "bfloat16",
-            "float16",
-        ):
-            reading.note(str(constant.dtype), "a table")
+        dtype = str(getattr(constant, "dtype", ""))
+        if getattr(constant, "size", 0) > 1 and dtype in ("float32", "bfloat16", "float16"):
+            reading.note(dtype, "a table")
+    if traced and any(map(_was_rounded, (*closed.consts, *_literals(closed.jaxpr)))):
+        reading.note("float32", "a constant")
     return reading
+
+
+SHORT = 2.0**16
+"""Numbers with fewer binary digits are what people write: 0.5, 3, 0.0078125."""
+
+
+def _was_rounded(value: object) -> bool:
+    """Return whether float64 numbers are all such as float32 has, and no short ones: they were rounded to it once.
+
+    Example:
+        >>> [_was_rounded(np.float64(one)) for one in (np.float32(12**0.5), 12**0.5, 3.0)]
+        [True, False, False]
+    """
+    if str(getattr(value, "dtype", type(value).__name__)) not in ("float64", "float"):
+        return False
+    array = np.asarray(value, np.float64).ravel()
+    with np.errstate(over="ignore"):
+        same = np.all((array == array.astype(np.float32)) | ~np.isfinite(array))
+    digits = np.frexp(array[np.isfinite(array)])[0] * SHORT
+    return bool(same and np.any(digits != np.round(digits)))
+
+
+def _literals(jaxpr: Any) -> Iterator[object]:
+    """Yield the numbers that stand in a program, and in those in it."""
+    for equation in jaxpr.eqns:
+        yield from (one.val for one in equation.invars if hasattr(one, "val"))
+        for value in equation.params.values():
+            for part in value if isinstance(value, list | tuple) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                yield from getattr(part, "consts", ())
+                if hasattr(inner, "eqns"):
+                    yield from _literals(inner)
 
 
 def allowed(size: np.ndarray, s: np.ndarray, dtype: str) -> np.ndarray:

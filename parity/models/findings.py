@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from parity.models import pairing
 from parity.models.capture.call import Call
+from parity.models.causes import shared, sizes
 from parity.models.causes.weights import diagnose_weights
 from parity.models.judging import AGREES
 from parity.models.module_pair import ModulePair
 from parity.models.report import ModelReport, Module
+from parity.models.shelf import layered
 from parity.records import Diagnosis
 
 if TYPE_CHECKING:
@@ -245,6 +247,9 @@ def _diagnosis(
         wrong = [unequal[name] for held in pair.weights for name in held.torch if name in unequal]
         if wrong:
             return _of_weights(asked, wrong)
+    values = layered(asked.changed, asked.torch_weights) if one.perturbed and asked.changed else asked.torch_weights
+    if not below and (swapped := shared.diagnose(judgement, one.judgements, values)) is not None:
+        return swapped
     if judgement.found.precision:
         text = judgement.found.precision
         return Diagnosis(PRECISION, text, "compute in the dtype of the other, or give both models the same dtype")
@@ -262,6 +267,11 @@ def _diagnosis(
         fix = f"compare what {torch_call.class_name}.forward and {jax_call.class_name}"
         return Diagnosis(BETWEEN, text + near, f"{fix} do there, line by line")
     if judgement.found.own_error is None:
+        again = (
+            judgement if torch_call.module is not None else asked.again(one).judgements[one.judgements.index(judgement)]
+        )
+        if (other := sizes.diagnose(again)) is not None:
+            return other
         return Diagnosis(
             SHAPE, f"{where}: {judgement.found.reason}", "compare stride, padding and sizes of the two layers"
         )

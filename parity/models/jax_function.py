@@ -77,15 +77,10 @@ CALLS = {"nnx": _call_nnx, "linen": _call_linen, "equinox": _call_equinox, "func
 PREPARED: dict[str, Any] = {
     "nnx": lambda side: side.model,
     "linen": lambda side: (side.module, side.variables),
-    "equinox": lambda side: side.model if side.state is None else (side.model, jax.tree.map(_typed, side.state)),
+    "equinox": lambda side: side.model if side.state is None else (side.model, side.state),
     "function": lambda side: (side.function, side.params),
 }
 """What a model is that is prepared for capture: in the mode and dtype that were asked for."""
-
-
-def _typed(value: Any) -> Any:
-    """Return a counter in the type that it has: as a Python number it would become another where floats are float64."""
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else jnp.asarray(np.asarray(value))
 
 
 def _mapped(function: Any, args: Any, kwargs: Any, *, mapped: bool, state: Any) -> tuple[Any, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from parity.models.judging import AGREES, Judged, Seen, directed, judge
 from parity.models.matching import feed, pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
-from parity.models.shelf import Shelf, give_back, give_back_large
+from parity.models.shelf import Shelf, give_back, give_back_large, layered
 from parity.models.sides import NotInFloat64, Setting, float64, root, said
 from parity.models.weights.mapping import map_trees
 from parity.models.weights.weight_map import WeightMap
@@ -370,12 +369,6 @@ def _judge(one: Judgement, tables: Callable[[Pair], bool], seen: Seen, *, double
 
 def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
-
-
-def layered(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """Return arrays by name, the first ones in the place of the second; none is read before it is asked for."""
-    made: Any = ChainMap(cast("Any", first), cast("Any", second))
-    return cast("Mapping[str, np.ndarray]", made)
 
 
 def _nested(pairs: Sequence[Pair], torch_calls: Sequence[Call]) -> list[Judgement]:

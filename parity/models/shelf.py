@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import shutil
 import sys
 import tempfile
+import weakref
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -32,7 +35,7 @@ class Shelf(Mapping[str, Any]):
 
     def __init__(self, arrays: Iterable[tuple[str, Any]] = ()) -> None:
         self._held: dict[str, Any] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         for name, array in arrays:
             self[name] = array
 
@@ -41,8 +44,9 @@ class Shelf(Mapping[str, Any]):
             self._held[name] = array
             return
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="parity-")
-        path = Path(self._folder.name) / f"{len(self._held)}.npy"
+            self._folder = Path(tempfile.mkdtemp(prefix="parity-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{len(self._held)}.npy"
         before = self._held.get(name)
         path = before if isinstance(before, Path) else path
         np.save(path, array, allow_pickle=False)
@@ -57,6 +61,12 @@ class Shelf(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+def layered(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return arrays by name, the first ones in the place of the second; none is read before it is asked for."""
+    made: Any = ChainMap(cast("Any", first), cast("Any", second))
+    return cast("Mapping[str, np.ndarray]", made)
 
 
 MMAP_THRESHOLD = -3

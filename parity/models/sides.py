@@ -168,8 +168,8 @@ class LiveJax:
             return calls
         if not gave:
             if setting.double:
-                raise NotInFloat64(f"the JAX model does not run in float64 ({said(errors[0])})")
-            raise ValueError(f"the JAX model does not run on these inputs: {said(errors[0])}") from errors[0]
+                raise NotInFloat64(f"the JAX model does not run in float64 ({_both(errors)})")
+            raise ValueError(f"the JAX model does not run on these inputs: {_both(errors)}") from errors[-1]
         raise ValueError(
             f"the outputs do not correspond: the torch model gives {shapes(wanted or {})}; the JAX model {gave}"
         )
@@ -214,6 +214,12 @@ def said(error: Exception) -> str:
     """Return the first line of an error, with its type."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _both(errors: list[Exception]) -> str:
+    """Return what was raised on the inputs as they are, and, where that was tried too, mapped over the first axis."""
+    first, *rest = map(said, errors)
+    return "; mapped over the first axis: ".join([first, *(one for one in rest if one != first)])
 
 
 Progress = Callable[[str], object]

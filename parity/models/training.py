@@ -18,6 +18,12 @@ from parity.models.torch_function import Arrays
 from parity.models.weights.tree import STATISTIC
 from parity.models.weights.unequal import explain
 
+ROUNDED = {"float64": 1e-12, "float32": 1e-6}
+"""What rounding does to a running variance, relative to the largest."""
+
+ROUGH = 1e-2
+"""How far a momentum that is solved for may lie beyond what it can be."""
+
 
 class Statistic(weighing.Compared):
     """A running statistic after one forward in the mode that trains."""
@@ -112,14 +118,15 @@ def _divisor(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarr
     s, w, g = (one.ravel().astype(np.float64) for one in (start, want, got))
     if g.size < 3 or np.ptp(w) == 0 or not np.array_equal(start, was):
         return None
-    (slope, rest), *_ = np.linalg.lstsq(np.stack([w, s], 1), g, rcond=None)
-    if not 0.5 <= slope < 1 or np.abs(slope * w + rest * s - g).max() > 1e-9 * np.abs(g).max():
+    (slope, _), *_ = np.linalg.lstsq(np.stack([w, s], 1), g, rcond=None)
+    if not 0.5 <= slope < 1:
         return None
-    number = 1 / (1 - slope)
-    kept = rest * number if np.any(s) else 0.5
-    if abs(number - round(number)) > 1e-6 * number or not -1e-6 <= kept <= 1 + 1e-6:
-        return None
-    return round(number)
+    number = round(1 / (1 - slope))
+    over = g - (1 - 1 / number) * w  # (1 - m) s / n: what else there is
+    kept = number * float(s @ over) / float(s @ s) if np.any(s) else 0.0
+    apart = np.abs(over - kept * s / number).max()
+    near = ROUNDED[got.dtype.name] * np.abs(g).max()
+    return number if -ROUGH <= kept <= 1 + ROUGH and apart <= near else None
 
 
 def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:

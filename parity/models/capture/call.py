@@ -59,7 +59,8 @@ class Call:
         ended: When it ended, among all calls.
         module: The module, as it was while it ran.
         method: Which of its methods was called.
-        trace: In JAX: the same as `run` for values that may be traced.
+        trace: In JAX: the same as `run` for values that may be traced, and for other arrays in the place of `state`.
+        state: In JAX: the arrays that the module held in this call.
         graph: In torch: takes values, tensors among them, runs the module with gradients, and returns its tensors.
         stored: Of a call that was made elsewhere: `run` raises then.
         moved: Whether the model has its images' channels at another place than the other framework's model.
@@ -75,7 +76,8 @@ class Call:
     ended: int = 0
     module: Any = None
     method: str = "__call__"
-    trace: Callable[[Sequence[Any]], list[Any]] | None = None
+    trace: Callable[..., list[Any]] | None = None
+    state: Sequence[Any] = ()
     graph: Callable[[Sequence[Any]], dict[str, Any]] | None = None
     stored: Stored | None = None
     moved: bool = False
@@ -94,7 +96,7 @@ class Call:
     def forget(self, *, outputs: bool) -> None:
         """Let go of the inputs, of the model, and of the `outputs` where asked: the call cannot be run any more."""
         self.stored = Stored(self.owner, {}, {})
-        self.inputs, self.module, self.trace, self.graph = [], None, None, None
+        self.inputs, self.module, self.trace, self.graph, self.state = [], None, None, None, ()
         self.outputs = {} if outputs else self.outputs
         self.run = _forgotten
 

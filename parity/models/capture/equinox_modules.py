@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from parity.models.capture.call import Call
 from parity.models.capture.recorder import Recorder, over_batch
@@ -43,7 +44,7 @@ class EquinoxModel:
             model = jax.tree.map(_without_dropout, model, is_leaf=_is_dropout)
         self.model = jax.tree.map(_double, model) if double else model
         self.mapped = mapped
-        self.state = jax.tree.map(_double, state) if double and state is not None else state
+        self.state = jax.tree.map(lambda one: _typed(_double(one)), state) if double and state is not None else state
         self.modules = dict(_modules(self.model))
 
     def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
@@ -152,6 +153,13 @@ def _parameter_names(cls: Any) -> list[str]:
 def _double(value: Any) -> Any:
     if eqx.is_array(value) and jnp.issubdtype(value.dtype, jnp.floating):
         return jnp.asarray(value, jnp.float64)
+    return value
+
+
+def _typed(value: Any) -> Any:
+    """Return a counter in the type that it has: as a Python number it would become another where floats are float64."""
+    if eqx.is_array(value) and not jnp.issubdtype(value.dtype, jnp.floating):
+        return jnp.asarray(np.asarray(value))
     return value
 
 

@@ -112,7 +112,8 @@ class Recorder:
         )  # fmt: skip
         self.stack.append(one)
         try:
-            out = function(*args, **kwargs)
+            whole = function(*args, **kwargs)
+            out = out_before = without_state(whole)
             out_leaves, out_tree = jax.tree.flatten(out, is_leaf=_is_opaque)
             at_out = [at for at, leaf in enumerate(out_leaves) if _is_array(leaf)]
             given = [out_leaves[at] for at in at_out]
@@ -121,12 +122,13 @@ class Recorder:
                 for at, value in zip(at_out, found, strict=True):
                     out_leaves[at] = value
                 out = jax.tree.unflatten(out_tree, out_leaves)
+                whole = out if whole is out_before else (out, *whole[1:])
             one.out_names = output_names(out, len(at_out))
         finally:
             self.stack.remove(one)
         one.ended = next(self.ends)
         self.done.append(one)
-        return out
+        return whole
 
     def calls(self) -> list[Call]:
         """Return all calls whose values were seen, in the order in which they began."""
@@ -151,7 +153,7 @@ def _call_of(one: _Open, index: int, values: list[Any], levels: Levels, out: lis
         inputs.append(Leaf(name, host(given[at]) if at in given else leaf))
     dtypes = {at: value.dtype for at, value in given.items() if hasattr(value, "dtype")}
 
-    def trace(replaced: Sequence[Any]) -> list[Any]:
+    def trace(replaced: Sequence[Any], own: Sequence[Any] = state) -> list[Any]:
         def function(*arrays: Any) -> Any:
             module = rebuild(list(arrays[: len(held)]))
             leaves = list(replaced)
@@ -159,13 +161,13 @@ def _call_of(one: _Open, index: int, values: list[Any], levels: Levels, out: lis
                 leaves[at] = value
             args, kwargs = jax.tree.unflatten(one.treedef, leaves)
             result = module(*args, **kwargs)
-            return [leaf for leaf in jax.tree.leaves(result, is_leaf=_is_opaque) if _is_array(leaf)]
+            return [leaf for leaf in jax.tree.leaves(without_state(result), is_leaf=_is_opaque) if _is_array(leaf)]
 
         for depth, mapped in reversed(list(enumerate(levels))):
             axes = tuple(0 if of else None for of in mapped)
             function = jax.vmap(function, in_axes=axes, axis_name=None if depth else "batch")
         arrays = [_device(replaced[at], dtypes.get(at)) for at in one.arrays]
-        found: list[Any] = function(*state, *arrays)
+        found: list[Any] = function(*own, *arrays)
         return found
 
     def run(replaced: Sequence[Any]) -> Outputs:
@@ -173,7 +175,20 @@ def _call_of(one: _Open, index: int, values: list[Any], levels: Levels, out: lis
             return dict(zip(one.out_names, map(host, trace(replaced)), strict=True))
 
     outputs = dict(zip(one.out_names, map(host, out), strict=True))
-    return Call(one.path, index, one.order, one.parent, inputs, outputs, run, one.ended, one.module, one.method, trace)
+    return Call(
+        one.path, index, one.order, one.parent, inputs, outputs, run, one.ended, one.module, one.method, trace, state
+    )
+
+
+def without_state(out: Any) -> Any:
+    """Return a result without the state that a module of Equinox returns beside it: it is no output of the model."""
+    if type(out) is tuple and len(out) == 2 and _is_state(out[1]):
+        return out[0]
+    return out
+
+
+def _is_state(value: Any) -> bool:
+    return type(value).__name__ == "State" and type(value).__module__.startswith("equinox.")
 
 
 def output_names(out: Any, count: int) -> list[str]:

@@ -11,6 +11,7 @@ from parity.models.causes import (
     chance,
     exchange,
     masks,
+    moved,
     norm_order,
     pooling,
     positions,
@@ -70,6 +71,7 @@ PROPOSERS: tuple[Proposer, ...] = (
     shifts.propose,
     exchange.propose,
     norm_order.propose,
+    moved.propose,
     terms.propose,
     _rest,
 )

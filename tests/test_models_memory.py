@@ -1,0 +1,89 @@
+"""Large models: arrays wait on disk, and nothing is kept of a run but what was said of it; a dump holds gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import parity
+from parity.models import Dump, runs, shelf
+from parity.models.shelf import Shelf
+
+X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+
+
+class Net(nn.Module):
+    """A norm and two products."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.out = nn.LayerNorm(8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.up(self.norm(x))))
+
+
+class Port(nnx.Module):
+    """The port, with an eps, and with a gradient that may be stopped."""
+
+    def __init__(self, eps=1e-5, stop=False):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.LayerNorm(8, epsilon=eps, rngs=rngs)
+        self.up, self.out, self.stop = nnx.Linear(8, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs), stop
+
+    def __call__(self, x):
+        x = self.up(self.norm(x))
+        return self.out(jnp.tanh(jax.lax.stop_gradient(x) if self.stop else x))
+
+
+def pair(**options):
+    """Return the model, and a port with its weights."""
+    model, port = Net(), Port(**options)
+    return model, parity.map_weights(model, port).load_into_jax(model, port)
+
+
+def test_arrays_come_back_from_the_disk(monkeypatch):
+    monkeypatch.setattr(shelf, "LARGE", 100)
+    found = Shelf([("small", np.arange(3)), ("large", np.arange(100.0)), ("none", None)])
+    found["large"] = found["large"] + 1
+    found["other"] = np.arange(50.0)
+    assert [found["small"].sum(), found["large"].sum(), found["other"].sum(), found["none"]] == [3, 5050, 1225, None]
+    with pytest.raises(KeyError, match="missing"):
+        found["missing"]
+
+
+@pytest.mark.parametrize("options", [{}, {"eps": 1e-2}, {"stop": True}], ids=["right", "eps", "stopped"])
+def test_a_large_model_is_judged_as_a_small_one(options, monkeypatch):
+    model, port = pair(**options)
+    small = parity.compare_models(model, port, (X,))
+    monkeypatch.setattr(runs, "LARGE", 0)
+    monkeypatch.setattr(shelf, "LARGE", 0)
+    large = parity.compare_models(model, port, (X,))
+    assert large.ok == small.ok == (not options)
+    assert str(large.first and large.first.diagnosis) == str(small.first and small.first.diagnosis)
+    assert [(one.torch, one.verdict) for one in large.gradients] == [
+        (one.torch, one.verdict) for one in small.gradients
+    ]
+
+
+@pytest.mark.parametrize("side", ["torch", "jax"])
+@pytest.mark.parametrize("stop", [False, True], ids=["right", "stopped"])
+def test_gradients_are_compared_with_those_of_a_dump(side, stop, tmp_path):
+    model, port = pair(stop=stop)
+    parity.dump_model(model if side == "torch" else port, (X,), tmp_path)
+    dump = Dump.read(tmp_path)
+    report = parity.compare_models(dump if side == "torch" else model, port if side == "torch" else dump)
+    assert (report.ok, len(report.gradients)) == (not stop, 7), report
+    wrong = {one.torch for one in report.gradients if one.verdict == "differs"}
+    assert wrong == ({"norm.weight", "norm.bias", "up.weight", "up.bias", "input 0"} if stop else set())
+
+
+def test_a_loss_of_ones_own_is_not_that_of_a_dump(tmp_path):
+    model, port = pair()
+    parity.dump_model(model, (X,), tmp_path)
+    report = parity.compare_models(Dump.read(tmp_path), port, loss=lambda out: (out**2).sum())
+    assert report.ok
+    assert "random projection" in " ".join(report.notes)
