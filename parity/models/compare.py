@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from parity.models import inputs as _inputs
 from parity.models.dump.files import Dump
 from parity.models.report import ModelReport
@@ -55,7 +57,8 @@ def compare_models(
 
     Raises:
         TypeError: A model or the inputs are of no kind that is known.
-        ValueError: A model does not run on the inputs, or the two give no output that corresponds.
+        ValueError: A model does not run on the inputs, or the two give no output that corresponds, or no number; an
+            option is of no use.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, torch
@@ -67,14 +70,40 @@ def compare_models(
     """
     from parity.models import runs
 
-    if mode not in MODES:
-        raise ValueError(unknown("mode", mode, MODES))
+    _check(mode, seed, weights, loss, optimizer, steps, progress)
     ours, theirs, both = _sides(torch_model, jax_model, inputs)
     return runs.Comparison(
         ours, theirs, both, weights=weights, told=dict(modules or {}),
         mode=mode, perturb=perturb, seed=seed, name=name or _name(torch_model), rules=rules,
         fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer, steps=steps,
     ).report()  # fmt: skip
+
+
+def _check(mode: str, seed: Any, weights: Any, loss: Any, optimizer: Any, steps: Any, progress: Any) -> None:
+    """Refuse options that are of no use, before anything runs."""
+    from parity.models.weights.weight_map import WeightMap
+
+    if mode not in MODES:
+        raise ValueError(unknown("mode", mode, MODES))
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise TypeError(f"seed: expected a whole number from 0 on, got {seed!r}")
+    if weights is not None and not isinstance(weights, WeightMap):
+        raise TypeError(f"weights: expected a WeightMap of parity.map_weights, got {type(weights).__name__}")
+    for one in loss if isinstance(loss, tuple) else (loss,):
+        if one is not None and not callable(one):
+            raise TypeError(
+                f"loss: expected a function of a model's output, or a pair (torch, JAX) of such, got {loss!r}"
+            )
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: expected a function of a path, got {type(progress).__name__}")
+    if not isinstance(steps, int | np.integer) or steps < 0:
+        raise ValueError(f"steps: expected a whole number from 0 on, got {steps!r}")
+    if steps and optimizer is None:
+        raise ValueError(f"steps: expected optimizer= with steps={steps}, for example 'adamw', got none")
+    if optimizer is not None:
+        from parity.models.optimizers import both
+
+        both(optimizer)
 
 
 def _sides(torch_model: Any, jax_model: Any, inputs: Any) -> tuple[Any, Any, tuple[_inputs.Call, _inputs.Call]]:

@@ -275,9 +275,24 @@ def _diagnosis(
         return Diagnosis(
             SHAPE, f"{where}: {judgement.found.reason}", "compare stride, padding and sizes of the two layers"
         )
+    if not asked.map.pairs and asked.torch_weights and asked.tree.leaves:
+        return _unpaired_weights(asked)
     weights = " with the same weights" if pair.weights else "" if asked.map.pairs else ", and no weights are paired"
     text = f"{where} gives another result on the same input{weights}; no known cause explains it"
     return Diagnosis(UNKNOWN, text, f"compare its forward with {jax_call.class_name} in JAX")
+
+
+def _unpaired_weights(asked: Comparison) -> Diagnosis:
+    """Say that no weight of torch's has a partner, with the first of each side."""
+    ours, theirs = next(iter(asked.leaves.values())), next(iter(asked.tree.leaves.values()))
+    text = (
+        f"no weight of torch's has a partner in JAX: torch has {ours.name} {list(ours.shape)} .., JAX "
+        f"{theirs.name} {list(theirs.shape)} .."
+    )
+    return Diagnosis(
+        "weights not paired", text,
+        "Build both with the same sizes; where names and layouts differ, say which is which: rules=[parity.Rule(..)]",
+    )  # fmt: skip
 
 
 def _named(about: ModulePair, *, double: bool) -> Diagnosis | None:

@@ -40,6 +40,7 @@ def of_both(inputs: Any) -> tuple[Call, Call]:
 
     Raises:
         TypeError: The inputs are of no kind that is known, or hold no array.
+        ValueError: An array holds NaN.
     """
     if isinstance(inputs, Inputs):
         return _arguments(inputs.torch, "inputs.torch"), _arguments(inputs.jax, "inputs.jax")
@@ -64,8 +65,12 @@ def _arguments(given: Any, what: str) -> Call:
             f"got {type(given).__name__}"
         )
     args, kwargs = tuple(_host(one) for one in args), {name: _host(one) for name, one in kwargs.items()}
-    if not any(isinstance(leaf, np.ndarray) for one in (*args, *kwargs.values()) for leaf in _leaves(one)):
+    arrays = [leaf for one in (*args, *kwargs.values()) for leaf in _leaves(one) if isinstance(leaf, np.ndarray)]
+    if not arrays:
         raise TypeError(f"{what}: expected at least one array, got none")
+    for array in arrays:
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ValueError(f"{what}: expected numbers, got NaN in the array of shape {list(array.shape)}")
     return args, kwargs
 
 

@@ -19,9 +19,11 @@ from parity.models.matching import feed, pair_outputs
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
 from parity.models.shelf import Shelf, give_back, give_back_large, layered
-from parity.models.sides import NotInFloat64, Setting, float64, root, said
+from parity.models.sides import NotInFloat64, Setting, float64, root, said, shapes
+from parity.models.taken import LossIsNoNumber
 from parity.models.weights.mapping import map_trees
 from parity.models.weights.weight_map import WeightMap
+from parity.names import unknown
 from parity.verdict.bounds import UNIT
 
 ORDER = ("identical", "within bound", "not judged", "unsupported", "differs")
@@ -229,6 +231,8 @@ class Comparison:
             run = self._backward(one)
             with float64(self.jax, on=one.double):
                 return list(run.compare()), ""
+        except LossIsNoNumber:
+            raise
         except Exception as error:
             return [], f"gradients were not compared: {said(error)}"
 
@@ -299,6 +303,8 @@ class Comparison:
         torch_calls = self.torch.calls(self.inputs[0], setting, changed, exact)
         self.native = self.torch.native()  # it is known now whether autocast is on
         wanted = root(torch_calls).outputs
+        if changed is None:
+            _check_outputs(wanted)
         jax_calls = self.jax.calls(self.inputs[1], replace(setting, native=self.native), theirs, wanted)
         _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
         keep((*torch_calls, *jax_calls), self.once)
@@ -317,6 +323,9 @@ class Comparison:
     def _judge(self, made: Pass) -> None:
         """Judge each pair of modules, those that are asked for."""
         tables, seen = self._tables(), Seen()
+        paths = [one.pair.path for one in made.judgements]
+        if self.only is not None and not any(_is_wanted(path, self.only) for path in paths):
+            raise ValueError(unknown("only", self.only, [path for path in paths if path]))
         for one in made.judgements:
             if self.only is not None and not _is_wanted(one.pair.path, self.only):
                 one.found = Judged("not judged", reason="not asked for")
@@ -409,6 +418,15 @@ def _mark_cuts(judgements: Sequence[Judgement]) -> None:
                     one.found = replace(one.found, verdict="not judged", reason=text, finding=None)
                 break
             above = around.parent
+
+
+def _check_outputs(outputs: Mapping[str, np.ndarray]) -> None:
+    """Refuse a run that nothing can be told from."""
+    if not any(value.size for value in outputs.values()):
+        raise ValueError(f"the torch model gives {shapes(dict(outputs))}: expected at least one element to compare")
+    floats = [value for value in outputs.values() if value.dtype.kind == "f" and value.size]
+    if floats and not any(np.isfinite(value).any() for value in floats):
+        raise ValueError("the torch model gives no finite number on these inputs: there is nothing to compare")
 
 
 def _is_wanted(path: str, only: str) -> bool:

@@ -57,7 +57,7 @@ class LiveTorch:
         import torch
 
         if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"torch_model: expected an nn.Module, got {type(model).__name__}")
+            raise TypeError(f"torch_model: expected an nn.Module, got {_kind(model)}")
         self.model, self.tree = model, TorchTree(model)
 
     def native(self) -> str:
@@ -198,6 +198,17 @@ def float64(jax_side: Any, *, on: bool) -> contextlib.AbstractContextManager[Any
 
     made: contextlib.AbstractContextManager[Any] = jax.enable_x64(on)
     return made
+
+
+def _kind(model: Any) -> str:
+    """Return what was given in the place of a torch model, with what to do."""
+    if isinstance(model, type):
+        return f"the class {model.__name__}: pass an instance"
+    if isinstance(model, Mapping):
+        return f"{type(model).__name__}, which looks like a state dict: pass the model that it is of"
+    if any(base.__module__.startswith(("flax.", "equinox.")) for base in type(model).__mro__):
+        return f"{type(model).__name__}, a model of JAX: torch's model comes first"
+    return type(model).__name__
 
 
 def root(calls: list[Call]) -> Call:

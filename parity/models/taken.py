@@ -22,6 +22,10 @@ INPUT = "input "
 """What the names of inputs begin with, among those of weights."""
 
 
+class LossIsNoNumber(ValueError):
+    """A loss that the user gave is no single number."""
+
+
 @dataclass
 class Taken:
     """Gradients of one model: by weight and by input, None where the framework gives none."""
@@ -105,7 +109,7 @@ def of_torch(function: TorchFunction, inputs: Arguments, loss: Loss) -> Taken:
         trained = function.trained
         value = loss(function(args, kwargs))
         if value.numel() != 1:
-            raise ValueError(f"the loss of torch's outputs: expected one number, got shape {tuple(value.shape)}")
+            raise LossIsNoNumber(f"the loss of torch's outputs: expected one number, got shape {tuple(value.shape)}")
         everything = [*trained.values(), *given.values()]
         found: list[Any] = [None] * len(everything)
         if value.requires_grad:
@@ -137,7 +141,7 @@ def jax_value(
     args, kwargs = with_inputs(arguments, given)
     found = loss(function(values, args, kwargs)[0])
     if np.shape(found) not in ((), (1,)):
-        raise ValueError(f"the loss of JAX's outputs: expected one number, got shape {np.shape(found)}")
+        raise LossIsNoNumber(f"the loss of JAX's outputs: expected one number, got shape {np.shape(found)}")
     return jnp.reshape(found, ())
 
 

@@ -104,6 +104,10 @@ def jax_tree(model: Any) -> JaxTree:
 
 def described(model: Any) -> str:
     """Return what a model is, for a message."""
+    if isinstance(model, type):
+        return f"the class {model.__name__}: pass an instance"
+    if extends(model, "flax.linen", "Module"):
+        return f"{type(model).__name__} of Linen alone: pass (module, variables)"
     if isinstance(model, tuple):
         return "a tuple of " + ", ".join(type(part).__name__ for part in model)
     return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -1,0 +1,95 @@
+"""What a newcomer gets wrong in a call: each is refused with one sentence, before or soon after the models run."""
+
+import flax.linen as linen
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+import parity
+
+X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+
+
+class Port(nnx.Module):
+    """One product."""
+
+    def __init__(self, width=3):
+        self.a = nnx.Linear(6, width, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.a(x)
+
+
+class Net(nn.Module):
+    """The same in torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.a(x)
+
+
+MODEL = Net()
+GOOD = parity.map_weights(MODEL, Port()).load_into_jax(MODEL, Port())
+
+WRONG = {
+    "models exchanged": ((GOOD, MODEL, X), {}, TypeError, "torch's model comes first"),
+    "class of torch": ((Net, GOOD, X), {}, TypeError, "got the class Net: pass an instance"),
+    "class of JAX": ((MODEL, Port, X), {}, TypeError, "got the class Port: pass an instance"),
+    "state dict": ((MODEL.state_dict(), GOOD, X), {}, TypeError, "looks like a state dict"),
+    "Linen alone": ((MODEL, linen.Dense(3), X), {}, TypeError, r"pass \(module, variables\)"),
+    "NaN": ((MODEL, GOOD, X * np.nan), {}, ValueError, "got NaN in the array"),
+    "no example": ((MODEL, GOOD, X[:0]), {}, ValueError, "at least one element"),
+    "mode": ((MODEL, GOOD, X), {"mode": "test"}, ValueError, "mode: expected one of eval, train"),
+    "only": ((MODEL, GOOD, X), {"only": "b"}, ValueError, "only: expected one of a"),
+    "optimizer": ((MODEL, GOOD, X), {"optimizer": "adamm"}, ValueError, "did you mean 'adam'"),
+    "steps": ((MODEL, GOOD, X), {"steps": 3}, ValueError, "expected optimizer= with steps=3"),
+    "fewer than no steps": ((MODEL, GOOD, X), {"steps": -1}, ValueError, "steps: expected a whole number"),
+    "seed": ((MODEL, GOOD, X), {"seed": "a"}, TypeError, "seed: expected a whole number"),
+    "weights": ((MODEL, GOOD, X), {"weights": {"a": "a"}}, TypeError, "weights: expected a WeightMap"),
+    "loss": ((MODEL, GOOD, X), {"loss": "mse"}, TypeError, "loss: expected a function"),
+    "loss of many numbers": ((MODEL, GOOD, X), {"loss": lambda out: out}, ValueError, "expected one number"),
+    "progress": ((MODEL, GOOD, X), {"progress": 3}, TypeError, "progress: expected a function"),
+}
+
+
+@pytest.mark.parametrize(("given", "options", "error", "text"), WRONG.values(), ids=WRONG)
+def test_a_wrong_call_is_refused_in_a_sentence(given, options, error, text):
+    with pytest.raises(error, match=text) as caught:
+        parity.compare_models(*given, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_gives_no_number_is_refused():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x * torch.inf - torch.inf * x
+
+    with pytest.raises(ValueError, match="no finite number"):
+        parity.compare_models(Broken(), lambda x: jnp.asarray(x) * jnp.nan, (X,))
+
+
+def test_sizes_that_do_not_fit_are_the_cause():
+    class Wide(nnx.Module):
+        def __init__(self):
+            self.a, self.b = nnx.Linear(6, 7, rngs=nnx.Rngs(0)), nnx.Linear(7, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.b(self.a(x))
+
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 3, bias=False)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    found = parity.compare_models(Narrow(), Wide(), (X,)).first.diagnosis
+    assert found.cause == "weights not paired"
+    assert "a.weight [5, 6]" in found.text
