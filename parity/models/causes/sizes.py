@@ -7,6 +7,7 @@ from typing import Any
 
 from parity.records import Diagnosis
 
+SETTINGS = ("stride", "padding", "kernel_size", "dilation")
 STRIDES = range(1, 9)
 
 
@@ -18,9 +19,8 @@ def diagnose(judgement: Any) -> Diagnosis | None:
     """
     torch_call, jax_call = (calls[judgement.call] for calls in (judgement.pair.torch_calls, judgement.pair.jax_calls))
     module, image = torch_call.module, next((leaf.value for leaf in torch_call.inputs if leaf.is_float), None)
-    stride, padding = getattr(module, "stride", None), getattr(module, "padding", None)
-    kernel, dilation = getattr(module, "kernel_size", None), getattr(module, "dilation", None)
-    known = [stride, padding, kernel, dilation]
+    known: list[Any] = [getattr(module, name, None) for name in SETTINGS]
+    stride, padding, kernel, dilation = known
     if image is None or not all(isinstance(one, tuple) for one in known) or len(jax_call.outputs) != 1:
         return None
     (output,) = jax_call.outputs.values()
