@@ -124,7 +124,10 @@ WRONG = {
         lambda p, x: x @ jax.lax.stop_gradient(p["kernel"]) + p["bias"],
         {"weight": "no gradient reaches it in JAX"},
     ),
-    "stopped input": (lambda p, x: jax.lax.stop_gradient(x) @ p["kernel"] + p["bias"], {"input 0": "all zeros"}),
+    "stopped input": (
+        lambda p, x: jax.lax.stop_gradient(x) @ p["kernel"] + p["bias"],
+        {"input 0": "no gradient reaches it in JAX"},
+    ),
     "scaled": (
         lambda p, x: x @ (p["kernel"] + 0.5 * (p["kernel"] - jax.lax.stop_gradient(p["kernel"]))) + p["bias"],
         {"weight": "torch's times 1.5"},
