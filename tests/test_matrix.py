@@ -50,7 +50,7 @@ def test_an_environment_holds_what_its_name_says():
 
 def test_each_file_has_tests_to_count():
     files = {path.name for path in (ROOT / matrix.TESTS).glob("test_*.py")}
-    files.add("../test_private_names.py")
+    files |= {f"../test_private_names{name}.py" for name in ("", "_torch", "_jax")}
     assert files == set(matrix.LEAST) == {file for one in matrix.ENVIRONMENTS for file in one.tests}
 
 
@@ -71,7 +71,7 @@ def planted(monkeypatch, outcomes):
         ([(1, "no such interpreter")], "no such interpreter"),
         ([(0, ""), (1, "no such version")], "no such version"),
         ([(0, ""), (0, ""), (1, "1 failed, 90 passed")], "1 failed"),
-        ([(0, ""), (0, ""), (0, "3 passed")], "only 3 tests passed, 64 are expected"),
+        ([(0, ""), (0, ""), (0, "3 passed")], "only 3 tests passed, 75 are expected"),
     ],
 )
 def test_what_fails_is_said(monkeypatch, tmp_path, outcomes, says):
@@ -80,10 +80,10 @@ def test_what_fails_is_said(monkeypatch, tmp_path, outcomes, says):
 
 
 def test_what_passes_is_a_row(monkeypatch, tmp_path):
-    planted(monkeypatch, [(0, ""), (0, ""), (0, "64 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')])
+    planted(monkeypatch, [(0, ""), (0, ""), (0, "75 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')])
     result = matrix.run(BY_NAME["jax-lowest"], tmp_path)
     assert result.failed is None
-    row = "| jax-lowest | 3.11 | jax 0.8.3 | test_jax, test_equinox, test_nnx | 64 | passed |"
+    row = "| jax-lowest | 3.11 | jax 0.8.3 | test_jax, test_equinox, test_nnx, test_private_names_jax | 75 | passed |"
     assert row in matrix.markdown([result])
 
 
@@ -103,3 +103,15 @@ def test_a_misspelt_name_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         matrix.main(["--run", "jax-lowst"])
     assert "did you mean 'jax-lowest'?" in capsys.readouterr().err
+
+
+def test_an_environment_without_its_python_is_named_at_the_end(monkeypatch, capsys):
+    ran = lambda one, *_: matrix.Result(one, 75, None, {}, 1.0)  # noqa: E731
+    monkeypatch.setattr(matrix, "run", ran)
+    monkeypatch.setattr(matrix, "_interpreter", lambda version: None if version == "3.13" else "python")
+    assert matrix.main(["--quick", "--here"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "jax-newest: DID NOT RUN: Python 3.13 is not here"
+    monkeypatch.setattr(matrix, "_interpreter", lambda version: None)
+    with pytest.raises(SystemExit, match="2"):
+        matrix.main(["--quick", "--here"])
+    assert "none of these has its Python here" in capsys.readouterr().err
