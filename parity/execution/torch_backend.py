@@ -142,6 +142,29 @@ def read(
     return reader.reading
 
 
+def has_own_rules(asked: Call, device: str) -> bool:
+    """Return whether a function has derivatives that its author wrote (`torch.autograd.Function`, `torch.library`)."""
+
+    def array(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(values)).to(device)
+
+    with settings(x64=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arrays = asked.arrays(lambda values: array(values).to(torch.float64).requires_grad_(), array)
+        outputs = asked.program(Ops, is_float, arrays)
+    ahead = [leaf.grad_fn for leaf in outputs.values() if isinstance(leaf, torch.Tensor)]
+    seen: set[Any] = set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.FunctionCtx):
+            return True
+        seen.add(node)
+        ahead += [before for before, _ in node.next_functions]
+    return False
+
+
 def made_wide(asked: Call, device: str) -> set[str]:
     """Return the names of outputs that are float64 though floats of 32 bits go in, where that is torch's default."""
     found = call(asked, "torch-eager", device, {}, x64=True)

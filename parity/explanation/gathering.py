@@ -75,7 +75,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         recompute=recompute,
         proved=proved,
         alike_nearby=lambda: trials.alike_nearby(runs, cell),
-        wrong_derivative=lambda: runs.once(("differences", cell.id), lambda: trials.wrong_derivative(runs, cell)),
+        wrong_derivative=lambda: trials.wrong_derivative(runs, cell),
         widened=lambda: trials.widened(runs, cell, whose),
         against_oracle=found.against_oracle,
         unsteady=_unsteady(runs, cell.device) if differs else (),

@@ -84,12 +84,8 @@ def wrong_derivative(runs: Runs, cell: Cell) -> str:
     Each side's derivative along a direction is held to differences of that side's own function; a second derivative to
     differences of its own first one.
     """
-    numbers = runs.numbers_of(cell)
-    if not isinstance(numbers, Numbers) or not numbers.directions:
-        return ""
-    off = {name: _off(runs, replace(cell, world=world), numbers) for name, world in EAGER.items()}
-    wrong = [name for name, one in off.items() if one is not None and one > WRONG]
-    right = [name for name, one in off.items() if one is not None and one < RIGHT]
+    off = _both_off(runs, cell)
+    wrong, right = _wrong(off), [name for name, one in off.items() if one is not None and one < RIGHT]
     said = {"torch": "torch", "jax": "JAX"}
     of = "gradient" if runs.pair.transform(cell.transform).order > 1 else "function"
     if len(wrong) == 1 and len(right) == 1:
@@ -103,6 +99,30 @@ def wrong_derivative(runs: Runs, cell: Cell) -> str:
     if len(right) == 2:
         return f" By finite differences in float64, along one direction, {BOTH_RIGHT} {of}s."
     return ""
+
+
+def only_torch_is_wrong(runs: Runs, cell: Cell) -> bool:
+    """Return whether torch's derivative is not that of its function, and JAX's is, by finite differences in float64."""
+    off = _both_off(runs, cell)
+    return _wrong(off) == ["torch"] and off["jax"] is not None and off["jax"] < RIGHT
+
+
+def _wrong(off: dict[str, float | None]) -> list[str]:
+    return [name for name, one in off.items() if one is not None and one > WRONG]
+
+
+def _both_off(runs: Runs, cell: Cell) -> dict[str, float | None]:
+    numbers = runs.numbers_of(cell)
+    if not isinstance(numbers, Numbers) or not numbers.directions:
+        return {}
+
+    def find() -> dict[str, float | None]:
+        return {name: _off(runs, replace(cell, world=world), numbers) for name, world in EAGER.items()}
+
+    found: dict[str, float | None] = runs.once(
+        ("differences", cell.device, cell.data, cell.dtype, cell.transform), find
+    )
+    return found
 
 
 def _off(runs: Runs, cell: Cell, numbers: Numbers) -> float | None:

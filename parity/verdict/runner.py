@@ -27,7 +27,7 @@ from parity.operator.known import matches
 from parity.operator.known import settle as settle
 from parity.operator.pair import Pair
 from parity.records import VERDICTS, Cell, Record
-from parity.verdict import edge
+from parity.verdict import edge, nestings
 from parity.verdict.draws import held_over_draws
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.oracle import OfTorch, held_to_oracle
@@ -121,6 +121,10 @@ class Judge:
         found = self._held_to_float64(cell)
         if found.verdict == "identical":
             return found
+        torchs = nestings.of_torch_alone(self.runs, cell, self._held_to_float64) if found.verdict == "differs" else None
+        if torchs is not None:
+            reason = f"{found.reason}; known: {torchs.text}"
+            return replace(found, known=not self.strict, reason=reason, diagnosis=torchs)
         seen = replace(found, verdict="differs") if found.verdict == "edge" else found
         evidence = gather(self.runs, cell, seen, verdict=self._held_to_float64, outcome=self.outcome)
         return replace(found, diagnosis=causes.diagnose(evidence))
