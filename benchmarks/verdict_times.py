@@ -58,12 +58,14 @@ def _layer_norm() -> Any:
     import jax.numpy as jnp
     import torch
 
-    def in_jax(x: Any, weight: Any, bias: Any) -> Any:
-        mean = jnp.mean(x, -1, keepdims=True)
-        variance = jnp.mean((x - mean) ** 2, -1, keepdims=True)
-        return (x - mean) / jnp.sqrt(variance + 1e-5) * weight + bias
+    def normalised(sqrt: Callable[..., Any]) -> Callable[..., Any]:
+        def layer_norm(x: Any, weight: Any, bias: Any) -> Any:
+            centred = x - x.mean(-1)[..., None]
+            return centred / sqrt((centred**2).mean(-1)[..., None] + 1e-5) * weight + bias
 
-    return lambda x, w, b: torch.nn.functional.layer_norm(x, (16,), w, b), in_jax, _drawn((4, 16), (16,), (16,))
+        return layer_norm
+
+    return normalised(torch.sqrt), normalised(jnp.sqrt), _drawn((4, 16), (16,), (16,))
 
 
 def _mlp() -> Any:

@@ -215,8 +215,9 @@ class Reader(TorchDispatchMode):
         if base in ("_to_copy", "to", "convert_element_type") and isinstance(out, torch.Tensor):
             for leaf in inputs[:1]:
                 self.reading.cast(_type(leaf), _type(out), _library())
-                if out.dtype in UNITS and leaf.dtype in UNITS and _vanishes(out, [leaf]):
-                    self.reading.small.add(base)
+                with contextlib.suppress(RuntimeError):  # numbers that are not stored: forward mode asks for shapes
+                    if out.dtype in UNITS and leaf.dtype in UNITS and _vanishes(out, [leaf]):
+                        self.reading.small.add(base)
         for leaf in _tensors(out):
             if leaf.dtype in UNITS and inputs and base not in MOVES:
                 self.reading.note(_type(leaf), base)

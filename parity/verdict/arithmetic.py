@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parity.execution.outputs import Runs
 from parity.execution.programs import Reading
@@ -40,7 +40,12 @@ def of_cell(runs: Runs, cell: Cell, dtype: str) -> Arithmetic:
         cell: On its numbers; its world does not matter.
         dtype: What was asked for.
     """
-    torch, jax = (runs.reading(cell, framework, dtype) for framework in ("torch", "jax"))
+    plain = replace(cell, transform="forward")
+    torch, jax = (
+        # A derivative that cannot be read computes in the types of its function.
+        runs.reading(cell, framework, dtype) or runs.reading(plain, framework, dtype)
+        for framework in ("torch", "jax")
+    )
     if torch is None or jax is None:
         return Arithmetic()
     found = compared(torch, jax, dtype)
