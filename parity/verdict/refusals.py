@@ -34,7 +34,7 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
         other: The name of that framework.
     """
     if not isinstance(twin, Failure):
-        return Outcome("unsupported", own.text, alike=lacks(runs, cell, own))
+        return Outcome("unsupported", own.text, alike=lacks(runs, cell, own) or refuses_dtype(runs, cell, own))
     if runs.pair.brings(cell.transform):
         # A transform of the pair's own is meant to run: raised in both worlds, its program is wrong.
         return Outcome("unsupported", own.text)
@@ -64,6 +64,42 @@ def is_gap(failure: Failure) -> bool:
         (True, False)
     """
     return any(re.search(one, failure.raised.strip()) for one in GAPS)
+
+
+LOW = ("bfloat16", "float16")
+"""Types that many operators of either framework do not take."""
+
+NOT_OF_THIS_TYPE = (
+    r"not implemented for '(BFloat16|Half)'",
+    r"[Ll]ow precision dtypes not supported\. Got (BFloat16|Half)",
+    r"Unsupported dtype (BFloat16|Half|bfloat16|float16)\b",
+    r"(must be|expected|Expected|than|supports)\b.*\bfloat(ing point)?\b.*\bdouble\b",
+    r"\bdtype=(bfloat16|float16) is not supported",
+    r"does not accept dtype (bfloat16|float16)\b",
+    r"must be float32 or float64, got (bfloat16|float16)",
+)
+"""What an operator of a framework says of a type that it does not take."""
+
+MIXED = r"same dtype|scalar type \w+ but found|!="
+"""What is said of two types that do not go together: the function mixes them."""
+
+
+def is_of_this_type(failure: Failure) -> bool:
+    """Return whether an operator of a framework says that it takes no numbers of a type of 16 bits.
+
+    Example:
+        >>> text = "RuntimeError: Unsupported dtype BFloat16"
+        >>> mixed = "RuntimeError: expected m1 and m2 to have the same dtype, but got: float != c10::BFloat16"
+        >>> is_of_this_type(Failure(text, text)), is_of_this_type(Failure(mixed, mixed))
+        (True, False)
+    """
+    text = failure.raised
+    return not re.search(MIXED, text) and any(re.search(one, text) for one in NOT_OF_THIS_TYPE)
+
+
+def refuses_dtype(runs: Runs, cell: Cell, failure: Failure) -> bool:
+    """Return whether a cell cannot be compared as an operator of one framework takes no numbers of its dtype."""
+    return cell.dtype in LOW and not runs.pair.brings(cell.transform) and is_of_this_type(failure) and _ran(runs, cell)
 
 
 def lacks(runs: Runs, cell: Cell, failure: Failure) -> bool:
