@@ -79,8 +79,40 @@ OWN = 2.0**-50
 FUNCTIONS, SPECIAL = 4.0, 4.0
 """Units that a function and that a special function may be off by."""
 
-FORMULAS: dict[str, Callable[..., Any]] = {"_safe_softmax": torch.softmax}
-"""Operators that give a number where their formula has none (of a row that is -inf all through), and the formula."""
+
+def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    if approximate != "none":
+        raise NotImplementedError("the formula of tanh loses nothing")
+    return x * 0.5 * torch.special.erfc(-x * math.sqrt(0.5))
+
+
+def _gelu_backward(gradient: torch.Tensor, x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    if approximate != "none":
+        raise NotImplementedError("the formula of tanh loses nothing")
+    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return gradient * (0.5 * torch.special.erfc(-x * math.sqrt(0.5)) + x * density)
+
+
+def _group_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, n: int, channels: int, size: int,
+    groups: int, eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    grouped = x.reshape(n, groups, -1)
+    variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
+    root = torch.rsqrt(variance + eps)
+    out = ((grouped - mean) * root).reshape(n, channels, size)
+    out = out if weight is None else out * weight.reshape(channels, 1)
+    out = out if bias is None else out + bias.reshape(channels, 1)
+    return out.reshape(x.shape), mean.reshape(n, groups), root.reshape(n, groups)
+
+
+FORMULAS: dict[str, Callable[..., Any]] = {
+    "_safe_softmax": torch.softmax,  # a number for a row that is -inf all through
+    "gelu": _gelu,  # 1 + erf(x / sqrt(2)) is zero from x = -8 on, and infinity times it NaN
+    "gelu_backward": _gelu_backward,
+    "native_group_norm": _group_norm,  # x a + b, with infinity taken from infinity where a weight is infinite
+}
+"""Operators that do otherwise than their formula where numbers are at the edge, and the formula."""
 
 
 class Rounding(TorchDispatchMode):

@@ -245,11 +245,11 @@ def gradient_missing(e: Evidence) -> Diagnosis | None:
     """All of a gradient is zero on one side."""
     if not e.same_shape or not e.derivative or not e.off.any():
         return None
-    for who, zero, other in ((e.who, e.got, e.want), ("the other framework", e.want, e.got)):
+    for (who, whose), zero, other in (((e.who, e.whose), e.got, e.want), ((e.whose, e.who), e.want, e.got)):
         if not zero.any() and other.any():
-            return Diagnosis("gradient missing", f"The derivative {e.output} is zero everywhere in {who}, and is not in the other.",
-                             "Look for detach, stop_gradient, a round trip through NumPy or an integer cast on that "
-                             "side.")  # fmt: skip
+            return Diagnosis("gradient missing", f"The derivative {e.output} is zero everywhere in {who}, and is not in {whose}.",
+                             f"Either {who} stops it (detach, no_grad, stop_gradient, a round trip through NumPy, an "
+                             f"integer cast) where it should not, or {whose} should stop it as well.")  # fmt: skip
     return None
 
 

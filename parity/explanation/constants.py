@@ -163,6 +163,20 @@ def written(value: float) -> str:
     return f"{value:.12g}"
 
 
+def related(mine: float, theirs: float) -> str:
+    """Return how people write a number that is made of the other side's, or the number.
+
+    Example:
+        >>> related(0.7, 1 / 0.7), related(64.0, 8.0), related(0.5, 3.0)
+        ('1 / 0.7', 'the square root of 64', '3')
+    """
+    if mine not in (0.0, 1.0) and len(written(theirs)) > 6 and math.isclose(theirs, 1 / mine, rel_tol=1e-9):
+        return f"1 / {written(mine)}"
+    if mine > 1 and math.isclose(theirs, math.sqrt(mine), rel_tol=1e-9):
+        return f"the square root of {written(mine)}"
+    return written(theirs)
+
+
 def _typed(constant: Constant, value: float) -> float | int:
     whole = (
         constant.role in ("ddof", "correction", "diagonal", "exponent") and math.isfinite(value) and value == int(value)
@@ -272,7 +286,9 @@ def _written(value: float, before: float, sizes: list[int]) -> Iterator[float]:
     near |= {float(k) for k in sizes} | {1.0 / k for k in sizes} | {float(k - 1) for k in sizes}
     near |= {before * k / (k - 1) for k in sizes} | {before * (k - 1) / k for k in sizes}
     near |= {math.pi, math.e, math.log(2), math.log(10), math.sqrt(2 / math.pi), math.sqrt(0.5), 2 * math.pi, 0.0}
+    near |= {before + (1 - before) / k for k in sizes}  # label smoothing: what the right class has beside its share
     near |= {1 - one for one in list(near)}
+    near |= {-before, before * before, math.sqrt(abs(before))} | ({1 / before} if before else set())
     close = [
         one for one in near if abs(one - value) <= HELD * max(abs(value), 1e-12) or (abs(value) < 1e-9 and not one)
     ]

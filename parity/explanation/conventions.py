@@ -99,6 +99,11 @@ def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
         step = by_key[constant.step]
         other = next((o for o, v in step.operands.items() if o != constant.operand and isinstance(v, np.ndarray)), None)
         if step.name in NOW and other is not None:
+            if not theirs:  # then any least root, too small to count, would fit as well
+                none = Change(framework, {step.key: set_unary(np.array, other)})
+                yield Claim(
+                    none, "default argument: eps", f"eps = {constant.value:.12g} {NOW[step.name]}", "none", EPS_FIX
+                )
             for where, eps in itertools.product(PLACES, values):
                 if where != NOW[step.name]:
                     edit = set_unary(partial(_placed, where=where, eps=eps), other)

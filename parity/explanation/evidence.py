@@ -95,6 +95,11 @@ class Evidence:
         return {"torch": "torch", "jax": "JAX"}[self.framework]
 
     @property
+    def whose(self) -> str:
+        """The framework whose result `want` is, where the two are compared."""
+        return {"torch": "JAX", "jax": "torch"}[self.framework]
+
+    @property
     def name(self) -> str:
         """What the output is called, in a sentence."""
         if self.output.startswith("by "):

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation import arrangement, constants, conventions, operators
+from parity.explanation import arrangement, constants, conventions, inputs, operators
 from parity.explanation.claims import WHO, Claim
-from parity.explanation.constants import Replacement, written
+from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import factor
 from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, other
@@ -142,6 +142,10 @@ def _operators(at: Bench) -> Diagnosis | None:
     return _first(itertools.chain(conventions.claims(at), operators.claims(at)), at)
 
 
+def _exchanged(at: Bench) -> Diagnosis | None:
+    return _first(inputs.exchanged(at), at)
+
+
 def _arrangements(at: Bench) -> Diagnosis | None:
     return _first(arrangement.claims(at), at)
 
@@ -159,7 +163,9 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _replaced,
     _conjugates,
     _operators,
+    inputs.unused,
     _solved,
+    _exchanged,
     _arrangements,
     _linked,
     _arranged_steps,
@@ -265,7 +271,8 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
         )  # fmt: skip
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
-    mine, theirs = (" and ".join(written(pair[side]) for pair in pairs) for side in (0, 1))
+    mine = " and ".join(written(value) for value, _ in pairs)
+    theirs = " and ".join(related(*pair) for pair in pairs)
     where = " and ".join(dict.fromkeys(c.name for c in replacement.constants))
     has = "none" if theirs == "0" and name == "eps" else theirs
     count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"

@@ -52,12 +52,14 @@ class Change:
         edits: Of its steps.
         inputs: Makes other arguments of the arguments' floating leaves, or None.
         outputs: Makes other outputs, or None.
+        numbers: Makes other numbers of all that go in, or None.
     """
 
     framework: str
     edits: Edits = field(default_factory=dict)
     inputs: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] | None = None
     outputs: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    numbers: Callable[[Numbers], Numbers] | None = None
 
     def __or__(self, other: Change) -> Change:
         """Return both changes of one side's steps."""
@@ -120,7 +122,9 @@ class Bench:
                 numbers = with_theta(numbers, change.inputs(numbers.theta))
             except ValueError:
                 return None
-        if change.edits or change.inputs is not None:
+        if change.numbers is not None:
+            numbers = change.numbers(numbers)
+        if change.edits or numbers is not self.numbers[at]:
             found = self.programs[change.framework].run(numbers, change.edits)
         else:
             found = self.outputs[change.framework][at]

@@ -116,12 +116,16 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
         return False
     plain = replace(cell, transform="forward")
-    if finding is None or judged(plain).verdict not in ("identical", "within bound"):
+    if finding is None or judged(plain).verdict not in ("identical", "within bound", "edge"):
         return False
     numbers = runs.numbers_of(cell)
     apart = _derivatives_apart(runs, cell, found)
     if isinstance(numbers, Failure) or finding.output not in apart or not apart[finding.output][finding.index]:
         return False
+    if _has_no_number(runs, plain):
+        # Infinity or NaN that is differentiated on: which of the two comes out says nothing.
+        none = _no_number_in_either(runs, cell)
+        apart = {name: mask & ~none[name] if name in none else mask for name, mask in apart.items()}
     if set(apart) <= (masked := _zeros(runs, cell)).keys():
         apart = {name: mask & ~(masked[name] & _is_zero_or_none(runs, cell, name)) for name, mask in apart.items()}
     places = {f"by {name}": at for at, name in enumerate(numbers.names)}
@@ -133,6 +137,26 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     if len(wrong) > MOST:
         wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
     return all(_reaches_no_number(runs, plain, at, tuple(index)) for at, _, index in wrong)
+
+
+def _has_no_number(runs: Runs, plain: Cell) -> bool:
+    """Return whether each framework's function gives some infinity or NaN."""
+    found = [runs.outputs(plain, world=world, dtype="float64") for world in EAGER.values()]
+    return all(
+        isinstance(one, Outputs)
+        and any(value.dtype.kind == "f" and not np.isfinite(value).all() for value in one.values.values())
+        for one in found
+    )
+
+
+def _no_number_in_either(runs: Runs, cell: Cell) -> dict[str, np.ndarray]:
+    """Return by output which elements are infinity or NaN in all runs of a cell."""
+    found = [runs.outputs(cell), *(runs.outputs(cell, world=world, dtype="float64") for world in EAGER.values())]
+    values = [one.values for one in found if isinstance(one, Outputs)]
+    return {
+        name: np.all([~np.isfinite(one[name]) for one in values], axis=0)
+        for name in values[0] if all(name in one and one[name].shape == values[0][name].shape for one in values)
+    }  # fmt: skip
 
 
 def _zeros(runs: Runs, cell: Cell) -> dict[str, np.ndarray]:

@@ -150,7 +150,15 @@ def roles(steps: Sequence[Step], constants: Sequence[Constant]) -> list[Constant
         for operand, source in step.sources.items():
             users.setdefault(source, []).append((step, operand))
     by_key = {step.key: step for step in steps}
-    return [Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users)) for c in constants]
+    products = any(step.name in PRODUCTS for step in steps)
+    return [
+        Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users, products))
+        for c in constants
+    ]
+
+
+PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "dot", "mv", "dot_general")
+"""What makes scores of queries and keys: without one there is no attention."""
 
 
 ADDS = ("add", "sub", "rsub", "max", "maximum", "clamp", "clamp_min", "clip", "add_any")
@@ -176,10 +184,10 @@ SMALL = 1e-2
 ROPE_BASE, ATTENTION_SCALE = "rope base", "attention scale"
 
 
-def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]]) -> str:
+def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]], products: bool) -> str:
     if step.name == "pow" and constant.operand in (0, "self") and _leads(step, ("cos", "sin"), users):
         return ROPE_BASE
-    if step.name in ("mul", "div") and _leads(step, ("_softmax", "_safe_softmax", "exp"), users):
+    if step.name in ("mul", "div") and products and _leads(step, ("_softmax", "_safe_softmax", "exp"), users):
         return ATTENTION_SCALE
     if step.name not in ADDS or abs(constant.value) > SMALL:
         return ""

@@ -1,0 +1,158 @@
+"""What a right port meets beyond ordinary numbers, forward and vjp: other transforms, 16 bits, infinities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import parity
+from parity.execution.calls import Failure
+from parity.verdict.refusals import is_of_this_type
+from tests.right_ports import PORTS, compare
+
+RNG = np.random.default_rng(0)
+INFINITE = {"data": ["infinite"], "dtypes": ["float64"], "worlds": ["jax-jit"]}
+
+
+@pytest.mark.parametrize("transform", ["jvp", "hvp-reverse-over-forward"])
+def test_float32_inside_is_seen_under_forward_mode(transform):
+    report = compare(
+        "RMSNorm, written", 0, transforms=[transform], data=["random"], dtypes=["float64"], worlds=["jax-jit"]
+    )
+    assert report.ok, str(report)
+
+
+def test_float32_on_one_side_is_named_under_forward_mode():
+    report = parity.compare(
+        torch.tanh, lambda x: jnp.tanh(x.astype(jnp.float32)).astype(x.dtype), (RNG.standard_normal(6),),
+        transforms=["jvp"], data=["random"], dtypes=["float64"], worlds=["jax-jit"],
+    )  # fmt: skip
+    assert not report.ok
+    assert "float32" in str(report)
+
+
+@pytest.mark.parametrize("transform", ["forward", "vjp"])
+@pytest.mark.parametrize("name", ["GELU MLP", "GroupNorm", "BatchNorm, train"])
+def test_infinite_weights_are_no_fault(name, transform):
+    report = compare(name, 0, transforms=[transform], **INFINITE)
+    assert report.ok, str(report)
+    assert {cell.verdict for cell in report.cells} == {"edge"}  # a failure under strict
+
+
+WRONG_AT_INFINITY = {
+    "a gain that is not infinite": ("GroupNorm", lambda mine: lambda x, w, b: mine(x, jnp.nan_to_num(w), b)),
+    "a layer that is not infinite": ("GELU MLP", lambda mine: lambda x, a, b, c: mine(x, a, b, jnp.nan_to_num(c))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", WRONG_AT_INFINITY)
+def test_what_is_made_of_infinite_weights_is_still_compared(change, monkeypatch):
+    name, wrap = WRONG_AT_INFINITY[change]
+    theirs, mine, *rest = PORTS[name]
+    monkeypatch.setitem(PORTS, "planted", (theirs, wrap(mine), *rest))
+    assert not compare("planted", 0, transforms=["forward"], **INFINITE).ok
+
+
+def quantile(x):
+    return jnp.quantile(x, 0.3, method="lower")
+
+
+BFLOAT16 = {"transforms": ["forward"], "data": ["random"], "dtypes": ["float32", "bfloat16"]}
+
+
+def test_a_type_that_torch_does_not_take_is_counted_and_no_failure():
+    report = parity.compare(
+        lambda x: torch.quantile(x, 0.3, interpolation="lower"), quantile, (RNG.standard_normal(12),), **BFLOAT16
+    )
+    assert report.ok, str(report)
+    assert any(cell.verdict == "unsupported" for cell in report.cells if cell.cell.dtype == "bfloat16")
+
+
+def test_a_function_that_mixes_types_is_a_failure():
+    report = parity.compare(
+        lambda x: x @ torch.ones(4, 3), lambda x: x @ jnp.ones((4, 3)), (RNG.standard_normal((5, 4)),), **BFLOAT16
+    )
+    assert not report.ok
+
+
+SAID = {
+    "RuntimeError: Unsupported dtype BFloat16": True,
+    "NotImplementedError: \"cdist\" not implemented for 'Half'": True,
+    "RuntimeError: linalg.inv: Low precision dtypes not supported. Got BFloat16": True,
+    "RuntimeError: quantile() input tensor must be either float or double dtype": True,
+    "RuntimeError: linalg.pinv(Half{[4, 4]}): expected a tensor with 2 or more dimensions of float, double, cfloat "
+    "or cdouble types": True,
+    "RuntimeError: This function doesn't handle types other than float and double": True,
+    "TypeError: A.dtype=bfloat16 is not supported.": True,
+    "TypeError: complex does not accept dtype bfloat16 at position 0. Accepted dtypes are float32, float64.": True,
+    "ValueError: RFFT input must be float32 or float64, got bfloat16": True,
+    "RuntimeError: expected m1 and m2 to have the same dtype, but got: c10::BFloat16 != float": False,
+    "RuntimeError: expected scalar type Float but found BFloat16": False,
+    "TypeError: lax.mul requires arguments to have the same dtypes, got float64, bfloat16.": False,
+    "ValueError: my own check: bfloat16 is bad": False,
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_a_refused_type_is_told_from_a_mixture(text):
+    assert is_of_this_type(Failure(text, text)) == SAID[text]
+
+
+def clipped(g):
+    return g * torch.clamp(1.0 / (g.norm() + 1e-6), max=1.0)
+
+
+def draw(*shapes):
+    return tuple(RNG.standard_normal(shape) for shape in shapes)
+
+
+MASK = RNG.random((4, 5)) > 0.5
+CAUSES = {
+    "a weight forgotten": (lambda x, w: F.softplus(-x) * w, lambda x, w: jax.nn.softplus(-x), draw((4, 5), (5,)),
+                           "input not used", "with w one everywhere"),
+    "a mask forgotten": (lambda x, m: torch.softmax(x.masked_fill(~m, -1e9), -1), lambda x, m: jax.nn.softmax(x),
+                         (*draw((4, 5)), MASK), "input not used", "True everywhere"),
+    "a term forgotten": (lambda x, y: x.sum() * y.sin().mean() + x, lambda x, y: x, draw((4, 5), (4, 5)),
+                         "input not used", "with y zero everywhere"),
+    "divergences the other way": (
+        lambda a, b: F.kl_div(F.log_softmax(a, -1), F.log_softmax(b, -1), log_target=True, reduction="sum"),
+        lambda a, b: (jax.nn.softmax(a) * (jax.nn.log_softmax(a) - jax.nn.log_softmax(b))).sum(),
+        draw((4, 5), (4, 5)), "arguments exchanged", "a and b in torch where JAX has b and a",
+    ),
+    "a temperature multiplied": (lambda x: F.softmax(x / 0.7, -1), lambda x: jax.nn.softmax(x * 0.7), draw((4, 5)),
+                                 "constant", "0.7 in JAX where torch has 1 / 0.7"),
+    "an eps that is nowhere": (clipped, lambda g: g * jnp.minimum(1.0, 1.0 / jnp.linalg.norm(g)), draw((4, 5)),
+                               "default argument: eps", "where JAX has none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_an_input_or_a_constant_is_named(name):
+    theirs, mine, inputs, cause, text = CAUSES[name]
+    report = parity.compare(
+        theirs, mine, inputs, transforms=["forward"], data=["random"], dtypes=["float64"], worlds=["jax-jit"]
+    )
+    assert [cell.diagnosis.cause for cell in report.failed] == [cause], str(report)
+    assert text in report.failed[0].diagnosis.text
+
+
+def test_inputs_that_both_use_are_not_blamed():
+    report = parity.compare(
+        lambda x, y: x * y.exp() + y, lambda x, y: x * jnp.exp2(y) + y * y, draw((4, 5), (4, 5)),
+        transforms=["forward"], data=["random"], dtypes=["float64"], worlds=["jax-jit"],
+    )  # fmt: skip
+    assert report.failed[0].diagnosis.cause not in ("input not used", "arguments exchanged")
+
+
+def test_a_gradient_that_one_side_stops_names_both():
+    report = parity.compare(
+        lambda x, y: ((x - F.softmax(y, -1).detach()) ** 2).mean() + 0 * y.sum(),
+        lambda x, y: ((x - jax.nn.softmax(y)) ** 2).mean(),
+        draw((4, 5), (4, 5)), transforms=["vjp"], data=["random"], dtypes=["float64"], worlds=["jax-jit"],
+    )  # fmt: skip
+    found = report.failed[0].diagnosis
+    assert found.cause == "gradient missing"
+    assert "zero everywhere in torch, and is not in JAX" in found.text
+    assert "JAX should stop it as well" in found.fix
