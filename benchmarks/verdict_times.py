@@ -1,6 +1,6 @@
 """`python -m benchmarks.verdict_times`: how long `parity.compare` takes, beside the script that people write instead.
 
-Each figure is of a process of its own, timed from when the frameworks (with torch's compiler) are imported: the first
+Each figure is of a process of its own, timed from when the frameworks (with torch's compiler) are loaded: the first
 verdict, the whole of `compare`, and a second one in the same process. The script runs both functions once and prints
 the largest difference; what is compared are the two whole commands, imports included.
 """
@@ -96,12 +96,12 @@ ROWS = {
 
 def _compared(row: Row) -> dict[str, float]:
     import jax.numpy as jnp
-    import torch._dynamo
-    import torch._inductor.compile_fx  # noqa: F401
+    import torch
 
     import parity
 
     jnp.zeros(1).block_until_ready()  # starts the backend
+    torch.compile(lambda x: x + 1)(torch.zeros(1))  # imports the compiler
     found: dict[str, float] = {}
     for name in ("first", "later"):
         torch_fn, jax_fn, inputs = row.make()
