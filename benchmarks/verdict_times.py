@@ -90,7 +90,9 @@ ROWS = {
     "silu": Row(_silu, first=5, later=3, ratio=6),
     "layer norm by hand": Row(_layer_norm, first=8),
     "perceptron with gelu": Row(_mlp, first=15, ratio=6),
-    "matmul 1024 x 1024, forward": Row(_product, first=3, options={"transforms": ["forward"]}),
+    "matmul 1024 x 1024, forward, eager": Row(
+        _product, first=3, options={"transforms": ["forward"], "worlds": ["jax-eager"]}
+    ),
 }
 
 
