@@ -153,7 +153,8 @@ def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
 
 
 def factor(
-    got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], output: str, who: str, *, ddof: bool = True
+    got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], output: str, who: str, *,
+    arguments: Collection[str] = ("ddof", "reduction", "norm", "base"),
 ) -> Diagnosis | None:  # fmt: skip
     """Return what a constant factor between two results tells, or None.
 
@@ -163,7 +164,8 @@ def factor(
         shapes: Of the inputs: lengths that a factor may come from.
         output: What the results are called.
         who: Whose `got` is.
-        ddof: Whether a variance is in it: a loss over n - 1 of n labels has such a factor as well.
+        arguments: Those that an operator of either program has: a loss over n - 1 of n labels has the factor of a
+            variance, and a half that of a Fourier transform of length 4.
     """
     found = factor_of(got, want) if got.size > 1 else None
     if found is None:
@@ -177,7 +179,7 @@ def factor(
         math.log(2): ("base", "ln 2: another base of a logarithm"), math.log(10): ("base", "ln 10: another base"),
     }  # fmt: skip
     for value, (argument, words) in named.items():
-        if argument == "ddof" and not ddof:
+        if argument not in arguments:
             continue
         if any(abs(found / candidate - 1) < 1e-7 for candidate in (value, 1 / value)):
             fix = f"Say {argument} on both sides." if argument != "ddof" else HYPOTHESES[1].fix

@@ -106,7 +106,7 @@ def _factor(at: Bench) -> Diagnosis | None:
         return None
     got, want = (np.concatenate([one[differing[0]].ravel() for one in at.outputs[name]]) for name in ("jax", "torch"))
     shapes = [leaf.shape for leaf in at.numbers[0].theta]
-    found = factor(got, want, shapes, differing[0], "JAX", ddof=_has_variance(at))
+    found = factor(got, want, shapes, differing[0], "JAX", arguments=_arguments(at))
     if found is not None and found.cause == "constant factor":
         return _first(conventions.claims(at), at) or _with_constant(found, at)
     return None if found is None else _with_constant(found, at)
@@ -118,6 +118,17 @@ def _with_constant(found: Diagnosis, at: Bench) -> Diagnosis:
     if constant is None:
         return found
     return replace(found, text=f"{found.text} {constant.text}", fix=constant.fix)
+
+
+OPERATORS = {"norm": ("fft",), "base": ("log",), "reduction": ("sum", "mean", "loss", "pool", "norm", "dot", "mm")}
+"""Parts of the names of operators that take an argument."""
+
+
+def _arguments(at: Bench) -> set[str]:
+    """Return the arguments that a factor may come from: an operator of one of the programs has them."""
+    names = {step.name for one in at.programs.values() for step in one.steps}
+    found = {argument for argument, parts in OPERATORS.items() if any(part in name for part in parts for name in names)}
+    return found | {"ddof"} if _has_variance(at) else found
 
 
 def _has_variance(at: Bench) -> bool:
