@@ -99,7 +99,7 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
 
     Returns:
         "<layer>.values", packed, and "<layer>.bias", its trainable entries, of each masked layer; other arrays of
-        floats by their own names. bfloat16 comes as float32, which holds it exactly. "<layer>.positions" are four
+        floats by their own names. bfloat16 comes as float32, which holds it exactly. "<layer>.positions" are eight
         numbers from 0 to 1 that tell the masks apart; averages of equal ones are equal.
 
     Raises:
@@ -109,7 +109,7 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
         >>> from maskedlinear_jax import columns
         >>> model = {"in": PackedLinear(4, 2, grad_mask=columns([1]), seed=0), "scale": jnp.ones(2)}
         >>> {name: array.shape for name, array in packed_arrays(model).items()}
-        {'in.values': (2, 1), 'in.bias': (2,), 'scale': (2,), 'in.positions': (4,)}
+        {'in.values': (2, 1), 'in.bias': (2,), 'scale': (2,), 'in.positions': (8,)}
     """
     learned = _learned(model)
     found = {name: storage.positions_mark(*masks) for name, masks in _positions(model, learned).items()}

@@ -164,7 +164,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
             _compat.take_hooks(head.train(layer.training), layer)
             _compat.give_attributes_back(head, layer)
             steps.unmasked.add(head)
-    tied_keys.restore(model)
+    tied_keys.restore(model, TiedHead)
     model = _replace(model, made)
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):

@@ -27,6 +27,8 @@ from maskedlinear_torch.packed_parts import Bias, Weight, seen
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
 _PARTS = ("weight", "bias", "values", "base", "bias_values", "bias_base")
+_COMPUTED_FROM = ("orig", "mask", "g", "v", "u")
+"""How pruning, weight norm and spectral norm call what they compute a parameter from."""
 
 
 class PackedLinear(Layer):
@@ -332,15 +334,15 @@ class PackedLinear(Layer):
             super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        """Delete an attribute; what the layer is made of stays."""
-        if name in _PARTS:
+        """Delete an attribute; the weight and the bias are computed from others, and stay."""
+        if name in ("weight", "bias"):
             packed_checks.refuse_computed(type(self).__name__, name)
         super().__delattr__(name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter; one from which the weight or bias would be computed is refused (pruning)."""
-        stem = name.rpartition("_")[0]
-        if name not in _PARTS and stem in _PARTS:
+        stem, _, suffix = name.rpartition("_")
+        if stem in _PARTS and suffix in _COMPUTED_FROM and name not in _PARTS:
             packed_checks.refuse_computed(type(self).__name__, stem)
         super().register_parameter(name, param)
 

@@ -158,8 +158,10 @@ def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:
         two = shape[0], shape[1] if len(shape) > 1 else 1
         found = lowering.resolve(grad_mask, two, weight.device).mask(torch.empty(two, device=weight.device))
         return found.expand(two).reshape(shape[:2] + (1,) * (len(shape) - 2))
-    if isinstance(grad_mask, np.ndarray):
-        grad_mask = lowering.as_tensor(grad_mask).clone()
+    if isinstance(grad_mask, np.ndarray) and grad_mask.dtype == np.bool_:
+        grad_mask = lowering.as_tensor(
+            grad_mask.copy()
+        )  # torch takes no negative strides, and warns of what is read-only
     if isinstance(grad_mask, Tensor):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask.to(weight.device)

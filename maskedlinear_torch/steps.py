@@ -28,6 +28,7 @@ _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]]
 _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
 _constants: weakref.WeakKeyDictionary[Any, list[tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
+_stayed: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
 unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
@@ -133,7 +134,8 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
         for look in looks:
             look(model)
     held = _held_by(known)
-    _see_constants(optimizer, known, held)
+    closure = any(one is not None for one in [*args[1:], *keywords.values()])
+    _see_constants(optimizer, known, held, closure=closure)
     if held:
         state = _states.get(optimizer)
         if state is None:
@@ -145,7 +147,7 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
         # A parameter of the meta device has no values to hold.
         entries = [one for one in entries if id(one.parameter) in known and not one.parameter.is_meta]
         state.before(entries)
-        if all(one is None for one in [*args[1:], *keywords.values()]):  # no closure
+        if not closure:
             _small[optimizer] = SmallStep(optimizer, entries)
         elif isinstance(optimizer, torch.optim.LBFGS):
             # Its steps are of all entries together: a penalty's gradient at frozen ones would turn those of the others.
@@ -185,26 +187,43 @@ def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
     _refuse_moved_constants(optimizer)
 
 
-def _see_constants(optimizer: torch.optim.Optimizer, known: dict[int, Tensor], held: list[Any]) -> None:
-    # The first step of an optimizer of others tells whether it moves what has no gradient, as decay could.
-    if optimizer in _constants or type(optimizer).__module__.startswith("torch.optim."):
+def _see_constants(
+    optimizer: torch.optim.Optimizer, known: dict[int, Tensor], held: list[Any], *, closure: bool
+) -> None:
+    # Steps of an optimizer of others tell whether it moves what has no gradient, as decay could: each parameter is
+    # looked at until it stayed in one of a learning rate that is not zero.
+    _constants.pop(optimizer, None)  # of a step that raised
+    if type(optimizer).__module__.startswith("torch.optim."):
         return
-    if held or any(isinstance(one, Constant) for one in known.values()):
+    looked_at = [one for one in known.values() if isinstance(one, Constant)]
+    if (held or looked_at) and not closure and any(one.grad is not None for one in known.values()):
+        # A closure may move a teacher, and a search without gradients moves all: neither is the optimizer's decay.
         kept = {id(one.parameter) for layer in held for one in layer._held.entries.values()}
-        still = [one for one in known.values() if not (one.requires_grad or one.is_meta or id(one) in kept)]
-        _constants[optimizer] = [(one, local(one).detach().clone()) for one in still]
+        looked_at += [
+            one for one in known.values()
+            if not (one.requires_grad or _is_pushed(one) or id(one) in kept or isinstance(one, Constant))
+        ]  # fmt: skip
+    stayed = _stayed.setdefault(optimizer, set())
+    new = [one for one in looked_at if not (one.is_meta or id(one) in stayed)]
+    if new:
+        _constants[optimizer] = [(one, local(one).detach().clone()) for one in new]
+
+
+def _is_pushed(parameter: Tensor) -> bool:
+    # Whether someone put a gradient there by hand: an optimizer that puts one everywhere puts zeros.
+    return parameter.grad is not None and bool(local(parameter.grad).any())
 
 
 def _refuse_moved_constants(optimizer: torch.optim.Optimizer) -> None:
-    seen = _constants.get(optimizer, [])
+    seen = _constants.pop(optimizer, [])
     moved = [(one, before) for one, before in seen if not same_bits(local(one).detach(), before)]
     if not moved:
-        seen.clear()
+        if seen and all(group.get("lr", 1) != 0 for group in optimizer.param_groups):
+            _stayed[optimizer].update(id(one) for one, _ in seen)
         return
     with torch.no_grad():
         for one, before in moved:
             local(one).copy_(before)
-    del _constants[optimizer]
     frozen_checks.refuse_moved_constants(type(optimizer).__name__, len(moved), tuple(moved[0][0].shape))
 
 

@@ -107,7 +107,7 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     Returns:
         "<layer>.values", packed, and "<layer>.bias", its trainable entries, of each masked layer; other parameters
         that require a gradient and buffers by their own names. bfloat16 comes as float32, which holds it exactly.
-        "<layer>.positions" are four numbers from 0 to 1 that tell the masks apart; averages of equal ones are equal.
+        "<layer>.positions" are eight numbers from 0 to 1 that tell the masks apart; averages of equal ones are equal.
 
     Raises:
         ValueError: The model has no masked layer.
@@ -116,7 +116,7 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
         >>> from maskedlinear_torch import columns
         >>> model = nn.Sequential(PackedLinear(4, 2, grad_mask=columns([1]), seed=0), nn.Linear(2, 1, bias=False))
         >>> {name: array.shape for name, array in packed_arrays(model).items()}
-        {'0.values': (2, 1), '0.bias': (2,), '1.weight': (1, 2), '0.positions': (4,)}
+        {'0.values': (2, 1), '0.bias': (2,), '1.weight': (1, 2), '0.positions': (8,)}
     """
     learned = _learned(model)
     marks = {name: storage.positions_mark(*masks) for name, masks in _positions(model, learned).items()}

@@ -12,7 +12,7 @@ from torch import nn
 
 _KEYS = ("_tied_weights_keys", "all_tied_weights_keys")
 _BEFORE = "_maskedlinear_tied_before"
-_OPTION = "tie_word_embeddings"
+_OPTION, _LEFT_OUT = "tie_word_embeddings", "left out"
 
 
 def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
@@ -30,7 +30,8 @@ def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
         own = {name: other for name, other in ties.items() if not isinstance(_owner(whole, name), kind)}
         if len(own) < len(ties):
             before = {name: vars(whole)[name] for name in _KEYS if name in vars(whole)}
-            vars(whole).setdefault(_BEFORE, before | {_OPTION: getattr(whole.config, _OPTION, None)})
+            before |= {_OPTION: getattr(whole.config, _OPTION, None), _LEFT_OUT: sorted(ties.keys() - own.keys())}
+            vars(whole).setdefault(_BEFORE, before)
             vars(whole)["_tied_weights_keys"] = own
         known = vars(whole).get("all_tied_weights_keys")
         if known and any(isinstance(_owner(whole, name), kind) for name in known):
@@ -40,15 +41,21 @@ def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
             }
 
 
-def restore(model: nn.Module) -> None:
-    """Let them tie again what they tied before, and say so in their configuration."""
+def restore(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Let them tie again what they tied before, and say so in their configuration where the modules are still there.
+
+    Args:
+        model: As for `leave_out`, before its modules are replaced.
+        kind: The class of the modules that tie themselves.
+    """
     for whole in model.modules():
         before = vars(whole).pop(_BEFORE, None)
         if before is not None:
             for name in _KEYS:
                 vars(whole).pop(name, None)
-            option = before.pop(_OPTION, None)
-            if option is not None:  # PEFT's merge says that the head is tied no more, for it compares addresses
+            option, names = before.pop(_OPTION, None), before.pop(_LEFT_OUT, [])
+            # PEFT's merge says that a head is tied no more, for it compares addresses. A head of the user's own is not.
+            if option is not None and all(isinstance(_owner(whole, name), kind) for name in names):
                 setattr(whole.config, _OPTION, option)
             vars(whole).update(before)
 

@@ -148,6 +148,141 @@ def test_h2_an_optimizer_that_moves_what_takes_no_gradient_is_refused():
     mt.assert_frozen(before, model.state_dict(), mt.grad_masks(model))
 
 
+class Warm(Decays):
+    """Its first step has a learning rate of zero, and decay goes with it."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1 - group["lr"] * 0.1)
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=group["lr"])
+
+
+def packed_pair():
+    torch.manual_seed(0)
+    return nn.Sequential(*[mt.PackedLinear(4, 4, grad_mask=columns([1]), seed=seed) for seed in (0, 1)])
+
+
+def test_h2_a_constant_is_looked_at_until_it_stayed_in_a_step_that_learns():
+    model = packed_pair()
+    optimizer = Warm(model[0].parameters())
+    optimizer.param_groups[0]["lr"] = 0.0
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.1
+    before = model[0].base.clone()
+    with pytest.raises(RuntimeError, match="expected parameters that take no gradient to stay, got 1"):
+        optimizer.step()
+    assert torch.equal(model[0].base, before)
+    later = Warm([model[0].values])
+    later.step()
+    later.add_param_group({"params": [model[1].base]})
+    with pytest.raises(RuntimeError, match="expected parameters that take no gradient to stay, got 1"):
+        later.step()
+
+
+class Fails(Decays):
+    """Its first step fails."""
+
+    failed = False
+
+    def step(self, closure=None):
+        if not self.failed:
+            self.failed = True
+            raise MemoryError("out of memory")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data.sub_(p.grad, alpha=group["lr"])
+
+
+def test_m1_weights_that_are_loaded_after_a_failed_step_stay():
+    model = packed_pair()
+    optimizer = Fails(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(MemoryError, match="out of memory"):
+        optimizer.step()
+    loaded = {name: torch.full_like(value, 2.0) for name, value in model.state_dict().items()}
+    model.load_state_dict(loaded)
+    optimizer.step()
+    assert torch.equal(model[0].base, torch.full((4, 4), 2.0))
+
+
+class Teacher(nn.Module):
+    """A layer, and a teacher that follows it in each forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = mt.PackedLinear(4, 3, grad_mask=columns([1]), seed=0)
+        self.head, self.teacher = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self.head.parameters(), strict=True):
+                old.lerp_(new, 0.5)
+        hidden = self.student(x)
+        return (self.head(hidden) - self.teacher(hidden)).square().sum()
+
+
+class Closes(torch.optim.Optimizer):
+    """Takes the gradient of a closure, as SAM does."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.sub_(p.grad, alpha=group["lr"])
+
+
+def test_h2_a_teacher_that_a_closure_moves_is_left_alone():
+    torch.manual_seed(0)
+    model = Teacher()
+    optimizer, before = Closes(model.parameters()), model.teacher.weight.clone()
+
+    def closure():
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).backward()
+
+    optimizer.step(closure)
+    assert not torch.equal(model.teacher.weight, before)
+
+
+def test_m5_a_packed_layer_may_have_parameters_of_its_own():
+    layer = mt.PackedLinear(4, 3, grad_mask=columns([1]), seed=0)
+    layer.weight_scale = nn.Parameter(torch.ones(1))
+    layer.bias_scale = nn.Parameter(torch.ones(1))
+    values = layer.values
+    del layer.values  # as FullyShardedDataParallel takes parameters away, and gives views of its own back
+    layer.values = values
+    assert layer(torch.ones(1, 4)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_m10_arrays_may_be_sent_in_16_bits(dtype):
+    model, other = packed_pair(), packed_pair()
+    with torch.no_grad():
+        model[0].values.fill_(0.5)
+    mt.load_packed({name: array.astype(dtype) for name, array in mt.packed_arrays(model).items()}, other)
+    assert torch.equal(other[0].values, model[0].values)
+
+
+@pytest.mark.parametrize("mask", [
+    np.arange(12).reshape(3, 4)[::-1] % 2 == 0, np.broadcast_to(np.array(True), (3, 4)),
+], ids=["flipped", "read-only"])  # fmt: skip
+def test_s13_masks_of_a_parameter_may_be_views(mask):
+    weight = torch.ones(3, 4, requires_grad=True)
+    mt.masked_parameter(weight, mask).sum().backward()
+    np.testing.assert_array_equal(weight.grad.numpy() != 0, mask)
+
+
 class Fills(Decays):
     """As a public Muon does: a gradient of zero where there is none, which it then decays with."""
 
@@ -218,9 +353,6 @@ COMPUTED = {
     "structured pruning": lambda layer: torch.nn.utils.prune.random_structured(layer, "weight", 0.5, 0),
     "pruning of the bias": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "bias", 0.5),
     "pruning of the values": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "values", 0.5),
-    "a parametrization of the values": lambda layer: nn.utils.parametrize.register_parametrization(
-        layer, "values", nn.Identity()
-    ),
     "deletion": lambda layer: delattr(layer, "weight"),
 }
 

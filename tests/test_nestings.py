@@ -108,6 +108,21 @@ def wrongly(x):
 
 wrongly.defjvp(lambda x, t: (wrongly(*x), jnp.cos(jax.lax.stop_gradient(x[0])) * t[0]))
 
+
+def hooked(x):
+    """Return a cube whose gradient a hook detaches."""
+    h = x * 1
+    if h.requires_grad:
+        h.register_hook(lambda g: g.detach())
+    return h**3
+
+
+@pytest.mark.parametrize("transform", ["hvp-reverse-over-reverse", "hvp-forward-over-reverse", "hessian"])
+def test_a_hook_is_no_operator_of_torch(transform):
+    report = parity.compare(hooked, lambda x: x**3, (X[0],), **OPTIONS | {"transforms": [transform]})
+    assert all(record.diagnosis.cause != "torch's own derivative" for record in report.cells if record.diagnosis)
+
+
 OF_THE_PORT = {
     "a rule of torch's author": (Cube.apply, lambda x: x**3),
     "a rule of JAX's author": (torch.sin, wrongly),

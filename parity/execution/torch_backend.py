@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -143,15 +144,18 @@ def read(
 
 
 def has_own_rules(asked: Call, device: str) -> bool:
-    """Return whether a function has derivatives that its author wrote (`torch.autograd.Function`, `torch.library`)."""
+    """Return whether a function has derivatives that its author wrote (autograd.Function, torch.library, hooks)."""
 
     def array(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(values)).to(device)
 
-    with settings(x64=True), warnings.catch_warnings():
+    hooked = mock.patch.object(torch.Tensor, "register_hook", autospec=True, side_effect=torch.Tensor.register_hook)
+    with settings(x64=True), warnings.catch_warnings(), hooked as hooks:
         warnings.simplefilter("ignore")
         arrays = asked.arrays(lambda values: array(values).to(torch.float64).requires_grad_(), array)
         outputs = asked.program(Ops, is_float, arrays)
+    if hooks.called:
+        return True
     ahead = [leaf.grad_fn for leaf in outputs.values() if isinstance(leaf, torch.Tensor)]
     seen: set[Any] = set()
     while ahead:

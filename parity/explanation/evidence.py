@@ -96,8 +96,10 @@ class Evidence:
 
     @property
     def whose(self) -> str:
-        """The framework whose result `want` is, where the two are compared."""
-        return {"torch": "JAX", "jax": "torch"}[self.framework]
+        """Whose result `want` is: the other framework's, or of a lower dtype the same one's in float64."""
+        return (
+            {"torch": "JAX", "jax": "torch"}[self.framework] if self.judged == "meaning" else f"{self.who} in float64"
+        )
 
     @property
     def name(self) -> str:

@@ -37,8 +37,9 @@ def exchanged(bench: Bench) -> Iterator[Claim]:
     """Yield pairs of inputs of one shape that one side may take for each other."""
     numbers = bench.numbers[0]
     for i, j in itertools.combinations(range(len(numbers.theta)), 2):
-        if numbers.theta[i].shape == numbers.theta[j].shape and numbers.names[i] != numbers.names[j]:
-            one, two = numbers.names[i], numbers.names[j]
+        one, two = numbers.names[i], numbers.names[j]
+        parts = one.rpartition(".")[0] == two.rpartition(".")[0] and one.endswith((".real", ".imag"))
+        if numbers.theta[i].shape == numbers.theta[j].shape and one != two and not parts:
             change = Change("torch", inputs=partial(_swapped, i=i, j=j))
             yield Claim(change, "arguments exchanged", f"{one} and {two}", f"{two} and {one}", ORDER)
 
@@ -50,8 +51,7 @@ def _swapped(theta: tuple[np.ndarray, ...], i: int, j: int) -> tuple[np.ndarray,
 
 
 def unused(bench: Bench) -> Diagnosis | None:
-    """Return an input that changes one side's results and not the other's; proved where a neutral value is one."""
-    facts = []
+    """Return an input that changes one side's results and not the other's, and does nothing at a neutral value."""
     for index, (path, leaf) in enumerate(trees.leaves(bench.numbers[0].arguments)):
         uses = {name: _matters(bench, name, index) for name in bench.programs}
         if bench.late:
@@ -60,12 +60,9 @@ def unused(bench: Bench) -> Diagnosis | None:
             continue
         who = "torch" if uses["torch"] else "jax"
         name = _name(bench.numbers[0], index) or f"the input {path}"
-        facts.append((who, name))
         for word, neutral in NEUTRAL.get("i" if leaf.dtype.kind == "u" else leaf.dtype.kind, ()):
             if bench.proves(Change(who, numbers=partial(_with, index=index, of=neutral))):
                 return _diagnosis(who, name, f"; with {name} {word} everywhere in {WHO[who]} the two agree")
-    if len(facts) == 1:
-        return _diagnosis(*facts[0], "")
     return None
 
 
@@ -73,7 +70,7 @@ def _diagnosis(who: str, name: str, proof: str) -> Diagnosis:
     whose = WHO[other(who)]
     return Diagnosis(
         "input not used",
-        f"{name} changes what {WHO[who]} returns, and {whose} does not look at it{proof}.",
+        f"{name} changes what {WHO[who]} returns, and nothing in {whose}{proof}.",
         USE.format(name=name, who=WHO[who], whose=whose),
     )
 
@@ -81,12 +78,23 @@ def _diagnosis(who: str, name: str, proof: str) -> Diagnosis:
 def _matters(bench: Bench, framework: str, index: int) -> bool:
     """Return whether another value of an input gives other results."""
     numbers = bench.numbers[0]
-    for of in (_other_values, np.zeros_like):
+    for of in (_other_values, np.zeros_like, _far, _far_below):
         found = bench.programs[framework].run(_with(numbers, index, of), {})
         before = bench.outputs[framework][0]
         if found is None or any(not np.array_equal(found[name], before[name], equal_nan=True) for name in before):
             return True
     return False
+
+
+def _far(values: np.ndarray) -> np.ndarray:
+    """Return numbers large enough to pass thresholds and to win over others."""
+    if values.dtype.kind == "f":
+        return values * np.random.default_rng(4).uniform(500, 1500, values.shape) + 1000
+    return values if values.dtype.kind == "b" else values * 1000 + 1000
+
+
+def _far_below(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind in "bu" else -_far(values)
 
 
 def _other_values(values: np.ndarray) -> np.ndarray:

@@ -125,31 +125,20 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     apart = _derivatives_apart(runs, cell, found)
     if isinstance(numbers, Failure) or finding.output not in apart or not apart[finding.output][finding.index]:
         return False
-    if _has_no_number(runs, plain):
-        # Infinity or NaN that is differentiated on: which of the two comes out says nothing.
-        none = _no_number_in_either(runs, cell)
-        apart = {name: mask & ~none[name] if name in none else mask for name, mask in apart.items()}
+    # Infinity or NaN that is differentiated on: which of the two comes out says nothing.
+    none = _no_number_in_either(runs, cell)
     if set(apart) <= (masked := _zeros(runs, cell)).keys():
         apart = {name: mask & ~(masked[name] & _is_zero_or_none(runs, cell, name)) for name, mask in apart.items()}
     places = {f"by {name}": at for at, name in enumerate(numbers.names)}
     wrong = [
-        (places.get(name, -1), mask.shape, index) for name, mask in apart.items() for index in np.argwhere(mask)
+        (places.get(name, -1), mask.shape, index, name in none and bool(none[name][tuple(index)]))
+        for name, mask in apart.items() for index in np.argwhere(mask)
     ]  # fmt: skip
-    if any(at < 0 or shape != numbers.theta[at].shape for at, shape, _ in wrong):
+    if any(at < 0 or shape != numbers.theta[at].shape for at, shape, *_ in wrong):
         return False
     if len(wrong) > MOST:
         wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
-    return all(_reaches_no_number(runs, plain, at, tuple(index)) for at, _, index in wrong)
-
-
-def _has_no_number(runs: Runs, plain: Cell) -> bool:
-    """Return whether each framework's function gives some infinity or NaN."""
-    found = [runs.outputs(plain, world=world, dtype="float64") for world in EAGER.values()]
-    return all(
-        isinstance(one, Outputs)
-        and any(value.dtype.kind == "f" and not np.isfinite(value).all() for value in one.values.values())
-        for one in found
-    )
+    return all(_reaches_no_number(runs, plain, at, tuple(index), some=some) for at, _, index, some in wrong)
 
 
 def _no_number_in_either(runs: Runs, cell: Cell) -> dict[str, np.ndarray]:
@@ -202,8 +191,10 @@ def _derivatives_apart(runs: Runs, cell: Cell, found: Outcome) -> dict[str, np.n
     return masks
 
 
-def _reaches_no_number(runs: Runs, plain: Cell, at: int, index: tuple[int, ...]) -> bool:
+def _reaches_no_number(runs: Runs, plain: Cell, at: int, index: tuple[int, ...], *, some: bool) -> bool:
     """Return whether an element of an input reaches some output, and none that is a number in a framework.
+
+    With `some` each array of outputs that it reaches may have numbers as well, but not numbers alone.
 
     What it reaches is seen on the user's own numbers: there it is made NaN.
     """
@@ -227,7 +218,8 @@ def _reaches_no_number(runs: Runs, plain: Cell, at: int, index: tuple[int, ...])
             if name not in before or not value.shape == before[name].shape == after[name].shape:
                 return False
             moved = (before[name] != after[name]) & ~((before[name] != before[name]) & (after[name] != after[name]))
-            if np.any(moved & (np.isfinite(value) if value.dtype.kind == "f" else True)):
+            numbers_here = np.isfinite(value) if value.dtype.kind == "f" else np.ones(value.shape, bool)
+            if np.any(moved) and (np.all(numbers_here[moved]) if some else np.any(numbers_here[moved])):
                 return False
             reached |= bool(moved.any())
     return reached
