@@ -195,7 +195,7 @@ def _see_constants(
     _constants.pop(optimizer, None)  # of a step that raised
     if type(optimizer).__module__.startswith("torch.optim."):
         return
-    looked_at = [one for one in known.values() if isinstance(one, Constant)]
+    looked_at: list[Tensor] = [one for one in known.values() if isinstance(one, Constant)]
     if (held or looked_at) and not closure and any(one.grad is not None for one in known.values()):
         # A closure may move a teacher, and a search without gradients moves all: neither is the optimizer's decay.
         kept = {id(one.parameter) for layer in held for one in layer._held.entries.values()}
