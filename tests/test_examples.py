@@ -77,7 +77,8 @@ def test_clients_of_both_frameworks_learn_together(tmp_path):
     assert result["accuracy"][-1] > max(result["alone"]) + 0.1
     # Logits of order 10 from sums of 64 terms, in float32.
     assert max(result["apart"]) < 10 * 64 * 2**-24
-    assert result["sent"] == round(0.2 * 64 * 64) + 64 + 64 * 10 + 10
+    marks = 2 * 8  # of two layers, that tell their positions apart
+    assert result["sent"] == round(0.2 * 64 * 64) + 64 + 64 * 10 + 10 + marks
     assert is_drawn(module, result, tmp_path)
 
 
