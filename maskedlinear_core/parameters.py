@@ -12,6 +12,24 @@ from maskedlinear_core.checks import parameter as parameter_checks
 from maskedlinear_core.masks import Mask, Rows
 
 
+def over_two_axes(mask: Mask, shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Return the shape (out, in) of a mask over a parameter, and the one in which it is broadcast over the other axes.
+
+    Args:
+        mask: Over the first two axes; `rows` over one.
+        shape: Of the parameter.
+
+    Raises:
+        ValueError: The parameter has fewer axes.
+
+    Example:
+        >>> over_two_axes(Rows([0]), (4, 3, 2)), over_two_axes(Rows([0]), (4,))
+        (((4, 3), (4, 3, 1)), ((4, 1), (4,)))
+    """
+    parameter_checks.enough_axes(mask, isinstance(mask, Rows), shape)
+    return (shape[0], shape[1] if len(shape) > 1 else 1), shape[:2] + (1,) * (len(shape) - 2)
+
+
 def to_array(grad_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Return a mask as a bool array of a parameter's shape.
 
@@ -31,10 +49,8 @@ def to_array(grad_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
         [[[True, True]], [[False, False]]]
     """
     if isinstance(grad_mask, Mask):
-        parameter_checks.enough_axes(grad_mask, isinstance(grad_mask, Rows), shape)
-        two = (shape[0], shape[1] if len(shape) > 1 else 1)
-        found = grad_mask.to_array(two).reshape(two + (1,) * (len(shape) - 2))
-        return np.ascontiguousarray(np.broadcast_to(found, shape) if len(shape) > 1 else found[:, 0])
+        two, across = over_two_axes(grad_mask, shape)
+        return np.ascontiguousarray(np.broadcast_to(grad_mask.to_array(two).reshape(across), shape))
     if not is_framework_array(grad_mask):
         call_checks.refuse_mask(grad_mask)
     parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(shape))

@@ -138,7 +138,7 @@ def packed_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
         >>> from maskedlinear_jax import columns
         >>> layer = PackedLinear(4, 2, grad_mask=columns([1]), rngs=nnx.Rngs(0))
         >>> {name: array.shape for name, array in packed_arrays(layer).items()}
-        {'values': (2, 1), 'bias': (2,), 'positions': (4,)}
+        {'values': (2, 1), 'bias': (2,), 'positions': (8,)}
     """
     return storage.packed_arrays(_tree(model))
 

@@ -48,11 +48,9 @@ def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
 
 def _trains(weight: Array, grad_mask: MaskLike) -> Array:
     if isinstance(grad_mask, masks.Mask):  # its positions may be traced
-        shape = tuple(weight.shape)
-        parameter_checks.enough_axes(grad_mask, isinstance(grad_mask, masks.Rows), shape)
-        two = shape[0], shape[1] if len(shape) > 1 else 1
+        two, across = parameters.over_two_axes(grad_mask, tuple(weight.shape))
         found = lowering.resolve(grad_mask, two).mask(jnp.empty(two))
-        return jnp.broadcast_to(found, two).reshape(shape[:2] + (1,) * (len(shape) - 2))
+        return jnp.broadcast_to(found, two).reshape(across)
     if isinstance(grad_mask, Array):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask

@@ -71,10 +71,7 @@ def _moved(
         return None
     found = {}
     for name, value in arrays.items():
-        flat, where = (
-            torch.cat([value.new_zeros(1), value.reshape(-1)]),
-            came_from.to(value.device),
-        )  # it may be offloaded
+        flat, where = torch.cat([value.new_zeros(1), value.reshape(-1)]), came_from.to(value.device)  # or offloaded
         found[name] = torch.where(where > 0, flat[where], fresh[name].to(value)).contiguous()
     return state | found
 

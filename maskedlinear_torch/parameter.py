@@ -153,15 +153,12 @@ class MaskedParameter(HeldModule, parametrize.ParametrizationList):
 
 def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:
     if isinstance(grad_mask, masks.Mask):  # its positions may be traced, as in compiled code they all are
-        shape = tuple(weight.shape)
-        parameter_checks.enough_axes(grad_mask, isinstance(grad_mask, masks.Rows), shape)
-        two = shape[0], shape[1] if len(shape) > 1 else 1
+        two, across = parameters.over_two_axes(grad_mask, tuple(weight.shape))
         found = lowering.resolve(grad_mask, two, weight.device).mask(torch.empty(two, device=weight.device))
-        return found.expand(two).reshape(shape[:2] + (1,) * (len(shape) - 2))
+        return found.expand(two).reshape(across)
     if isinstance(grad_mask, np.ndarray) and grad_mask.dtype == np.bool_:
-        grad_mask = lowering.as_tensor(
-            grad_mask.copy()
-        )  # torch takes no negative strides, and warns of what is read-only
+        # A copy: torch takes no negative strides, and warns of what is read-only.
+        grad_mask = lowering.as_tensor(grad_mask.copy())
     if isinstance(grad_mask, Tensor):  # it may be traced or batched
         parameter_checks.bool_of_shape(dtype_name(grad_mask), tuple(grad_mask.shape), tuple(weight.shape))
         return grad_mask.to(weight.device)

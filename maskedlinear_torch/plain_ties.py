@@ -41,5 +41,5 @@ def _registered(module: nn.Module, name: str, param: Any) -> None:
         return
     if not isinstance(module, HeldModule):
         for layer in list(_masked):
-            if layer._parameters.get("weight") is param:
+            if layer._parameters.get("weight") is param and not any(one() is module for one in layer._plain_ties):
                 layer._plain_ties = (*layer._plain_ties, weakref.ref(module))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,6 +73,10 @@ def settings(x64: bool = False) -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
+def _tensor(values: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(np.array(values)).to(device)
+
+
 def call(asked: Call, world: str, device: str, kept: dict[str, Any], x64: bool | None = None) -> Outputs:
     """Run a transform's program on a function and return what came out, as NumPy.
 
@@ -82,10 +87,7 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any], x64: bool |
         kept: Compiled programs, by the call's key: the same ones run again on other numbers.
         x64: Whether floats of 64 bits are torch's default; None where the call is in float64.
     """
-
-    def array(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(values)).to(device)
-
+    array = functools.partial(_tensor, device=device)
     with settings(x64=asked.dtype == "float64" if x64 is None else x64), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arrays = asked.arrays(lambda values: array(values).to(DTYPES[asked.dtype]), array)
@@ -145,10 +147,7 @@ def read(
 
 def has_own_rules(asked: Call, device: str) -> bool:
     """Return whether a function has derivatives that its author wrote (autograd.Function, torch.library, hooks)."""
-
-    def array(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.array(values)).to(device)
-
+    array = functools.partial(_tensor, device=device)
     hooked = mock.patch.object(torch.Tensor, "register_hook", autospec=True, side_effect=torch.Tensor.register_hook)
     with settings(x64=True), warnings.catch_warnings(), hooked as hooks:
         warnings.simplefilter("ignore")

@@ -5,9 +5,10 @@ where the two agree on the user's own numbers, and a program leaves the range on
 range is drawn again below smaller powers of two, where it does not: what differs there is no matter of the range
 (softplus is x beyond a threshold of 20, and exp(-4096) is zero).
 
-What goes in as NaN or infinity is no such edge: a function says what it makes of them. Only a derivative
-is, by an input that reaches no output that is a number, and what a lower dtype's kernel makes of them where the
-functions agree in float64 (torch's gelu of infinity is NaN in float32, and infinity in float64).
+What goes in as NaN or infinity is no such edge: a function says what it makes of them. Three things are: a derivative
+by an input that reaches no output that is a number; which of infinity and NaN a derivative is, where each output that
+the input reaches has some; and what a kernel makes of them that does otherwise than its formula, or than in float64
+(torch's gelu of infinity is NaN in float32).
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     """Return whether derivatives on NaN or infinities differ only where the function is no number itself, in both.
 
     Functions that differ themselves are not excused. Where they agree, each element that differs is: by an input on
-    which no output depends that is a number, or that is zero on usual numbers (a masked key) and NaN in one framework,
-    which multiplies by that zero.
+    which no output depends that is a number; or that is zero on usual numbers (a masked key) and NaN in one framework,
+    which multiplies by that zero; or infinity in one and NaN in the other, by an input that reaches no array of
+    outputs that are all numbers.
     """
     transform, finding = runs.pair.transform(cell.transform), found.finding
     if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
