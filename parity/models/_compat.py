@@ -15,12 +15,13 @@ def identity_operator(name: str, see: Callable[..., list[Any]], batch: Callable[
         batch: Its rule under vmap: of values, their axes and the keywords.
 
     Example:
+        >>> import numpy as np
         >>> seen = []
         >>> operator = identity_operator("see", lambda *values: seen.extend(values) or list(values), None)
-        >>> operator.bind(1.0)
-        [1.0]
-        >>> seen
-        [1.0]
+        >>> [float(value) for value in operator.bind(np.float32(1.5))]
+        [1.5]
+        >>> [float(value) for value in seen]
+        [1.5]
     """
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
