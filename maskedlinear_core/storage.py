@@ -22,7 +22,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,21 +149,56 @@ def positions_mark(mask: Mask, shape: tuple[int, int], bias_mask: np.ndarray | N
     found = positions.packed(mask.canonical(shape))
     trains = np.ones(shape[0], np.bool_) if bias_mask is None else bias_mask
     head = json.dumps([found.kind, list(shape), list(found.grid_shape), list(found.block_shape)]).encode()
-    arrays = [b"-" if one is None else one.astype("<i8").tobytes() for one in (*found.arrays, trains)]
-    digest = hashlib.sha256(b"|".join([head, *arrays])).digest()
-    return (np.frombuffer(digest[:8], np.uint8) / _STEPS).astype(np.float32)
+    return _mark([head, *(b"-" if one is None else one.astype("<i8").tobytes() for one in (*found.arrays, trains))])
 
 
-def check_positions(name: str, array: np.ndarray, mask: Mask, shape: tuple[int, int], bias_mask: Any) -> None:
+def parts_mark(trains: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return what tells the positions of whole parameters apart: as `positions_mark`.
+
+    Args:
+        trains: By parameter, a bool array of its shape.
+
+    Example:
+        >>> one, other = np.array([True, False]), np.array([False, True])
+        >>> parts_mark({"weight": one}).tolist() == parts_mark({"weight": other}).tolist()
+        False
+    """
+    named = {name: np.asarray(trains[name], np.bool_) for name in sorted(trains)}
+    head = json.dumps([[name, list(array.shape)] for name, array in named.items()]).encode()
+    return _mark([head, *(np.packbits(array).tobytes() for array in named.values())])
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken, for a layer may have an array of its own by that name.
+
+    Example:
+        >>> free_name("positions", ["positions"])
+        'positions_'
+    """
+    while name in taken:
+        name += "_"
+    return name
+
+
+def check_positions(name: str, array: np.ndarray, own: np.ndarray) -> None:
     """Check that learned arrays are of the positions that a layer has: see `positions_mark`.
+
+    Args:
+        name: Of the mark.
+        array: The mark that came with the arrays.
+        own: The layer's.
 
     Raises:
         StorageError: They are of others.
     """
-    own = positions_mark(mask, shape, bias_mask)
     storage_checks.array(name, array.shape, array.dtype.name, own.shape)
     if not np.array_equal(np.rint(array.astype(np.float64) * _STEPS), np.rint(own.astype(np.float64) * _STEPS)):
         storage_checks.refuse_positions(name)
+
+
+def _mark(parts: list[bytes]) -> np.ndarray:
+    digest = hashlib.sha256(b"|".join(parts)).digest()
+    return (np.frombuffer(digest[:8], np.uint8) / _STEPS).astype(np.float32)
 
 
 def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, packing
 from maskedlinear_jax.module import partition
@@ -82,6 +83,12 @@ class MovedBias(NamedTuple):
         came_from = jnp.where(old, jnp.cumsum(old), 0)[index].reshape(made.shape)
         known = jnp.concatenate([jnp.zeros(1, state.dtype), state.reshape(-1)])
         return jnp.where(came_from > 0, known[came_from], made)
+
+
+def check(function: str, optimizer: Any) -> None:
+    """Refuse what is no optimizer of Flax NNX, before anything changes; None is right."""
+    if optimizer is not None and not all(hasattr(optimizer, name) for name in ("tx", "opt_state", "wrt")):
+        frozen_checks.refuse_optimizer("an nnx.Optimizer", optimizer, function)
 
 
 def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:

@@ -81,6 +81,7 @@ def mask_linears(
     if not isinstance(model, nnx.Module):
         use = "maskedlinear_jax.equinox.mask_linears" if is_from(model, "equinox") else None
         convert_checks.refuse_model("a flax.nnx.Module", model, use)
+    moments.check("mask_linears", optimizer)
     chosen_precision = as_precision(precision)
     found = places(model, (Layer, *(form.masked.plain for form in FORMS)))
     parts = {name: _part(name, place.node) for name, place in found.items()}

@@ -159,6 +159,7 @@ class Layer(nnx.Module):
             >>> bool((layer.kernel == before).all()), layer.grad_mask
             (True, columns([1, 3]))
         """
+        moments.check("repack", optimizer)
         model = self if model is None else model
         path = next((path for path, node in nnx.iter_graph(model) if node is self), None)
         if optimizer is not None and path is None:

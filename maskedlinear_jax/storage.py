@@ -112,8 +112,7 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
         {'in.values': (2, 1), 'in.bias': (2,), 'scale': (2,), 'in.positions': (8,)}
     """
     learned = _learned(model)
-    found = {name: storage.positions_mark(*masks) for name, masks in _positions(model, learned).items()}
-    return {name: to_numpy(array).copy() for name, array in learned.items()} | found
+    return {name: to_numpy(array).copy() for name, array in learned.items()} | _positions(model, learned)
 
 
 def load_packed(
@@ -271,17 +270,20 @@ def _learned(model: Any) -> dict[str, Any]:
         if bias is not None:
             whole = packed or layer.bias_mask is None
             found[f"{dot}bias"] = bias if whole else bias[np.flatnonzero(to_numpy(layer.bias_mask))]
-    return found | _others(model)
+    others = _others(model)
+    storage_checks.names_apart(found, others)
+    return found | others
 
 
-def _positions(model: Any, learned: Mapping[str, Any]) -> dict[str, tuple[Any, tuple[int, int], Any]]:
-    # By name, the masks of the layers of which something learns.
-    found: dict[str, tuple[Any, tuple[int, int], Any]] = {}
+def _positions(model: Any, learned: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    # By name, what tells the masks apart of the layers of which something learns.
+    found: dict[str, np.ndarray] = {}
     for name, layer in _layers(model).items():
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].size for one in (f"{dot}values", f"{dot}bias")):
             bias_mask = None if layer.bias_mask is None else to_numpy(layer.bias_mask)
-            found[f"{dot}positions"] = layer.grad_mask.packed(shape), shape, bias_mask
+            mark = storage.free_name(f"{dot}positions", learned)
+            found[mark] = storage.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
     return found
 
 
@@ -293,8 +295,8 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
     learned = _learned(model)
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
-    for name, masks in positions.items():
-        storage.check_positions(name, np.asarray(arrays[name]), *masks)
+    for name, own in positions.items():
+        storage.check_positions(name, np.asarray(arrays[name]), own)
     new: dict[str, Array] = {}
     for name, now in learned.items():
         array = np.asarray(arrays[name])

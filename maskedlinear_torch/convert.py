@@ -20,7 +20,7 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Precision, as_precision
-from maskedlinear_torch import _compat, conv1d, steps, tied_keys
+from maskedlinear_torch import _compat, conv1d, moments, steps, tied_keys
 from maskedlinear_torch import attention as attentions
 from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import Attention, MaskedMultiheadAttention
@@ -96,6 +96,7 @@ def mask_linears(
     """
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model)
+    moments.check("mask_linears", optimizer)
     options = _Options(packed, values_dtype, as_precision(precision), optimizer)
     modules = dict(model.named_modules())
     parts = {name: part for prefix, module in modules.items() for name, part in _parts(prefix, module, modules, packed)}
@@ -110,6 +111,8 @@ def mask_linears(
     ).masks  # fmt: skip
     biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
     made, changes = _make(modules, chosen, biases, options)
+    if freeze_others:
+        _check_freezing(modules, chosen, biases)
     model = _replace(model, made)
     for change in changes:
         change()
@@ -348,6 +351,8 @@ def _make(
             inside.setdefault(prefix, {})[last] = mask
             continue
         if isinstance(module, Layer) and not (options.packed and isinstance(module, MaskedLinear)):
+            if isinstance(module, PackedLinear):
+                module._refuse_sharded("repack")
             changes.append(_change(module, mask, biases[name], options.optimizer))
             continue
         embedding = of_weight.get(id(module._parameters.get("weight")))
@@ -363,22 +368,25 @@ def _make(
         _compat.take_attributes(made[id(module)], module)
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
-            steps.replaced(module.weight, made[id(module)], "values", how)  # type: ignore[arg-type]
+            old: Any = module
+            changes.append(functools.partial(steps.replaced, old.weight, made[id(module)], "values", how))
             if biases[name] is not None:
-                steps.replaced(module.bias, made[id(module)], "bias_values", how)  # type: ignore[arg-type]
+                changes.append(functools.partial(steps.replaced, old.bias, made[id(module)], "bias_values", how))
         if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
             inside.setdefault(prefix, {})
     for prefix, grad_masks in inside.items():
         attention: Any = modules[prefix]
         bias_masks = {name: biases[f"{prefix}.{name}" if prefix else name] for name in grad_masks}
         if isinstance(attention, PackedMultiheadAttention):
+            attention.in_proj._refuse_sharded("repack")
             changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer))
         elif options.packed and not isinstance(attention, MaskedMultiheadAttention):
             made[id(attention)] = PackedMultiheadAttention.around(
                 attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
             )
             how = f"mask_linears(packed=True) of {prefix or 'the attention'!r}"
-            steps.replaced(attention.in_proj_weight, made[id(attention)].in_proj, "values", how)  # type: ignore
+            now: Any = made[id(attention)]
+            changes.append(functools.partial(steps.replaced, attention.in_proj_weight, now.in_proj, "values", how))
         else:
             if not isinstance(attention, MaskedMultiheadAttention):
                 made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
@@ -437,6 +445,19 @@ def _token_embedding(model: Any, modules: Mapping[str, nn.Module], name: str | N
     if len(found) != 1:
         embedding_checks.refuse_no_embedding(sorted(found))
     return next(iter(found.items()))
+
+
+def _check_freezing(
+    modules: Mapping[str, nn.Module], chosen: Mapping[str, masks.Mask], biases: Mapping[str, np.ndarray | None]
+) -> None:
+    # Attention that is packed and sharded gets no other masks: neither those asked for nor those of the rest.
+    for name, module in modules.items():
+        if isinstance(module, PackedMultiheadAttention):
+            own = {part: f"{name}.{part}" if name else part for part in attentions.PROJECTIONS}
+            weights = {part for part, full in own.items() if full in chosen} | module.grad_masks.keys()
+            lines = {part for part, full in own.items() if biases.get(full) is not None} | module.bias_masks.keys()
+            if any(some and len(some) < len(own) for some in (weights, lines)):
+                module.in_proj._refuse_sharded("repack")
 
 
 def _freeze_others(model: nn.Module, biases: set[str], optimizer: torch.optim.Optimizer | None) -> None:

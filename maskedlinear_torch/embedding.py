@@ -19,6 +19,7 @@ from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import as_precision
 from maskedlinear_torch import _compat, rule, steps
 from maskedlinear_torch.engine_choice import choose
@@ -26,6 +27,7 @@ from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kinds import Submatrix
 from maskedlinear_torch.module import MaskedLinear
+from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_module import PackedLinear
 from maskedlinear_torch.tensors import plain as plain_tensor
 
@@ -269,6 +271,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, embedding: PackedEmbedding, bias: nn.Parameter | None) -> None:
         super().__init__()
+        self.__dict__["_parameters"] = OwnParameters("TiedHead", ("weight",), self._parameters)
         self._embedding = (embedding,)  # in a tuple, so that it is no child of this module too
         self.bias = bias
 
@@ -293,6 +296,18 @@ class TiedHead(nn.Module):
         if isinstance(input, torch.fx.Proxy):
             return call_in_graph(self, input)
         return self._embedding[0].attend(input, self.bias)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; one from which the weight would be computed is refused."""
+        if isinstance(self._parameters, OwnParameters):
+            self._parameters.check(name)
+        super().register_parameter(name, param)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute; the weight is the embedding's, and stays."""
+        if name == "weight":
+            packed_checks.refuse_computed("TiedHead", name)
+        super().__delattr__(name)
 
     def extra_repr(self) -> str:
         """Describe sizes and mask."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.checks import module as module_checks
 from maskedlinear_torch.packed_module import PackedLinear
 
 
@@ -26,7 +27,8 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options:
         take no gradient are in neither, and a parameter that stands in several places is there once.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, `weight_decay` no number, or `params` is among the options.
+        ValueError: `weight_decay` is negative or not finite.
 
     Example:
         >>> import torch
@@ -39,6 +41,9 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options:
     """
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model, function="parameter_groups")
+    module_checks.weight_decay(weight_decay)
+    if "params" in options:
+        module_checks.refuse_params()
     values = {id(one.values) for one in model.modules() if isinstance(one, PackedLinear)}
     weights: list[Any] = []
     others: list[Any] = []

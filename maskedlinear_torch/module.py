@@ -50,6 +50,7 @@ class Layer(HeldModule):
     _precision: Precision = Native()
     _origin: Origin
     _plain_ties: tuple[Any, ...] = ()  # plain layers that have this one's weight
+    _is_loading = False
 
     @property
     def bias_mask(self) -> np.ndarray | None:
@@ -151,13 +152,19 @@ class Layer(HeldModule):
         super().register_parameter(name, param)
         if name in ("weight", "base") and "_origin" in self.__dict__ and param is not None and not same:
             self._origin = Origin(self)
+            if not (self._is_packed or self._is_loading):
+                plain_ties.take(self, param)
 
     def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
         if self._held is not None:
             self._held.restore(self)
         known, is_first = self._origin, self._origin.is_first(self)
         dtype = self._home().dtype
-        self._load_numbers(*args, **keywords)
+        self._is_loading = True
+        try:
+            self._load_numbers(*args, **keywords)
+        finally:
+            self._is_loading = False
         if is_first:  # before training, what is loaded is another first matrix
             self._origin = Origin(self)
         else:
@@ -223,7 +230,7 @@ class Layer(HeldModule):
 
 _NAMES = ("_position_0", "_position_1", "_position_2")
 _BIAS_NAME = "_bias_position"
-_DERIVED = {*_NAMES, _BIAS_NAME, "_kind", "_arrays", "_bias_array", "_stand_ins", "_plain_ties"}
+_DERIVED = {*_NAMES, _BIAS_NAME, "_kind", "_arrays", "_bias_array", "_stand_ins"}
 
 
 def _given(buffer: Tensor | None, array: Tensor | None) -> Tensor | None:

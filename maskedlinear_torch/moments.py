@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from maskedlinear_core import masks
+from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_torch import _compat, packing, steps
+
+
+def check(function: str, optimizer: Any) -> None:
+    """Refuse what is no optimizer, before anything changes; None is right."""
+    if optimizer is not None and not steps.parameters_of(optimizer):
+        frozen_checks.refuse_optimizer("a torch.optim.Optimizer", optimizer, function)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from maskedlinear_core.annotations import PrecisionLike
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.simplify import simplify
 from maskedlinear_torch.attention import PROJECTIONS, Attention, projection_shapes
+from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_module import PackedLinear
 from maskedlinear_torch.tensors import Merged
 
@@ -91,7 +92,8 @@ class PackedMultiheadAttention(Attention):
             _linear(weight, bias), grad_mask=attention._mask(), bias_mask=attention._bias_mask(),
             values_dtype=values_dtype, precision=precision,
         )  # fmt: skip
-        attention.__dict__["_parameters"], attention.__dict__["_buffers"] = own, dict(plain._buffers)
+        attention.__dict__["_parameters"] = OwnParameters("PackedMultiheadAttention", _WHOLE, own)
+        attention.__dict__["_buffers"] = dict(plain._buffers)
         attention.__dict__["_modules"] = {"in_proj": in_proj.train(plain.training), **plain._modules}
         return attention
 
@@ -153,6 +155,12 @@ class PackedMultiheadAttention(Attention):
                 )  # fmt: skip
         else:
             super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; one from which the projections would be computed is refused."""
+        if isinstance(self._parameters, OwnParameters):
+            self._parameters.check(name)
+        super().register_parameter(name, param)
 
     def _view(self, name: str) -> Any:
         if name == "in_proj_weight":

@@ -23,12 +23,9 @@ from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
+from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_parts import Bias, Weight, seen
 from maskedlinear_torch.tensors import Constant, Merged, plain
-
-_PARTS = ("weight", "bias", "values", "base", "bias_values", "bias_base")
-_COMPUTED_FROM = ("orig", "mask", "g", "v", "u")
-"""How pruning, weight norm and spectral norm call what they compute a parameter from."""
 
 
 class PackedLinear(Layer):
@@ -262,6 +259,7 @@ class PackedLinear(Layer):
             True
         """
         self._refuse_sharded("repack")
+        moments.check("repack", optimizer)
         old, new = self._mask, constructors.as_mask(grad_mask).packed((self.out_features, self.in_features))
         self._origin.look(self, other_mask=True)
         with torch.no_grad():
@@ -341,9 +339,8 @@ class PackedLinear(Layer):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter; one from which the weight or bias would be computed is refused (pruning)."""
-        stem, _, suffix = name.rpartition("_")
-        if stem in _PARTS and suffix in _COMPUTED_FROM and name not in _PARTS:
-            packed_checks.refuse_computed(type(self).__name__, stem)
+        if isinstance(self._parameters, OwnParameters):
+            self._parameters.check(name)
         super().register_parameter(name, param)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -399,6 +396,7 @@ class PackedLinear(Layer):
         self, linear: nn.Linear, mask: masks.Mask, bias_values: np.ndarray | None, values_dtype: torch.dtype | None
     ) -> None:
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.__dict__["_parameters"] = OwnParameters(type(self).__name__, ("weight", "bias"), self._parameters)
         self.base = Constant(linear.weight.detach())
         dtype = linear.weight.dtype if values_dtype is None else values_dtype
         module_checks.values_dtype(str(dtype).removeprefix("torch."), dtype_name(linear.weight))

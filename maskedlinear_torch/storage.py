@@ -17,12 +17,14 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_torch import _compat, conv1d, packing, steps
+from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.convert import _replace, mask_linears
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.origin import Origin
 from maskedlinear_torch.packed_attention import PackedMultiheadAttention, in_projections, projection_masks
 from maskedlinear_torch.packed_module import PackedLinear
+from maskedlinear_torch.parameter import MaskedParameter
 from maskedlinear_torch.tensors import as_bits
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
@@ -119,8 +121,8 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
         {'0.values': (2, 1), '0.bias': (2,), '1.weight': (1, 2), '0.positions': (8,)}
     """
     learned = _learned(model)
-    marks = {name: storage.positions_mark(*masks) for name, masks in _positions(model, learned).items()}
-    return {name: to_numpy(tensor.detach()).copy() for name, tensor in learned.items()} | marks
+    arrays = {name: to_numpy(tensor.detach()).copy() for name, tensor in learned.items()}
+    return arrays | _positions(model, learned)
 
 
 def load_packed(
@@ -204,8 +206,8 @@ def _layers(model: Any) -> dict[str, Any]:
 
 def _others(model: nn.Module, layers: Mapping[str, Any]) -> dict[str, Tensor]:
     # What else training may have moved: parameters that require a gradient, and the state_dict's buffers.
-    own = ("weight", "bias", "base", "values", "bias_values", "bias_base")
-    known = {id(layer._parameters.get(name)) for layer in layers.values() for name in own}
+    own = {True: ("base", "values", "bias_values", "bias_base"), False: ("weight", "bias")}
+    known = {id(layer._parameters.get(name)) for layer in layers.values() for name in own[layer._is_packed]}
     found = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in known}
     return found | _compat.persistent_buffers(model)
 
@@ -359,16 +361,25 @@ def _learned(model: nn.Module) -> dict[str, Tensor]:
         if bias is not None and bias.requires_grad:
             whole = packed or layer.bias_mask is None
             found[f"{dot}bias"] = bias if whole else bias.detach()[torch.from_numpy(layer.bias_mask)]
-    return found | _others(model, layers)
+    others = _others(model, layers)
+    storage_checks.names_apart(found, others)
+    return found | others
 
 
-def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, tuple[Any, tuple[int, int], Any]]:
-    # By name, the masks of the layers of which something learns.
-    found: dict[str, tuple[Any, tuple[int, int], Any]] = {}
+def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    # By name, what tells the masks apart of the layers of which something learns.
+    found: dict[str, np.ndarray] = {}
     for name, layer in _layers(model).items():
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].numel() for one in (f"{dot}values", f"{dot}bias")):
-            found[f"{dot}positions"] = layer.grad_mask.packed(shape), shape, layer.bias_mask
+            mark = storage.free_name(f"{dot}positions", learned)
+            found[mark] = storage.positions_mark(layer.grad_mask.packed(shape), shape, layer.bias_mask)
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedMultiheadAttention | MaskedParameter):
+            dot = f"{name}." if name else ""
+            trains = {own: to_numpy(mask) for own, mask in module.trained_positions().items() if dot + own in learned}
+            if trains:
+                found[storage.free_name(f"{dot}positions", learned)] = storage.parts_mark(trains)
     return found
 
 
@@ -380,8 +391,8 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Modul
     learned = _learned(model)
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
-    for name, masks in positions.items():
-        storage.check_positions(name, np.asarray(arrays[name]), *masks)
+    for name, own in positions.items():
+        storage.check_positions(name, np.asarray(arrays[name]), own)
     new: dict[str, Tensor] = {}
     for name, tensor in learned.items():
         array = np.asarray(arrays[name])

@@ -476,6 +476,12 @@ def test_M9_moments_move_along_in_nnx():
     assert optimizer.opt_state[0].nu["one"]["values"].shape == (8, 1)
     with pytest.raises(ValueError, match="expected the model of the optimizer"):
         model.one.repack(columns([2]), optimizer, model=NnxNet())
+    before = repr(model)
+    with pytest.raises(TypeError, match=r"mask_linears: expected an nnx.Optimizer, got GradientTransformation"):
+        in_nnx.mask_linears(model, {"one": columns([3])}, optimizer=optax.adam(0.1))
+    with pytest.raises(TypeError, match=r"repack: expected an nnx.Optimizer, got GradientTransformation"):
+        model.one.repack(columns([3]), optax.adam(0.1), model=model)
+    assert repr(model) == before
 
 
 @pytest.mark.parametrize("cls", [in_nnx.MaskedLinear, in_nnx.PackedLinear])

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,48 @@ def test_m7_a_plain_layer_that_is_tied_by_hand_is_warned_of(masked):
     model(TOKENS)  # once
     copy.deepcopy(model)(TOKENS)
     pickle.loads(pickle.dumps(model))(TOKENS)
+
+
+TIED = r"got it in a plain Linear too .a head tied by hand."
+
+
+def test_m7_a_masked_layer_that_takes_a_plain_layers_weight_is_warned_of():
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW})
+    model.embed.weight = model.head.weight
+    with pytest.warns(UserWarning, match=TIED):
+        model(TOKENS)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_m7_a_copy_of_tied_layers_is_warned_of(copied):
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW})
+    model.head.weight = model.embed.weight
+    model = copied(model)
+    with pytest.warns(UserWarning, match=TIED):
+        model(TOKENS)
+    model.head.weight = nn.Parameter(torch.zeros(8, 4))  # tied no more
+    copied(model)(TOKENS)
+
+
+def test_m7_a_compiled_model_of_tied_layers_is_warned_of_at_its_step():
+    model = Language()
+    mt.mask_linears(model, {"embed": NEW})
+    model.head.weight = model.embed.weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.compile(model, backend="eager", fullgraph=True)(TOKENS).sum().backward()
+    with pytest.warns(UserWarning, match=TIED):
+        optimizer.step()
+    optimizer.step()  # once
+
+
+def test_m7_no_warning_where_weights_are_loaded_or_the_plain_layer_is_gone():
+    model, other = Language(), Language()
+    mt.mask_linears(model, {"embed": NEW})
+    model.load_state_dict(other.state_dict(keep_vars=True), assign=True)
+    model.embed.weight = nn.Linear(4, 8, bias=False).weight
+    model(TOKENS)
 
 
 def test_m7_no_warning_where_no_plain_layer_trains_the_weight():
@@ -120,12 +163,23 @@ def test_s13_masks_of_a_parameter_may_be_views(mask):
 
 # What computes a packed layer's weight from other parameters.
 
+
+def old_weight_norm(layer, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch has parametrizations instead by now
+        return torch.nn.utils.weight_norm(layer, name)
+
+
 COMPUTED = {
     "pruning": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5),
     "structured pruning": lambda layer: torch.nn.utils.prune.random_structured(layer, "weight", 0.5, 0),
     "pruning of the bias": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "bias", 0.5),
     "pruning of the values": lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "values", 0.5),
     "deletion": lambda layer: delattr(layer, "weight"),
+    "weight norm": lambda layer: old_weight_norm(layer, "weight"),
+    "weight norm of the bias": lambda layer: old_weight_norm(layer, "bias"),
+    "weight norm of the values": lambda layer: old_weight_norm(layer, "values"),
+    "spectral norm": lambda layer: torch.nn.utils.spectral_norm(layer, "weight"),
 }
 
 
@@ -141,6 +195,24 @@ def test_m5_a_packed_layer_is_computed_from_nothing_else(compute, bias_mask):
     assert [name for name, _ in layer.named_parameters()] == names
     assert all(torch.equal(one, before[name]) for name, one in layer.state_dict().items())
     layer(torch.ones(2, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("compute", [old_weight_norm, torch.nn.utils.spectral_norm, torch.nn.utils.prune.identity])
+def test_m5_a_head_and_attention_that_are_packed_are_computed_from_nothing_else(compute):
+    model = Language()
+    model.head.weight = model.embed.weight
+    head = mt.train_new_tokens(model, first=6).head
+    with pytest.raises(TypeError, match=r"TiedHead: expected weight to be the layer's own"):
+        compute(head, "weight")
+    attention = mt.mask_linears(nn.MultiheadAttention(4, 2), {"q_proj": mt.rows([0])}, packed=True)
+    names = [name for name, _ in attention.named_parameters()]
+    with pytest.raises(TypeError, match=r"PackedMultiheadAttention: expected in_proj_weight to be the layer's own"):
+        compute(attention, "in_proj_weight")
+    assert [name for name, _ in attention.named_parameters()] == names
+    model(TOKENS)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(attention)))
+    with pytest.raises(TypeError, match=r"PackedMultiheadAttention: expected in_proj_bias to be the layer's own"):
+        compute(copied, "in_proj_bias")
 
 
 # A whole layer as the parameters of Flax's training state.
@@ -207,6 +279,43 @@ def test_h5_another_mask_of_a_sharded_layer_is_refused(mesh):
     model(torch.ones(2, 6)).sum().backward()
 
 
+class Two(nn.Module):
+    """A layer that becomes masked, one that is, one that is sharded, and attention that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.whole, self.cut = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+
+
+WANTED = {
+    "a sharded layer": ({"cut": columns([1])}, {}),
+    "a bias of it": ({"cut": columns([0])}, {"bias_masks": {"cut": [False, True, True, False]}}),
+    "sharded attention": ({"attention.k_proj": mt.rows([1])}, {}),
+    "the rest of sharded attention": ({}, {"freeze_others": True}),
+    "no optimizer": ({}, {"optimizer": "AdamW"}),
+    "no dtype of values": ({}, {"values_dtype": torch.float64}),
+}
+
+
+@pytest.mark.parametrize(("masks", "keywords"), WANTED.values(), ids=WANTED)
+def test_h5_a_refused_model_is_left_as_it_was_with_all_of_its_layers(masks, keywords, mesh):
+    """The layers before the one that is refused had new masks already, and optimizers were told of layers not there."""
+    model = Two()
+    made = {"whole": columns([0]), "cut": columns([0]), "attention.q_proj": mt.rows([0])}
+    mt.mask_linears(model, made, packed=True, bias_masks={"cut": [True, True, False, False]})
+    fully_shard(model.cut, mesh=mesh)
+    fully_shard(model.attention.in_proj, mesh=mesh)
+    before, learns = repr(model), [one.requires_grad for one in model.parameters()]
+    everything = {"plain": columns([1]), "whole": columns([1]), **masks}
+    with pytest.raises((TypeError, ValueError), match=r"expected (a layer that is whole|a torch.optim|values_dtype)"):
+        mt.mask_linears(model, everything, packed=True, **keywords)
+    assert repr(model) == before
+    assert [one.requires_grad for one in model.parameters()] == learns
+    model.plain(torch.ones(1, 4)).sum().backward()
+    torch.optim.SGD(model.plain.parameters(), lr=0.1).step()  # not told of a layer that is not there
+
+
 def test_h5_moments_move_without_float64_on_their_device():
     """Devices without float64 (MPS) count positions on the CPU: stood in for by the meta device."""
     layer = mt.PackedLinear(6, 4, grad_mask=columns([0, 1]), device="meta")
@@ -259,6 +368,21 @@ def test_what_learns_comes_in_groups_of_which_weights_decay():
     assert [len(group["params"]) for group in mt.parameter_groups(Language())] == [2]
     with pytest.raises(TypeError, match=r"parameter_groups: expected a torch.nn.Module, got list"):
         mt.parameter_groups(learning(model))
+
+
+GROUPS = {
+    "a name": ({"weight_decay": "x"}, TypeError, "expected weight_decay to be a number, got str"),
+    "a flag": ({"weight_decay": True}, TypeError, "expected weight_decay to be a number, got bool"),
+    "a negative one": ({"weight_decay": -0.1}, ValueError, "expected weight_decay to be 0 or more, got -0.1"),
+    "not a number": ({"weight_decay": float("nan")}, ValueError, "expected weight_decay to be 0 or more, got nan"),
+    "parameters": ({"params": []}, TypeError, "expected options of an optimizer, such as lr, got params"),
+}
+
+
+@pytest.mark.parametrize(("given", "kind", "text"), GROUPS.values(), ids=GROUPS)
+def test_groups_of_what_is_no_decay_are_refused(given, kind, text):
+    with pytest.raises(kind, match=f"parameter_groups: {text}"):
+        mt.parameter_groups(nn.Linear(2, 2), **given)
 
 
 @pytest.mark.parametrize("make", ["pytree", "nnx"])

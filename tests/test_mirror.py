@@ -92,8 +92,8 @@ ONLY_DEFINED_IN_ONE = {
         "Form", "Adapter", "convert", "plain_layers", "check_nothing", "is_from", "_part", "_changed", "_constant",
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
-        "_parts", "_check_linear", "_check_parameters", "_attention_check", "_make", "_change", "_replace",
-        "_freeze_others", "_output_layer", "_token_embedding",
+        "_parts", "_check_linear", "_check_parameters", "_check_freezing", "_attention_check", "_make",
+        "_change", "_replace", "_freeze_others", "_output_layer", "_token_embedding",
         "leaves_of", "weights_of", "embeddings", "new_tokens",  # of pytrees of several libraries
         "_is_own_embedding", "_all_learns",
     },
@@ -163,6 +163,7 @@ ONLY_IN_TORCH = {
     "conv1d.py",  # of transformers, which is for torch
     "tied_keys.py",  # likewise
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
+    "own_parameters.py",  # what takes a parameter out of a module, in place
     "packed_parts.py",  # a weight that is written in place: arrays are not
     "packed_attention.py",  # as attention.py
     "kept_matrix.py",  # XLA decides what is kept

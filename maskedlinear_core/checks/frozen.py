@@ -76,13 +76,13 @@ def refuse_masks(value: object) -> NoReturn:
     )
 
 
-def refuse_optimizer(expected: str, value: object) -> NoReturn:
+def refuse_optimizer(expected: str, value: object, function: str = "hold_frozen") -> NoReturn:
     """Refuse what is no optimizer.
 
     Raises:
         TypeError: Always.
     """
-    raise TypeError(f"hold_frozen: expected {expected}, got {type(value).__name__}; pass the optimizer itself")
+    raise TypeError(f"{function}: expected {expected}, got {type(value).__name__}; pass the optimizer itself")
 
 
 def refuse_nothing_held() -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
@@ -196,4 +197,31 @@ def refuse_as_parameters(layer: str) -> NoReturn:
     raise TypeError(
         f"{layer}: expected parameters without positions, got the whole layer; split it first: params, rest = "
         "partition(layer), give the optimizer (flax's TrainState) params, and call combine(params, rest)"
+    )
+
+
+def weight_decay(value: Any) -> None:
+    """Check the decay of a parameter group.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or not finite.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(
+            f"parameter_groups: expected weight_decay to be a number, got {type(value).__name__}; 0.0 is none"
+        )
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"parameter_groups: expected weight_decay to be 0 or more, got {value}; 0.0 is none")
+
+
+def refuse_params() -> NoReturn:
+    """Refuse parameters beside those of the model.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        "parameter_groups: expected options of an optimizer, such as lr, got params; the groups have the parameters of "
+        "the model: add a group of others to the list that is returned"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 
@@ -212,6 +213,20 @@ def array(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ..
         refuse_other(name, f"an array of shape {tuple(expected)}", f"one of shape {tuple(shape)}")
     if not dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
         refuse_other(name, "an array of real numbers", f"one of {dtype}")
+
+
+def names_apart(own: Collection[str], others: Collection[str]) -> None:
+    """Check that no parameter has the name that the packed numbers of a masked layer go by.
+
+    Raises:
+        StorageError: One has.
+    """
+    both = sorted(set(own) & set(others))
+    if both:
+        raise StorageError(
+            f"packed_arrays: expected one array by each name, got two by {both[0]!r}: what learns of the masked layer, "
+            "and a parameter that is called so; call it otherwise, or use packed_bytes"
+        )
 
 
 def refuse_positions(name: str) -> NoReturn:
