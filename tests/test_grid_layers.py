@@ -13,7 +13,9 @@ OTHERS = [case.id for case in cases.CASES if case.by]
 def test_each_kind_of_layer_is_in_the_grid_in_every_world():
     cells = grid.plan(cases=OTHERS)
     by = {(cases.BY_ID[cell.pair].by, cases.BY_ID[cell.pair].packed, cell.world) for cell in cells}
-    kinds = {("masked_parameter", False), ("embedding", False), ("embedding", True)}
+    kinds = {("masked_parameter", False)}
+    for name in ("embedding", "turned", "attention", "attention's output"):
+        kinds |= {(name, False), (name, True)}
     assert by == {(*kind, world) for kind in kinds for world in WORLDS}
 
 
@@ -25,6 +27,17 @@ def test_a_layer_whose_frozen_entries_get_a_gradient_differs(case):
     cells = grid.plan(cases=[case], worlds=["torch-eager"], transforms=["forward", "vjp"])
     found = {record.cell.transform: record.verdict for record in grid.run(cells, subjects={"torch": unmasked})}
     assert found == {"forward": "identical", "vjp": "differs"}
+
+
+ATTENTION = [case.id for case in cases.CASES if case.by in ("turned", "attention", "attention's output")]
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_and_turned_layers_have_the_bits_of_the_answer(case):
+    """The whole grid has every transform; here those of training, in the world that compiles nothing."""
+    names = ["forward", "backward", "double-backward", "non-finite", "vmap-weight"]
+    cells = grid.plan(cases=[case], worlds=["torch-eager"], transforms=names)
+    assert {record.cell.transform: record.verdict for record in grid.run(cells)} == dict.fromkeys(names, "identical")
 
 
 @pytest.mark.parametrize("case", ["embedding-rows", "packed-embedding-rows"])

@@ -34,8 +34,9 @@ class Case:
         packed: Whether the layer is computed in packed form (S7): x unpack(W, pack(W))^T + b, as a function of W.
             The derivatives by W, through `pack`, are then those of the masked layer.
         by: What computes the layer: masked_linear (""), or another layer as the same function of x, W and b: W is what
-            "masked_parameter" returns, or rows that an "embedding" looks up, masked or packed, and x W^T + b the
-            framework's own.
+            "masked_parameter" returns, or rows that an "embedding" looks up, and x W^T + b the framework's own. Or
+            the layer is "turned" (Conv1D of transformers, LinearGeneral of Flax NNX), or W and b are those of the
+            values of "attention" or of "attention's output". Masked or packed.
     """
 
     id: str

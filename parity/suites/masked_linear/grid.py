@@ -15,7 +15,7 @@ from parity.records import DEVICES, DTYPES, WORLDS, Record
 from parity.suites.masked_linear import selection
 from parity.suites.masked_linear.cases import BY_ID as CASES
 from parity.suites.masked_linear.pairs import known as known_entries
-from parity.suites.masked_linear.pairs import pair, uses_inductor
+from parity.suites.masked_linear.pairs import pair, speaks_of, uses_inductor
 from parity.suites.masked_linear.pairs import world_of as world_of
 from parity.suites.masked_linear.records import PRECISIONS, TIERS, Cell
 from parity.suites.masked_linear.transforms import BY_NAME
@@ -89,8 +89,8 @@ def run(
 def known(cell: Cell) -> dict[str, Any] | None:
     """Return the entry of known.toml that lists a cell as unsupported, or None."""
     for entry in known_entries():
-        if entry["precision"] in ("*", cell.precision) and matches(entry, cell):
-            return {name: value for name, value in entry.items() if (name, value) != ("precision", "*")}
+        if speaks_of(entry, CASES[cell.pair], cell.precision) and matches(entry, cell):
+            return {name: value for name, value in entry.items() if value not in ("*", ["*"])}
     return None
 
 

@@ -29,47 +29,6 @@ SUBJECTS = {False: maskedlinear_jax.masked_linear, True: _packed}
 """What is tested, by whether the case is packed."""
 
 
-def _by_parameter(mask: Any, shape: tuple[int, int]) -> Callable[..., Any]:
-    def function(input: Any, weight: Any, bias: Any = None, **keywords: Any) -> Any:
-        return Ops.linear(input, maskedlinear_jax.masked_parameter(weight, mask), bias)
-
-    return function
-
-
-def _by_embedding(mask: Any, shape: tuple[int, int]) -> Callable[..., Any]:
-    layer = maskedlinear_jax.MaskedEmbedding(*shape, grad_mask=mask, seed=0)
-
-    def function(input: Any, weight: Any, bias: Any = None, **keywords: Any) -> Any:
-        return _with_rows_of(layer.replace(weight=weight), input, bias)
-
-    return function
-
-
-def _by_packed_embedding(mask: Any, shape: tuple[int, int]) -> Callable[..., Any]:
-    layer = maskedlinear_jax.MaskedEmbedding(*shape, grad_mask=mask, seed=0)
-
-    def function(input: Any, weight: Any, bias: Any = None, **keywords: Any) -> Any:
-        base = layer.replace(weight=jax.lax.stop_gradient(weight))
-        packed = maskedlinear_jax.PackedEmbedding.from_embedding(base, grad_mask=mask)
-        return _with_rows_of(packed.replace(values=maskedlinear_jax.pack(weight, grad_mask=mask)), input, bias)
-
-    return function
-
-
-def _with_rows_of(layer: Any, input: Any, bias: Any) -> Any:
-    # The tokens from the last to the first, and their rows put in order again.
-    tokens = jnp.arange(layer.out_features - 1, -1, -1)
-    return Ops.linear(input, layer(tokens)[::-1], bias)
-
-
-OTHERS = {
-    ("masked_parameter", False): _by_parameter,
-    ("embedding", False): _by_embedding,
-    ("embedding", True): _by_packed_embedding,
-}
-"""Of a mask and a shape: what is tested of other layers, by what computes the case and whether it is packed."""
-
-
 class Parts:
     """What wrong twins are made of (sabotage.py)."""
 

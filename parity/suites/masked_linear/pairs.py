@@ -64,7 +64,7 @@ def pair(case: str, precision: str = "native", subjects: Layers | None = None, q
             {t.name: functools.partial(_majorant, t) for t in transforms.TRANSFORMS},
             _terms,
         ),
-        known=[_of_pair(entry) for entry in known() if entry["precision"] in ("*", precision)],
+        known=[_of_pair(entry) for entry in known() if speaks_of(entry, made, precision)],
         exact=EXACT[precision],
         frozen=lambda transform, output, numbers: transforms.frozen(numbers.about, transform, output),
         numbers=numbers,
@@ -79,11 +79,16 @@ def pair(case: str, precision: str = "native", subjects: Layers | None = None, q
 def known() -> tuple[dict[str, Any], ...]:
     """Return the entries of known.toml."""
     text = resources.files("parity.suites.masked_linear").joinpath("known.toml").read_text("utf-8")
-    return tuple({"precision": "*"} | entry for entry in tomllib.loads(text)["unsupported"])
+    return tuple({"precision": "*", "by": ["*"]} | entry for entry in tomllib.loads(text)["unsupported"])
+
+
+def speaks_of(entry: Mapping[str, Any], case: Case, precision: str) -> bool:
+    """Return whether an entry of known.toml is of a case in a precision."""
+    return entry["precision"] in ("*", precision) and any(by in ("*", case.by) for by in entry["by"])
 
 
 def _of_pair(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != "precision"}
+    return {name: value for name, value in entry.items() if name not in ("precision", "by")}
 
 
 def world_of(name: str) -> Any:
@@ -103,7 +108,8 @@ def _layer(framework: str, case: Case, precision: str, given: Layers) -> Deferre
         side = world_of(framework)  # imported first: masks have the views of twins that are there when they are made
         mask, tested = case.build(case.shape), given.get(framework) or side.SUBJECTS[case.packed]
         if case.by and framework not in given:
-            tested = side.OTHERS[case.by, case.packed](mask, case.shape)
+            layers = importlib.import_module(f"parity.suites.masked_linear.{framework}_layers")
+            tested = layers.LAYERS[case.by, case.packed](mask, case.shape)
         chosen: dict[str, Any] = {} if precision == "native" else {"precision": precision}
 
         def function(

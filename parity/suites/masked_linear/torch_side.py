@@ -29,46 +29,6 @@ SUBJECTS = {False: maskedlinear_torch.masked_linear, True: _packed}
 """What is tested, by whether the case is packed."""
 
 
-def _by_parameter(mask: Any, shape: tuple[int, int]) -> Callable[..., Any]:
-    def function(input: Any, weight: Any, bias: Any = None, **keywords: Any) -> Any:
-        return F.linear(input, maskedlinear_torch.masked_parameter(weight, mask), bias)
-
-    return function
-
-
-def _by_embedding(mask: Any, shape: tuple[int, int]) -> Callable[..., Any]:
-    layer = maskedlinear_torch.MaskedEmbedding(*shape, grad_mask=mask)  # once, outside of transforms
-
-    def function(input: Any, weight: Any, bias: Any = None, **keywords: Any) -> Any:
-        return _with_rows_of(layer, {"weight": weight}, input, bias)
-
-    return function
-
-
-def _by_packed_embedding(mask: Any, shape: tuple[int, int]) -> Callable[..., Any]:
-    layer = maskedlinear_torch.PackedEmbedding(*shape, grad_mask=mask)
-
-    def function(input: Any, weight: Any, bias: Any = None, **keywords: Any) -> Any:
-        values = maskedlinear_torch.pack(weight, grad_mask=mask)
-        return _with_rows_of(layer, {"base": weight.detach(), "values": values}, input, bias)
-
-    return function
-
-
-def _with_rows_of(layer: Any, parameters: dict[str, Any], input: Any, bias: Any) -> Any:
-    # The tokens from the last to the first, and their rows put in order again.
-    tokens = torch.arange(layer.num_embeddings - 1, -1, -1)
-    return F.linear(input, torch.func.functional_call(layer, parameters, (tokens,)).flip(0), bias)
-
-
-OTHERS = {
-    ("masked_parameter", False): _by_parameter,
-    ("embedding", False): _by_embedding,
-    ("embedding", True): _by_packed_embedding,
-}
-"""Of a mask and a shape: what is tested of other layers, by what computes the case and whether it is packed."""
-
-
 class Parts:
     """What wrong twins are made of (sabotage.py)."""
 
