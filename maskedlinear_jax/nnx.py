@@ -31,6 +31,7 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
+from maskedlinear_jax.nnx_convert import check_ties as _check_ties
 from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
 from maskedlinear_jax.nnx_convert import merged as merged
@@ -152,7 +153,7 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
         The model; if it is itself a layer, what replaces it.
 
     Raises:
-        StorageError, OSError: As there. On an error the model is as it was.
+        StorageError, OSError, TypeError, ValueError: As there. On an error the model is as it was.
     """
     if model is None:
         return storage.load_packed(path, rename=rename)
@@ -169,6 +170,7 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
     linears = {name: _pytree(layer) for name, (layer, *_) in places.items()}
     others = {name: variable.get_value() for name, variable in variables.items()}
     found = storage.load_packed(data, others | linears, rename=rename)
+    _check_ties(model, {name: places[name].node for name in contents.layers})
     made: dict[str, Any] = {}
     for name in contents.layers:
         layer, loaded = places[name][0], found[name]

@@ -88,7 +88,7 @@ def mask_linears(
     owners = _owners(model)
     chosen = patterns.choose(
         parts, masks, strict=strict, others=lambda: _others(model, parts),
-        check_tied=lambda name, chosen: _check_tied(name, parts, owners),
+        check_tied=lambda name, chosen: _check_tied(name, parts[name].layer, owners),
     ).masks  # fmt: skip
     biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
     made: dict[str, Any] = {}
@@ -219,6 +219,13 @@ def places(model: nnx.Module, kind: Any) -> Places:
     }
 
 
+def check_ties(model: nnx.Module, layers: Mapping[str, Any]) -> None:
+    """Refuse plain layers of a model, by name, that share their weight with others."""
+    owners = _owners(model)
+    for name, layer in layers.items():
+        _check_tied(name, layer, owners)
+
+
 def replace(model: nnx.Module, found: Mapping[str, Place], made: Mapping[str, Any]) -> nnx.Module:
     """Put other nodes into the places of some; return the model, or what replaces it."""
     for name, layer in made.items():
@@ -256,8 +263,7 @@ def _owners(model: nnx.Module) -> dict[int, list[str]]:
     return owners
 
 
-def _check_tied(name: str, parts: Mapping[str, Part], owners: Mapping[int, list[str]]) -> None:
-    layer = parts[name].layer
+def _check_tied(name: str, layer: Any, owners: Mapping[int, list[str]]) -> None:
     for own in ("kernel", "embedding"):
         found = owners.get(id(vars(layer).get(own)), [])
         if len(found) > 1:

@@ -459,6 +459,43 @@ def test_m3_a_tied_weight_is_refused(stored):
     assert type(model[0]) is nn.Linear
 
 
+class NnxDoubled(nnx.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class EqxDoubled(eqx.nn.Linear):
+    def __call__(self, x, *, key=None):
+        return 2 * super().__call__(x)
+
+
+class NnxTwo(nnx.Module):
+    def __init__(self, kind=nnx.Linear, tied=False):
+        self.one, self.two = kind(8, 4, rngs=nnx.Rngs(0)), nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+        if tied:
+            self.two.kernel = self.one.kernel
+
+
+def eqx_two(kind=eqx.nn.Linear, tied=False):
+    one = kind(8, 4, key=jax.random.key(0))
+    return {"one": one, "two": one if tied else eqx.nn.Linear(8, 4, key=jax.random.key(1))}
+
+
+IN_JAX = {"Equinox": (me, eqx_two, EqxDoubled), "NNX": (mn, NnxTwo, NnxDoubled)}
+
+
+@pytest.mark.parametrize(("library", "make", "doubled"), IN_JAX.values(), ids=IN_JAX)
+def test_m3_load_packed_refuses_what_mask_linears_refuses_in_jax(library, make, doubled):
+    """NNX cut a shared kernel: one of its layers went on without what was loaded."""
+    sent = library.packed_bytes(library.mask_linears(make(), {"one": columns([1])}, packed=True, freeze_others=True))
+    library.load_packed(sent, make())
+    for model, text in ((make(doubled), "got .*Doubled, whose forward"), (make(tied=True), "a weight of its own, got")):
+        before = repr(model)
+        with pytest.raises((TypeError, ValueError), match=text):
+            library.load_packed(sent, model)
+        assert repr(model) == before
+
+
 def test_m3_a_computed_weight_is_refused(stored):
     model = plain_layer()
     nn.utils.parametrizations.weight_norm(model[0])
