@@ -74,6 +74,7 @@ def _by_values_of_attention(mask: Any, shape: tuple[int, int], *, packed: bool) 
         all_biases = torch.cat([torch.zeros(2 * shape[0]), bias])
         together = torch.cat([zeros, zeros, weight]) if shape[0] == shape[1] else None
         if packed:
+            assert together is not None, "a packed case is square"
             values = maskedlinear_torch.pack(together, grad_mask=model.in_proj.grad_mask)
             own = _of("in_proj", _in_parts(together, values, all_biases))
         elif together is not None:
