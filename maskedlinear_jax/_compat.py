@@ -44,7 +44,7 @@ def device_of(value: Any) -> Any:
 def varying_axes(array: Any) -> frozenset[str]:
     """Return the axes of a mesh along which a part of an array differs from device to device (inside of shard_map)."""
     kind: Any = jax.typeof(array)
-    # (`vma` in jax 0.8.)
+    # (`vma` before jax 0.10.)
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 

@@ -59,11 +59,8 @@ PRECISIONS = {
 X, W, B = (jnp.asarray(rng.integers(-4, 5, shape), jnp.float32) for shape in ((5, I), (O, I), (O,)))
 
 
-def program(mask, precision, *, packed, whole=True):
-    """Return what every transform makes of a layer, as one function of (x, learned, b).
-
-    `whole=False` leaves out those that make no products of their own of a rule.
-    """
+def program(mask, precision, *, packed):
+    """Return what every transform makes of a layer, as one function of (x, learned, b), and what to call it with."""
 
     def layer(x, learned, b, **keywords):
         if packed:
@@ -73,31 +70,36 @@ def program(mask, precision, *, packed, whole=True):
     def loss(*args):
         return (layer(*args) ** 2).sum()
 
+    gradients = jax.grad(loss, (0, 1, 2))
+
+    def norm(*args):
+        return sum((one**2).sum() for one in gradients(*args))
+
     def every(x, learned, b):
-        gradients = jax.grad(loss, (0, 1, 2))
-
-        def norm(*args):
-            return sum((one**2).sum() for one in gradients(*args))
-
-        found = {
+        return {
+            "forward": layer(x, learned, b),
+            "gradients": gradients(x, learned, b),
             "gradients by example": jax.vmap(gradients, (0, None, None))(x[:, None], learned, b),
             "gradients of gradients": jax.grad(norm, (0, 1, 2))(x, learned, b),
             "tangent": jax.jvp(lambda *args: layer(*args, forward_mode=True), (x, learned, b), (x, learned, b)),
+            "jacobian": jax.jacrev(layer, 1)(x[:1], learned, b),
+            "rematerialised": jax.grad(jax.checkpoint(loss), 1)(x, learned, b),
+            "scanned": jax.lax.scan(lambda total, row: (total + loss(row[None], learned, b), None), 0.0, x)[0],
         }
-        return (
-            found
-            if not whole
-            else found
-            | {
-                "forward": layer(x, learned, b),
-                "gradients": gradients(x, learned, b),
-                "jacobian": jax.jacrev(layer, 1)(x[:1], learned, b),
-                "rematerialised": jax.grad(jax.checkpoint(loss), 1)(x, learned, b),
-                "scanned": jax.lax.scan(lambda total, row: (total + loss(row[None], learned, b), None), 0.0, x)[0],
-            }
-        )
 
     return every, (X, pack(W, grad_mask=mask) if packed else W, B)
+
+
+def masked_and_packed_program(mask, precision):
+    """Return both forms as one function: JAX lowers once what they share."""
+    (masked, first), (packed, second) = (program(mask, precision, packed=packed) for packed in (False, True))
+    return lambda first, second: (masked(*first), packed(*second)), (first, second)
+
+
+def same_bits(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
 
 
 RUN = [(name, "native") for name in MASKS] + [("submatrix", "reproducible"), ("submatrix", "reproducible float64")]
@@ -112,22 +114,25 @@ def test_a_program_exported_for_all_platforms_runs_here(name, precision, packed)
     exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
     assert exported.platforms == PLATFORMS
     assert "callback" not in exported.mlir_module()
-    got, want = exported.call(*args), every(*args)
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got), strict=True):
-        np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
+    same_bits(exported.call(*args), every(*args))
 
 
-@masked_and_packed
-@pytest.mark.parametrize("name", [name for name in MASKS if name not in ("all", "nothing")])
-def test_reproducible_programs_of_every_kind_are_exported_for_all_platforms(name, packed):
+ANOTHER = ("many blocks", "few elements", "all", "nothing")
+"""Other numbers of a kind that is there already: with int8 one of each kind is enough."""
+EXPORTED = [(name, "reproducible") for name in MASKS]
+EXPORTED += [(name, "reproducible int8") for name in MASKS if name not in ANOTHER]
+
+
+@pytest.mark.parametrize(("name", "precision"), EXPORTED)
+def test_reproducible_programs_of_every_kind_are_exported_for_all_platforms(name, precision):
     """In float64 for a CPU and in digits of float32 for the others; in digits of int8 where that is asked for."""
-    masked = not packed  # the products of int8 are the same in both forms
-    for precision in ("reproducible", "reproducible int8")[: 1 + masked]:
-        every, args = program(MASKS[name], PRECISIONS[precision], packed=packed, whole=False)
-        text = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args).mlir_module()
-        assert "callback" not in text
-        assert ("f64" in text) == (precision == "reproducible")
+    both, args = masked_and_packed_program(MASKS[name], PRECISIONS[precision])
+    exported = jax.export.export(jax.jit(both), platforms=PLATFORMS)(*args)
+    assert exported.platforms == PLATFORMS
+    text = exported.mlir_module()
+    assert "callback" not in text
+    assert ("f64" in text) == (precision == "reproducible")
+    assert ("xi8>" in text) == (precision == "reproducible int8")
 
 
 def gradient(precision):
@@ -135,6 +140,16 @@ def gradient(precision):
         return (masked_linear(x, w, grad_mask=MASKS["columns"], precision=precision) ** 2).sum()
 
     return jax.jit(jax.grad(loss, (0, 1)))
+
+
+@pytest.mark.parametrize(("platform", "engine"), [("cpu", "float64"), ("cuda", "float32"), ("tpu", "float32")])
+def test_the_engine_of_a_platform_is_the_one_that_can_be_asked_for(platform, engine):
+    """So what is exported with no engine named has the programs of both engines in it."""
+    chosen, asked = (
+        gradient(PRECISIONS[name]).trace(X, W).lower(lowering_platforms=(platform,)).as_text()
+        for name in ("reproducible", f"reproducible {engine}")
+    )
+    assert chosen == asked
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -167,40 +182,62 @@ def test_sums_over_workers_are_decided_by_what_a_program_is_lowered_for():
         assert ("f64" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform == "cpu")
 
 
-def embedded(kind):
-    layer = kind(O, I, grad_mask=rows([5, 6]), seed=0)
+def transformed(loss):
+    """Return what transforms make of a loss of (params, x), as one function of them."""
+
+    def every(params, x):
+        gradient = jax.grad(loss)
+        norm = lambda params: sum((one**2).sum() for one in jax.tree.leaves(gradient(params, x)))  # noqa: E731
+        return {
+            "gradients": gradient(params, x),
+            "gradients by example": jax.vmap(gradient, (None, 0))(params, x[:, None]),
+            "gradients of gradients": jax.grad(norm)(params),
+            "rematerialised": jax.grad(jax.checkpoint(loss))(params, x),
+            "scanned": jax.lax.scan(lambda total, one: (total + loss(params, one[None]), None), 0.0, x)[0],
+        }
+
+    return every
+
+
+def embedded(kind, precision):
+    layer = kind.from_embedding(kind(O, I, grad_mask=rows([5, 6]), seed=0), grad_mask=rows([5, 6]), precision=precision)
     params, rest = partition(layer)
 
     def loss(params, numbers):
         layer = combine(params, rest)
         return (layer.attend(layer(numbers)) ** 2).sum()
 
-    return jax.grad(loss), (params, jnp.array([1, 5, 6]))
+    return transformed(loss), (params, jnp.array([1, 5, 6]))
 
 
 def convolved():
     mask = np.arange(24).reshape(3, 2, 2, 2) < 6
 
-    def loss(weight):
-        return jax.lax.conv(jnp.ones((1, 2, 4, 4)), masked_parameter(weight, mask), (1, 1), "VALID").sum()
+    def loss(weight, x):
+        return (jax.lax.conv(x, masked_parameter(weight, mask), (1, 1), "VALID") ** 2).sum()
 
-    return jax.grad(loss), (jnp.ones((3, 2, 2, 2)),)
+    return transformed(loss), (jnp.ones((3, 2, 2, 2)), jnp.ones((2, 2, 4, 4)))
 
 
 OTHERS = {
-    "masked embedding": lambda: embedded(MaskedEmbedding),
-    "packed embedding": lambda: embedded(PackedEmbedding),
+    "masked embedding": lambda: embedded(MaskedEmbedding, "native"),
+    "packed embedding": lambda: embedded(PackedEmbedding, "native"),
     "masked parameter": convolved,
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_layers_are_exported_for_all_platforms_and_run_here(name):
-    gradient, args = OTHERS[name]()
-    exported = jax.export.export(jax.jit(gradient), platforms=PLATFORMS)(*args)
+    every, args = OTHERS[name]()
+    exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
     assert "callback" not in exported.mlir_module()
-    for got, want in zip(jax.tree.leaves(exported.call(*args)), jax.tree.leaves(gradient(*args)), strict=True):
-        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+    same_bits(exported.call(*args), every(*args))
+
+
+@pytest.mark.parametrize("kind", [MaskedEmbedding, PackedEmbedding], ids=["masked", "packed"])
+def test_reproducible_embeddings_are_exported_for_all_platforms(kind):
+    every, args = embedded(kind, "reproducible")
+    assert "callback" not in jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args).mlir_module()
 
 
 def test_a_held_step_with_its_masks_lowers_for_every_platform():

@@ -4,6 +4,8 @@ Those tests are in `test_private_names_torch.py`, `test_private_names_jax.py` an
 """
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import equinox
@@ -113,6 +115,20 @@ def test_private_names_of_frameworks_are_in_a_compat_file_or_listed():
     assert {one for one in found if one.split(": ")[1] not in LISTED} == set(PLACES)
 
 
+def operators_by_name(tree):
+    """Yield the private operators of torch that a source knows by their names: texts that are such a name."""
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+        if is_private(text) and hasattr(torch.ops.aten, text):
+            yield text
+
+
+def test_private_operators_that_are_known_by_name_are_watched():
+    found = {name for path in SOURCES for name in operators_by_name(ast.parse(path.read_text("utf-8")))}
+    assert {name for name in found - {"_version"} if f'"{name}"' not in CANARIES} == set()  # _version: an attribute
+    assert "_to_copy" in found
+
+
 def test_every_listed_name_is_used():
     used = {one.split(": ")[1] for one in found_in(SOURCES)}
     assert set(LISTED) <= used
@@ -167,3 +183,37 @@ def test_every_function_of_a_compat_file_is_used():
         own = text[path]
         public = [one for one in functions_of(path) if not one.startswith("_")]
         assert not [one for one in public if one not in uses and own.count(one) < 2]
+
+
+FALLBACK = re.compile(r"before (torch|jax|flax) ([\d.]*\d)", re.I)
+"""How a `_compat.py` names the version from which on a fallback is needed no more."""
+
+
+def bounds():
+    """Return the lowest versions that pyproject.toml allows, by package."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    return dict(re.findall(r"([\w-]+)>=([\d.]+)", " ".join(extras["parity"] + extras["nnx"])))
+
+
+def numbers(version):
+    return tuple(map(int, version.split(".")))
+
+
+def no_longer_needed(text, lowest):
+    """Return the fallbacks that no version which is still allowed needs."""
+    return [found[0] for found in FALLBACK.finditer(text) if numbers(found[2]) <= numbers(lowest[found[1].lower()])]
+
+
+def test_a_fallback_names_its_version_and_goes_when_no_version_needs_it():
+    text = "\n".join(path.read_text("utf-8") for path in COMPAT)
+    assert len(FALLBACK.findall(text)) == 3
+    assert no_longer_needed(text, bounds()) == []
+    assert no_longer_needed("(`old` before jax 0.10.)", {"jax": "0.10.1"}) == ["before jax 0.10"]
+
+
+def test_what_chooses_between_two_names_of_a_framework_names_a_version():
+    """`hasattr(kind, "mat")`, `getattr(nnx, "as_pure", None) or ...`, `VERSION >= ...`: nothing else may choose so."""
+    choosing = re.compile(r"hasattr\(kind, |getattr\((jax|jnp|torch|nnx|linen|optax|equinox|eqx), \"|VERSION [<>]")
+    found = {path.relative_to(ROOT).as_posix() for path in SOURCES if choosing.search(path.read_text("utf-8"))}
+    refused = "maskedlinear_torch/engine_choice.py"  # a version that answers wrongly, refused at the call
+    assert found == {"maskedlinear_jax/_compat.py", "maskedlinear_torch/_compat.py", refused}

@@ -8,10 +8,18 @@ import torch.nn.functional as F
 from jax._src import compiler as jax_compiler
 
 from parity.execution import _compat as parity_compat
+from parity.execution.jax_programs import library_of
 from parity.explanation import _compat as explanation_compat
 from parity.models import _compat as models_compat
 
 W = torch.ones(2, 3)
+
+ATEN = (
+    "_linalg_det", "_linalg_slogdet", "_linalg_solve_ex", "_native_batch_norm_legit", "_safe_softmax", "_softmax",
+    "_scaled_dot_product_attention_math", "_to_copy", "_unsafe_view", "_upsample_bicubic2d_aa",
+    "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d",
+)  # fmt: skip
+"""Private operators of torch that `parity` knows by name (tests/test_private_names.py looks for others)."""
 
 
 def test_fused_operators_are_taken_apart():
@@ -97,3 +105,29 @@ def test_notes_of_flax_are_told_from_what_a_user_put_there():
             self._hidden = 3
 
     assert set(models_compat.nnx_attributes(Model())) == {"scale", "_hidden"}
+
+
+@pytest.mark.parametrize("name", ATEN)
+def test_private_operators_of_torch_are_still_called_so(name):
+    assert hasattr(torch.ops.aten, name)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda key: jax.random.bernoulli(key), "_bernoulli"),
+        (lambda key: jnp.where(jax.random.uniform(key) > 0, 1.0, 2.0), "_where"),
+    ],
+    ids=["_bernoulli", "_where"],
+)
+def test_private_functions_of_jax_are_still_called_so_in_a_jaxpr(function, name):
+    equations = jax.make_jaxpr(function)(jax.random.key(0)).jaxpr.eqns
+    assert name in {equation.params.get("name") for equation in equations}
+
+
+def test_what_jax_nn_made_is_told_from_a_user_s_code():
+    (equation, *_) = jax.make_jaxpr(lambda x: jax.nn.gelu(x))(1.0).jaxpr.eqns
+    inner = equation.params["jaxpr"].eqns[0] if "jaxpr" in equation.params else equation
+    assert library_of(parity_compat.file_names(inner)) == "jax.nn"
+    (equation,) = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr.eqns
+    assert library_of(parity_compat.file_names(equation)) == ""
