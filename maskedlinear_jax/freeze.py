@@ -17,7 +17,7 @@ from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
 from maskedlinear_jax.frozen_state import keep_state
-from maskedlinear_jax.module import MaskedLinear, _is_float
+from maskedlinear_jax.module import MaskedLinear, Tree, _is_float
 from maskedlinear_jax.packed_module import PackedLinear
 
 
@@ -110,7 +110,7 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def keep_frozen(params: Any, before: Any, masks: Any) -> Any:
+def keep_frozen(params: Tree, before: Any, masks: Any) -> Tree:
     """Return parameters with the frozen entries of others: for what no optimizer's update made.
 
     `optax.contrib.schedule_free_eval_params`, an average of parameters and the like compute each entry anew, and
@@ -137,7 +137,8 @@ def keep_frozen(params: Any, before: Any, masks: Any) -> Any:
         frozen_checks.same_shape(".".join(path), tuple(old[path].shape), tuple(leaf.shape))
         return old[path]
 
-    return keep(params, masks_by_path(_masks_of(masks)), frozen)
+    kept: Tree = keep(params, masks_by_path(_masks_of(masks)), frozen)
+    return kept
 
 
 def grad_masks(model: Any) -> Any:
@@ -160,7 +161,7 @@ def grad_masks(model: Any) -> Any:
         if not isinstance(node, MaskedLinear):
             return jax.tree.map(lambda leaf: True if _is_float(leaf) else None, node)
         bias = True if node.bias_mask is None else jnp.asarray(node.bias_mask)
-        if node.bias_mask is not None and hasattr(node.bias, "shape"):
+        if node.bias_mask is not None and node.bias is not None and hasattr(node.bias, "shape"):
             bias = jnp.broadcast_to(bias, node.bias.shape)
         weight = stacked.to_array(node.grad_mask, node.weight.shape)
         return node.replace(weight=weight, bias=None if node.bias is None else bias, grad_mask=_nothing(node.grad_mask),
@@ -198,7 +199,7 @@ def assert_frozen(before: Any, after: Any, masks: Any = None) -> int:
     return frozen.assert_same_bits(_named_arrays(before), _named_arrays(after), named)
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
+def apply_updates(params: Tree, updates: Any) -> Tree:
     """Add updates to parameters as `optax.apply_updates` does, leaving a parameter alone where its update is zero.
 
     Example:
@@ -210,7 +211,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
         moved = jnp.asarray(parameter + update, parameter.dtype)
         return jnp.where(update == 0, parameter, moved)
 
-    return jax.tree.map(add, params, updates)
+    moved: Tree = jax.tree.map(add, params, updates)
+    return moved
 
 
 def _has_layers(tree: Any) -> bool:

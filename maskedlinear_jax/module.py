@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, as_precision, described
 from maskedlinear_jax import _compat
 from maskedlinear_jax.functional import masked_linear
+
+Tree = TypeVar("Tree")
+"""A pytree of any type: what comes back has it too."""
 
 _LEAVES = ("weight", "bias", "grad_mask", "bias_mask")
 
@@ -56,8 +59,8 @@ class MaskedLinear:
                [1., 0., 0., 1.]], dtype=float32)
     """
 
-    weight: Any
-    bias: Any
+    weight: Array
+    bias: Array | None
     grad_mask: Any
     bias_mask: Any
     precision: Precision
@@ -258,7 +261,7 @@ class MaskedLinear:
             self.bias = jax.random.uniform(bias_key, (out_features,), dtype, -bound, bound) if bias else None
 
 
-def partition(tree: Any) -> tuple[Any, Any]:
+def partition(tree: Tree) -> tuple[Tree, Tree]:
     """Split a pytree into its float arrays, which `jax.grad` takes, and the rest; None stands for the other part.
 
     Args:
@@ -277,14 +280,15 @@ def partition(tree: Any) -> tuple[Any, Any]:
     return params, rest
 
 
-def combine(params: Any, rest: Any) -> Any:
+def combine(params: Tree, rest: Any) -> Tree:
     """Put together what `partition` split.
 
     Example:
         >>> combine(*partition({"a": jnp.ones(1), "b": 2}))
         {'a': Array([1.], dtype=float32), 'b': 2}
     """
-    return jax.tree.map(lambda a, b: b if a is None else a, params, rest, is_leaf=lambda leaf: leaf is None)
+    whole: Tree = jax.tree.map(lambda a, b: b if a is None else a, params, rest, is_leaf=lambda leaf: leaf is None)
+    return whole
 
 
 def _name_of_dtype(dtype: Any) -> str:

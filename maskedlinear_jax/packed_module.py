@@ -60,7 +60,7 @@ class PackedLinear:
                [1., 1.]], dtype=float32)
     """
 
-    values: Any
+    values: Array
     bias_values: Any
     grad_mask: Any
     bias_mask: Any

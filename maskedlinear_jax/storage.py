@@ -310,7 +310,7 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
         elif isinstance(node, MaskedLinear):
             weight = packing.unpack(node.weight, new[f"{dot}values"], grad_mask=node.grad_mask)
             bias = new.get(f"{dot}bias")
-            if bias is not None and node.bias_mask is not None:
+            if bias is not None and node.bias is not None and node.bias_mask is not None:
                 bias = node.bias.at[np.flatnonzero(to_numpy(node.bias_mask))].set(bias)
             nodes[name] = node.replace(weight=weight, bias=bias)
     return jax.tree.unflatten(

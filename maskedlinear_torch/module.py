@@ -36,7 +36,7 @@ class Layer(HeldModule):
     in_features: int
     out_features: int
     weight: Any
-    bias: Any
+    bias: Any  # a parameter, or None: torch's own layers say `Parameter` for both
     _is_packed = False
     _joint = "."  # between the layer's name and its parameters' in a state_dict
     _is_turned = False  # whether the weight is (in_features, out_features)
@@ -282,6 +282,8 @@ class MaskedLinear(Layer, nn.Linear):
         tensor([[1., 0., 0., 1.],
                 [1., 0., 0., 1.]])
     """
+
+    weight: Tensor
 
     def __init__(
         self,

@@ -15,8 +15,6 @@ ANY_FUNCTION = "a function of the user's own, of any arguments"
 PYTREE = "any pytree or module of the user's own"
 REASONS = {
     "model": PYTREE,
-    "tree": PYTREE,
-    "params": PYTREE,
     "rest": PYTREE,
     "updates": PYTREE,
     "before": PYTREE,

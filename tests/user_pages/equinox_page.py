@@ -48,5 +48,8 @@ def main(folder: Path) -> float:
     loaded: Model = ml.load_packed(folder / "learned.safetensors", packed)
     arrays: dict[str, np.ndarray] = ml.packed_arrays(loaded)
     assert arrays
+    words = ml.MaskedEmbedding(10, 8, grad_mask=rows([8]), key=jax.random.key(1))
+    embedded: Array = words(jnp.array(9))
+    assert embedded.shape == (8,)
     print(ml.summary(loaded))
     return float(output.sum() + loss(loaded, x))

@@ -24,6 +24,13 @@ def loss(params: Model, rest: Model, x: Array, y: Array) -> Array:
     return jnp.mean((forward(ml.combine(params, rest), x) - y) ** 2)
 
 
+def first_step(layer: MaskedLinear, x: Array) -> Array:
+    params, rest = ml.partition(layer)
+    grads = jax.grad(lambda params: ml.combine(params, rest)(x).sum())(params)
+    moved = ml.apply_updates(params, jax.tree.map(lambda gradient: -0.1 * gradient, grads))
+    return ml.combine(moved, rest).weight.sum()
+
+
 def train(model: Model, x: Array, y: Array, steps: int) -> Model:
     optimizer = ml.hold_frozen(optax.adamw(0.01), model)
     params, rest = ml.partition(model)
@@ -52,6 +59,11 @@ def main(folder: Path) -> float:
     arrays: dict[str, np.ndarray] = ml.packed_arrays(loaded)
     assert arrays
     print(ml.summary(loaded))
+
+    words = ml.MaskedEmbedding(10, 8, grad_mask=rows([8, 9]), seed=2)
+    scored: Array = words.attend(words(jnp.array([1, 9])))
+    layer = MaskedLinear(8, 6, grad_mask=mask, seed=3)
+    assert float(first_step(layer, x)) + scored.size > 0
 
     weight, bias = jnp.ones((4, 8)), jnp.zeros(4)
     output: Array = ml.masked_linear(x, weight, bias, grad_mask=elements(np.eye(4, 8, dtype=bool)))

@@ -46,5 +46,8 @@ def main(folder: Path) -> float:
     ml.load_packed(folder / "learned.safetensors", model)
     arrays: dict[str, np.ndarray] = ml.packed_arrays(model)
     assert arrays
+    words = ml.MaskedEmbed(10, 8, grad_mask=rows([8, 9]), rngs=nnx.Rngs(2))
+    scored: Array = words.attend(words(jnp.array([1, 9])))
+    assert scored.shape == (2, 10)
     print(ml.summary(model))
     return float(output.sum() + loss(model, x))

@@ -11,6 +11,7 @@ from jax import Array
 from torch import Tensor
 
 import parity
+from parity.models import Dump, Inputs
 
 
 def in_torch(x: Tensor) -> Tensor:
@@ -35,5 +36,16 @@ def main(folder: Path) -> float:
     first, second = torch.nn.Linear(3, 2), nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     weights: parity.WeightMap = parity.map_weights(first, second)
     whole: parity.ModelReport = parity.compare_models(first, second, (x,))
-    print(weights, whole)
+    wrong = whole.first
+    said: str = "" if wrong is None or wrong.diagnosis is None else wrong.diagnosis.text
+    assert whole.ok == (wrong is None), said
+    whole.save(folder / "report.html")
+    weights.save(folder / "weights.toml")
+    loaded: nnx.Linear = parity.WeightMap.load(folder / "weights.toml").load_into_jax(first, second)
+    parity.assert_same_model(first, loaded, Inputs(torch=(x,), jax=(x,)))
+    parity.dump_model(first, (x,), folder / "of_torch")
+    assert parity.compare_models(Dump.read(folder / "of_torch"), loaded, mode="eval", perturb=False, seed=1).ok
+    rounded = parity.Tolerance("the port stores its tables in bfloat16", rtol=2**-8)
+    looser: parity.Report = parity.compare(in_torch, in_jax, (x,), tolerance=rounded, quick=True)
+    print(weights, whole, looser)
     return float(jax.device_count() * bool(also.ok))

@@ -24,6 +24,10 @@ class Model(nn.Module):
         return output
 
 
+def strongest(layer: MaskedLinear) -> Tensor:
+    return layer.weight.abs().amax(1)
+
+
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int) -> float:
     loss = torch.zeros(())
     for _ in range(steps):
@@ -57,6 +61,15 @@ def main(folder: Path) -> float:
     print(ml.summary(plain))
     whole: nn.Module = ml.unmask_linears(plain)
     assert isinstance(whole, nn.Sequential)
+
+    words = ml.MaskedEmbedding(10, 8, grad_mask=rows([8, 9]), seed=2)
+    scored: Tensor = words.attend(words(torch.tensor([1, 9])))
+    tied = nn.ModuleDict({"words": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)})
+    ml.train_new_tokens(tied, first=8, embedding="words")
+    torch.optim.AdamW(ml.parameter_groups(tied, weight_decay=0.1))
+    data: bytes = ml.packed_bytes(tied)
+    ml.load_packed(data, tied, rename={"words": "words"})
+    assert strongest(model.first).numel() + scored.shape[0] > 0
 
     weight, bias = torch.ones(4, 8, requires_grad=True), torch.zeros(4)
     output: Tensor = ml.masked_linear(x, weight, bias, grad_mask=elements(np.eye(4, 8, dtype=bool)))
