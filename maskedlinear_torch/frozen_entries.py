@@ -249,6 +249,12 @@ class Held:
                 if id(entries.parameter) not in but and entries.fits():
                     entries.restore()
 
+    def apart(self, value: Any) -> Any:
+        """Return a copy of a tensor that lies in the memory of a held parameter; any other value as it is."""
+        own = {local(one.parameter).data_ptr() for one in self.entries.values()}
+        lies_here = isinstance(value, Tensor) and not value.is_meta and local(value).data_ptr() in own
+        return value.detach().clone() if lies_here else value
+
     def restore_parts(self, layer: Any) -> None:
         """Put back what moved in parameters that are cut, before they are put together for a forward (FSDP2)."""
         if any(_compat.is_distributed(entries.parameter) for entries in self.entries.values()):

@@ -155,14 +155,16 @@ class Layer(HeldModule):
             if not (self._is_packed or self._is_loading):
                 plain_ties.take(self, param)
 
-    def _load_from_state_dict(self, *args: Any, **keywords: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, *args: Any, **keywords: Any) -> None:
         if self._held is not None:
+            # Written into the layer's own memory already (torch.distributed.checkpoint): putting back would undo it.
+            state_dict = {name: self._held.apart(value) for name, value in state_dict.items()}
             self._held.restore(self)
         known, is_first = self._origin, self._origin.is_first(self)
         dtype = self._home().dtype
         self._is_loading = True
         try:
-            self._load_numbers(*args, **keywords)
+            self._load_numbers(state_dict, *args, **keywords)
         finally:
             self._is_loading = False
         if is_first:  # before training, what is loaded is another first matrix

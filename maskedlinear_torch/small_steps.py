@@ -42,7 +42,7 @@ class SmallStep:
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
             mine = [by_id[id(p)] for p in group["params"] if id(p) in by_id and _is_whole(optimizer, group, p)]
-            mine = [one for one in mine if _is_worth_it(optimizer, one) and one.is_as_held()]
+            mine = [one for one in mine if one.is_as_held()]
             if mine:
                 tensors = {one.places.take(one.parameter): one for one in mine}
                 small |= tensors
@@ -93,11 +93,6 @@ def _is_looked_at(optimizer: torch.optim.Optimizer) -> bool:
         or getattr(optimizer, "grad_scale", None) is not None
         or getattr(optimizer, "found_inf", None) is not None
     )
-
-
-def _is_worth_it(optimizer: torch.optim.Optimizer, one: FrozenEntries) -> bool:
-    # Columns lie in almost every cache line: where a step goes once through memory, taking them costs as much.
-    return one.places.dim != 1 or type(optimizer) is not torch.optim.SGD
 
 
 def _is_whole(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor) -> bool:

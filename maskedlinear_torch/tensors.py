@@ -124,6 +124,9 @@ class PositionsBuffer(Tensor):
 _COPIES = (Tensor.detach, Tensor.clone, Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
+_WRITE_ALL = (Tensor.copy_, Tensor.fill_, Tensor.zero_)
+
+
 class Whole(Protocol):
     """A part of a layer that is put together of what learns and what does not: its weight or its bias."""
 
@@ -189,7 +192,8 @@ class Merged(Tensor):
             result = func(*args, **kwargs)
             for one, version, history in before:
                 if _compat.version(one) != version:
-                    one._write_through(history is not None and one._history() is not history)
+                    is_all = one is first and func in _WRITE_ALL and one.numel() == one.link.root.numel()
+                    one._write_through(history is not None and one._history() is not history, is_all)
             return _linked(result, [one.link for one in merged])
 
     def _history(self) -> Any:
@@ -209,11 +213,11 @@ class Merged(Tensor):
         self.link.part.learn(requires_grad)
         return self
 
-    def _write_through(self, is_recorded: bool) -> None:
+    def _write_through(self, is_recorded: bool, is_all: bool = False) -> None:
         part, name, root, versions = self.link
         if is_recorded:
             packed_checks.refuse_recorded_write(name)
-        if part.versions() != versions[0]:
+        if part.versions() != versions[0] and not is_all:  # what writes all of it does not go by what was read
             packed_checks.refuse_stale_write(name)
         part.write(root)
         versions[0] = part.versions()

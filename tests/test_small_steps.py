@@ -95,7 +95,6 @@ WHOLE = {
     "Muon": lambda layer: torch.optim.Muon([layer.weight]),
     "fused": lambda layer: torch.optim.AdamW(layer.parameters(), fused=True),
     "16 bits": lambda layer: torch.optim.AdamW(layer.bfloat16().parameters(), eps=1e-4),
-    "SGD, of columns": lambda layer: torch.optim.SGD(layer.parameters(), lr=0.1),
     "differentiable": lambda layer: torch.optim.SGD(layer.parameters(), lr=0.1, differentiable=True),
 }
 
