@@ -16,7 +16,7 @@ import maskedlinear_jax as mj
 import maskedlinear_jax.equinox as me
 import maskedlinear_jax.nnx as mn
 import maskedlinear_torch as mt
-from maskedlinear_core import columns, elements, rows
+from maskedlinear_core import columns, rows
 from maskedlinear_core.arrays import to_numpy
 from maskedlinear_core.storage import StorageError
 
@@ -138,59 +138,6 @@ def test_m10_arrays_of_other_positions_of_the_same_count_are_refused(other, form
             with pytest.raises(StorageError, match=r"positions: expected arrays of the positions that learn"):
                 twin.load_packed(sender, foreign)
             np.testing.assert_array_equal(to_numpy(foreign.weight.detach() if twin is mt else foreign.weight), before)
-
-
-class Positioned(mt.MaskedLinear):
-    """A layer with parameters of its own, which are called as what a client sends is."""
-
-    def __init__(self, *own):
-        super().__init__(6, 4, grad_mask=columns([1, 2]), seed=0)
-        for name in own:
-            self.register_parameter(name, nn.Parameter(torch.ones(3)))
-
-
-def test_m10_a_parameter_that_is_called_positions_is_sent():
-    sent = mt.packed_arrays(Positioned("positions"))
-    assert {name: array.shape for name, array in sent.items()} == {
-        "values": (4, 2), "bias": (4,), "positions": (3,), "positions_": (8,)
-    }  # fmt: skip
-    loaded = mt.load_packed(sent | {"positions": sent["positions"] + 1}, Positioned("positions"))
-    assert loaded.positions.tolist() == [2, 2, 2]
-    with pytest.raises(StorageError, match=r"expected one array by each name, got two by 'values'"):
-        mt.packed_arrays(Positioned("values"))
-    in_jax = {"in": layers()[1], "in.positions": jnp.ones(3)}
-    assert mj.packed_arrays(in_jax)["in.positions"].tolist() == [1, 1, 1]
-    assert mj.load_packed(mj.packed_arrays(in_jax), in_jax)["in.positions"].shape == (3,)
-    with pytest.raises(StorageError, match=r"expected one array by each name, got two by 'in.values'"):
-        mj.packed_arrays({"in": layers()[1], "in.values": jnp.ones(3)})
-
-
-def whole(kind, number):
-    if kind == "attention":
-        return mt.mask_linears(nn.MultiheadAttention(4, 2), {"q_proj": mt.rows([number])})
-    return mt.mask_parameter(nn.Conv1d(4, 4, 1), "weight", grad_mask=mt.rows([number]))
-
-
-@pytest.mark.parametrize("kind", ["attention", "a parameter"])
-def test_m10_arrays_of_other_positions_of_whole_parameters_are_refused(kind):
-    sent = mt.packed_arrays(whole(kind, 1))
-    mt.load_packed(sent, whole(kind, 1))
-    with pytest.raises(StorageError, match=r"positions: expected arrays of the positions that learn"):
-        mt.load_packed(sent, whole(kind, 2))
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
-def test_m10_arrays_of_the_same_positions_in_another_kind_are_refused_by_their_shape(packed):
-    """Values of rows have two axes and those of single entries one, though both are the same numbers."""
-    entries = np.zeros((4, 8), bool)
-    entries[[1, 3]] = True
-    for twin in (mt, mj):
-        kind = twin.PackedLinear if packed else twin.MaskedLinear
-        by_rows, by_entries = (kind(8, 4, grad_mask=one, seed=0) for one in (mt.rows([1, 3]), elements(entries)))
-        one, other = (twin.packed_arrays(layer)["values"] for layer in (by_rows, by_entries))
-        np.testing.assert_array_equal(one.ravel(), other.ravel())
-        with pytest.raises(StorageError, match=r"expected a"):
-            twin.load_packed(twin.packed_arrays(by_rows), by_entries)
 
 
 def test_m10_other_names():
