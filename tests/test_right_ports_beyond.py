@@ -204,3 +204,17 @@ def test_a_gradient_that_one_side_stops_names_both():
     assert found.cause == "gradient missing"
     assert "zero everywhere in torch, and is not in JAX" in found.text
     assert "JAX should stop it as well" in found.fix
+
+
+def test_a_torch_function_may_write_into_what_it_is_given():
+    def theirs(x, mask):
+        x += 1
+        return torch.nn.functional.silu(x, inplace=True).masked_fill_(mask > 0, 0.0)
+
+    def mine(x, mask):
+        return jnp.where(mask > 0, 0.0, jax.nn.silu(x + 1))
+
+    inputs = (np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3), np.array([[1, 0, 0], [0, 1, 0]]))
+    transforms = ["forward", "vjp", "backward", "vmap-0", "hvp-reverse-over-reverse"]
+    report = parity.compare(theirs, mine, inputs, transforms=transforms, data=["random", "nan"])
+    assert report.ok, str(report)

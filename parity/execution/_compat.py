@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -41,14 +42,15 @@ def torch_dispatch_mode() -> type:
 def xla_options(options: Mapping[str, Any]) -> Iterator[None]:
     """Give XLA these options in whatever it compiles, also where no `jax.jit` of ours could take `compiler_options`.
 
-    Eager JAX compiles every operator by itself, and has no argument for options.
+    Eager JAX compiles every operator by itself, and has no argument for options. What other threads compile is as ever.
     """
     from jax._src import compiler
 
-    usual = compiler.get_compile_options
+    usual, here = compiler.get_compile_options, threading.get_ident()
 
     def with_options(*args: Any, **keywords: Any) -> Any:
-        keywords["env_options_overrides"] = {**options, **(keywords.get("env_options_overrides") or {})}
+        if threading.get_ident() == here:
+            keywords["env_options_overrides"] = {**options, **(keywords.get("env_options_overrides") or {})}
         return usual(*args, **keywords)
 
     with mock.patch.object(compiler, "get_compile_options", with_options):

@@ -55,7 +55,19 @@ class Runs:
         own = self._own(kind, dtype)
         if own is not None:
             return own.arguments
+        dtype = self.drawn(kind, dtype)
         return self.once(("arguments", kind, dtype), lambda: data.make(self.pair, kind, dtype, self.seed))
+
+    def drawn(self, kind: str, dtype: str) -> str:
+        """Return the dtype whose numbers a kind of data takes, for results in another.
+
+        Special points are the same in float64 as in float32. There both take the same numbers, so that what is run in
+        float64 to hold float32 to is the run of float64 itself.
+        """
+        if dtype != "float64" or self.pair.numbers is not None or kind.partition("#")[0] not in data.POINTS:
+            return dtype
+        single = self.once(("keeps range",), lambda: data.keeps_range(self.pair, "float32", self.seed))
+        return "float32" if single else dtype
 
     def _own(self, kind: str, dtype: str) -> Numbers | None:
         """Return the numbers that the pair makes itself, as far as it does."""
@@ -88,6 +100,7 @@ class Runs:
 
         What the pair makes itself stays as it is.
         """
+        dtype = self.drawn(kind, dtype)
         return self.once(
             ("numbers", kind, dtype, framework, device), lambda: self._numbers(kind, dtype, framework, device)
         )
@@ -141,6 +154,9 @@ class Runs:
         """Return all that goes into a cell; cotangents are shaped as the results of its framework, or of another."""
         return self.numbers(cell.data, cell.dtype, framework or framework_of(cell), cell.device)
 
+    def _numbers_key(self, cell: Cell) -> tuple[str, str]:
+        return cell.data, self.drawn(cell.data, cell.dtype)
+
     def outputs(self, cell: Cell, *, world: str | None = None, dtype: str | None = None) -> Outputs | Failure:
         """Return what a cell gives, or what its function raises: once run, it is kept.
 
@@ -150,7 +166,7 @@ class Runs:
             dtype: To compute in, in place of its own.
         """
         world, dtype = world or cell.world, dtype or cell.dtype
-        key = ("outputs", world, cell.device, dtype, cell.data, cell.dtype, cell.transform)
+        key = ("outputs", world, cell.device, dtype, *self._numbers_key(cell), cell.transform)
         return self.once(key, lambda: self.rerun(replace(cell, world=world), dtype))
 
     def reference(self, framework: str, cell: Cell) -> str:
@@ -192,7 +208,7 @@ class Runs:
             with world_of("torch").in_parts():
                 return self.rerun(there, dtype)
 
-        return self.once(("in parts", cell.device, dtype, cell.data, cell.dtype, cell.transform), run)
+        return self.once(("in parts", cell.device, dtype, *self._numbers_key(cell), cell.transform), run)
 
     def prepare(self, cells: Iterable[Cell], pool: Executor) -> None:
         """Compile the programs of cells side by side, before they are asked for; what raises does so when it runs."""
@@ -218,7 +234,7 @@ class Runs:
             ranges: Whether it is seen where numbers leave the range: then every operator runs by itself.
             x64: Whether float64 is the framework's default dtype; None where `dtype` is float64.
         """
-        key = ("reading", framework, dtype, cell.device, cell.data, cell.dtype, cell.transform, f"{ranges} {x64}")
+        key = ("reading", framework, dtype, cell.device, *self._numbers_key(cell), cell.transform, f"{ranges} {x64}")
         return self.once(key, lambda: self._reading(cell, framework, dtype, ranges, x64))
 
     def _reading(
@@ -249,7 +265,7 @@ class Runs:
                 # It cannot run in a mixture of types: then nothing is known of it.
                 return set()
 
-        key = ("made wide", framework, cell.device, cell.data, cell.dtype, cell.transform)
+        key = ("made wide", framework, cell.device, *self._numbers_key(cell), cell.transform)
         found: set[str] = self.once(key, find)
         return found
 
@@ -275,7 +291,9 @@ class Runs:
         return _last[framework][1]
 
     def _compiler(self, cell: Cell) -> Mapping[str, Any]:
-        return {} if self.pair.compiler is None else self.pair.compiler(cell)
+        if self.pair.compiler is not None:
+            return self.pair.compiler(cell)
+        return world_of(framework_of(cell)).compiler(cell)
 
     def attempt(self, cell: Cell) -> Outputs | Failure:
         """Run a cell's program once and return what it gives, or what it raises."""

@@ -18,6 +18,7 @@ from parity.execution import torch_programs
 from parity.execution.calls import Call, Outputs
 from parity.execution.programs import Reading
 from parity.operator import transforms
+from parity.records import Cell
 
 FRAMEWORK = "torch"
 VERSION = torch.__version__
@@ -42,6 +43,8 @@ class Ops:
     complex = staticmethod(torch.complex)
     iscomplexobj = staticmethod(torch.is_complex)
     linear = staticmethod(F.linear)
+    # A function may write into what it is given, as layers with inplace=True do: torch refuses that of a leaf.
+    handed = staticmethod(torch.clone)
 
     @staticmethod
     def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -75,6 +78,11 @@ def settings(x64: bool = False) -> Iterator[None]:
 
 def _tensor(values: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(np.array(values)).to(device)
+
+
+def compiler(cell: Cell) -> dict[str, Any]:
+    """Return the options that a cell is compiled with where its pair names none: torch's own."""
+    return {}
 
 
 def call(asked: Call, world: str, device: str, kept: dict[str, Any], x64: bool | None = None) -> Outputs:

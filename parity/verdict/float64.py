@@ -211,14 +211,13 @@ def _close(
 
     with contextlib.suppress(compare.Mismatch):
         return held(sensitivity.NOTHING, beside=None if cell.data == "random" else twin), ""
-    moved = sensitivity.of_cell(runs, cell, UNIT[dtype])
-    if single:
-        rounded = sensitivity.of_cell(runs, cell, UNIT[dtype], lower=True).spread
+    rounded = sensitivity.of_cell(runs, cell, UNIT[dtype], lower=True).spread if single else {}
+    for moved in sensitivity.growing(runs, cell, UNIT[dtype]):
         moved = replace(moved, spread=moved.spread | {name: rounded[name] for name in single & rounded.keys()})
-    try:
-        return held(moved), ""
-    except compare.Mismatch as mismatch:
-        first = mismatch
+        try:
+            return held(moved), ""
+        except compare.Mismatch as mismatch:
+            first = mismatch
     if dtype == "float64":
         with contextlib.suppress(compare.Mismatch):
             return held(sensitivity.with_formula(runs, cell, moved)), ""
@@ -233,8 +232,10 @@ def _close(
             return held(sensitivity.of_cell(runs, cell, UNIT[dtype], lower=True)), ""
     if inside.library:
         lowest = sensitivity.of_cell(runs, cell, UNIT[inside.library])
-        with contextlib.suppress(compare.Mismatch):
+        try:
             return held(lowest, inside.library), inside.text
+        except compare.Mismatch as mismatch:
+            first = mismatch  # what that arithmetic leaves
     if inside.text:
         finding = first.finding
         raise compare.Mismatch(replace(finding, text=f"{finding.text}; {inside.text}"))

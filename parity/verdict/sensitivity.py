@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +36,9 @@ from parity.verdict.bounds import FLUSHED, ORACLE, UNIT
 
 DRAWS, FEW = 6, 4
 """How often it is measured: of the function and its gradient, and of all else."""
+
+FIRST = 2
+"""Draws after which it is seen whether more are needed."""
 
 FACTOR = 8.0
 """Times the root mean square of what movements do."""
@@ -79,8 +82,9 @@ NOTHING = Moved()
 
 
 def of_cell(
-    runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula: str = "", smooth: bool = False
-) -> Moved:
+    runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula: str = "", smooth: bool = False,
+    draws: int | None = None,
+) -> Moved:  # fmt: skip
     """Return what rounding does to a cell's float64 results: to torch's, or to JAX's where torch fails.
 
     Args:
@@ -90,6 +94,7 @@ def of_cell(
         lower: Whether what the program computes in a type with a larger unit is rounded in that one.
         formula: The framework whose program is measured, in the place of the first that runs.
         smooth: Whether jumps do not count, as at points that are chosen.
+        draws: How many are looked at, where not all: what others do is taken for nothing.
     """
     chosen = smooth or cell.data.split("#")[0] in CHOSEN
     size = unit if unit > IN_FLOAT64 else IN_FLOAT64
@@ -97,7 +102,7 @@ def of_cell(
         "moved",
         cell.device,
         cell.data,
-        cell.dtype,
+        runs.drawn(cell.data, cell.dtype),
         cell.transform,
         str(size if not chosen else 0),
         str(lower),
@@ -110,9 +115,19 @@ def of_cell(
     if chosen:
         return runs.once(key, lambda: _smooth(runs, cell, 1.0, 2.0**-8, lower=True))
     if lower:
-        return runs.once(key, lambda: _measured(runs, cell, 1.0, lower=True))
-    found = runs.once(key, lambda: _measured(runs, cell, size, lower=False, formula=formula))
-    return found.times(unit / size)
+        return runs.once(key, lambda: _Measuring(runs, cell, 1.0, lower=True)).after(_draws(cell))
+    measuring: _Measuring = runs.once(key, lambda: _Measuring(runs, cell, size, lower=False, formula=formula))
+    return measuring.after(min(draws or _draws(cell), _draws(cell))).times(unit / size)
+
+
+def growing(runs: Runs, cell: Cell, unit: float) -> Iterator[Moved]:
+    """Give what rounding does to a cell, of `of_cell`, from below: after few draws, then after all.
+
+    What is within the bound of few draws is within that of all.
+    """
+    if cell.data.split("#")[0] not in CHOSEN:
+        yield of_cell(runs, cell, unit, draws=FIRST)
+    yield of_cell(runs, cell, unit)
 
 
 def with_own(runs: Runs, cell: Cell, moved: Moved, unit: float) -> Moved:
@@ -198,21 +213,30 @@ def _draws(cell: Cell) -> int:
     return DRAWS if cell.transform in ("forward", "vjp") else FEW
 
 
-def _measured(runs: Runs, cell: Cell, size: float, *, lower: bool, formula: str = "") -> Moved:
-    made = _again(runs, cell, formula)
-    if made is None:
-        return NOTHING
-    at, again = made
-    total = {name: np.zeros(value.shape) for name, value in at.values.items()}
-    seen: dict[str, list[np.ndarray]] = {}
-    for draw in range(_draws(cell)):
-        moved = again(size, draw, lower)
-        for name, change in _changes(at, moved).items():
-            total[name] = np.hypot(total[name], change)  # squares would overflow
-        for name, value in moved.values.items() if moved else ():
-            if value.dtype.kind not in "f":
-                seen.setdefault(name, []).append(value)
-    return Moved({name: value / math.sqrt(_draws(cell)) for name, value in total.items()}, seen)
+class _Measuring:
+    """What movements do to a cell, measured as far as it is asked for."""
+
+    def __init__(self, runs: Runs, cell: Cell, size: float, *, lower: bool, formula: str = "") -> None:
+        self._made = _again(runs, cell, formula)
+        self._size, self._lower, self._all, self._done = size, lower, _draws(cell), 0
+        at = self._made[0].values if self._made else {}
+        self._total = {name: np.zeros(value.shape) for name, value in at.items()}
+        self._seen: dict[str, list[np.ndarray]] = {}
+
+    def after(self, draws: int) -> Moved:
+        """Return what so many draws show, of all: with fewer it is no larger."""
+        if self._made is None:
+            return NOTHING
+        at, again = self._made
+        for draw in range(self._done, draws):
+            moved = again(self._size, draw, self._lower)
+            for name, change in _changes(at, moved).items():
+                self._total[name] = np.hypot(self._total[name], change)  # squares would overflow
+            for name, value in moved.values.items() if moved else ():
+                if value.dtype.kind not in "f":
+                    self._seen.setdefault(name, []).append(value)
+        self._done = max(self._done, draws)
+        return Moved({name: value / math.sqrt(self._all) for name, value in self._total.items()}, self._seen)
 
 
 def _smooth(runs: Runs, cell: Cell, coarse: float, fine: float, *, lower: bool, formula: str = "") -> Moved:
