@@ -57,6 +57,38 @@ def test_a_mask_changes_with_both_models_where_a_cause_is_proved(mask):
     assert not found.diagnosis.text.startswith("Likely")
 
 
+class Attends(nn.Module):
+    """Attention whose softmax is nearly all at one place where it is not scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 64) for _ in range(3))
+
+    def forward(self, x):
+        return torch.softmax(self.q(x) @ self.k(x).mT / 8, -1) @ self.v(x)
+
+
+class AttendsPort(nnx.Module):
+    """The port, which leaves the scale out."""
+
+    def __init__(self):
+        self.q, self.k, self.v = (nnx.Linear(8, 64, rngs=nnx.Rngs(0)) for _ in range(3))
+
+    def __call__(self, x):
+        return jax.nn.softmax(self.q(x) @ self.k(x).swapaxes(-1, -2)) @ self.v(x)
+
+
+def test_a_scale_that_is_left_out_is_found_where_the_softmax_is_full():
+    model, port = Attends(), AttendsPort()
+    with torch.no_grad():
+        for one in (model.q, model.k):
+            one.weight.mul_(8)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    found = parity.compare_models(model, port, (X,), perturb=False).first
+    assert found.diagnosis.cause == "constant: attention scale"
+    assert "8 in torch where JAX has 1" in found.diagnosis.text
+
+
 class Normed(nn.Module):
     """A norm with statistics, and an activation between two products."""
 

@@ -18,6 +18,9 @@ STEP = 1e-3
 TURNS = 8
 """Of Newton's iteration for the value at which the two agree."""
 
+NOTHING = {"mul": 1.0, "div": 1.0}
+"""What a factor is that one side leaves out. Newton's iteration may not get there: a full softmax is flat."""
+
 HELD = 1e-4
 """How near a solved value must be to a number that people write; that number is then proved itself."""
 
@@ -55,9 +58,10 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
             if not _near(bench, mine.framework, group) or _idle(bench, mine.framework, group):
                 continue
             whole = _is_whole(bench, mine.framework, group)
-            for value in theirs.values:
+            nothing = [NOTHING[group[0].name]] if group[0].name in NOTHING else []  # the other may leave it out
+            for value in dict.fromkeys((*theirs.values, *nothing)):
                 if value != group[0].value and not bench.late and not (whole and value % 1):
-                    found = Replacement(mine.framework, group, (value,) * len(group), True)
+                    found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)
                     if bench.proves(found.change):
                         yield found
 

@@ -6,10 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sysconfig
-import tempfile
 import time
+import weakref
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from parity.isolation import pipe, worker
 from parity.isolation.sources import NotUnderstood
 from parity.isolation.worker import About
 from parity.records import Cell, Record, Verdict
+from parity.scratch import make_folder
 from parity.verdict.outcomes import Outcome, record_of
 
 START_SECONDS = 300.0
@@ -63,8 +65,9 @@ class Supervisor:
         self._connection: Any = None
         self._token = b""
         self._pairs: list[About] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="parity-")
-        self._log = Path(self._folder.name) / "log"
+        self._folder = make_folder()
+        self._gone = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._log = self._folder / "log"
 
     def __enter__(self) -> Supervisor:
         return self
@@ -75,7 +78,7 @@ class Supervisor:
             self._connection.close()
             self._process.join(5)
         self._stop()
-        self._folder.cleanup()
+        self._gone()
 
     def pairs(self) -> list[About]:
         """Return what is to be told of each pair.

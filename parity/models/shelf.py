@@ -7,7 +7,6 @@ import ctypes
 import gc
 import shutil
 import sys
-import tempfile
 import weakref
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+
+from parity.scratch import make_folder
 
 LARGE = 2**20
 """Bytes of an array that waits on disk."""
@@ -44,7 +45,7 @@ class Shelf(Mapping[str, Any]):
             self._held[name] = array
             return
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="parity-"))
+            self._folder = make_folder()
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         path = self._folder / f"{len(self._held)}.npy"
         before = self._held.get(name)
