@@ -121,6 +121,21 @@ def test_a_dump_is_judged_as_the_model_is(folder, tmp_path, port, first):
         assert report.perturbed
         assert getattr(report.first, "path", None) == first
         assert report.ok == (first is None)
+        searched = [note for note in report.notes if "ran elsewhere" in note]
+        assert len(searched) == (first is not None)
+        if first is not None:
+            assert report.first.diagnosis.text.endswith("was not looked for, because one of the two ran elsewhere")
+            assert searched[0].startswith("torch's" if isinstance(pair[0], Dump) else "JAX's")
+            assert "no known cause" not in str(report)
+
+
+def test_weights_that_were_loaded_wrongly_are_named_from_a_dump(folder):
+    jax_model = import_file(folder / "right.py")["jax_model"]
+    jax_model.up.kernel[...] = jnp.flip(jax_model.up.kernel[...], 1)
+    report = parity.compare_models(Dump.read(folder / "of_torch"), jax_model)
+    assert report.first.path == "up"
+    assert report.first.diagnosis.cause.startswith("weight: ")
+    assert not [note for note in report.notes if "ran elsewhere" in note]
 
 
 def test_what_is_kept_is_what_ran(folder):

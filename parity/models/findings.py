@@ -34,6 +34,19 @@ SHAPE = "output shape"
 BUDGET = 25.0
 """Seconds of this process' time in which causes are looked for, after the first module: that one is looked at whole."""
 
+WHO = {"torch": "torch", "jax": "JAX"}
+"""The two sides as people write them, in the order of a pair."""
+
+NOT_SEARCHED = "its cause was not looked for, because one of the two ran elsewhere"
+
+ELSEWHERE = (
+    "{}'s model ran elsewhere, so causes that are proved by changing its program were not looked for: arguments and "
+    "constants such as eps, a scale or a rotary base, activations, masks, positions, order of heads and of norms, "
+    "residuals, terms left out. Weights, types and shapes were. Compare both models in one process to have such a "
+    "cause named"
+)
+"""Beside a module that differs from its counterpart in a dump."""
+
 
 @dataclass
 class Searched:
@@ -42,17 +55,21 @@ class Searched:
     Attributes:
         found: The first module of each pair of classes that a cause was looked for in, and what came of it.
         started: When the first search began, of this process' time.
+        elsewhere: Names of the frameworks whose modules ran elsewhere, so that no cause was looked for in them.
     """
 
     found: dict[tuple[str, str], tuple[str, Diagnosis | None]] = field(default_factory=dict)
     started: float | None = None
+    elsewhere: set[str] = field(default_factory=set)
 
     def named(self, asked: Comparison, one: Pass, at: int, below: Sequence[Module]) -> Diagnosis | None:
         """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
         pair, call = one.judgements[at].pair, one.judgements[at].call
         stored = pair.torch_calls[call], pair.jax_calls[call]
-        if any(side.stored is not None and not side.forgotten for side in stored):
-            return None  # there is no program of it here
+        dumped = {name for name, side in zip(WHO.values(), stored, strict=True) if side.stored and not side.forgotten}
+        if dumped:  # there is no program of it here
+            self.elsewhere |= dumped
+            return None
         classes = stored[0].owner, stored[1].owner
         if classes in self.found:
             path, known = self.found[classes]
@@ -115,6 +132,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         below = [modules[i] for i in children.get(at, [])]
         modules[at].makes = True
         modules[at].diagnosis = _diagnosis(asked, one, judgement, below, unequal, searched)
+    notes += [ELSEWHERE.format(name) for name in sorted(searched.elsewhere)]
     for module in modules:
         if module.verdict == "differs" and not module.makes and not module.reason:
             inside = next((modules[i].path for i in made if pairing.is_below(modules[i].path, module.path)), "")
@@ -263,6 +281,7 @@ def _diagnosis(
             "each of them agrees"
         )  # fmt: skip
         text = f"the code between the children of {where}: {each}, and the whole does not"
+        text += f" ({NOT_SEARCHED})" if searched.elsewhere else ""
         near = _between(one, judgement, below)
         fix = f"compare what {torch_call.class_name}.forward and {jax_call.class_name}"
         return Diagnosis(BETWEEN, text + near, f"{fix} do there, line by line")
@@ -278,7 +297,8 @@ def _diagnosis(
     if not asked.map.pairs and asked.torch_weights and asked.tree.leaves:
         return _unpaired_weights(asked)
     weights = " with the same weights" if pair.weights else "" if asked.map.pairs else ", and no weights are paired"
-    text = f"{where} gives another result on the same input{weights}; no known cause explains it"
+    searched_for = NOT_SEARCHED if searched.elsewhere else "no known cause explains it"
+    text = f"{where} gives another result on the same input{weights}; {searched_for}"
     return Diagnosis(UNKNOWN, text, f"compare its forward with {jax_call.class_name} in JAX")
 
 
