@@ -53,10 +53,10 @@ def remove_stale() -> None:
 def end_by_sigterm() -> None:
     """Let SIGTERM end this process as `sys.exit` does, so that its folders are removed; for commands alone."""
     if os.name == "posix" and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _exit)
+        signal.signal(signal.SIGTERM, _leave)
 
 
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)  # as shells say it
 
 
