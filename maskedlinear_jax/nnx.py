@@ -17,6 +17,7 @@ from maskedlinear_core import constructors, files
 from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.checks import convert as convert_checks
+from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_jax import _compat, freeze, module, packed_module, stacked, storage
@@ -31,6 +32,7 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
+from maskedlinear_jax.nnx_convert import COMPUTES as _COMPUTES
 from maskedlinear_jax.nnx_convert import check_ties as _check_ties
 from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
@@ -87,6 +89,9 @@ def grad_masks(model: nnx.Module) -> nnx.State:
 
     For `hold_frozen`, around the transformation that `nnx.Optimizer(..., wrt=nnx.Param)` gets.
 
+    Raises:
+        ValueError: A masked layer's kernel is computed from others (`nnx.WeightNorm`, `nnx.SpectralNorm`).
+
     Example:
         >>> from maskedlinear_jax import columns
         >>> layer = MaskedLinear(3, 1, grad_mask=columns([0]), rngs=nnx.Rngs(0))
@@ -94,6 +99,9 @@ def grad_masks(model: nnx.Module) -> nnx.State:
         [True, False, False]
     """
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), nnx.state(model, nnx.Param))
+    for name, place in _places(model, _Layer).items():
+        if isinstance(place.parent, _COMPUTES):
+            frozen_checks.refuse_computed(name, "kernel")
     for path, layer in nnx.iter_graph(model):
         if isinstance(layer, MaskedLinear | MaskedEmbed | MaskedLinearGeneral):
             inside = state

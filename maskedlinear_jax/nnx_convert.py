@@ -28,6 +28,8 @@ from maskedlinear_jax.nnx_layers import (
 )
 
 Places = dict[str, "Place"]
+COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
+"""What writes a layer's kernel anew in each forward."""
 
 
 class Place(NamedTuple):
@@ -84,7 +86,7 @@ def mask_linears(
     moments.check("mask_linears", optimizer)
     chosen_precision = as_precision(precision)
     found = places(model, (Layer, *(form.masked.plain for form in FORMS)))
-    parts = {name: _part(name, place.node) for name, place in found.items()}
+    parts = {name: _part(name, place) for name, place in found.items()}
     owners = _owners(model)
     chosen = patterns.choose(
         parts, masks, strict=strict, others=lambda: _others(model, parts),
@@ -239,13 +241,18 @@ def replace(model: nnx.Module, found: Mapping[str, Place], made: Mapping[str, An
     return model
 
 
-def _part(name: str, node: Any) -> Part:
-    form = form_of(node)
-    if isinstance(node, Layer):
-        has_bias = getattr(node, "bias", None) is not None
-        return Part(node, (node.out_features, node.in_features), has_bias=has_bias, is_embedding=form.is_embedding)
+def _part(name: str, place: Place) -> Part:
+    node, form = place.node, form_of(place.node)
     has_bias = getattr(node, "bias", None) is not None
-    return Part(node, form.shape(node), lambda: form.check(name, node), form.is_embedding, has_bias)
+
+    def check() -> None:
+        if isinstance(place.parent, COMPUTES):
+            convert_checks.refuse_computed(name)
+        if not isinstance(node, Layer):
+            form.check(name, node)
+
+    shape = (node.out_features, node.in_features) if isinstance(node, Layer) else form.shape(node)
+    return Part(node, shape, check, form.is_embedding, has_bias)
 
 
 def _others(model: nnx.Module, parts: Mapping[str, Part]) -> dict[str, str]:

@@ -327,7 +327,8 @@ class PackedLinear(PackedBias):
     """A drop-in for `flax.nnx.Linear` that pays only for what learns: see `maskedlinear_jax.PackedLinear`.
 
     `values` and `bias_values` are `nnx.Param`; the matrix, and the bias under its trainable part, are `Frozen`:
-    `nnx.Optimizer(model, tx, wrt=nnx.Param)` does not see them.
+    `nnx.Optimizer(model, tx, wrt=nnx.Param)` does not see them. It is not for `nnx.WeightNorm` and
+    `nnx.SpectralNorm`: these look for a kernel among the parameters, and would leave it out or norm the values alone.
 
     Args:
         in_features: I.

@@ -121,3 +121,14 @@ def test_m9_the_bias_mask_can_be_set(packed):
 def test_h3_a_model_without_a_mask_is_not_held():
     with pytest.raises(ValueError, match=r"hold_frozen: expected a model with masked layers"):
         mn.hold_frozen(optax.sgd(0.1), nnx.Linear(4, 6, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("norm", [nnx.WeightNorm, nnx.SpectralNorm])
+def test_h2_a_kernel_that_a_norm_computes_is_refused_in_nnx(norm):
+    """Each forward writes the kernel anew, its frozen entries too: nothing could hold them."""
+    model = nnx.Dict(one=norm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match=r"one.layer_instance: expected a weight and bias that are parameters"):
+        mn.mask_linears(model, {"one.layer_instance": columns([1])})
+    masked = norm(mn.MaskedLinear(4, 3, grad_mask=columns([1]), rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"hold_frozen: expected layer_instance to have its kernel as a parameter of"):
+        mn.hold_frozen(optax.adam(0.1), masked)

@@ -127,8 +127,8 @@ def refuse_computed(name: str) -> NoReturn:
     """
     raise TypeError(
         f"mask_linears: {_named(name)}: expected a weight and bias that are parameters, got one computed "
-        "from others (spectral norm, pruning); make it permanent first (e.g. torch.nn.utils.prune.remove), or leave "
-        "the layer out"
+        "from others (weight or spectral norm, pruning); make it permanent first (e.g. torch.nn.utils.prune.remove), "
+        "or leave the layer out"
     )
 
 
