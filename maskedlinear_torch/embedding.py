@@ -298,7 +298,9 @@ class TiedHead(nn.Module):
         return self._embedding[0].attend(input, self.bias)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter; one from which the weight would be computed is refused."""
+        """Register a parameter; another weight, and one from which it would be computed, are refused."""
+        if name == "weight":
+            embedding_checks.refuse_assignment()
         if isinstance(self._parameters, OwnParameters):
             self._parameters.check(name)
         super().register_parameter(name, param)

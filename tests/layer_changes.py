@@ -1,7 +1,7 @@
 """`python -m tests.layer_changes`: small faults in the layers beside the linear one, and the test that rejects each.
 
 Each fault is written into a copy of the checkout, and one test runs there. It must fail; unchanged, it passes. The
-command prints the table of docs/evidence/mutants.md; its exit status is 1 if a fault survives.
+command prints the table of docs/evidence/layer-faults.md; its exit status is 1 if a fault survives.
 """
 
 from __future__ import annotations
@@ -61,12 +61,14 @@ FAULTS = (
           "layer._set_masks(~grad_mask, _bias_mask(bias_mask, True, conv.nf))", f"{_GRID}[turned-rows]"),
     Fault("the padding token learns", f"{_TORCH}/embedding.py",
           "return (mask & ~constructors.rows([plain.padding_idx])).packed(shape)", "return mask.packed(shape)",
-          "tests/test_embedding.py"),
+          f"{_EMBEDDING}padding_never_learns"),
     Fault("a packed embedding looks one row too far", f"{_TORCH}/embedding.py",
           "torch.where((slots < count)[..., None], learned, looked_up)",
-          "torch.where((slots <= count)[..., None], learned, looked_up)", "tests/test_embedding.py"),
+          "torch.where((slots <= count)[..., None], learned, looked_up)",
+          f"{_EMBEDDING}torch_equals_the_reference_program"),
     Fault("a tied head takes any other weight", f"{_TORCH}/embedding.py",
-          "if not torch.equal(weight, self.weight):", "if False:", "tests/test_embedding.py"),
+          "if not torch.equal(weight, self.weight):", "if False:",
+          f"{_EMBEDDING}a_tied_head_has_no_weight_but_its_embeddings"),
     Fault("masked_parameter the wrong way round", f"{_TORCH}/parameter.py",
           "    return torch.where(trains, weight, weight.detach())",
           "    return torch.where(trains, weight.detach(), weight)",
@@ -74,7 +76,7 @@ FAULTS = (
     Fault("masked_parameter the wrong way round, in JAX", f"{_JAX}/parameter.py",
           "jnp.where(_trains(weight, grad_mask), weight, jax.lax.stop_gradient(weight))",
           "jnp.where(_trains(weight, grad_mask), jax.lax.stop_gradient(weight), weight)",
-          f"{_HOLD}s13_masks_of_a_parameter_may_be_views"),
+          f"{_EMBEDDING}masked_parameter_of_any_shape"),
     Fault("a sharded layer's positions change", f"{_TORCH}/packed_module.py",
           "packed_checks.refuse_sharded(type(self).__name__, change)", "pass",
           f"{_HOLD}h5_another_mask_of_a_sharded_layer_is_refused"),
@@ -110,10 +112,12 @@ FAULTS = (
           f"{_EMBEDDING}M7_nnx_attention_and_linear_general"),
     Fault("an embedding's tokens the wrong way round, in JAX", f"{_JAX}/embedding.py",
           "return jnp.where(trains, looked_up, jax.lax.stop_gradient(looked_up))",
-          "return jnp.where(trains, jax.lax.stop_gradient(looked_up), looked_up)", "tests/test_embedding.py"),
+          "return jnp.where(trains, jax.lax.stop_gradient(looked_up), looked_up)",
+          f"{_EMBEDDING}jax_equals_the_reference_program"),
     Fault("a packed embedding looks one row too far, in JAX", f"{_JAX}/embedding.py",
           "jnp.where((slots < count)[..., None], learned, looked_up)",
-          "jnp.where((slots <= count)[..., None], learned, looked_up)", "tests/test_embedding.py"),
+          "jnp.where((slots <= count)[..., None], learned, looked_up)",
+          f"{_EMBEDDING}jax_equals_the_reference_program"),
 )  # fmt: skip
 """The faults."""
 

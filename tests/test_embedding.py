@@ -158,6 +158,18 @@ REFUSED = {
 }
 
 
+def test_a_tied_head_has_no_weight_but_its_embeddings():
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
+    model[1].weight = model[0].weight
+    mt.train_new_tokens(model, first=4)
+    model[1].weight = model[0].weight  # as libraries tie anew
+    for other in (torch.zeros(6, 4), nn.Parameter(torch.zeros(6, 4))):
+        with pytest.raises(
+            ValueError, match=r"weight of a tied head: expected the embedding's own weight, got another"
+        ):
+            model[1].weight = other
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_options_that_are_refused(name):
     options, packed, says = REFUSED[name]

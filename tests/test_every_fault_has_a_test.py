@@ -103,6 +103,12 @@ def test_a_fault_that_is_tried_by_hand_can_be_made_and_its_test_is_there(fault):
     assert not name or name.partition("[")[0] in names_in(Path(file).stem)
 
 
+def test_the_page_lists_the_faults():
+    page = (ROOT / "docs" / "evidence" / "layer-faults.md").read_text("utf-8").splitlines()
+    rows = [f"| {one.what} | `{one.file}` | `{one.test}` |" for one in layer_changes.FAULTS]
+    assert [line for line in page if line.startswith("| ")][1:] == rows
+
+
 def test_a_fault_is_told_from_a_change_that_is_none():
     """A change of nothing is not rejected, and a fault is."""
     fault = next(one for one in layer_changes.FAULTS if one.what == "attention reads its output layer unmasked")
