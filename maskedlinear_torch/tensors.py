@@ -21,9 +21,9 @@ class Constant(nn.Parameter):
 
     has_aliases = False
 
-    def __new__(cls, data: Tensor, requires_grad: bool = False) -> Constant:
-        """Return a constant over the memory of `data`."""
-        return super().__new__(cls, data, False)
+    def __new__(cls, data: Tensor, requires_grad: bool = False, **noted: Any) -> Constant:
+        """Return a constant over the memory of `data`; `noted` is of one that it takes the place of (accelerate)."""
+        return super().__new__(cls, data.detach() if isinstance(data, Constant) else data, False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Constant:
         """Change nothing."""

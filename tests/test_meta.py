@@ -7,6 +7,7 @@ What a GPU answers is not shown here.
 import ast
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -199,6 +200,23 @@ def test_a_held_layer_that_leaves_the_meta_device_holds_what_it_is_given():
     model(torch.ones(2, I)).sum().backward()
     optimizer.step()
     assert assert_frozen(given, model[0]) > 0
+
+
+def test_a_model_that_accelerate_makes_without_numbers_has_its_masks():
+    """As `from_pretrained` makes it: parameters on the meta device, and masks where they were."""
+    with accelerate.init_empty_weights():
+        model = torch.nn.Sequential(
+            MaskedLinear(8, 6, grad_mask=columns([1, 3]), bias_mask=np.arange(6) < 2),
+            PackedLinear(6, 4, grad_mask=rows([2])),
+        )
+    assert {one.device.type for one in model.parameters()} == {"meta"}
+    model.to_empty(device="cpu")
+    for name, one in model.named_parameters():
+        torch.nn.init.constant_(one, 1.0 if "weight" in name or "base" in name or "values" in name else 0.0)
+    model(torch.ones(2, 8)).sum().backward()
+    assert model[0].weight.grad.nonzero()[:, 1].unique().tolist() == [1, 3]
+    assert model[0].bias.grad.nonzero().flatten().tolist() == [0, 1]
+    assert model[1].values.grad.shape == (1, 6)
 
 
 @pytest.mark.parametrize("layer", [MaskedLinear, PackedLinear])
