@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 
 import parity
@@ -51,6 +52,24 @@ def test_rows_of_nan_are_told_apart_and_fail_where_all_must_be_the_same():
         assert "torch's fused kernel" in cell.reason
 
 
+@pytest.mark.parametrize("transform", ["forward", "vjp"])
+@pytest.mark.parametrize("padding", [False, True], ids=["causal", "padded"])
+def test_a_large_number_that_stands_for_minus_infinity_beside_true_ones_is_no_failure(padding, transform):
+    mask = np.ones((1, 1, 4, 4), bool)
+    mask[..., 3:] = False
+    given = {"attn_mask": torch.from_numpy(mask)} if padding else {"is_causal": True}
+    told = {"mask": mask} if padding else {"is_causal": True}
+    report = parity.compare(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **given),
+        lambda q, k, v: swapped(jax.nn.dot_product_attention(swapped(q), swapped(k), swapped(v), **told)),
+        tuple(np.random.default_rng(0).standard_normal((2, 3, 4, 4)) for _ in range(3)),
+        transforms=[transform], data=["infinite"], **QUICK | {"worlds": ["jax-eager"], "dtypes": ["float64"]},
+    )  # fmt: skip
+    assert [cell.verdict for cell in report.cells] == ["edge"], str(report)
+    if padding and transform == "forward":
+        assert "-2.38197632506e+38 stands for infinity in JAX" in report.cells[0].reason, report.cells[0].reason
+
+
 def cleaned(q, k, v):
     return by_hand(q, jnp.nan_to_num(k), v)
 
@@ -66,6 +85,7 @@ WRONG = {
     "a masked key leaks in a sweep": (lambda q, k, v: by_hand(q, k, v, hidden=-80.0), "sweep"),
     "NaN is taken away": (cleaned, "nan"),
     "NaN spreads to all rows": (spread, "nan"),
+    "infinity is taken away": (cleaned, "infinite"),
 }
 
 

@@ -7,9 +7,10 @@ jax_programs.py, as far as the frameworks allow.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,10 +107,38 @@ def _group_norm(
     return out.reshape(x.shape), mean.reshape(n, groups), root.reshape(n, groups)
 
 
+def _convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+) -> torch.Tensor:  # fmt: skip
+    if transposed:
+        raise NotImplementedError("it writes no padding")
+    axes = list(zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True))
+    shape = [(size + 2 * pad - step * (kernel - 1) - 1) // by + 1 for size, kernel, by, pad, step in axes]
+    out = x.new_zeros(x.shape[0], groups, weight.shape[0] // groups, *shape)
+    grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    for place in itertools.product(*(range(kernel) for _, kernel, *_ in axes)):
+        inside, taken = [], []  # outputs that this place of the kernel has an input for, and those inputs
+        for at, (size, _, by, pad, step), many in zip(place, axes, shape, strict=True):
+            first, last = max(0, -((at * step - pad) // by)), min(many, (size - 1 + pad - at * step) // by + 1)
+            inside.append(slice(first, max(first, last)))
+            start = first * by + at * step - pad
+            taken.append(slice(start, start + max(0, last - first) * by, by))
+        products = torch.einsum("ngi...,goi->ngo...", grouped[(..., *taken)], _of_groups(weight[(..., *place)], groups))
+        out[(..., *inside)] += products
+    out = out.reshape(x.shape[0], weight.shape[0], *shape)
+    return out if bias is None else out + bias.reshape(-1, *[1] * len(axes))
+
+
+def _of_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    return weight.reshape(groups, -1, weight.shape[-1])
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "_safe_softmax": torch.softmax,  # a number for a row that is -inf all through
     "gelu": _gelu,  # 1 + erf(x / sqrt(2)) is zero from x = -8 on, and infinity times it NaN
     "gelu_backward": _gelu_backward,
+    "convolution": _convolution,  # zero, for padding, times infinity is NaN
     "native_group_norm": _group_norm,  # x a + b, with infinity taken from infinity where a weight is infinite
 }
 """Operators that do otherwise than their formula where numbers are at the edge, and the formula."""
@@ -146,7 +175,7 @@ class Rounding(TorchDispatchMode):
             return self._cast(func(*args, **kwargs), inputs)
         in_place = name.endswith("_") and not name.endswith("__")
         simple = base in BASIC or base in TRANSCENDENTAL
-        if not simple and not in_place and base not in ATOMIC:
+        if not simple and not in_place and (base in self.formulas or base not in ATOMIC):
             parts = self.formulas.get(base) or decomposition_of(func)
             if parts is not None:
                 try:

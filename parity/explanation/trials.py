@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -207,23 +208,31 @@ def _aligned(
 
 def widened(runs: Runs, cell: Cell, framework: str) -> Widened | None:
     """Run in float64 the program that a framework's function has in a cell's dtype; None where that cannot be done."""
-    from parity.explanation.programs.jax_program import JaxProgram
-    from parity.explanation.programs.torch_program import TorchProgram
-
     numbers = runs.numbers_of(cell, framework)
-    if not isinstance(numbers, Numbers):
-        return None
-    transform, pair = runs.pair.transform(cell.transform), runs.pair
-    try:
-        program: JaxProgram | TorchProgram
-        if framework == "jax":
-            program = JaxProgram(pair.jax, numbers, transform=transform, dtype=cell.dtype)
-        else:
-            program = TorchProgram(pair.torch, numbers, transform=transform, dtype=cell.dtype)
-    except Exception:  # it cannot be read as it runs: nothing is known of it
+    program = program_of(runs, cell, framework, numbers, cell.dtype) if isinstance(numbers, Numbers) else None
+    if program is None:
         return None
     adding = [step for step in program.steps if step.name in SUMS and set(step.dtypes) & {"bfloat16", "float16"}]
     loops = [step for step in adding if isinstance(step.key, tuple) and len(step.key) > 1]
     whole = [step for step in adding if step.name not in ("add", "add_any", "add_")]
     many = adding if len(adding) >= MANY or loops or whole else []
     return Widened(program.outputs, tuple(dict.fromkeys(step.name for step in many)))
+
+
+def program_of(
+    runs: Runs, cell: Cell, framework: str, numbers: Numbers, dtype: str
+) -> Any:  # fmt: skip
+    """Return the steps of a cell's program (a JaxProgram or TorchProgram), as it is when it is called with a dtype.
+
+    None where it does not run step by step: then nothing is known of it.
+    """
+    from parity.explanation.programs.jax_program import JaxProgram
+    from parity.explanation.programs.torch_program import TorchProgram
+
+    transform, pair = runs.pair.transform(cell.transform), runs.pair
+    try:
+        if framework == "jax":
+            return JaxProgram(pair.jax, numbers, transform=transform, dtype=dtype)
+        return TorchProgram(pair.torch, numbers, transform=transform, dtype=dtype)
+    except Exception:
+        return None

@@ -5,10 +5,10 @@ where the two agree on the user's own numbers, and a program leaves the range on
 range is drawn again below smaller powers of two, where it does not: what differs there is no matter of the range
 (softplus is x beyond a threshold of 20, and exp(-4096) is zero).
 
-What goes in as NaN or infinity is no such edge: a function says what it makes of them. Three things are: a derivative
+What goes in as NaN or infinity is no such edge: a function says what it makes of them. Four things are: a derivative
 by an input that reaches no output that is a number; which of infinity and NaN a derivative is, where each output that
-the input reaches has some; and what a kernel makes of them that does otherwise than its formula, or than in float64
-(torch's gelu of infinity is NaN in float32).
+the input reaches has some; what a kernel makes of them that does otherwise than its formula, or than in float64
+(torch's gelu of infinity is NaN in float32); and a large number that stands for infinity beside true ones.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
+from parity.explanation import fills
 from parity.operator import data
 from parity.records import Cell
 from parity.verdict import arithmetic
@@ -38,6 +39,9 @@ MOST = 32
 
 NEAR, NEAR_UNITS = 1e-6, 2.0**10
 """Derivatives that are nearer, relative or in units, are the same: another derivative is off by more."""
+
+OTHER_NUMBER = 1.625
+"""A number that data hardly have, and every dtype holds."""
 
 NAMES = {"torch": "torch", "jax": "JAX"}
 
@@ -77,7 +81,8 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         return found  # it was drawn so as not to leave the range
     if cell.data.split("#")[0] in NO_NUMBERS:
         if found.judged != "precision":
-            return found
+            fill = fills.stand_in(runs, cell, _zeros(runs, cell)) if cell.data.startswith("infinite") else ""
+            return replace(found, verdict="edge", reason=f"{fill}; at infinities {found.reason}") if fill else found
         # In float64 the functions agree on what they make of them: a kernel of this dtype does otherwise.
         reason = f"at infinities and NaN, in {cell.dtype} alone: {found.reason}"
         return replace(found, verdict="edge", reason=reason)
@@ -115,7 +120,8 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     Functions that differ themselves are not excused. Where they agree, each element that differs is: by an input on
     which no output depends that is a number; or that is zero on usual numbers (a masked key) and NaN in one framework,
     which multiplies by that zero; or infinity in one and NaN in the other, by an input that reaches no array of
-    outputs that are all numbers.
+    outputs that are all numbers; or a number in one and NaN in the other, by an input that reaches numbers alone: that
+    NaN is of outputs which the input does not reach, and came through a zero.
     """
     transform, finding = runs.pair.transform(cell.transform), found.finding
     if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
@@ -140,7 +146,13 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
         return False
     if len(wrong) > MOST:
         wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
-    return all(_reaches_no_number(runs, plain, at, tuple(index), some=some) for at, _, index, some in wrong)
+    through = _number_in_one(runs, cell)
+    names = {at: f"by {name}" for at, name in enumerate(numbers.names)}
+    return all(
+        _reaches_no_number(runs, plain, at, tuple(index), some=some)
+        or (bool(through[names[at]][tuple(index)]) and _reaches_numbers_alone(runs, plain, at, tuple(index)))
+        for at, _, index, some in wrong
+    )
 
 
 def _no_number_in_either(runs: Runs, cell: Cell) -> dict[str, np.ndarray]:
@@ -193,19 +205,55 @@ def _derivatives_apart(runs: Runs, cell: Cell, found: Outcome) -> dict[str, np.n
     return masks
 
 
+def _number_in_one(runs: Runs, cell: Cell) -> dict[str, np.ndarray]:
+    """Return by output which elements are a number in one framework and NaN in the other, in float64."""
+    torch, jax = (runs.outputs(cell, world=world, dtype="float64") for world in EAGER.values())
+    if isinstance(torch, Failure) or isinstance(jax, Failure):
+        return {}
+    values = {name: (torch.values[name], jax.values[name]) for name in torch.values if name in jax.values}
+    return {
+        name: (np.isnan(one) & np.isfinite(other)) | (np.isfinite(one) & np.isnan(other))
+        for name, (one, other) in values.items() if one.shape == other.shape
+    }  # fmt: skip
+
+
 def _reaches_no_number(runs: Runs, plain: Cell, at: int, index: tuple[int, ...], *, some: bool) -> bool:
     """Return whether an element of an input reaches some output, and none that is a number in a framework.
 
     With `some` each array of outputs that it reaches may have numbers as well, but not numbers alone.
+    """
+    reached = _reached(runs, plain, at, index, np.nan)
+    if reached is None:
+        return False
+    inside = [numbers[moved] for moved, numbers in reached if np.any(moved)]
+    return bool(inside) and not any(bool(np.all(one) if some else np.any(one)) for one in inside)
 
-    What it reaches is seen on the user's own numbers: there it is made NaN.
+
+def _reaches_numbers_alone(runs: Runs, plain: Cell, at: int, index: tuple[int, ...]) -> bool:
+    """Return whether an element of an input reaches outputs that are numbers alone, where others are none.
+
+    A number is tried: NaN would reach what it is multiplied by zero for.
+    """
+    reached = _reached(runs, plain, at, index, OTHER_NUMBER)
+    if reached is None or all(bool(np.all(numbers)) for _, numbers in reached):
+        return False
+    inside = [numbers[moved] for moved, numbers in reached if np.any(moved)]
+    return bool(inside) and all(bool(np.all(one)) for one in inside)
+
+
+def _reached(
+    runs: Runs, plain: Cell, at: int, index: tuple[int, ...], tried: float
+) -> list[tuple[np.ndarray, np.ndarray]] | None:  # fmt: skip
+    """Return which outputs an element of an input reaches, and which are numbers, of each framework and output.
+
+    What it reaches is seen on the user's own numbers, where it is given another value. None where that does not run.
     """
     usual = replace(plain, data="random")
     numbers = runs.plain(usual.data, usual.dtype)
     probe = numbers.theta[at].copy()
-    probe[index] = np.nan
+    probe[index] = tried
     probed = replace(numbers, theta=(*numbers.theta[:at], probe, *numbers.theta[at + 1 :]))
-    reached = False
+    found = []
     for world in EAGER.values():
         there = replace(usual, world=world)
         seen = [
@@ -214,17 +262,14 @@ def _reaches_no_number(runs: Runs, plain: Cell, at: int, index: tuple[int, ...],
             runs.rerun(there, "float64", probed),
         ]
         if any(isinstance(one, Failure) for one in seen):
-            return False
+            return None
         here, before, after = (one.values for one in seen if isinstance(one, Outputs))
         for name, value in here.items():
             if name not in before or not value.shape == before[name].shape == after[name].shape:
-                return False
+                return None
             moved = (before[name] != after[name]) & ~((before[name] != before[name]) & (after[name] != after[name]))
-            numbers_here = np.isfinite(value) if value.dtype.kind == "f" else np.ones(value.shape, bool)
-            if np.any(moved) and (np.all(numbers_here[moved]) if some else np.any(numbers_here[moved])):
-                return False
-            reached |= bool(moved.any())
-    return reached
+            found.append((moved, np.isfinite(value) if value.dtype.kind == "f" else np.ones(value.shape, bool)))
+    return found
 
 
 def _why(runs: Runs, cell: Cell, dtype: str) -> str:

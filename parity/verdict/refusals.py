@@ -54,6 +54,9 @@ GAPS = (
 )
 """What a framework says where it has no derivative of an operator of its own."""
 
+NO_BATCHES = r"^RuntimeError: Batching rule not implemented for aten::\w+"
+"""What torch says where it has no rule under vmap for an operator of its own."""
+
 
 def is_gap(failure: Failure) -> bool:
     """Return whether a framework says that it has no derivative of an operator of its own.
@@ -106,7 +109,9 @@ def refuses_dtype(runs: Runs, cell: Cell, failure: Failure) -> bool:
 
 
 def lacks(runs: Runs, cell: Cell, failure: Failure) -> bool:
-    """Return whether a cell cannot be compared as one framework has no such derivative, and all that both have agrees.
+    """Return whether a cell cannot be compared as one framework has no such derivative, or torch no rule under vmap.
+
+    The function itself ran in both, and is compared there.
 
     Args:
         runs: Of the pair.
@@ -114,7 +119,8 @@ def lacks(runs: Runs, cell: Cell, failure: Failure) -> bool:
         failure: What one of the frameworks raised.
     """
     order = runs.pair.transform(cell.transform).order
-    return order > 0 and not runs.pair.brings(cell.transform) and is_gap(failure) and _ran(runs, cell)
+    gap = (order > 0 and is_gap(failure)) or re.search(NO_BATCHES, failure.raised.strip()) is not None
+    return gap and not runs.pair.brings(cell.transform) and _ran(runs, cell)
 
 
 def takes(runs: Runs, cell: Cell) -> bool:
