@@ -218,3 +218,24 @@ def test_a_torch_function_may_write_into_what_it_is_given():
     transforms = ["forward", "vjp", "backward", "vmap-0", "hvp-reverse-over-reverse"]
     report = parity.compare(theirs, mine, inputs, transforms=transforms, data=["random", "nan"])
     assert report.ok, str(report)
+
+
+def dense(x):
+    """Keep the even columns, by a product with zeros and ones."""
+    return x @ jnp.eye(x.shape[-1], dtype=x.dtype)[:, ::2]
+
+
+SPARSE = {
+    "columns are chosen": (lambda x: x[..., ::2], dense, True),
+    "a wrong column is chosen": (lambda x: x[..., ::2], lambda x: dense(x[..., ::-1]), False),
+    "NaN where infinity reaches it": (torch.relu, lambda x: jnp.where(jnp.isinf(x), jnp.nan, jax.nn.relu(x)), False),
+    "NaN where the slope is zero": (torch.floor, lambda x: jnp.where(jnp.isinf(x), jnp.nan, jnp.floor(x)), False),
+}
+
+
+@pytest.mark.parametrize(("theirs", "mine", "right"), SPARSE.values(), ids=SPARSE)
+def test_zero_times_infinity_is_told_from_a_result_that_is_no_number(theirs, mine, right):
+    inputs = (np.random.default_rng(0).standard_normal((3, 6)),)
+    chosen = {"transforms": ["forward"], "worlds": ["jax-eager"], "dtypes": ["float64"]}
+    report = parity.compare(theirs, mine, inputs, data=["infinite"], **chosen)
+    assert [cell.verdict for cell in report.cells] == ["edge" if right else "differs"], str(report)

@@ -118,14 +118,17 @@ def _convolution(
     out = x.new_zeros(x.shape[0], groups, weight.shape[0] // groups, *shape)
     grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     for place in itertools.product(*(range(kernel) for _, kernel, *_ in axes)):
-        inside, taken = [], []  # outputs that this place of the kernel has an input for, and those inputs
+        # Outputs that this place of the kernel has an input for, and those inputs.
+        inside: list[Any] = [...]
+        taken: list[Any] = [...]
         for at, (size, _, by, pad, step), many in zip(place, axes, shape, strict=True):
             first, last = max(0, -((at * step - pad) // by)), min(many, (size - 1 + pad - at * step) // by + 1)
             inside.append(slice(first, max(first, last)))
             start = first * by + at * step - pad
             taken.append(slice(start, start + max(0, last - first) * by, by))
-        products = torch.einsum("ngi...,goi->ngo...", grouped[(..., *taken)], _of_groups(weight[(..., *place)], groups))
-        out[(..., *inside)] += products
+        at_place: Any = (..., *place)
+        products = torch.einsum("ngi...,goi->ngo...", grouped[tuple(taken)], _of_groups(weight[at_place], groups))
+        out[tuple(inside)] += products
     out = out.reshape(x.shape[0], weight.shape[0], *shape)
     return out if bias is None else out + bias.reshape(-1, *[1] * len(axes))
 

@@ -27,6 +27,7 @@ from parity.verdict import arithmetic
 from parity.verdict.bounds import FLUSHED, UNIT
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.outcomes import Outcome
+from parity.verdict.through_zero import came_through_zero
 
 KINDS = ("large", "small", "subnormal", "sweep")
 """Kinds of data that reach it."""
@@ -77,6 +78,9 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
             return replace(found, verdict="edge", reason=uncompiled.reason)
     if _is_nowhere(runs, cell, found, judged):
         return replace(found, verdict="edge", reason=f"a derivative where the function is no number: {found.reason}")
+    if cell.data.split("#")[0] in NO_NUMBERS and came_through_zero(runs, cell):
+        reason = f"zero times what is no number, where the other leaves that out: {found.reason}"
+        return replace(found, verdict="edge", reason=reason)
     if "~" in cell.data:
         return found  # it was drawn so as not to leave the range
     if cell.data.split("#")[0] in NO_NUMBERS:

@@ -77,6 +77,7 @@ NOT_OF_THIS_TYPE = (
     r"[Ll]ow precision dtypes not supported\. Got (BFloat16|Half)",
     r"Unsupported dtype (BFloat16|Half|bfloat16|float16)\b",
     r"input tensor must be either float or double dtype",
+    r"to be Half, Float or Double tensors but got BFloat16",
     r"(doesn't handle types other than float and double|of float, double, cfloat or cdouble types)",
 )
 """What an operator of a framework says of a type that it does not take."""
