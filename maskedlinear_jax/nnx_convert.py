@@ -38,6 +38,7 @@ class Place(NamedTuple):
     node: Any
     parent: Any
     key: Any
+    is_computed: bool
 
 
 def mask_linears(
@@ -215,7 +216,12 @@ def places(model: nnx.Module, kind: Any) -> Places:
     """Return each node of a kind by its dotted path."""
     by_path = dict(nnx.iter_graph(model))
     return {
-        ".".join(map(str, path)): Place(node, by_path[path[:-1]] if path else None, path[-1] if path else None)
+        ".".join(map(str, path)): Place(
+            node,
+            by_path[path[:-1]] if path else None,
+            path[-1] if path else None,
+            any(isinstance(by_path.get(path[:n]), COMPUTES) for n in range(len(path))),
+        )
         for path, node in by_path.items()
         if isinstance(node, kind)
     }
@@ -229,11 +235,17 @@ def check_ties(model: nnx.Module, layers: Mapping[str, Any]) -> None:
 
 
 def replace(model: nnx.Module, found: Mapping[str, Place], made: Mapping[str, Any]) -> nnx.Module:
-    """Put other nodes into the places of some; return the model, or what replaces it."""
+    """Put other nodes into the places of some, wherever a module has them; return the model, or what replaces it."""
+    modules = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)]
     for name, layer in made.items():
-        _, parent, key = found[name]
+        node, parent, key, _ = found[name]
         if parent is None:
             return layer
+        # A graph has each node once; a module may have it under two names.
+        beside = [(other, one) for other in modules for one, value in vars(other).items() if value is node]
+        for other, one in beside:
+            if (other, one) != (parent, key):
+                setattr(other, one, layer)
         if isinstance(key, str) and isinstance(parent, nnx.Module) and not isinstance(parent, nnx.List):
             setattr(parent, key, layer)
         else:
@@ -246,7 +258,7 @@ def _part(name: str, place: Place) -> Part:
     has_bias = getattr(node, "bias", None) is not None
 
     def check() -> None:
-        if isinstance(place.parent, COMPUTES):
+        if place.is_computed:
             convert_checks.refuse_computed(name)
         if not isinstance(node, Layer):
             form.check(name, node)

@@ -96,7 +96,8 @@ def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
     - A forward reads these, whatever was written to the parameter: by an optimizer's step or by calls of another name
       (SAM's `first_step`), in place or through `.data`, by an average or a swap of weights.
     - The parameter itself is put back after every `step` of any torch optimizer that has it, before a forward that
-      sees it changed, and by `state_dict()`.
+      sees it changed, and by `state_dict()`. torch does not count writes through `.data`: a step looks for them at a
+      few hundred entries, and leaves a single one beside these to the forward and to `state_dict()`.
     - Copies of a held model, by deepcopy or pickle, are held; so are layers that come to it later, masks that are
       set and parameter groups that are added.
 

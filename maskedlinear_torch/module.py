@@ -148,11 +148,13 @@ class Layer(HeldModule):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter. Another matrix is the layer's first one from now on."""
-        same = self._parameters.get(name) is param  # `layer.weight *= 2` sets what is there
+        old = self._parameters.get(name)
+        same = old is param  # `layer.weight *= 2` sets what is there
+        was_made = old is not None and not old.is_meta  # a conversion fills a layer of the meta device
         super().register_parameter(name, param)
         if name in ("weight", "base") and "_origin" in self.__dict__ and param is not None and not same:
             self._origin = Origin(self)
-            if not (self._is_packed or self._is_loading):
+            if was_made and not (self._is_packed or self._is_loading):
                 plain_ties.take(self, param)
 
     def _load_from_state_dict(self, state_dict: Any, *args: Any, **keywords: Any) -> None:

@@ -11,6 +11,9 @@ from maskedlinear_core.checks import packed as packed_checks
 _COMPUTED_FROM = ("orig", "mask", "g", "v", "u")
 """How pruning, weight norm and spectral norm call what they compute a parameter from."""
 
+_OWN = ("values", "base", "bias", "bias_values", "bias_base")
+"""Names of a layer's own; a user's `gate_v` beside a `gate` computes nothing."""
+
 
 class OwnParameters(dict[str, Any]):
     """The parameters of a module by name, without those that it computes: who takes these out is told so.
@@ -49,7 +52,7 @@ class OwnParameters(dict[str, Any]):
             TypeError: It is one such.
         """
         stem, _, suffix = name.rpartition("_")
-        if suffix not in _COMPUTED_FROM or name in self or not (stem in self or stem in {*self.computed, *self._taken}):
+        if suffix not in _COMPUTED_FROM or name in self or stem not in {*self.computed, *_OWN}:
             return
         self._put_back(stem)
         packed_checks.refuse_computed(self.layer, stem)

@@ -27,6 +27,9 @@ from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_parts import Bias, Weight, seen
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
+_OF_PACKED = ("values", "base", "bias_values", "bias_base")
+"""Parameters that a state_dict has as `weight` and `bias`."""
+
 
 class PackedLinear(Layer):
     """A linear layer whose trainable entries are a parameter of their own, over a matrix that is a constant.
@@ -430,6 +433,10 @@ class PackedLinear(Layer):
         for name, value in (("weight", self.weight), ("bias", self.bias)):
             if value is not None:
                 destination[prefix + name] = value if keep_vars else value.detach()
+        others: dict[str, Any] = {}
+        super()._save_to_state_dict(others, prefix, keep_vars)
+        own = {prefix + name for name in _OF_PACKED}
+        destination.update({name: value for name, value in others.items() if name not in own})
 
     def _load_numbers(
         self,
@@ -441,7 +448,20 @@ class PackedLinear(Layer):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # As a plain layer would, whose weight is then taken apart.
+        # What a subclass has beside as every module's; the weight as a plain layer's, which is then taken apart.
+        whole = {name: value for name, value in state_dict.items() if name in (prefix + "weight", prefix + "bias")}
+        rest = {name: value for name, value in state_dict.items() if name not in whole}
+        before = dict(self._parameters)
+        for name in _OF_PACKED:
+            self._parameters.pop(name, None)
+        try:
+            nn.Module._load_from_state_dict(
+                self, rest, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
+            )
+        finally:
+            after = {name: self._parameters.get(name, value) for name, value in before.items()}
+            self._parameters.clear()
+            self._parameters.update(after)
         assign = bool(local_metadata.get("assign_to_params_buffers"))
         plain = nn.Linear(
             self.in_features, self.out_features, self.bias_values is not None,
@@ -453,7 +473,7 @@ class PackedLinear(Layer):
                 if plain.bias is not None:
                     plain.bias.copy_(self._whole_bias())
             plain._load_from_state_dict(
-                dict(state_dict), prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
+                whole, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
             )
             if plain.weight.is_meta:
                 return

@@ -127,6 +127,12 @@ _COPIES = (Tensor.detach, Tensor.clone, Tensor.to, Tensor.cpu, Tensor.cuda, Tens
 _WRITE_ALL = (Tensor.copy_, Tensor.fill_, Tensor.zero_)
 
 
+def _covers(one: Tensor, root: Tensor) -> bool:
+    # Views of as many entries may name some of them twice (expand).
+    same = sorted(zip(one.stride(), one.shape, strict=True)) == sorted(zip(root.stride(), root.shape, strict=True))
+    return one.numel() == root.numel() and (same or one.is_contiguous())
+
+
 class Whole(Protocol):
     """A part of a layer that is put together of what learns and what does not: its weight or its bias."""
 
@@ -192,7 +198,7 @@ class Merged(Tensor):
             result = func(*args, **kwargs)
             for one, version, history in before:
                 if _compat.version(one) != version:
-                    is_all = one is first and func in _WRITE_ALL and one.numel() == one.link.root.numel()
+                    is_all = one is first and func in _WRITE_ALL and _covers(one, one.link.root)
                     one._write_through(history is not None and one._history() is not history, is_all)
             return _linked(result, [one.link for one in merged])
 

@@ -233,6 +233,33 @@ SPARSE = {
 }
 
 
+def guarded(x):
+    return jnp.where(jnp.isinf(x).any(), jnp.nan, jnp.sin(x))
+
+
+SPARSE |= {
+    "a large number where infinity goes in": (
+        lambda x: x * 2, lambda x: jnp.where(jnp.isinf(x), jnp.sign(x) * 1e30, x) * 2, False,
+    ),
+    "a limit": (torch.relu, lambda x: jnp.minimum(jax.nn.relu(x), jnp.full_like(x, 1e30)), False),
+    "all is NaN where one is infinite": (torch.sin, guarded, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["infinite", "nan"])
+def test_a_derivative_through_a_branch_that_is_not_taken_is_a_failure(kind):
+    def theirs(x):
+        ok = torch.isfinite(x)
+        return torch.where(ok, torch.sin(torch.where(ok, x, 0.0)), 0.0)[:5], x[5:] * 2
+
+    def mine(x):
+        return jnp.where(jnp.isfinite(x), jnp.sin(x), 0.0)[:5], x[5:] * 2
+
+    chosen = {"transforms": ["vjp"], "worlds": ["jax-eager"], "dtypes": ["float64"], "data": [kind]}
+    report = parity.compare(theirs, mine, (np.random.default_rng(0).standard_normal(10),), **chosen)
+    assert [cell.verdict for cell in report.cells] == ["differs"], str(report)
+
+
 @pytest.mark.parametrize(("theirs", "mine", "right"), SPARSE.values(), ids=SPARSE)
 def test_zero_times_infinity_is_told_from_a_result_that_is_no_number(theirs, mine, right):
     inputs = (np.random.default_rng(0).standard_normal((3, 6)),)

@@ -7,7 +7,6 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from unittest import mock
 
 QUICKLY = {
     "xla_backend_optimization_level": 0,
@@ -38,6 +37,12 @@ def torch_dispatch_mode() -> type:
     return TorchDispatchMode
 
 
+_options: dict[int, Mapping[str, Any]] = {}
+_usual: list[Callable[..., Any]] = []
+_lock = threading.Lock()
+"""The options of each thread that gave some, and what JAX does without."""
+
+
 @contextlib.contextmanager
 def xla_options(options: Mapping[str, Any]) -> Iterator[None]:
     """Give XLA these options in whatever it compiles, also where no `jax.jit` of ours could take `compiler_options`.
@@ -46,15 +51,29 @@ def xla_options(options: Mapping[str, Any]) -> Iterator[None]:
     """
     from jax._src import compiler
 
-    usual, here = compiler.get_compile_options, threading.get_ident()
-
-    def with_options(*args: Any, **keywords: Any) -> Any:
-        if threading.get_ident() == here:
-            keywords["env_options_overrides"] = {**options, **(keywords.get("env_options_overrides") or {})}
-        return usual(*args, **keywords)
-
-    with mock.patch.object(compiler, "get_compile_options", with_options):
+    here = threading.get_ident()
+    with _lock:
+        before = _options.get(here)
+        _options[here] = options
+        if not _usual:
+            _usual.append(compiler.get_compile_options)
+            compiler.get_compile_options = _with_options
+    try:
         yield
+    finally:
+        with _lock:
+            _options.pop(here)
+            if before is not None:
+                _options[here] = before
+            if not _options:
+                compiler.get_compile_options = _usual.pop()
+
+
+def _with_options(*args: Any, **keywords: Any) -> Any:
+    options = _options.get(threading.get_ident())
+    if options is not None:
+        keywords["env_options_overrides"] = {**options, **(keywords.get("env_options_overrides") or {})}
+    return _usual[0](*args, **keywords)
 
 
 def known_xla_options(options: Mapping[str, Any]) -> dict[str, Any]:

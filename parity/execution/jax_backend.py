@@ -178,9 +178,16 @@ def _form(asked: Call, arrays: Any) -> str:
     return f"{asked.key} {[(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)]}"
 
 
-def _options(asked: Call) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _options(asked: Call) -> Iterator[None]:
     options = asked.compiler.get("compiler_options")
-    return xla_options(options) if options else contextlib.nullcontext()
+    if not options:
+        yield
+        return
+    # JAX keeps what it compiled by its settings, not by these options: another name of the same precision is another
+    # setting.
+    with xla_options(options), jax.default_matmul_precision("float32"):
+        yield
 
 
 def _jitted(asked: Call) -> Any:

@@ -21,13 +21,13 @@ import numpy as np
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation import fills
+from parity.explanation.sparse_products import came_through_zero
 from parity.operator import data
 from parity.records import Cell
 from parity.verdict import arithmetic
 from parity.verdict.bounds import FLUSHED, UNIT
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.outcomes import Outcome
-from parity.verdict.through_zero import came_through_zero
 
 KINDS = ("large", "small", "subnormal", "sweep")
 """Kinds of data that reach it."""
@@ -124,8 +124,8 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     Functions that differ themselves are not excused. Where they agree, each element that differs is: by an input on
     which no output depends that is a number; or that is zero on usual numbers (a masked key) and NaN in one framework,
     which multiplies by that zero; or infinity in one and NaN in the other, by an input that reaches no array of
-    outputs that are all numbers; or a number in one and NaN in the other, by an input that reaches numbers alone: that
-    NaN is of outputs which the input does not reach, and came through a zero.
+    outputs that are all numbers; or a number in one and NaN in the other, by an input that reaches numbers alone, in a
+    program that masks: that NaN is of outputs which the input does not reach, and came through the mask.
     """
     transform, finding = runs.pair.transform(cell.transform), found.finding
     if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
@@ -150,11 +150,15 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
         return False
     if len(wrong) > MOST:
         wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
-    through = _number_in_one(runs, cell)
-    names = {at: f"by {name}" for at, name in enumerate(numbers.names)}
+    through = _number_in_one(runs, cell) if fills.masks(runs, cell) else {}
+    nothing = np.zeros((), bool)
+
+    def came_through_a_mask(at: int, index: tuple[int, ...]) -> bool:
+        one = through.get(f"by {numbers.names[at]}", nothing)
+        return bool(one.ndim and one[index]) and _reaches_numbers_alone(runs, plain, at, index)
+
     return all(
-        _reaches_no_number(runs, plain, at, tuple(index), some=some)
-        or (bool(through[names[at]][tuple(index)]) and _reaches_numbers_alone(runs, plain, at, tuple(index)))
+        _reaches_no_number(runs, plain, at, tuple(index), some=some) or came_through_a_mask(at, tuple(index))
         for at, _, index, some in wrong
     )
 

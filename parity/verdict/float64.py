@@ -212,10 +212,10 @@ def _close(
     with contextlib.suppress(compare.Mismatch):
         return held(sensitivity.NOTHING, beside=None if cell.data == "random" else twin), ""
     rounded = sensitivity.of_cell(runs, cell, UNIT[dtype], lower=True).spread if single else {}
-    for moved in sensitivity.growing(runs, cell, UNIT[dtype]):
+    for moved, is_all in sensitivity.growing(runs, cell, UNIT[dtype]):
         moved = replace(moved, spread=moved.spread | {name: rounded[name] for name in single & rounded.keys()})
         try:
-            return held(moved), ""
+            return held(moved, beside=twin if is_all else None), ""
         except compare.Mismatch as mismatch:
             first = mismatch
     if dtype == "float64":

@@ -94,7 +94,7 @@ def of_cell(
         lower: Whether what the program computes in a type with a larger unit is rounded in that one.
         formula: The framework whose program is measured, in the place of the first that runs.
         smooth: Whether jumps do not count, as at points that are chosen.
-        draws: How many are looked at, where not all: what others do is taken for nothing.
+        draws: How many are made at least, where not all: what those do that are not made is taken for nothing.
     """
     chosen = smooth or cell.data.split("#")[0] in CHOSEN
     size = unit if unit > IN_FLOAT64 else IN_FLOAT64
@@ -120,14 +120,14 @@ def of_cell(
     return measuring.after(min(draws or _draws(cell), _draws(cell))).times(unit / size)
 
 
-def growing(runs: Runs, cell: Cell, unit: float) -> Iterator[Moved]:
-    """Give what rounding does to a cell, of `of_cell`, from below: after few draws, then after all.
+def growing(runs: Runs, cell: Cell, unit: float) -> Iterator[tuple[Moved, bool]]:
+    """Give what rounding does to a cell, of `of_cell`, after few draws, then after all, and whether it is all.
 
-    What is within the bound of few draws is within that of all.
+    What is within the bound of few draws is within that of all, if nothing but the bound excuses it.
     """
     if cell.data.split("#")[0] not in CHOSEN:
-        yield of_cell(runs, cell, unit, draws=FIRST)
-    yield of_cell(runs, cell, unit)
+        yield of_cell(runs, cell, unit, draws=FIRST), False
+    yield of_cell(runs, cell, unit), True
 
 
 def with_own(runs: Runs, cell: Cell, moved: Moved, unit: float) -> Moved:
