@@ -193,7 +193,7 @@ class Call:
             merged = []
             for kind in kinds:
                 leaf = next(left) if kind else next(right)
-                merged.append(ops.complex(leaf, next(left)) if kind == "complex" else ops.handed(leaf))
+                merged.append(ops.complex(leaf, next(left)) if kind == "complex" else ops.copy(leaf))
             outputs = self.function(*trees.rebuild(template, iter(merged)), **fixed, **keywords)
             return trees.outputs(outputs)
 

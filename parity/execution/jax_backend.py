@@ -53,8 +53,8 @@ class Ops:
     iscomplexobj = staticmethod(jnp.iscomplexobj)
 
     @staticmethod
-    def handed(leaf: Any) -> Any:
-        """Return an array as it is handed to the function."""
+    def copy(leaf: Any) -> Any:
+        """Return an array for a function to have: none can write into JAX's."""
         return leaf
 
     @staticmethod

@@ -44,7 +44,7 @@ class Ops:
     iscomplexobj = staticmethod(torch.is_complex)
     linear = staticmethod(F.linear)
     # A function may write into what it is given, as layers with inplace=True do: torch refuses that of a leaf.
-    handed = staticmethod(torch.clone)
+    copy = staticmethod(torch.clone)
 
     @staticmethod
     def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
