@@ -32,6 +32,7 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
+from maskedlinear_jax.nnx_convert import UNNORMED as _UNNORMED
 from maskedlinear_jax.nnx_convert import check_ties as _check_ties
 from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
@@ -100,7 +101,7 @@ def grad_masks(model: nnx.Module) -> nnx.State:
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), nnx.state(model, nnx.Param))
     for name, place in _places(model, _Layer).items():
         if place.is_computed:
-            frozen_checks.refuse_computed(name, "kernel")
+            frozen_checks.refuse_computed(name, "kernel", "grad_masks", _UNNORMED)
     for path, layer in nnx.iter_graph(model):
         if isinstance(layer, MaskedLinear | MaskedEmbed | MaskedLinearGeneral):
             inside = state
@@ -180,7 +181,7 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
     _check_ties(model, {name: places[name].node for name in contents.layers})
     for name in contents.layers:
         if places[name].is_computed:
-            convert_checks.refuse_computed(name)
+            convert_checks.refuse_computed(name, "load_packed", _UNNORMED)
     made: dict[str, Any] = {}
     for name in contents.layers:
         layer, loaded = places[name][0], found[name]

@@ -31,6 +31,8 @@ Places = dict[str, "Place"]
 COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
 """What writes a layer's kernel anew in each forward."""
 
+UNNORMED = "take the layer out of nnx.WeightNorm or nnx.SpectralNorm first"
+
 
 class Place(NamedTuple):
     """A node of a model, the node that holds it, and under which key."""
@@ -259,7 +261,7 @@ def _part(name: str, place: Place) -> Part:
 
     def check() -> None:
         if place.is_computed:
-            convert_checks.refuse_computed(name)
+            convert_checks.refuse_computed(name, remedy=UNNORMED)
         if not isinstance(node, Layer):
             form.check(name, node)
 

@@ -17,6 +17,9 @@ VERDICTS: tuple[Verdict, ...] = (
 Judged = Literal["bits", "meaning", "precision", "ratio"]
 """By what: equal bits; the float64 runs; a run against its own float64 run; the two frameworks' errors."""
 
+WHO = {"torch": "torch", "jax": "JAX"}
+"""The frameworks as people write them, in the order of a pair."""
+
 WORLDS = ("torch-eager", "torch-compiled", "jax-eager", "jax-jit")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "float64", "bfloat16", "float16")

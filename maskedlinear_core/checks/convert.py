@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
+PERMANENT = "make it permanent first (e.g. torch.nn.utils.prune.remove)"
+"""What to do about a weight that torch computes."""
+
 
 def mapping(what: str, masks: Any) -> None:
     """Check that masks come by pattern.
@@ -119,16 +122,20 @@ def refuse_attention(name: str) -> NoReturn:
     )
 
 
-def refuse_computed(name: str) -> NoReturn:
+def refuse_computed(name: str, function: str = "mask_linears", remedy: str = PERMANENT) -> NoReturn:
     """Refuse a layer whose weight or bias is no parameter but made from others before each forward.
+
+    Args:
+        name: Of the layer, or nothing for the model itself.
+        function: That refuses.
+        remedy: What makes the weight a parameter.
 
     Raises:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {_named(name)}: expected a weight and bias that are parameters, got one computed "
-        "from others (weight or spectral norm, pruning); make it permanent first (e.g. torch.nn.utils.prune.remove), "
-        "or leave the layer out"
+        f"{function}: {_named(name)}: expected a weight and bias that are parameters, got one computed "
+        f"from others (weight or spectral norm, pruning); {remedy}, or leave the layer out"
     )
 
 

@@ -6,6 +6,9 @@ from typing import NoReturn
 
 from maskedlinear_core.checks.words import Shape
 
+REMOVED = "remove that first (e.g. torch.nn.utils.parametrize.remove_parametrizations)"
+"""What to do about a weight that torch computes."""
+
 
 def same_names(before: set[str], after: set[str], masks: set[str]) -> None:
     """Check that both sides hold arrays of the same names, and masks of these.
@@ -97,16 +100,21 @@ def refuse_nothing_held() -> NoReturn:
     )
 
 
-def refuse_computed(layer: str, name: str) -> NoReturn:
+def refuse_computed(layer: str, name: str, function: str = "hold_frozen", remedy: str = REMOVED) -> NoReturn:
     """Refuse to hold what is computed anew from other parameters in each forward.
+
+    Args:
+        layer: Its name.
+        name: Of what is computed.
+        function: That refuses.
+        remedy: What makes it a parameter.
 
     Raises:
         ValueError: Always.
     """
     raise ValueError(
-        f"hold_frozen: expected {layer or 'the layer'} to have its {name} as a parameter of its own, got one that is "
-        "computed from others (weight norm, a parametrization, pruning), which move it; remove that first "
-        "(e.g. torch.nn.utils.parametrize.remove_parametrizations)"
+        f"{function}: expected {layer or 'the layer'} to have its {name} as a parameter of its own, got one that is "
+        f"computed from others (weight norm, a parametrization, pruning), which move it; {remedy}"
     )
 
 

@@ -12,7 +12,7 @@ from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
 from parity.explanation.trials import BOTH_RIGHT
 from parity.operator.data import SUBNORMAL
-from parity.records import Diagnosis
+from parity.records import WHO, Diagnosis
 from parity.verdict.judge import same_dtype
 
 Cause = Callable[[Evidence], Diagnosis | None]
@@ -69,7 +69,7 @@ def unsteady(e: Evidence) -> Diagnosis | None:
     """A function that draws random numbers."""
     if not e.unsteady:
         return None
-    who = " and ".join({"torch": "torch", "jax": "JAX"}[name] for name in e.unsteady)
+    who = " and ".join(WHO[name] for name in e.unsteady)
     return Diagnosis("not deterministic", f"Run again on the same numbers, the function in {who} gives other results.",
                      "Switch dropout off (eval mode), or pass what is drawn at random as an input to both.")  # fmt: skip
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from parity.explanation.programs.program import Step
 from parity.explanation.substitution import Change, other
-from parity.records import Diagnosis
-
-WHO = {"torch": "torch", "jax": "JAX"}
+from parity.records import WHO, Diagnosis
 
 
 @dataclass(frozen=True)

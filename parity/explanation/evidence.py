@@ -10,7 +10,7 @@ import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.operator import data
-from parity.records import Cell, Diagnosis
+from parity.records import WHO, Cell, Diagnosis
 from parity.verdict.refusals import OWN_ERROR, RAN_IN_NEITHER
 
 
@@ -92,7 +92,7 @@ class Evidence:
     @property
     def who(self) -> str:
         """The framework whose result `got` is, by the name people write."""
-        return {"torch": "torch", "jax": "JAX"}[self.framework]
+        return WHO[self.framework]
 
     @property
     def whose(self) -> str:

@@ -18,7 +18,7 @@ from parity.explanation.constants import Replacement, written
 from parity.explanation.programs.program import Constant, Key, Program
 from parity.explanation.substitution import with_theta
 from parity.explanation.trials import program_of
-from parity.records import Cell
+from parity.records import WHO, Cell
 
 FILL = 1e30
 """Numbers at least as large are written for infinity."""
@@ -28,8 +28,6 @@ NEAR = 1e-5
 
 SCALES = (1.0, 10.0, 100.0)
 """Sizes of the numbers that are tried where an input is said to move nothing."""
-
-NAMES = {"torch": "torch", "jax": "JAX"}
 
 
 def stand_in(runs: Runs, cell: Cell, masked: Mapping[str, np.ndarray]) -> str:
@@ -58,7 +56,7 @@ def stand_in(runs: Runs, cell: Cell, masked: Mapping[str, np.ndarray]) -> str:
         for at in (numbers, _unmasked(runs, cell, numbers, usual)):
             found, other = program.run(at, edits), of_other(runs, cell, framework, at)
             if found is not None and isinstance(other, Outputs) and agree(found, other.values, masked):
-                number, where = written(fills[0].value), NAMES[framework]
+                number, where = written(fills[0].value), WHO[framework]
                 return f"{number} stands for infinity in {where}; with infinity there the two agree"
     return ""
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation.claims import WHO, Claim
+from parity.explanation.claims import Claim
 from parity.explanation.substitution import Bench, Change, other, with_theta
 from parity.operator import trees
 from parity.operator.trees import is_float
-from parity.records import Diagnosis
+from parity.records import WHO, Diagnosis
 
 ORDER = "Hand the arguments over in one order: the same name stands in another place in many signatures."
 USE = "Use {name} in {whose} as {who} does, or leave it out on both sides."

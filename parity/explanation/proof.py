@@ -12,12 +12,12 @@ import numpy as np
 
 from parity.execution.calls import Numbers
 from parity.explanation import arrangement, constants, conventions, inputs, operators
-from parity.explanation.claims import WHO, Claim
+from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import factor
 from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, other
-from parity.records import Diagnosis
+from parity.records import WHO, Diagnosis
 
 NOTHING = 1e-12
 """Two float64 programs that differ by less have nothing to explain here."""

@@ -11,7 +11,7 @@ import numpy as np
 from parity.execution.calls import Numbers, Outputs
 from parity.execution.outputs import EAGER, Runs
 from parity.explanation.evidence import Widened
-from parity.records import Cell
+from parity.records import WHO, Cell
 
 BESIDE = 2.0**-8
 """How far points beside a tie or a kink are from it."""
@@ -87,13 +87,12 @@ def wrong_derivative(runs: Runs, cell: Cell) -> str:
     """
     off = _both_off(runs, cell)
     wrong, right = _wrong(off), [name for name, one in off.items() if one is not None and one < RIGHT]
-    said = {"torch": "torch", "jax": "JAX"}
     of = "gradient" if runs.pair.transform(cell.transform).order > 1 else "function"
     if len(wrong) == 1 and len(right) == 1:
         (bad,), (good,) = wrong, right
         return (
-            f" By finite differences in float64, {said[bad]}'s derivative is wrong: off from that of its own {of} "
-            f"by {off[bad]:.2g} of its size; {said[good]}'s is right."
+            f" By finite differences in float64, {WHO[bad]}'s derivative is wrong: off from that of its own {of} "
+            f"by {off[bad]:.2g} of its size; {WHO[good]}'s is right."
         )
     if len(wrong) == 2:
         return f" By finite differences in float64, neither side's derivative is that of its own {of}."
@@ -219,9 +218,7 @@ def widened(runs: Runs, cell: Cell, framework: str) -> Widened | None:
     return Widened(program.outputs, tuple(dict.fromkeys(step.name for step in many)))
 
 
-def program_of(
-    runs: Runs, cell: Cell, framework: str, numbers: Numbers, dtype: str
-) -> Any:  # fmt: skip
+def program_of(runs: Runs, cell: Cell, framework: str, numbers: Numbers, dtype: str) -> Any:
     """Return the steps of a cell's program (a JaxProgram or TorchProgram), as it is when it is called with a dtype.
 
     None where it does not run step by step: then nothing is known of it.

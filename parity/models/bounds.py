@@ -17,6 +17,7 @@ import numpy as np
 from parity.execution.programs import Reading
 from parity.models.capture.call import Call, Outputs
 from parity.models.matching import relative_distance, typical
+from parity.records import WHO
 from parity.verdict import sensitivity
 from parity.verdict.bounds import UNIT
 
@@ -124,14 +125,13 @@ def arithmetic(torch_call: Call, jax_call: Call, *, tables: bool, native: str) -
     """
     low = {"torch": low_types(torch_call, torch=True), "jax": low_types(jax_call, torch=False)}
     types = {side: max(found, key=lambda name: UNIT[name], default="float64") for side, found in low.items()}
-    names = {"torch": "torch", "jax": "JAX"}
     least = max(types.values(), key=lambda name: UNIT[name])
     text = ""
     if types["torch"] != types["jax"]:
         side, other = ("torch", "jax") if UNIT[types["torch"]] > UNIT[types["jax"]] else ("jax", "torch")
         shown = ", ".join(low[side][types[side]][:3])
         theirs = types[other] if types[other] != "float64" else native
-        text = f"{names[side]} computes {shown} in {types[side]}, {names[other]} in {theirs}"
+        text = f"{WHO[side]} computes {shown} in {types[side]}, {WHO[other]} in {theirs}"
     if tables and UNIT[least] < UNIT["float32"]:
         least = "float32"
     lower = {side: UNIT[name] > UNIT[native] for side, name in types.items()}

@@ -16,7 +16,7 @@ from parity.models.judging import AGREES
 from parity.models.module_pair import ModulePair
 from parity.models.report import ModelReport, Module
 from parity.models.shelf import layered
-from parity.records import Diagnosis
+from parity.records import WHO, Diagnosis
 
 if TYPE_CHECKING:
     from parity.models.runs import Comparison, Judgement, Pass
@@ -33,9 +33,6 @@ SHAPE = "output shape"
 
 BUDGET = 25.0
 """Seconds of this process' time in which causes are looked for, after the first module: that one is looked at whole."""
-
-WHO = {"torch": "torch", "jax": "JAX"}
-"""The two sides as people write them, in the order of a pair."""
 
 NOT_SEARCHED = "its cause was not looked for, because one of the two ran elsewhere"
 

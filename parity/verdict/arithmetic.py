@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from parity.execution.outputs import Runs
 from parity.execution.programs import Reading
-from parity.records import Cell
+from parity.records import WHO, Cell
 from parity.verdict.bounds import UNIT
 
 MOVES = {"lift_fresh", "detach", "contiguous", "_to_copy", "convert_element_type", "broadcast_in_dim", "iota"}
@@ -71,13 +71,12 @@ def compared(torch: Reading, jax: Reading, dtype: str) -> Arithmetic:
         return Arithmetic()
     if low["torch"].keys() == low["jax"].keys():
         return Arithmetic(alike=True)
-    names = {"torch": "torch", "jax": "JAX"}
     less, more = ("jax", "torch") if _largest(low["jax"]) >= _largest(low["torch"]) else ("torch", "jax")
     extra = [name for name in low[less] if name not in low[more]] or list(low[less])
     lowest = max(extra, key=lambda name: UNIT[name])
     operators = low[less][lowest]
     shown = ", ".join(operators[:SHOWN]) + (" and more" if len(operators) > SHOWN else "")
-    text = f"{names[less]} computes {shown} in {lowest}; {names[more]} in {dtype}"
+    text = f"{WHO[less]} computes {shown} in {lowest}; {WHO[more]} in {dtype}"
     reading = jax if less == "jax" else torch
     whose = reading.casts.get(lowest, set())
     if whose and "" not in whose:

@@ -23,7 +23,7 @@ from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation import fills
 from parity.explanation.sparse_products import came_through_zero
 from parity.operator import data
-from parity.records import Cell
+from parity.records import WHO, Cell
 from parity.verdict import arithmetic
 from parity.verdict.bounds import FLUSHED, UNIT
 from parity.verdict.float64 import held_to_float64
@@ -43,8 +43,6 @@ NEAR, NEAR_UNITS = 1e-6, 2.0**10
 
 OTHER_NUMBER = 1.625
 """A number that data hardly have, and every dtype holds."""
-
-NAMES = {"torch": "torch", "jax": "JAX"}
 
 
 def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outcome]) -> Outcome:
@@ -151,11 +149,10 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     if len(wrong) > MOST:
         wrong = [wrong[at] for at in np.linspace(0, len(wrong) - 1, MOST, dtype=int)]
     through = _number_in_one(runs, cell) if fills.masks(runs, cell) else {}
-    nothing = np.zeros((), bool)
 
     def came_through_a_mask(at: int, index: tuple[int, ...]) -> bool:
-        one = through.get(f"by {numbers.names[at]}", nothing)
-        return bool(one.ndim and one[index]) and _reaches_numbers_alone(runs, plain, at, index)
+        name = f"by {numbers.names[at]}"
+        return name in through and bool(through[name][index]) and _reaches_numbers_alone(runs, plain, at, index)
 
     return all(
         _reaches_no_number(runs, plain, at, tuple(index), some=some) or came_through_a_mask(at, tuple(index))
@@ -287,9 +284,9 @@ def _why(runs: Runs, cell: Cell, dtype: str) -> str:
         if reading is None:
             continue
         if reading.large:
-            large.append(f"{', '.join(sorted(reading.large)[:3])} in {NAMES[framework]}")
+            large.append(f"{', '.join(sorted(reading.large)[:3])} in {WHO[framework]}")
         if reading.small:
-            small.append(f"{', '.join(sorted(reading.small)[:3])} in {NAMES[framework]}")
+            small.append(f"{', '.join(sorted(reading.small)[:3])} in {WHO[framework]}")
     if large:
         return f"an intermediate result overflows ({'; '.join(large)})"
     if small:

@@ -77,9 +77,13 @@ def pair(case: str, precision: str = "native", subjects: Layers | None = None, q
 
 @functools.cache
 def known() -> tuple[dict[str, Any], ...]:
-    """Return the entries of known.toml."""
+    """Return the entries of known.toml, one for each transform."""
     text = resources.files("parity.suites.masked_linear").joinpath("known.toml").read_text("utf-8")
-    return tuple({"precision": "*", "by": ["*"]} | entry for entry in tomllib.loads(text)["unsupported"])
+    return tuple(
+        {"precision": "*", "by": ["*"]} | entry | {"transform": transform}
+        for entry in tomllib.loads(text)["unsupported"]
+        for transform in ([entry["transform"]] if isinstance(entry["transform"], str) else entry["transform"])
+    )
 
 
 def speaks_of(entry: Mapping[str, Any], case: Case, precision: str) -> bool:
