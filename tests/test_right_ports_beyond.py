@@ -266,3 +266,33 @@ def test_zero_times_infinity_is_told_from_a_result_that_is_no_number(theirs, min
     chosen = {"transforms": ["forward"], "worlds": ["jax-eager"], "dtypes": ["float64"]}
     report = parity.compare(theirs, mine, inputs, data=["infinite"], **chosen)
     assert [cell.verdict for cell in report.cells] == ["edge" if right else "differs"], str(report)
+
+
+PLACES = np.arange(6).reshape(2, 3)[:, ::-1] % 4
+"""A table of positions, as ports of windowed attention hold it: NumPy makes it of 64 bits."""
+
+
+def test_positions_of_64_bits_that_a_port_brings_along_are_read_with_both_settings_of_x64():
+    def theirs(x):
+        return x[torch.from_numpy(PLACES.copy())] * 2
+
+    report = parity.compare(
+        theirs, lambda x: x[PLACES] * 2, (np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2),),
+        transforms=["forward", "vjp", "vmap-0"], data=["random"], worlds=["jax-eager", "jax-jit"],
+    )  # fmt: skip
+    assert report.ok, str(report)
+
+
+def test_a_torch_function_that_refuses_a_gradient_by_an_input_is_told_so():
+    def theirs(x, mean, var):
+        return F.batch_norm(x, mean.clone(), var.clone(), training=True)
+
+    def mine(x, mean, var):
+        return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) + 0 * (mean + var)
+
+    inputs = (np.random.default_rng(0).standard_normal((4, 3)), np.zeros(3), np.ones(3))
+    report = parity.compare(theirs, mine, inputs, transforms=["forward", "vjp"], data=["random"], worlds=["jax-eager"])
+    assert {cell.verdict for cell in report.cells if cell.cell.transform == "forward"} <= {"identical", "within bound"}
+    derivatives = [cell for cell in report.cells if cell.cell.transform == "vjp"]
+    assert derivatives
+    assert all("not differentiable with respect to argument 'running_mean'" in cell.reason for cell in derivatives)

@@ -112,21 +112,42 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
     """
     with settings(x64=asked.dtype == "float64"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arrays = _arrays(asked, device)
-        if _anew:
-            size, seed = _anew[-1]
-            program = functools.partial(asked.program, Ops, is_float)
-            return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays)))
-        if world == "jax-eager":
-            with _options(asked):
-                outputs = _outputs(asked.program(EagerOps, is_float, arrays))
-        else:
-            key = f"{world} {device} {asked.key}"
-            if key not in kept:
-                kept[key] = _jitted(asked)
-            outputs = _outputs(kept[key](arrays))
-    forget_now_and_then()
+        outputs = _run_as_remembered(asked, world, device, kept)
+        if outputs is None:
+            jax.clear_caches()
+            outputs = _run(asked, world, device, kept)
+    if not _anew:
+        forget_now_and_then()
     return outputs
+
+
+def _run_as_remembered(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs | None:
+    """Run a program; None where JAX finds two types in it, perhaps as it remembers one of another setting of x64.
+
+    It remembers the integers of a NumPy array that a function brings along as it saw them first. A function whose
+    types do not go together raises again once that is forgotten.
+    """
+    try:
+        return _run(asked, world, device, kept)
+    except TypeError as error:
+        if "same dtypes" not in str(error):
+            raise
+        return None
+
+
+def _run(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
+    arrays = _arrays(asked, device)
+    if _anew:
+        size, seed = _anew[-1]
+        program = functools.partial(asked.program, Ops, is_float)
+        return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays)))
+    if world == "jax-eager":
+        with _options(asked):
+            return _outputs(asked.program(EagerOps, is_float, arrays))
+    key = f"{world} {device} {asked.key}"
+    if key not in kept:
+        kept[key] = _jitted(asked)
+    return _outputs(kept[key](arrays))
 
 
 def compiler(cell: Cell) -> dict[str, Any]:

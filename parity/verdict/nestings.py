@@ -88,5 +88,13 @@ def _has_own_rules(runs: Runs, cell: Cell) -> bool:
     if not isinstance(numbers, Numbers):
         return True
     asked = Call(runs.pair.torch, transforms.get("forward"), numbers, "float64")
-    found: bool = runs.once(("own rules", cell.device), lambda: world_of("torch").has_own_rules(asked, cell.device))
+
+    def find() -> bool:
+        try:
+            return bool(world_of("torch").has_own_rules(asked, cell.device))
+        except Exception:
+            # It takes no numbers that require a gradient (statistics of batch_norm): nothing is known of its rules.
+            return True
+
+    found: bool = runs.once(("own rules", cell.device), find)
     return found
