@@ -79,7 +79,7 @@ def hold_frozen(optimizer: Any, model: Any) -> Any:
         optimizer = optimizer.gradient_transformation()
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         frozen_checks.refuse_optimizer("an optax.GradientTransformation", optimizer)
-    held = masks_by_path(_masks_of(model))
+    held = masks_by_path(_masks_of(model, "hold_frozen"))
     of_layers = _is_model(model)
     if not held or (of_layers and not _holds(held)):
         frozen_checks.refuse_nothing_held()
@@ -137,7 +137,7 @@ def keep_frozen(params: Tree, before: Any, masks: Any) -> Tree:
         frozen_checks.same_shape(".".join(path), tuple(old[path].shape), tuple(leaf.shape))
         return old[path]
 
-    kept: Tree = keep(params, masks_by_path(_masks_of(masks)), frozen)
+    kept: Tree = keep(params, masks_by_path(_masks_of(masks, "keep_frozen")), frozen)
     return kept
 
 
@@ -169,7 +169,7 @@ def grad_masks(model: Any) -> Any:
 
     for kind, masks_of, _ in _MODELS:
         if isinstance(model, kind):
-            return masks_of(model)
+            return masks_of(model, "grad_masks")
     return jax.tree.map(masks, model, is_leaf=lambda node: isinstance(node, MaskedLinear))
 
 
@@ -231,26 +231,29 @@ def _is_mask_or_none(node: Any) -> bool:
     return node is None or isinstance(node, Mask)
 
 
-def register_models(kind: type, masks: Callable[[Any], Any], parts: Callable[[Any], tuple[Any, Any]]) -> None:
+def register_models(kind: type, masks: Callable[[Any, str], Any], parts: Callable[[Any], tuple[Any, Any]]) -> None:
     """Let models that are no pytrees of layers be held and compared (an adapter calls this on import).
 
     Args:
         kind: The class of such models.
-        masks: Of a model, what `grad_masks` gives.
+        masks: Of a model and the name of the function that asks (for its errors), what `grad_masks` gives.
         parts: Of a model, its arrays and masks by name.
     """
     _MODELS.append((kind, masks, parts))
 
 
-_MODELS: list[tuple[type, Callable[[Any], Any], Callable[[Any], tuple[Any, Any]]]] = []
+_MODELS: list[tuple[type, Callable[[Any, str], Any], Callable[[Any], tuple[Any, Any]]]] = []
 
 
 def _is_model(model: Any) -> bool:
     return isinstance(model, tuple(kind for kind, _, _ in _MODELS)) or _has_layers(model)
 
 
-def _masks_of(model: Any) -> Any:
-    return grad_masks(model) if _is_model(model) else model
+def _masks_of(model: Any, function: str) -> Any:
+    for kind, masks_of, _ in _MODELS:
+        if isinstance(model, kind):
+            return masks_of(model, function)
+    return grad_masks(model) if _has_layers(model) else model
 
 
 def _holds(held: Any) -> bool:

@@ -98,10 +98,14 @@ def grad_masks(model: nnx.Module) -> nnx.State:
         >>> grad_masks(layer)["kernel"].ravel().tolist()
         [True, False, False]
     """
+    return _grad_masks(model, "grad_masks")
+
+
+def _grad_masks(model: nnx.Module, function: str) -> nnx.State:
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), nnx.state(model, nnx.Param))
     for name, place in _places(model, _Layer).items():
         if place.is_computed:
-            frozen_checks.refuse_computed(name, "kernel", "grad_masks", _UNNORMED)
+            frozen_checks.refuse_computed(name, "kernel", function, _UNNORMED)
     for path, layer in nnx.iter_graph(model):
         if isinstance(layer, MaskedLinear | MaskedEmbed | MaskedLinearGeneral):
             inside = state
@@ -310,5 +314,5 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return arrays, trains
 
 
-freeze.register_models(nnx.Module, grad_masks, _frozen_parts)
+freeze.register_models(nnx.Module, _grad_masks, _frozen_parts)
 _summary_of_models(nnx.Module, _tree)
