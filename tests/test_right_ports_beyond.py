@@ -296,3 +296,48 @@ def test_a_torch_function_that_refuses_a_gradient_by_an_input_is_told_so():
     derivatives = [cell for cell in report.cells if cell.cell.transform == "vjp"]
     assert derivatives
     assert all("not differentiable with respect to argument 'running_mean'" in cell.reason for cell in derivatives)
+
+
+def test_a_resize_that_leaves_out_terms_of_weight_zero_is_the_edge_at_infinities():
+    """Torch reads a neighbour beyond the border with weight zero, JAX multiplies by a matrix of which most is zero."""
+    for data in ("infinite", "nan"):
+        report = compare("resize, bilinear", 0, transforms=["forward"], data=[data], worlds=["jax-eager"])
+        assert {cell.verdict for cell in report.cells} == {"edge"}, str(report)
+
+
+def resized(x, method="bilinear"):
+    return jax.image.resize(x, (1, 2, 16, 16), method)
+
+
+WRONG_RESIZES = {
+    "infinities cut off": lambda x: resized(jnp.clip(x, -9, 9)),
+    "infinities cut off after": lambda x: jnp.nan_to_num(resized(x)),
+    "nearest at infinities": lambda x: jnp.where(jnp.isinf(x).any(), resized(x, "nearest"), resized(x)),
+}
+
+
+@pytest.mark.parametrize("mine", WRONG_RESIZES.values(), ids=WRONG_RESIZES)
+def test_a_resize_that_is_wrong_at_infinities_differs(mine):
+    theirs, _, draw, _ = PORTS["resize, bilinear"]
+    report = parity.compare(
+        theirs, mine, draw(np.random.default_rng(0)), transforms=["forward"], data=["random", "infinite"],
+        worlds=["jax-eager"], dtypes=["float64"],
+    )  # fmt: skip
+    assert [cell.cell.data for cell in report.failed] == ["infinite"], str(report)
+
+
+def test_a_tangent_that_torch_gives_in_float64_is_one_of_its_function():
+    """Of a float32 number less a Python one, torch's forward mode gives a tangent of float64."""
+    report = compare(
+        "a mean that cancels", 0, data=["random"], worlds=["jax-eager"], dtypes=["float32"],
+        transforms=["jvp", "jacfwd", "second-tangent", "hvp-forward-over-reverse"],
+    )  # fmt: skip
+    assert report.ok, str(report)
+
+
+def test_a_function_that_is_float64_in_torch_is_still_told_from_one_that_is_not():
+    report = parity.compare(
+        lambda x: x.double() * 2, lambda x: x * 2, (RNG.standard_normal(6),), data=["random"], dtypes=["float32"],
+        transforms=["forward", "jvp", "jacfwd"], worlds=["jax-eager"],
+    )  # fmt: skip
+    assert {cell.cell.transform for cell in report.failed} == {"forward", "jvp", "jacfwd"}, str(report)

@@ -17,6 +17,7 @@ import numpy as np
 from parity.execution import jax_eager, jax_programs, jax_rounding
 from parity.execution._compat import QUICKLY, known_xla_options, xla_options
 from parity.execution.calls import Call, Outputs
+from parity.execution.jax_recorded import Recorded
 from parity.execution.plan import AT_SPECIAL_POINTS
 from parity.execution.programs import Reading
 from parity.operator import transforms
@@ -28,9 +29,9 @@ VERSION = jax.__version__
 DTYPES = {name: jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 CACHED = 800
-"""Cells after which JAX forgets what it compiled: every one compiles programs of its own, and keeps them in memory."""
+"""Programs after which JAX forgets what it compiled: it keeps all of them in memory."""
 
-_cells = itertools.count(1)
+_programs = itertools.count(1)
 
 _anew: list[tuple[float, int]] = []
 """How large movements are, and the seed, where results are rounded anew; empty where they are not."""
@@ -116,8 +117,6 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         if outputs is None:
             jax.clear_caches()
             outputs = _run(asked, world, device, kept)
-    if not _anew:
-        forget_now_and_then()
     return outputs
 
 
@@ -142,10 +141,15 @@ def _run(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         program = functools.partial(asked.program, Ops, is_float)
         return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays)))
     if world == "jax-eager":
+        key = f"{world} {device} {_form(asked, arrays)}"
+        if key not in kept:
+            forget_now_and_then()
+            kept[key] = Recorded(functools.partial(asked.program, EagerOps, is_float))
         with _options(asked):
-            return _outputs(asked.program(EagerOps, is_float, arrays))
+            return _outputs(kept[key](arrays))
     key = f"{world} {device} {asked.key}"
     if key not in kept:
+        forget_now_and_then()
         kept[key] = _jitted(asked)
     return _outputs(kept[key](arrays))
 
@@ -177,6 +181,7 @@ def prepare(asked: Call, world: str, device: str, kept: dict[str, Any], pool: Ex
         warnings.simplefilter("ignore")
         program = _jitted(asked)
         lowered = program.lower(_arrays(asked, device))
+        forget_now_and_then()
         kept[key] = _Ahead(program, pool.submit(lowered.compile))
 
 
@@ -287,8 +292,8 @@ def on(name: str) -> Any:
 
 
 def forget_now_and_then() -> None:
-    """Count a cell, and let JAX forget its compiled programs after many."""
-    if next(_cells) % CACHED == 0:
+    """Count a program that is new, and let JAX forget what it compiled after many."""
+    if next(_programs) % CACHED == 0:
         jax.clear_caches()
 
 

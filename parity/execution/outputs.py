@@ -154,6 +154,12 @@ class Runs:
         """Return all that goes into a cell; cotangents are shaped as the results of its framework, or of another."""
         return self.numbers(cell.data, cell.dtype, framework or framework_of(cell), cell.device)
 
+    def numbers_in(self, cell: Cell, framework: str | None = None) -> Numbers | Failure:
+        """Return what goes into a cell's program: no more than the arguments, where it only runs the function."""
+        if self.pair.transform(cell.transform).everything:
+            return self.plain(cell.data, cell.dtype)
+        return self.numbers_of(cell, framework)
+
     def _numbers_key(self, cell: Cell) -> tuple[str, str]:
         return cell.data, self.drawn(cell.data, cell.dtype)
 
@@ -185,7 +191,7 @@ class Runs:
         """Run a cell anew, computing in a dtype, perhaps on other numbers than its own."""
         transform = self.pair.transform(cell.transform)
         if numbers is None:
-            found = self.plain(cell.data, cell.dtype) if transform.everything else self.numbers_of(cell)
+            found = self.numbers_in(cell)
             if isinstance(found, Failure):
                 return found
             numbers = found
@@ -217,7 +223,7 @@ class Runs:
             if cell.world != "jax-jit" or cell.device not in world_of(framework).devices():
                 continue
             with contextlib.suppress(Exception):
-                numbers = self.plain(cell.data, cell.dtype) if transform.everything else self.numbers_of(cell)
+                numbers = self.numbers_in(cell)
                 if isinstance(numbers, Numbers) and (transform.everything or numbers.cotangents):
                     asked = Call(self._function(framework), transform, numbers, cell.dtype, self._compiler(cell))
                     world_of(framework).prepare(asked, cell.world, cell.device, self._kept[framework], pool)
@@ -240,7 +246,7 @@ class Runs:
     def _reading(
         self, cell: Cell, framework: str, dtype: str, ranges: bool, x64: bool | None
     ) -> Reading | None:  # fmt: skip
-        transform, numbers = self.pair.transform(cell.transform), self.numbers_of(cell, framework)
+        transform, numbers = self.pair.transform(cell.transform), self.numbers_in(cell, framework)
         if isinstance(numbers, Failure):
             return None
         asked = Call(self._function(framework), transform, numbers, dtype)
@@ -255,7 +261,7 @@ class Runs:
         """Return the outputs of a cell that are float64 whatever goes in, where that is a framework's default dtype."""
 
         def find() -> set[str]:
-            transform, numbers = self.pair.transform(cell.transform), self.numbers_of(cell, framework)
+            transform, numbers = self.pair.transform(cell.transform), self.numbers_in(cell, framework)
             if isinstance(numbers, Failure):
                 return set()
             asked = Call(self._function(framework), transform, numbers, "float32")

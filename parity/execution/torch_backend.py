@@ -35,16 +35,41 @@ class Ops:
 
     grad = staticmethod(torch.func.grad)
     vjp = staticmethod(torch.func.vjp)
-    jvp = staticmethod(torch.func.jvp)
     vmap = staticmethod(torch.func.vmap)
     jacrev = staticmethod(torch.func.jacrev)
-    jacfwd = staticmethod(torch.func.jacfwd)
-    hessian = staticmethod(torch.func.hessian)
     complex = staticmethod(torch.complex)
     iscomplexobj = staticmethod(torch.is_complex)
     linear = staticmethod(F.linear)
     # A function may write into what it is given, as layers with inplace=True do: torch refuses that of a leaf.
     copy = staticmethod(torch.clone)
+
+    @staticmethod
+    def jvp(f: Callable[..., Any], theta: Any, directions: Any) -> tuple[Any, Any]:
+        """Return a function's results, and their tangents in the dtype that they have themselves.
+
+        torch's forward mode may give another: float64 for a float32 number less a Python one.
+        """
+        outputs, tangents = torch.func.jvp(f, theta, directions)  # type: ignore[misc] # three with has_aux alone
+        return outputs, _in_dtype_of(outputs, tangents)
+
+    @staticmethod
+    def jacfwd(f: Callable[..., Any], argnums: Any) -> Callable[..., Any]:
+        """Return the Jacobian of a function of a tuple in forward mode, in the dtypes of its results."""
+
+        def twice(*theta: Any) -> Any:
+            outputs = f(*theta)
+            return outputs, outputs
+
+        def columns(*theta: Any) -> Any:
+            found, outputs = torch.func.jacfwd(twice, argnums, has_aux=True)(*theta)
+            return tuple(_in_dtype_of((output,) * len(row), row) for output, row in zip(outputs, found, strict=True))
+
+        return columns
+
+    @staticmethod
+    def hessian(f: Callable[..., Any], argnums: Any) -> Callable[..., Any]:
+        """Return the Hessian of a function of one number."""
+        return Ops.jacfwd(torch.func.jacrev(f, argnums), argnums)
 
     @staticmethod
     def backward(f: Callable[..., Any], theta: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -53,6 +78,12 @@ class Ops:
         for cotangent in cotangents:
             torch.autograd.backward(f(*leaves), cotangent)
         return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+
+
+def _in_dtype_of(output: Any, tangent: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(map(_in_dtype_of, output, tangent))
+    return tangent if tangent.dtype == output.dtype else tangent.to(output.dtype)
 
 
 def devices() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ jax_programs.py, as far as the frameworks allow.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
@@ -137,7 +138,38 @@ def _of_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return weight.reshape(groups, -1, weight.shape[-1])
 
 
+def _resize(name: str) -> Callable[..., torch.Tensor]:
+    """Return a resize, axis by axis, in which terms of weight zero are left out.
+
+    At a border torch reads a neighbour as well, with weight zero: times infinity this is NaN.
+    """
+    operator = getattr(torch.ops.aten, name)
+
+    def resized(x: torch.Tensor, sizes: Sequence[int], corners: bool, *scales: float | None) -> torch.Tensor:
+        if bool(torch.isfinite(x).all()):
+            raise NotImplementedError("zero times a number is zero")
+        out, ones = x, [1] * len(sizes)
+        for axis, wanted in enumerate(sizes):
+            size, scale = x.shape[2 + axis], scales[axis : axis + 1] or (None,)
+            before, after = ones[:axis], ones[axis + 1 :]
+            basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *before, size, *after)
+            one = [*[None] * len(before), *scale, *[None] * len(after)]
+            weights = operator(basis, [*before, wanted, *after], corners, *one).reshape(size, wanted)
+            rows = out.movedim(2 + axis, -1)
+            terms = (torch.where(row != 0, rows[..., at, None] * row, 0) for at, row in enumerate(weights))
+            out = sum(terms, start=rows.new_zeros(*rows.shape[:-1], wanted)).movedim(-1, 2 + axis)
+        return out
+
+    return resized
+
+
+_RESIZES = """
+upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
+_upsample_bicubic2d_aa
+"""
+
 FORMULAS: dict[str, Callable[..., Any]] = {
+    **{name: _resize(name) for name in _RESIZES.split()},
     "_safe_softmax": torch.softmax,  # a number for a row that is -inf all through
     "gelu": _gelu,  # 1 + erf(x / sqrt(2)) is zero from x = -8 on, and infinity times it NaN
     "gelu_backward": _gelu_backward,
@@ -173,7 +205,7 @@ class Rounding(TorchDispatchMode):
         kwargs = kwargs or {}
         name = name_of(func)
         base = name.removesuffix("_")
-        inputs = [leaf for leaf in _tensors((args, tuple(kwargs.values())))]
+        inputs = _tensors((*args, *kwargs.values()))
         if base in EXACT or not inputs:
             return self._cast(func(*args, **kwargs), inputs)
         in_place = name.endswith("_") and not name.endswith("__")
@@ -209,15 +241,20 @@ class Rounding(TorchDispatchMode):
 
     def _noise(self, tensor: torch.Tensor, amount: float) -> torch.Tensor:
         # Float64 noise: in a smaller type a small movement would be lost.
-        drawn = torch.rand(tensor.shape, generator=self.random, dtype=torch.float64).mul_(2).sub_(1).mul_(amount)
-        if tensor.is_complex():
-            other = torch.rand(tensor.shape, generator=self.random, dtype=torch.float64).mul_(2).sub_(1).mul_(amount)
-            return torch.complex(drawn, other).to(tensor.device)
-        return drawn.to(tensor.device)
+        drawn = self._drawn(tensor, amount, 0.0)
+        return torch.complex(drawn, self._drawn(tensor, amount, 0.0)) if tensor.is_complex() else drawn
+
+    def _drawn(self, tensor: torch.Tensor, amount: float, middle: float) -> torch.Tensor:
+        drawn = torch.rand(tensor.shape, generator=self.random, dtype=torch.float64)
+        drawn.mul_(2 * amount).add_(middle - amount)
+        return drawn if tensor.device.type == "cpu" else drawn.to(tensor.device)
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
-        noise = self._noise(tensor, factor * self._amount(tensor))
-        moved = (tensor * (1 + noise)).to(tensor.dtype)
+        amount = factor * self._amount(tensor)
+        if tensor.dtype == torch.float64:
+            moved = tensor * self._drawn(tensor, amount, 1.0)  # in the layout that the tensor has
+        else:
+            moved = (tensor * (1 + self._noise(tensor, amount))).to(tensor.dtype)
         return torch.where(moved.abs() < self.lost, 0, moved) if self.lost else moved
 
     def _moved_inputs(self, func: Any, base: str, args: Any) -> Any:
@@ -267,7 +304,7 @@ class Reader(TorchDispatchMode):
         """Run an operator, and note what it gives."""
         kwargs = kwargs or {}
         base = name_of(func).removesuffix("_")
-        inputs = list(_tensors((args, tuple(kwargs.values()))))
+        inputs = _tensors((*args, *kwargs.values()))
         parts = None if base in EXACT | BASIC | TRANSCENDENTAL | ATOMIC else decomposition_of(func)
         out = func(*args, **kwargs)
         if parts is not None and not name_of(func).endswith("_"):
@@ -310,6 +347,7 @@ def _vanishes(out: torch.Tensor, inputs: list[torch.Tensor]) -> bool:
     return bool((out == 0).any()) and all(bool((leaf != 0).all()) for leaf in floats)
 
 
+@functools.cache
 def name_of(func: Any) -> str:
     """Return the name of an operator, without its namespace and overload.
 
@@ -359,12 +397,16 @@ def _terms(base: str, tensors: list[torch.Tensor]) -> int:
     return max((max(leaf.shape, default=1) for leaf in tensors), default=1)
 
 
-def _tensors(tree: Any) -> Any:
+def _tensors(tree: Any) -> list[torch.Tensor]:
     if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for part in tree:
-            yield from _tensors(part)
+        return [tree]
+    found: list[torch.Tensor] = []
+    for part in tree if isinstance(tree, list | tuple) else ():
+        if isinstance(part, torch.Tensor):
+            found.append(part)
+        elif isinstance(part, list | tuple):
+            found += _tensors(part)
+    return found
 
 
 def _mapped(tree: Any, change: Any) -> Any:

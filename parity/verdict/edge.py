@@ -291,7 +291,7 @@ def _why(runs: Runs, cell: Cell, dtype: str) -> str:
         return f"an intermediate result overflows ({'; '.join(large)})"
     if small:
         return f"subnormal numbers, which XLA flushes to zero ({'; '.join(small)})"
-    numbers = runs.numbers_of(cell)
+    numbers = runs.numbers_in(cell)
     if isinstance(numbers, Numbers):
         for leaf in numbers.theta:
             if bool(np.any((leaf != 0) & (np.abs(leaf) < FLUSHED[dtype]))):

@@ -23,6 +23,7 @@ Where torch does not run the function, what goes in is moved instead.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -108,16 +109,18 @@ def of_cell(
         str(lower),
         formula,
     )
-    if chosen and not lower:
-        # Measured once, for all units.
-        found: Moved = runs.once(key, lambda: _smooth(runs, cell, COARSE, FINE, lower=False, formula=formula))
-        return found.times(unit / COARSE)
+    asked = min(draws or _draws(cell), _draws(cell))
+
+    def moved_by(size: float, fine: float | None = None) -> Moved:
+        made: _Measuring = runs.once(
+            key, lambda: _Measuring(runs, cell, size, fine=fine, lower=lower, formula=formula)
+        )  # fmt: skip
+        return made.after(asked)
+
     if chosen:
-        return runs.once(key, lambda: _smooth(runs, cell, 1.0, 2.0**-8, lower=True))
-    if lower:
-        return runs.once(key, lambda: _Measuring(runs, cell, 1.0, lower=True)).after(_draws(cell))
-    measuring: _Measuring = runs.once(key, lambda: _Measuring(runs, cell, size, lower=False, formula=formula))
-    return measuring.after(min(draws or _draws(cell), _draws(cell))).times(unit / size)
+        # Measured once, for all units.
+        return moved_by(1.0, 2.0**-8) if lower else moved_by(COARSE, FINE).times(unit / COARSE)
+    return moved_by(1.0) if lower else moved_by(size).times(unit / size)
 
 
 def growing(runs: Runs, cell: Cell, unit: float) -> Iterator[tuple[Moved, bool]]:
@@ -125,8 +128,7 @@ def growing(runs: Runs, cell: Cell, unit: float) -> Iterator[tuple[Moved, bool]]
 
     What is within the bound of few draws is within that of all, if nothing but the bound excuses it.
     """
-    if cell.data.split("#")[0] not in CHOSEN:
-        yield of_cell(runs, cell, unit, draws=FIRST), False
+    yield of_cell(runs, cell, unit, draws=FIRST), False
     yield of_cell(runs, cell, unit), True
 
 
@@ -214,11 +216,22 @@ def _draws(cell: Cell) -> int:
 
 
 class _Measuring:
-    """What movements do to a cell, measured as far as it is asked for."""
+    """What movements do to a cell, measured as far as it is asked for.
 
-    def __init__(self, runs: Runs, cell: Cell, size: float, *, lower: bool, formula: str = "") -> None:
+    Args:
+        runs: Of the pair.
+        cell: On its numbers.
+        size: Of the movements; with `lower` in units of the types.
+        fine: A smaller size. Where it does not do less, in proportion, the change is a jump and does not count.
+        lower: Whether what is computed in a type with a larger unit is rounded in that one.
+        formula: The framework whose program is measured, in the place of the first that runs.
+    """
+
+    def __init__(
+        self, runs: Runs, cell: Cell, size: float, *, fine: float | None = None, lower: bool = False, formula: str = ""
+    ) -> None:  # fmt: skip
         self._made = _again(runs, cell, formula)
-        self._size, self._lower, self._all, self._done = size, lower, _draws(cell), 0
+        self._size, self._fine, self._lower, self._all, self._done = size, fine, lower, _draws(cell), 0
         at = self._made[0].values if self._made else {}
         self._total = {name: np.zeros(value.shape) for name, value in at.items()}
         self._seen: dict[str, list[np.ndarray]] = {}
@@ -230,28 +243,19 @@ class _Measuring:
         at, again = self._made
         for draw in range(self._done, draws):
             moved = again(self._size, draw, self._lower)
-            for name, change in _changes(at, moved).items():
+            changes = _changes(at, moved)
+            if self._fine is not None:
+                fewer, least = _changes(at, again(self._fine, draw, self._lower)), 16 * self._fine / self._size
+                changes = {
+                    name: np.where(fewer[name] > change * least, 0.0, change) for name, change in changes.items()
+                }
+            for name, change in changes.items():
                 self._total[name] = np.hypot(self._total[name], change)  # squares would overflow
-            for name, value in moved.values.items() if moved else ():
+            for name, value in moved.values.items() if moved and self._fine is None else ():
                 if value.dtype.kind not in "f":
                     self._seen.setdefault(name, []).append(value)
         self._done = max(self._done, draws)
         return Moved({name: value / math.sqrt(self._all) for name, value in self._total.items()}, self._seen)
-
-
-def _smooth(runs: Runs, cell: Cell, coarse: float, fine: float, *, lower: bool, formula: str = "") -> Moved:
-    """Return what movements do that do not jump; with `lower` sizes are in units of the types."""
-    made = _again(runs, cell, formula)
-    if made is None:
-        return NOTHING
-    at, again = made
-    total = {name: np.zeros(value.shape) for name, value in at.values.items()}
-    for draw in range(_draws(cell)):
-        large, small = (_changes(at, again(size, draw, lower)) for size in (coarse, fine))
-        for name, change in large.items():
-            smooth = np.where(small[name] > change * (4 * fine / coarse * 4), 0.0, change)
-            total[name] = np.hypot(total[name], smooth)
-    return Moved({name: value / math.sqrt(_draws(cell)) for name, value in total.items()})
 
 
 def _again(
@@ -262,7 +266,7 @@ def _again(
         if formula not in ("", framework):
             continue
         world = runs.reference(framework, cell)
-        at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_of(cell, framework)
+        at, numbers = runs.outputs(cell, world=world, dtype="float64"), runs.numbers_in(cell, framework)
         if not isinstance(at, Outputs) or not isinstance(numbers, Numbers):
             continue
         there = replace(cell, world=world)
@@ -281,7 +285,8 @@ def _again(
             return found if isinstance(found, Outputs) else None
 
         # Fused operators taken apart are not quite what they are in one piece: changes are from the parts unmoved.
-        still = again(0.0, 0, False) if callable(rounding) else at
+        key = ("unmoved", there.device, there.data, runs.drawn(there.data, there.dtype), there.transform, world)
+        still = runs.once(key, functools.partial(again, 0.0, 0, False)) if callable(rounding) else at
         return (still or at), again
     return None
 
