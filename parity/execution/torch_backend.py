@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from parity.execution import torch_programs
 from parity.execution.calls import Call, Outputs
 from parity.execution.programs import Reading
+from parity.execution.torch_formulas import FORMULAS
 from parity.operator import transforms
 from parity.records import Cell
 
@@ -171,7 +172,7 @@ def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def in_parts() -> Iterator[None]:
     """In this context fused operators are taken apart into the formulas that they stand for."""
-    with sdpa_kernel(SDPBackend.MATH), torch_programs.Rounding(0.0, 0, formulas=torch_programs.FORMULAS):
+    with sdpa_kernel(SDPBackend.MATH), torch_programs.Rounding(0.0, 0, formulas=FORMULAS):
         yield
 
 

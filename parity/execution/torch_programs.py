@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -80,103 +79,6 @@ OWN = 2.0**-50
 
 FUNCTIONS, SPECIAL = 4.0, 4.0
 """Units that a function and that a special function may be off by."""
-
-
-def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
-    if approximate != "none":
-        raise NotImplementedError("the formula of tanh loses nothing")
-    return x * 0.5 * torch.special.erfc(-x * math.sqrt(0.5))
-
-
-def _gelu_backward(gradient: torch.Tensor, x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
-    if approximate != "none":
-        raise NotImplementedError("the formula of tanh loses nothing")
-    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return gradient * (0.5 * torch.special.erfc(-x * math.sqrt(0.5)) + x * density)
-
-
-def _group_norm(
-    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, n: int, channels: int, size: int,
-    groups: int, eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    grouped = x.reshape(n, groups, -1)
-    variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
-    root = torch.rsqrt(variance + eps)
-    out = ((grouped - mean) * root).reshape(n, channels, size)
-    out = out if weight is None else out * weight.reshape(channels, 1)
-    out = out if bias is None else out + bias.reshape(channels, 1)
-    return out.reshape(x.shape), mean.reshape(n, groups), root.reshape(n, groups)
-
-
-def _convolution(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
-) -> torch.Tensor:  # fmt: skip
-    if transposed:
-        raise NotImplementedError("it writes no padding")
-    axes = list(zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True))
-    shape = [(size + 2 * pad - step * (kernel - 1) - 1) // by + 1 for size, kernel, by, pad, step in axes]
-    out = x.new_zeros(x.shape[0], groups, weight.shape[0] // groups, *shape)
-    grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
-    for place in itertools.product(*(range(kernel) for _, kernel, *_ in axes)):
-        # Outputs that this place of the kernel has an input for, and those inputs.
-        inside: list[Any] = [...]
-        taken: list[Any] = [...]
-        for at, (size, _, by, pad, step), many in zip(place, axes, shape, strict=True):
-            first, last = max(0, -((at * step - pad) // by)), min(many, (size - 1 + pad - at * step) // by + 1)
-            inside.append(slice(first, max(first, last)))
-            start = first * by + at * step - pad
-            taken.append(slice(start, start + max(0, last - first) * by, by))
-        at_place: Any = (..., *place)
-        products = torch.einsum("ngi...,goi->ngo...", grouped[tuple(taken)], _of_groups(weight[at_place], groups))
-        out[tuple(inside)] += products
-    out = out.reshape(x.shape[0], weight.shape[0], *shape)
-    return out if bias is None else out + bias.reshape(-1, *[1] * len(axes))
-
-
-def _of_groups(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    return weight.reshape(groups, -1, weight.shape[-1])
-
-
-def _resize(name: str) -> Callable[..., torch.Tensor]:
-    """Return a resize, axis by axis, in which terms of weight zero are left out.
-
-    At a border torch reads a neighbour as well, with weight zero: times infinity this is NaN.
-    """
-    operator = getattr(torch.ops.aten, name)
-
-    def resized(x: torch.Tensor, sizes: Sequence[int], corners: bool, *scales: float | None) -> torch.Tensor:
-        if bool(torch.isfinite(x).all()):
-            raise NotImplementedError("zero times a number is zero")
-        out, ones = x, [1] * len(sizes)
-        for axis, wanted in enumerate(sizes):
-            size, scale = x.shape[2 + axis], scales[axis : axis + 1] or (None,)
-            before, after = ones[:axis], ones[axis + 1 :]
-            basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *before, size, *after)
-            one = [*[None] * len(before), *scale, *[None] * len(after)]
-            weights = operator(basis, [*before, wanted, *after], corners, *one).reshape(size, wanted)
-            rows = out.movedim(2 + axis, -1)
-            terms = (torch.where(row != 0, rows[..., at, None] * row, 0) for at, row in enumerate(weights))
-            out = sum(terms, start=rows.new_zeros(*rows.shape[:-1], wanted)).movedim(-1, 2 + axis)
-        return out
-
-    return resized
-
-
-_RESIZES = """
-upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
-_upsample_bicubic2d_aa
-"""
-
-FORMULAS: dict[str, Callable[..., Any]] = {
-    **{name: _resize(name) for name in _RESIZES.split()},
-    "_safe_softmax": torch.softmax,  # a number for a row that is -inf all through
-    "gelu": _gelu,  # 1 + erf(x / sqrt(2)) is zero from x = -8 on, and infinity times it NaN
-    "gelu_backward": _gelu_backward,
-    "convolution": _convolution,  # zero, for padding, times infinity is NaN
-    "native_group_norm": _group_norm,  # x a + b, with infinity taken from infinity where a weight is infinite
-}
-"""Operators that do otherwise than their formula where numbers are at the edge, and the formula."""
 
 
 class Rounding(TorchDispatchMode):

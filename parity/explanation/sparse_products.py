@@ -15,7 +15,7 @@ from parity.explanation.programs.program import Operation
 from parity.explanation.trials import program_of
 from parity.records import Cell
 
-PRODUCTS = ("dot_general", "mm", "bmm", "mv", "dot")
+PRODUCTS = ("dot_general", "mm", "bmm", "mv", "dot", "conv_general_dilated")
 """Operators that are products of two arrays, summed."""
 
 
