@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 Program = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -49,10 +50,10 @@ def _operations(program: Program, arrays: dict[str, Any]) -> Program | None:
         recorded, shapes = jax.make_jaxpr(program, return_shape=True)(arrays)
     except Exception:  # the function asks for the numbers, or does what only arrays can
         return None
-    tree = jax.tree.structure(shapes)
+    tree, evaluated = jax.tree.structure(shapes), jaxpr_as_fun(recorded)
 
     def run(arrays: dict[str, Any]) -> dict[str, Any]:
-        outputs = jax.core.eval_jaxpr(recorded.jaxpr, recorded.consts, *jax.tree.leaves(arrays))
+        outputs = evaluated(*jax.tree.leaves(arrays))
         # An output that is a constant is one of NumPy in the record.
         found: dict[str, Any] = jax.tree.unflatten(tree, map(jax.numpy.asarray, outputs))
         return found
