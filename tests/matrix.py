@@ -5,27 +5,32 @@
 
 An environment of a twin holds one framework and no other; the last two hold both, for files that are traded and for
 `parity`. What runs there is tests/versions/, whose answers are exact or golden hashes. `--quick` chooses what `.ci/run`
-runs; torch's environments download gigabytes and are run by hand.
-Exit code: 0 all passed, 1 something failed, 2 not understood.
+runs; torch's environments download gigabytes and are run by hand. They are removed at the end, also where SIGTERM ends
+the run; those of a run that was killed are removed by the next.
+Exit code: 0 all passed, 1 something failed, 2 not understood, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import difflib
+import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path("tests") / "versions"
@@ -77,10 +82,10 @@ LEAST = {
     "test_nnx.py": 4,
     "test_torch.py": 92,
     "test_both.py": 12,
-    "test_parity.py": 11,
+    "test_parity.py": 13,
     "../test_private_names_torch.py": 45,
     "../test_private_names_jax.py": 11,
-    "../test_private_names_parity.py": 10,
+    "../test_private_names_parity.py": 29,
 }
 """How many tests of a file must have passed: an environment cannot pass by running nothing."""
 
@@ -104,12 +109,46 @@ class Result:
     seconds: float
 
 
-def run(environment: Environment, folder: Path, wheel: Path | None = None) -> Result:
+class Processes:
+    """What runs now, each in a group of its own, so that it ends with all that it started."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock, self._ended = threading.Lock(), False
+
+    def run(
+        self, command: Sequence[str], settings: Mapping[str, str], folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, with these variables of the environment, in this folder."""
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the run was ended")
+            process = subprocess.Popen(
+                command, env=settings, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            self._running.add(process)
+        out, err = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def end(self) -> None:
+        """End what runs, and start nothing more."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def run(environment: Environment, folder: Path, processes: Processes, wheel: Path | None = None) -> Result:
     """Make an environment in a folder and run its tests.
 
     Args:
         environment: Which.
         folder: Where.
+        processes: What runs the commands.
         wheel: What is tested, installed; None for the checkout.
     """
     started = time.perf_counter()
@@ -123,7 +162,7 @@ def run(environment: Environment, folder: Path, wheel: Path | None = None) -> Re
         ["uv", "pip", "install", "--quiet", *environment.requirements, "pytest", *([str(wheel)] if wheel else [])],
     )
     for step in steps:
-        made = subprocess.run(step, env=settings, capture_output=True, text=True, check=False)
+        made = processes.run(step, settings)
         if made.returncode:
             return Result(environment, 0, f"{' '.join(step[:3])}: {made.stderr[-800:]}", {}, _since(started))
     # Only what lies in tests/versions/ configures these tests: tests/conftest.py imports both frameworks. What a name
@@ -134,15 +173,13 @@ def run(environment: Environment, folder: Path, wheel: Path | None = None) -> Re
         *(str(ROOT / TESTS / file) for file in environment.tests),
     ]  # fmt: skip
     # Python looks in the current folder first: there the checkout is, or nothing.
-    ran = subprocess.run(
-        command, cwd=home if wheel else ROOT, env=settings, capture_output=True, text=True, check=False
-    )
+    ran = processes.run(command, settings, home if wheel else ROOT)
     passed = int((re.search(r"(\d+) passed", ran.stdout) or [0, 0])[1])
     failed = None if ran.returncode == 0 else (ran.stdout + ran.stderr)[-3000:]
     least = sum(LEAST[file] for file in environment.tests)
     if failed is None and passed < least:
         failed = f"only {passed} tests passed, {least} are expected"
-    return Result(environment, passed, failed, _versions(settings), _since(started))
+    return Result(environment, passed, failed, _versions(processes, settings), _since(started))
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -193,19 +230,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--here: none of these has its Python here")
     results = []
     wheel = asked.wheel and asked.wheel.resolve(strict=True)
-    with tempfile.TemporaryDirectory(prefix="matrix-") as folder, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+    folder, processes, pool = _scratch().make_folder(), Processes(), ThreadPoolExecutor(SIDE_BY_SIDE)
+    try:
         print(f"{', '.join(one.name for one in chosen)}: running", flush=True)
-        for result in pool.map(lambda one: run(one, Path(folder), wheel), chosen):
+        for result in pool.map(lambda one: run(one, folder, processes, wheel), chosen):
             results.append(result)
             print(f"{result.environment.name}: {result.passed} passed in {result.seconds:.0f} s", flush=True)
             if result.failed is not None:
                 print(result.failed)
+    finally:
+        # Gigabytes: what still runs is ended first, or it would go on to fill the folder.
+        processes.end()
+        pool.shutdown(cancel_futures=True)
+        shutil.rmtree(folder, ignore_errors=True)
     # Last, where it is seen: what ran says nothing of these.
     for one in absent:
         print(f"{one.name}: DID NOT RUN: Python {one.python} is not here")
     if asked.markdown:
         asked.markdown.write_text(markdown(results), "utf-8")
     return int(any(one.failed is not None for one in results))
+
+
+def _scratch() -> ModuleType:
+    """Return `parity.scratch`, by its file: a machine that runs the matrix has uv, and not what `parity` imports."""
+    found = importlib.util.spec_from_file_location("scratch", ROOT / "parity" / "scratch.py")
+    assert found is not None
+    assert found.loader is not None
+    scratch = importlib.util.module_from_spec(found)
+    found.loader.exec_module(scratch)
+    return scratch
 
 
 def _interpreter(version: str) -> str | None:
@@ -215,10 +268,8 @@ def _interpreter(version: str) -> str | None:
     return str(found[-1]) if found else shutil.which(f"python{version}")
 
 
-def _versions(settings: dict[str, str]) -> dict[str, str]:
-    listed = subprocess.run(
-        ["uv", "pip", "list", "--quiet", "--format", "json"], env=settings, capture_output=True, text=True, check=False
-    )
+def _versions(processes: Processes, settings: dict[str, str]) -> dict[str, str]:
+    listed = processes.run(["uv", "pip", "list", "--quiet", "--format", "json"], settings)
     names = ("torch", "jax", "jaxlib", "flax", "equinox", "optax", "safetensors", "numpy", "rich", "scikit-learn")
     found = {one["name"]: one["version"] for one in json.loads(listed.stdout or "[]")}
     return {name: found[name] for name in names if name in found}
@@ -229,4 +280,5 @@ def _since(started: float) -> float:
 
 
 if __name__ == "__main__":
+    _scratch().end_by_sigterm()
     sys.exit(main())

@@ -1,10 +1,14 @@
 """`python -m parity`: exit codes, filters, what a failure says, and the file it leaves."""
 
 import contextlib
+import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,8 @@ from parity.records import Finding
 from parity.report.terminal import failure
 from parity.suites.masked_linear import grid
 from parity.verdict.outcomes import Outcome, record_of
+
+ROOT = Path(__file__).parent.parent
 
 
 def parity(*arguments):
@@ -104,6 +110,35 @@ def test_list_imports_no_framework():
     lines = seen.stdout.splitlines()
     assert lines[-1] == ""
     assert len(lines) > 8000
+
+
+def test_the_versions_are_printed_without_a_framework():
+    """What a stranger pastes into a report of a fault, also from the wheel, where no suite is."""
+    code = (
+        "import sys; from parity.cli import main; main.main(['--version']); print(*{'torch', 'jax'} & {*sys.modules})"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    *lines, last = seen.stdout.splitlines()
+    assert last == ""
+    found = dict(line.split(": ", 1) for line in lines)
+    assert list(found) == ["maskedlinear", "commit", "python", "numpy", "torch", "jax", "jaxlib", "machine"]
+    assert found["jax"] == metadata.version("jax")
+
+
+def test_the_commit_is_of_our_sources(tmp_path):
+    """Installed into an environment inside of a user's repository, a report named the user's commit as ours."""
+    file = tmp_path / "environment.py"
+    shutil.copy(ROOT / "parity" / "report" / "environment.py", file)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for step in (["init"], ["commit", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *step], capture_output=True, check=True)
+    spec = importlib.util.spec_from_file_location("environment_of_a_user", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.environment()["commit"] == "unknown"
+    subprocess.run([*git, "add", file.name], capture_output=True, check=True)
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    assert module.environment()["commit"] == head.stdout.strip()
 
 
 def test_difference_is_one_and_names_everything(monkeypatch, capsys):

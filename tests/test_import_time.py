@@ -1,4 +1,7 @@
-"""Importing a twin costs at most 50 ms beyond its framework's own import (issue 1), where that takes the usual time."""
+"""Importing a twin costs at most 50 ms beyond its framework's own import, where that takes the usual time.
+
+And no module of ours opens a connection when it is imported.
+"""
 
 import os
 import subprocess
@@ -40,3 +43,37 @@ def test_import_time(framework, tmp_path):
     )
     taken = share * USUAL[framework]
     assert taken <= LIMIT, f"importing maskedlinear_{framework} takes {taken * 1e3:.0f} ms"
+
+
+CONNECTS = """
+import importlib, pkgutil, sys
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event.startswith(("socket.", "urllib.", "http.")) else None)
+count = 0
+for name in ("maskedlinear_core", "maskedlinear_torch", "maskedlinear_jax", "parity"):
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, name + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+            count += 1
+print(count, *{event for event in seen if event in CONNECTING})
+{after}
+print(*{event for event in seen if event in CONNECTING})
+"""
+CONNECTING = (
+    "socket.connect",
+    "socket.bind",
+    "socket.getaddrinfo",
+    "socket.sendto",
+    "urllib.Request",
+    "http.client.connect",
+)
+
+
+def test_no_module_opens_a_connection_when_it_is_imported():
+    asks = "import socket; socket.getaddrinfo('localhost', 80)"  # what is looked for is seen, once it is there
+    code = f"CONNECTING = {CONNECTING}" + CONNECTS.replace("{after}", asks)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported, after = ran.stdout.splitlines()
+    assert int(imported) > 300  # a number, and no event after it
+    assert after == "socket.getaddrinfo"

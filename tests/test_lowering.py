@@ -135,6 +135,18 @@ def test_reproducible_programs_of_every_kind_are_exported_for_all_platforms(name
     assert ("xi8>" in text) == (precision == "reproducible int8")
 
 
+@pytest.mark.parametrize("precision", ["native", "reproducible"])
+def test_a_layer_in_a_branch_for_fewer_platforms(precision):
+    """As in jax #21799: a rule of lowering is asked for the platforms of the branch, not for those of the program."""
+    layer = lambda x, w: masked_linear(x, w, grad_mask=MASKS["columns"], precision=PRECISIONS[precision])  # noqa: E731
+    plain = lambda x, w: x @ w.T  # noqa: E731
+    for branches in ({"cpu": layer, "default": plain}, {"tpu": plain, "default": layer}):
+        loss = lambda w, x, branches=branches: (jax.lax.platform_dependent(x, w, **branches) ** 2).sum()  # noqa: E731
+        program = jax.jit(jax.value_and_grad(loss))
+        exported = jax.export.export(program, platforms=PLATFORMS)(W, X)
+        same_bits(exported.call(W, X), program(W, X))
+
+
 def gradient(precision):
     def loss(x, w):
         return (masked_linear(x, w, grad_mask=MASKS["columns"], precision=precision) ** 2).sum()

@@ -1,9 +1,13 @@
 """The matrix of versions (tests/matrix.py) runs what pyproject.toml declares, and cannot pass by running nothing."""
 
 import importlib.util
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
 from pathlib import Path
 
@@ -54,15 +58,25 @@ def test_each_file_has_tests_to_count():
     assert files == set(matrix.LEAST) == {file for one in matrix.ENVIRONMENTS for file in one.tests}
 
 
-def planted(monkeypatch, outcomes):
-    """Let `run` see these results in the place of uv, uv and pytest."""
-    seen = iter(outcomes)
+def test_what_is_left_out_is_a_fault_of_torch():
+    """`-k "not still"` leaves out tests by their names: of others, none may be called so."""
+    left_out = {
+        file
+        for file in matrix.LEAST
+        if re.search(r"def test_\w*still", (ROOT / matrix.TESTS / file).read_text("utf-8"))
+    }
+    assert left_out == {"../test_private_names_torch.py"}
 
-    def fake(command, **_):
-        code, text = next(seen, (0, "[]"))
+
+class Planted(matrix.Processes):
+    """These results in the place of those of uv, uv and pytest."""
+
+    def __init__(self, outcomes):
+        self.outcomes = iter(outcomes)
+
+    def run(self, command, settings, folder=None):
+        code, text = next(self.outcomes, (0, "[]"))
         return subprocess.CompletedProcess(command, code, stdout=text, stderr=text)
-
-    monkeypatch.setattr(matrix.subprocess, "run", fake)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +88,13 @@ def planted(monkeypatch, outcomes):
         ([(0, ""), (0, ""), (0, "3 passed")], "only 3 tests passed, 75 are expected"),
     ],
 )
-def test_what_fails_is_said(monkeypatch, tmp_path, outcomes, says):
-    planted(monkeypatch, outcomes)
-    assert says in matrix.run(BY_NAME["jax-lowest"], tmp_path).failed
+def test_what_fails_is_said(tmp_path, outcomes, says):
+    assert says in matrix.run(BY_NAME["jax-lowest"], tmp_path, Planted(outcomes)).failed
 
 
-def test_what_passes_is_a_row(monkeypatch, tmp_path):
-    planted(monkeypatch, [(0, ""), (0, ""), (0, "75 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')])
-    result = matrix.run(BY_NAME["jax-lowest"], tmp_path)
+def test_what_passes_is_a_row(tmp_path):
+    outcomes = [(0, ""), (0, ""), (0, "75 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')]
+    result = matrix.run(BY_NAME["jax-lowest"], tmp_path, Planted(outcomes))
     assert result.failed is None
     row = "| jax-lowest | 3.11 | jax 0.8.3 | test_jax, test_equinox, test_nnx, test_private_names_jax | 75 | passed |"
     assert row in matrix.markdown([result])
@@ -115,3 +128,70 @@ def test_an_environment_without_its_python_is_named_at_the_end(monkeypatch, caps
     with pytest.raises(SystemExit, match="2"):
         matrix.main(["--quick", "--here"])
     assert "none of these has its Python here" in capsys.readouterr().err
+
+
+UV = """#!/bin/sh
+# Makes a file in the environment, and then hangs in a process of its own.
+[ "$1" = venv ] && { for last; do :; done; mkdir "$last"; exit 0; }
+echo 14 GB >"$VIRTUAL_ENV/torch"
+sleep 600 &
+echo $! >"$STARTED.new"; mv "$STARTED.new" "$STARTED"
+wait
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """A run of the matrix that hangs in uv: its process, where its folder lies, and the number of what uv started."""
+    uv, folders, started = tmp_path / "bin" / "uv", tmp_path / "folders", tmp_path / "started"
+    uv.parent.mkdir()
+    folders.mkdir()
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    variables = os.environ | {
+        "PATH": f"{uv.parent}:{os.environ['PATH']}", "TMPDIR": str(folders), "STARTED": str(started)
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.matrix", "--run", "jax-lowest"]
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(started.exists)
+        yield process, folders, int(started.read_text())
+    finally:
+        process.kill()
+        process.wait()
+        if started.exists() and is_alive(int(started.read_text())):
+            os.kill(int(started.read_text()), signal.SIGKILL)
+
+
+def is_alive(process):
+    """Tell whether a process runs; one that is over and that nobody asked for is none."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()[:1] not in ("", "Z")
+
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_sigterm_ends_what_runs_and_removes_the_environments(hanging):
+    process, folders, started = hanging
+    (left,) = folders.iterdir()
+    assert (left / "jax-lowest" / "torch").exists()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(folders.iterdir()) == []
+    until(lambda: not is_alive(started))
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(hanging, monkeypatch):
+    process, folders, _ = hanging
+    process.kill()
+    process.wait()
+    assert len(list(folders.iterdir())) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(folders))
+    monkeypatch.setattr(matrix, "run", lambda one, *_: matrix.Result(one, 75, None, {}, 1.0))
+    assert matrix.main(["--run", "jax-lowest"]) == 0
+    assert list(folders.iterdir()) == []

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jax._src import compiler as jax_compiler
 
 from parity.execution import _compat as parity_compat
-from parity.execution.jax_programs import library_of
+from parity.execution.jax_programs import INLINED, ONCE, library_of
 from parity.explanation import _compat as explanation_compat
 from parity.models import _compat as models_compat
 
@@ -62,8 +62,38 @@ def test_programs_of_torch_are_seen_operator_by_operator():
 
 def test_primitives_run_with_the_parameters_of_a_jaxpr():
     (equation,) = jax.make_jaxpr(lambda x: x.sum(1))(jnp.ones((2, 3))).eqns
-    found = explanation_compat.jax_bind(equation.primitive, [jnp.ones((2, 3))], equation.params)
+    (found,) = parity_compat.bind(equation, [jnp.ones((2, 3))], equation.params)
     assert found.tolist() == [3, 3]
+    (equation,) = jax.make_jaxpr(lambda x: jnp.split(x, 2))(jnp.ones(4)).eqns
+    halves = parity_compat.bind(equation, [jnp.arange(4)], equation.params)
+    assert [half.tolist() for half in halves] == [[0, 1], [2, 3]]
+
+
+@jax.custom_vjp
+def with_a_backward(x):
+    return 2 * x
+
+
+with_a_backward.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+
+
+@jax.custom_jvp
+def with_a_tangent(x):
+    return 2 * x
+
+
+with_a_tangent.defjvps(lambda t, y, x: 2 * t)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [jax.jit(lambda x: 2 * x), with_a_backward, with_a_tangent, jax.checkpoint(lambda x: 2 * x)],
+    ids=["jit", "custom_vjp", "custom_jvp", "checkpoint"],
+)
+def test_what_is_called_once_is_read_as_a_part_of_its_caller(function):
+    (equation,) = jax.make_jaxpr(function)(1.0).eqns
+    assert equation.primitive.name in ONCE
+    assert len([name for name in INLINED if name in equation.params]) == 1
 
 
 def test_operands_of_a_scan_are_counted():
@@ -108,7 +138,7 @@ def test_notes_of_flax_are_told_from_what_a_user_put_there():
 
 
 @pytest.mark.parametrize("name", ATEN)
-def test_private_operators_of_torch_are_still_called_so(name):
+def test_private_operators_of_torch_have_these_names(name):
     assert hasattr(torch.ops.aten, name)
 
 
@@ -120,7 +150,7 @@ def test_private_operators_of_torch_are_still_called_so(name):
     ],
     ids=["_bernoulli", "_where"],
 )
-def test_private_functions_of_jax_are_still_called_so_in_a_jaxpr(function, name):
+def test_private_functions_of_jax_have_these_names_in_a_jaxpr(function, name):
     equations = jax.make_jaxpr(function)(jax.random.key(0)).jaxpr.eqns
     assert name in {equation.params.get("name") for equation in equations}
 

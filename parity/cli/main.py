@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Hold torch functions to their JAX twins: those of a file, or of a suite that comes with parity.",
         epilog=f"Without a command, `{DEFAULT}` runs. {EPILOG} `parity COMMAND --help` lists a command's options.",
     )
+    top.add_argument("--version", action="store_true", help="print what a report of a fault needs, and stop")
     below = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     parsers = {
         name: below.add_parser(
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if given[:1] in (["-h"], ["--help"]) or (not given and DEFAULT not in commands):
         top.parse_args(["--help"])  # installed without suites, there is nothing to run by default
+    if given[:1] == ["--version"]:
+        return _print_versions()
     if not given or given[0].startswith("-"):
         given = [DEFAULT, *given]
     name = given[0]
@@ -62,6 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsers[name].set_defaults(command=name, parser=parsers[name])
     suite.add_arguments(parsers[name])
     return suite.run(top.parse_args(given))
+
+
+def _print_versions() -> int:
+    from parity.report.environment import environment
+
+    found = environment()
+    for name in ("maskedlinear", "commit", "python", "numpy", "torch", "jax", "jaxlib", "machine"):
+        print(f"{name}: {found[name]}")
+    return 0
 
 
 def _commands() -> dict[str, _Command]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 QUICKLY = {
@@ -28,6 +28,17 @@ def file_names(equation: Any) -> list[str]:
     """Return the files of the code that made an equation of a jaxpr, from where it was made to where it was called."""
     traceback = equation.source_info.traceback
     return [] if traceback is None else [frame.file_name for frame in traceback.frames]
+
+
+def bind(equation: Any, operands: Sequence[Any], parameters: Mapping[str, Any]) -> list[Any]:
+    """Return the results of an equation of a jaxpr on other operands, with other parameters.
+
+    (`get_bind_params` gave functions beside the parameters before jax 0.9.2.)
+    """
+    found = equation.primitive.get_bind_params(parameters)
+    functions, bound = found if isinstance(found, tuple) else ((), found)
+    results = equation.primitive.bind(*functions, *operands, **bound)
+    return list(results) if equation.primitive.multiple_results else [results]
 
 
 def torch_dispatch_mode() -> type:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from parity.execution._compat import QUICKLY, file_names, known_xla_options
+from parity.execution._compat import QUICKLY, bind, file_names, known_xla_options
 from parity.execution.programs import Reading
 
 _MOVES = """
@@ -29,13 +29,11 @@ SUMS = ("dot_general", "conv_general_dilated")
 FLUSHING = ("mul", "div", "exp", "integer_pow", "pow", "square", "convert_element_type", *SUMS)
 """Primitives whose results can be subnormal where nothing else is."""
 
-INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+INLINED = ("jaxpr", "call_jaxpr")
 """Where a primitive that calls a function once keeps its jaxpr."""
 
-_ONCE = """
-pjit jit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint
-"""
-ONCE = frozenset(_ONCE.split())
+ONCE = frozenset(("jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2"))
+"""Primitives that call a function once (tests/test_private_names_parity.py watches their names)."""
 
 
 def read(function: Callable[..., Any], *arguments: Any) -> Reading:
@@ -69,7 +67,7 @@ def ranges(function: Callable[..., Any], arrays: Any) -> Callable[[Any], Reading
         notes: list[tuple[str, Any, Any]] = []
 
         def compute(eqn: Any, inputs: list[Any]) -> list[Any]:
-            found: list[Any] = jax.lax.optimization_barrier(bind(eqn, inputs))
+            found: list[Any] = jax.lax.optimization_barrier(bind(eqn, inputs, eqn.params))
             name = eqn.primitive.name
             notes.extend((name, *_range(name, inputs, out)) for out in found if _is_float(out))
             return found
@@ -159,7 +157,7 @@ def evaluate(
         jaxpr: The program.
         constants: Of its constant variables.
         arguments: Of its arguments.
-        compute: Returns the results of an equation on its operands; `bind` does as JAX does.
+        compute: Returns the results of an equation on its operands; `_compat.bind` does as JAX does.
     """
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
     known |= dict(zip(jaxpr.invars, arguments, strict=True))
@@ -177,12 +175,6 @@ def evaluate(
             found = compute(eqn, inputs)
         known |= dict(zip(eqn.outvars, found, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
-
-
-def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Return the results of an equation, as JAX computes them."""
-    found = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return list(found) if eqn.primitive.multiple_results else [found]
 
 
 def _range(name: str, inputs: Sequence[Any], out: Any) -> tuple[Any, Any]:

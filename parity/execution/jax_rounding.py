@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from parity.execution._compat import QUICKLY, known_xla_options
-from parity.execution.jax_programs import MOVES, bind, evaluate
+from parity.execution._compat import QUICKLY, bind, known_xla_options
+from parity.execution.jax_programs import MOVES, evaluate
 
 _EXACT = """
 abs neg sign max min argmax argmin reduce_max reduce_min sort clamp floor ceil round eq ne lt le gt ge and or not
@@ -71,7 +71,7 @@ def _program(function: Callable[..., Any], arrays: Any) -> tuple[Callable[..., A
             if name not in EXACT | BASIC:
                 factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
                 inputs = [_moved(one, factor * size, noise) for one in inputs]
-            found = bind(eqn, inputs)
+            found = bind(eqn, inputs, eqn.params)
             return found if name in EXACT else [_moved(one, size, noise) for one in found]
 
         found = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), compute)

@@ -10,13 +10,6 @@ def torch_schema(operator: Any) -> Any:
     return operator._schema
 
 
-def jax_bind(primitive: Any, operands: Any, params: Any) -> Any:
-    """Run a primitive of a jaxpr on arrays. What get_bind_params returns has changed: once functions and parameters."""
-    bound = primitive.get_bind_params(params)
-    functions, bound = bound if isinstance(bound, tuple) else ((), bound)
-    return primitive.bind(*functions, *operands, **bound)
-
-
 def is_jax_literal(atom: Any) -> bool:
     """Tell whether an operand of an equation is a number that is written in the jaxpr, and no variable."""
     from jax.extend.core import Literal
@@ -25,7 +18,7 @@ def is_jax_literal(atom: Any) -> bool:
 
 
 def scan_counts(params: Any) -> tuple[int, int]:
-    """Return how many operands of a scan are fixed and how many are carried. From jax 0.12 on they come as trees."""
+    """Return how many operands of a scan are fixed and how many are carried: trees, and numbers before jax 0.11."""
     if "ft_in" not in params:
         return params["num_consts"], params["num_carry"]
     fixed, carried, _ = params["ft_in"].unpack()

@@ -37,11 +37,19 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    # Installed in an environment that lies in a user's own repository, this file is not of that repository's commits.
+    here = Path(__file__)
+    asked = ("ls-files", "--error-unmatch", here.name), ("rev-parse", "--short", "HEAD")
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        _, commit = (
+            subprocess.run(
+                ["git", "-C", str(here.parent), *one], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for one in asked
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return commit
 
 
 def _processor() -> str:

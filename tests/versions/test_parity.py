@@ -13,6 +13,7 @@ from flax import nnx
 from torch import nn
 
 import parity
+from parity.execution import jax_programs, jax_rounding
 
 X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
 
@@ -46,6 +47,44 @@ def test_a_wrong_port_is_named(name):
     report = parity.compare(*pair, (X,), quick=True)
     assert not report.ok
     assert cause in " ".join(str(report).split()), str(report)
+
+
+def test_an_intermediate_that_overflows_is_no_difference():
+    """What leaves the range is found in the JAX program: with its types alone this was called different."""
+    naive = lambda x: jnp.log(jnp.exp(x).sum(-1))  # noqa: E731
+    report = parity.compare(
+        lambda x: torch.logsumexp(x, -1), naive, (X,), transforms=["forward"], worlds=["jax-eager"], data=["large"]
+    )
+    assert report.ok, str(report)
+    assert "edge" in str(report)
+
+
+@jax.custom_jvp
+def doubled(x):
+    return 2 * x
+
+
+doubled.defjvps(lambda tangent, y, x: 2 * tangent)
+
+
+def program(arrays):
+    """What JAX keeps in each of the ways that a program can hold another."""
+    (x,) = arrays
+    total, _ = jax.lax.scan(lambda total, row: (total + row, None), jnp.zeros_like(x[0]), jax.jit(jnp.exp)(x))
+    return {"y": jax.checkpoint(doubled)(total)}
+
+
+def test_a_program_is_read_and_run_equation_by_equation():
+    large = X.copy()
+    large[0, 0] = 100
+    read = jax_programs.ranges(program, (X,))
+    assert "exp" not in read((X,)).large
+    assert "exp" in read((large,)).large
+    want = np.asarray(program((X,))["y"])
+    rounded = [jax_rounding.run(program, (X,), size, 0, {}, "")["y"] for size in (0.0, 1e-3)]
+    np.testing.assert_allclose(rounded[0], want, rtol=1e-6)  # another order of sums, and no more
+    moved = np.abs(np.asarray(rounded[1]) / want - 1).max()
+    assert 1e-5 < moved < 0.1
 
 
 def added_one_by_one(x):

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from parity.execution._compat import bind
 from parity.execution.calls import Call, Numbers
 from parity.execution.jax_backend import Ops, is_float, settings
 from parity.execution.jax_programs import INLINED, ONCE
-from parity.explanation._compat import is_jax_literal, jax_bind, scan_counts
+from parity.explanation._compat import is_jax_literal, scan_counts
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
 from parity.operator import transforms
 from parity.operator.transforms import Transform
@@ -164,8 +165,7 @@ class _Reader:
             return self.read(inner[0].jaxpr, list(map(_wide, inner[0].consts)), operands, key)
         if name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
             return [operands[0].astype(jnp.float64)]
-        found = jax_bind(equation.primitive, operands, _wide_params(params))
-        return list(found) if equation.primitive.multiple_results else [found]
+        return bind(equation, operands, _wide_params(params))
 
     def _scan(self, params: Any, operands: list[Any], key: tuple[int, ...]) -> list[Any]:
         inner, (consts, carry) = params["jaxpr"], scan_counts(params)
@@ -213,7 +213,7 @@ def _constants(equation: Any, key: Key) -> Iterator[Constant]:
 
 def _name(equation: Any) -> str:
     name = equation.primitive.name
-    return equation.params.get("name", name) if name in ("jit", "pjit", "custom_jvp_call", "custom_vjp_call") else name
+    return equation.params.get("name", name) if name in ("jit", "custom_jvp_call", "custom_vjp_call") else name
 
 
 def _of_type(value: Any, atom: Any) -> Any:

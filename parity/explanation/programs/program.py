@@ -204,7 +204,7 @@ def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, O
 
 
 ON_THE_WAY = (*PASSES, "where", "_where", "select_n", "masked_fill", "neg", "div", "pow", "dot_general", "bmm",
-              "_unsafe_view", "jit", "pjit", "baddbmm")  # fmt: skip
+              "_unsafe_view", "jit", "baddbmm")  # fmt: skip
 """What numbers pass on the way from a constant to a cosine or a softmax."""
 
 
