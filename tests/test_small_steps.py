@@ -145,6 +145,29 @@ def test_fused_steps_of_rows_have_the_bits_of_whole_ones(monkeypatch, name, size
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("kind", MASKS)
+def test_autograd_notices_a_small_step_between_a_forward_and_its_backward(kind):
+    """The matrix is written by the next forward, and counts as written from the step on."""
+    layer = layer_of(MASKS[kind])
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    mt.hold_frozen(optimizer, layer)
+    loss = layer(X.clone().requires_grad_()).square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(("kind", "run"), [("blocks", 2), ("elements", 1)])
+def test_entries_are_reached_by_the_runs_that_they_lie_in(kind, run):
+    places = layer_of(MASKS[kind])._places()["weight"]
+    assert places.run == run
+    source, target = torch.randn(O, I), torch.zeros(O, I)
+    places.put(places.take(source), target)
+    assert torch.equal(target, torch.where(torch.tensor(MASKS[kind].to_array((O, I))), source, 0))
+    assert places.take(source).shape == places.shape_of(source)
+
+
 def test_hooks_that_hold_see_a_small_step_once(monkeypatch):
     layer = layer_of(MASKS["rows"])
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
