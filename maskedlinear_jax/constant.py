@@ -114,4 +114,4 @@ def _to_bits(leaf: Any) -> Any:
 
 
 def _is_readable(leaf: Any) -> bool:
-    return not isinstance(leaf, jax.core.Tracer)
+    return hasattr(leaf, "dtype") and not isinstance(leaf, jax.core.Tracer)

@@ -127,12 +127,16 @@ def unmask_linears(model: Any) -> Any:
         [MaskedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns(slice(None, None, None)))]
     """
 
-    def plain(node: Any) -> Any:
+    def plain(path: Any, node: Any) -> Any:
         if isinstance(node, Constant):
             return node.value
+        if _is_layer(node) and _has_own_call(node):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            convert_checks.refuse_own_forward(name, node)
         return node.to_linear() if _is_layer(node) else node
 
-    return jax.tree.map(plain, model, is_leaf=lambda node: _is_layer(node) or isinstance(node, Constant))
+    stops = lambda node: _is_layer(node) or isinstance(node, Constant)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(plain, model, is_leaf=stops)
 
 
 def merged(model: Any) -> Any:
@@ -163,7 +167,8 @@ def merge(model: Any) -> Any:
     """Do what `merged` does with a model of any library."""
 
     def plain(node: Any) -> Any:
-        return node.to_linear() if isinstance(node, PackedLinear) and isinstance(node.precision, Native) else node
+        merges = isinstance(node, PackedLinear) and isinstance(node.precision, Native) and not _has_own_call(node)
+        return node.to_linear() if merges else node
 
     return jax.tree.map(plain, model, is_leaf=_is_layer)
 
@@ -232,16 +237,18 @@ def convert(
     precision: Any,
     ties: Mapping[str, list[str]] | None = None,
     follow: Collection[str] = (),
+    check: Callable[[str], None] = lambda name: None,
 ) -> Any:
     """Replace the plain layers of one library in a pytree, and the masks of layers that are masked already.
 
     `ties` holds the layers that share a weight in a way that stays, each with the others; those in `follow` get the
-    weight of another, so that in packed form they stay as they are.
+    weight of another, so that in packed form they stay as they are. `check` takes a name, and raises if that layer
+    cannot have a mask for what lies around it.
     """
     ties = ties or {}
     options = _Options(packed, values_dtype, as_precision(precision))
     named, structure = _nodes(model, adapter)
-    parts = {name: part for name, node in named.items() if (part := _part(name, node, adapter)) is not None}
+    parts = {name: part for name, node in named.items() if (part := _part(name, node, adapter, packed, check))}
     if not parts:
         _check_library(model)
     owners = _owners(model)
@@ -259,7 +266,7 @@ def convert(
             if freeze_others and bias_mask is None and parts[name].has_bias:
                 bias_mask = np.zeros(parts[name].shape[0], np.bool_)
             return _converted(node, chosen[name], bias_mask, adapter, options)
-        return _constant(name, node, adapter, options) if freeze_others else node
+        return _constant(parts.get(name), node, adapter) if freeze_others else node
 
     return jax.tree.unflatten(structure, [replacement(name, node) for name, node in named.items()])
 
@@ -280,8 +287,14 @@ def leaves_of(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
     return [(tuple(jax.tree_util.keystr((key,), simple=True) for key in path), leaf) for path, leaf in found]
 
 
-def check_nothing(name: str, layer: Any) -> None:
-    """Refuse no layer: for a form whose every layer can be converted."""
+def check_own(name: str, layer: Any) -> None:
+    """Refuse a layer of this package whose forward is a user's own: one that replaces it would not have it.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if _has_own_call(layer):
+        convert_checks.refuse_subclass(name, layer)
 
 
 def is_from(node: Any, library: str) -> bool:
@@ -294,16 +307,28 @@ def is_from(node: Any, library: str) -> bool:
     return any(base.__module__.partition(".")[0] == library for base in type(node).__mro__)
 
 
-def _part(name: str, node: Any, adapter: Adapter) -> Part | None:
+def _part(
+    name: str, node: Any, adapter: Adapter, packed: bool = False, check: Callable[[str], None] = lambda name: None
+) -> Part | None:
     form = _form(node, adapter)
     if form is not None:
+
+        def fits() -> None:
+            check(name)
+            form.check(name, node)
+
         has_bias = getattr(node, "bias", None) is not None
-        return Part(node, form.shape(node), lambda: form.check(name, node), form.is_embedding, has_bias)
+        return Part(node, form.shape(node), fits, form.is_embedding, has_bias)
     if _is_layer(node):
+
+        def fits_form() -> None:
+            check(name)
+            if packed and isinstance(node, MaskedLinear):  # one of another form would lose its forward
+                check_own(name, node)
+
         is_embedding = isinstance(node, MaskedEmbedding | PackedEmbedding)
-        return Part(
-            node, (node.out_features, node.in_features), is_embedding=is_embedding, has_bias=node.bias is not None
-        )
+        has_bias = node.bias is not None
+        return Part(node, (node.out_features, node.in_features), fits_form, is_embedding, has_bias)
     return None
 
 
@@ -338,14 +363,14 @@ def _changed(layer: Any, mask: masks.Mask, bias_mask: np.ndarray | None) -> Any:
     return layer.replace(bias_values=values, bias_mask=bias_mask, bias_bits=as_bits(bias))
 
 
-def _constant(name: str, node: Any, adapter: Adapter, options: _Options) -> Any:
+def _constant(part: Part | None, node: Any, adapter: Adapter) -> Any:
     # What else there is, learning no more. Linear layers are packed: another mask can be set later.
     form = _form(node, adapter)
     if _is_layer(node) and form is None:
         return node
-    if form is not None:
+    if form is not None and part is not None:
         try:
-            form.check(name, node)
+            part.check()
         except (TypeError, ValueError):
             return Constant(node)
         given: dict[str, Any] = {"grad_mask": constructors.columns([])}
@@ -432,6 +457,10 @@ def _is_layer(node: Any) -> bool:
     return isinstance(node, MaskedLinear | PackedLinear)
 
 
+def _has_own_call(node: Any) -> bool:
+    return type(node).__call__.__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
 def _is_own(node: Any) -> bool:
     return isinstance(node, MaskedLinear) and not isinstance(node, MaskedEmbedding) and _all_learns(node)
 
@@ -449,6 +478,6 @@ def _shape(layer: Any) -> tuple[int, int]:
 
 
 _OWN = Adapter((
-    Form(_is_own, check_nothing, _shape, MaskedLinear, PackedLinear),
-    Form(_is_own_embedding, check_nothing, _shape, MaskedEmbedding, PackedEmbedding, is_embedding=True),
+    Form(_is_own, check_own, _shape, MaskedLinear, PackedLinear),
+    Form(_is_own_embedding, check_own, _shape, MaskedEmbedding, PackedEmbedding, is_embedding=True),
 ))  # fmt: skip

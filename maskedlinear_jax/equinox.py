@@ -16,7 +16,8 @@ from maskedlinear_core import storage as core_storage
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
-from maskedlinear_jax import convert, embedding, module, packed_module, storage
+from maskedlinear_jax import convert, embedding, module, norms, packed_module, storage
+from maskedlinear_jax.constant import Constant
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import grad_masks as grad_masks
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
@@ -72,6 +73,7 @@ class MaskedLinear(module.MaskedLinear):
 
     def __call__(self, input: Array, *, forward_mode: bool = False, key: Any = None) -> Array:
         """Return y of shape (*batch, out_features); `key` is ignored, as by `equinox.nn.Linear`."""
+        _refuse_norms(self)
         return super().__call__(input, forward_mode=forward_mode)
 
     def to_linear(self) -> Any:
@@ -95,7 +97,14 @@ class PackedLinear(packed_module.PackedLinear):
 
     def __call__(self, input: Array, *, forward_mode: bool = False, key: Any = None) -> Array:
         """Return y of shape (*batch, out_features); `key` is ignored, as by `equinox.nn.Linear`."""
+        _refuse_norms(self)
         return super().__call__(input, forward_mode=forward_mode)
+
+    @property
+    def weight(self) -> Any:
+        """The whole weight (out_features, in_features)."""
+        _refuse_norms(self)
+        return super().weight
 
     def to_linear(self) -> Any:
         """Return an `equinox.nn.Linear` with the trained weight."""
@@ -117,6 +126,7 @@ class MaskedEmbedding(embedding.MaskedEmbedding):
 
     def __call__(self, input: Array, *, key: Any = None) -> Array:  # type: ignore[override]
         """Return the row of a token; `key` is ignored, as by `equinox.nn.Embedding`."""
+        _refuse_norms(self)
         return super().__call__(input)
 
     def to_embedding(self) -> Any:
@@ -142,7 +152,14 @@ class PackedEmbedding(embedding.PackedEmbedding):
 
     def __call__(self, input: Array, *, key: Any = None) -> Array:  # type: ignore[override]
         """Return the row of a token; `key` is ignored, as by `equinox.nn.Embedding`."""
+        _refuse_norms(self)
         return super().__call__(input)
+
+    @property
+    def weight(self) -> Any:
+        """The whole weight (num_embeddings, embedding_dim)."""
+        _refuse_norms(self)
+        return super().weight
 
     def to_embedding(self) -> Any:
         """Return an `equinox.nn.Embedding` with the trained weight."""
@@ -180,10 +197,16 @@ def mask_linears(
     if convert.is_from(model, "flax"):
         convert_checks.refuse_model("an Equinox model", model, "maskedlinear_jax.nnx.mask_linears")
     ties, follow = _shared(model)
+    computed = _computed(model)
     converted = convert.convert(
         _open(model), masks, _ADAPTER, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others,
         strict=strict, values_dtype=values_dtype, precision=precision, ties=ties, follow=follow,
+        check=lambda name: convert_checks.refuse_computed(name, remedy=_UNNORMED) if name in computed else None,
     )  # fmt: skip
+    if freeze_others:  # a norm computes with its layer's weight: as a whole it is a constant
+        normed = iter([node for node in jax.tree.leaves(model, is_leaf=_is_norm) if _is_norm(node)])
+        whole = lambda node: Constant(next(normed)) if _is_norm(node) else node  # noqa: E731
+        converted = jax.tree.map(whole, converted, is_leaf=_is_norm)
     return _close(converted)
 
 
@@ -275,6 +298,31 @@ def load_packed(path: Any, model: Any = None, *, rename: Any = None) -> Any:
         nothing = {glob.escape(name): constructors.columns([]) for name in plain}
         model = mask_linears(model, nothing, packed=form == "packed") if nothing else model
     return storage.load(data, model, rename, _ADAPTER.forms)
+
+
+_COMPUTES = (eqx.nn.WeightNorm, eqx.nn.SpectralNorm)
+"""What computes a layer's weight anew in each forward."""
+
+_UNNORMED = "take the layer out of equinox.nn.WeightNorm or equinox.nn.SpectralNorm first"
+
+_NORMS = norms.codes_of(one for norm in _COMPUTES for one in (norm.__init__, norm.__call__))
+
+
+def _refuse_norms(layer: Any) -> None:
+    norms.refuse_inside(_NORMS, type(layer).__name__, "weight", _UNNORMED)
+
+
+def _is_norm(node: Any) -> bool:
+    return isinstance(node, _COMPUTES)
+
+
+def _computed(model: Any) -> set[str]:
+    # The names of the layers inside of norms.
+    found: set[str] = set()
+    for path, norm in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_norm):
+        inside = jax.tree_util.tree_leaves_with_path(norm, is_leaf=_is_part) if _is_norm(norm) else ()
+        found |= {jax.tree_util.keystr((*path, *inner), simple=True, separator=".") for inner, _ in inside}
+    return found
 
 
 class _Opened(eqx.Module):

@@ -17,7 +17,7 @@ from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
 from maskedlinear_jax.frozen_state import keep_state
-from maskedlinear_jax.module import MaskedLinear, Tree, _is_float
+from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 
 
@@ -164,6 +164,8 @@ def grad_masks(model: Any) -> Any:
         if node.bias_mask is not None and node.bias is not None and hasattr(node.bias, "shape"):
             bias = jnp.broadcast_to(bias, node.bias.shape)
         weight = stacked.to_array(node.grad_mask, node.weight.shape)
+        own = {id(leaf) for leaf in beside(node).values()}
+        node = jax.tree.map(lambda leaf: True if id(leaf) in own else leaf, node) if own else node
         return node.replace(weight=weight, bias=None if node.bias is None else bias, grad_mask=_nothing(node.grad_mask),
                             bias_mask=None)  # fmt: skip
 
@@ -310,6 +312,7 @@ def _named_arrays(tree: Any) -> dict[str, Any]:
             for one, layer in stacked.layers_of(name, node).items():
                 parts = {"weight": layer.weight, "bias": layer.bias}
                 found |= {_join(one, part): array for part, array in parts.items() if array is not None}
+            found |= {_join(name, one): leaf for one, leaf in beside(node).items()}
         elif _is_float(node):
             found[name] = node
     return found
@@ -326,6 +329,7 @@ def _named_masks(tree: Any) -> dict[str, Any]:
                 found[_join(one, "weight")] = layer.grad_mask
                 if layer.bias is not None:
                     found[_join(one, "bias")] = layer.bias_mask
+            found |= {_join(name, one): None for one in beside(node)}
         elif _is_float(node):
             found[name] = None
     return found

@@ -15,6 +15,7 @@ from maskedlinear_core import constructors, initial
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, to_numpy
 from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, as_precision, described
 from maskedlinear_jax import _compat
@@ -121,6 +122,8 @@ class MaskedLinear:
             >>> MaskedLinear.from_linear(linear, grad_mask=rows([0])).weight is linear.weight
             True
         """
+        if names := list(beside(linear)):
+            convert_checks.refuse_beside(names, linear)
         weight: Any = getattr(linear, "weight", None)
         bias: Any = getattr(linear, "bias", None)
         if not is_framework_array(weight) or len(weight.shape) != 2:
@@ -289,6 +292,26 @@ def combine(params: Tree, rest: Any) -> Tree:
     """
     whole: Tree = jax.tree.map(lambda a, b: b if a is None else a, params, rest, is_leaf=lambda leaf: leaf is None)
     return whole
+
+
+def beside(layer: Any) -> dict[str, Any]:
+    """Return the leaves of floats that a layer of a user's class has beside what a layer has, by their paths in it.
+
+    Example:
+        >>> from maskedlinear_jax import columns
+        >>> beside(MaskedLinear(3, 2, grad_mask=columns([0]), seed=0))
+        {}
+    """
+    own = {id(leaf) for leaf in jax.tree.leaves([getattr(layer, name, None) for name in _OWN])}
+    found = jax.tree_util.tree_leaves_with_path(layer)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in found
+        if path and _is_float(leaf) and id(leaf) not in own
+    }
+
+
+_OWN = ("weight", "bias", "values", "bias_values", "grad_mask", "bias_mask")
 
 
 def _name_of_dtype(dtype: Any) -> str:

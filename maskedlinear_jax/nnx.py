@@ -46,11 +46,15 @@ from maskedlinear_jax.nnx_embedding import MaskedEmbed as MaskedEmbed
 from maskedlinear_jax.nnx_embedding import PackedEmbed as PackedEmbed
 from maskedlinear_jax.nnx_general import MaskedLinearGeneral as MaskedLinearGeneral
 from maskedlinear_jax.nnx_general import PackedLinearGeneral as PackedLinearGeneral
+from maskedlinear_jax.nnx_layers import _OF_LAYERS
 from maskedlinear_jax.nnx_layers import Frozen as Frozen
 from maskedlinear_jax.nnx_layers import Layer as _Layer
 from maskedlinear_jax.nnx_layers import MaskedLinear as MaskedLinear
 from maskedlinear_jax.nnx_layers import PackedLinear as PackedLinear
 from maskedlinear_jax.nnx_layers import Positions as Positions
+from maskedlinear_jax.nnx_layers import ValuesPositions as _ValuesPositions
+from maskedlinear_jax.nnx_layers import has_own_call as _has_own_call
+from maskedlinear_jax.nnx_layers import take_beside as _take_beside
 
 _score_trees.register_model_reader(nnx.Module, _weights_of)
 
@@ -186,10 +190,15 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
     for name in contents.layers:
         if places[name].is_computed:
             convert_checks.refuse_computed(name, "load_packed", _UNNORMED)
+        layer, packed = places[name].node, isinstance(found[name], packed_module.PackedLinear)
+        if _is_users(layer) and layer.is_packed != packed:
+            convert_checks.refuse_subclass(name, layer, "load_packed")
     made: dict[str, Any] = {}
     for name in contents.layers:
         layer, loaded = places[name][0], found[name]
         packed = isinstance(loaded, packed_module.PackedLinear)
+        if _is_users(layer):
+            continue
         plain = layer.to_linear() if isinstance(layer, _Layer) else layer
         linear: Any = nnx.clone(plain)
         _set_plain(linear, loaded.base if packed else loaded.weight, loaded.bias)
@@ -200,6 +209,9 @@ def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = Non
         made[name] = (form.packed if packed else form.masked).from_linear(linear, **given)
         if packed:
             made[name].values.set_value(loaded.values)
+        _take_beside(made[name], layer, form.masked.plain)
+    for name in contents.layers.keys() - made.keys():
+        _fill(places[name].node, found[name])
     for name in contents.others:
         variables[name].set_value(found[name])
     return _replace(model, places, made)
@@ -219,8 +231,9 @@ def _tree(model: Any) -> dict[str, Any]:
 
 
 def _variables(model: nnx.Module) -> dict[str, Any]:
-    # Every variable of floats outside of the masked layers that is no constant.
-    inside = tuple(f"{name}." if name else "" for name in _places(model, _Layer))
+    # Every variable of floats that is no constant, but for the masked layers' own.
+    places = _places(model, _Layer).values()
+    own = {id(vars(layer).get(name)) for layer, *_ in places for name in _OF_LAYERS}
     found = {
         ".".join(map(str, path)): node
         for path, node in nnx.iter_graph(model)
@@ -229,8 +242,32 @@ def _variables(model: nnx.Module) -> dict[str, Any]:
     return {
         name: variable
         for name, variable in found.items()
-        if not name.startswith(inside) and module._is_float(variable.get_value())
+        if id(variable) not in own and module._is_float(variable.get_value())
     }
+
+
+def _is_users(layer: Any) -> bool:
+    return isinstance(layer, _Layer) and _has_own_call(layer)
+
+
+def _fill(layer: Any, loaded: Any) -> None:
+    # A layer of a user's class stays itself: everything that was stored is put into it.
+    kind = _ValuesPositions if layer.is_packed else Positions
+    layer.positions = kind(loaded.grad_mask)
+    whole = None if loaded.bias is None else layer.bias.get_value()
+    trains = None if loaded.bias_mask is None else jnp.asarray(loaded.bias_mask)
+    layer.bias_positions = nnx.data(None if trains is None else kind(trains))
+    if not layer.is_packed:
+        _set_plain(layer, loaded.weight, loaded.bias)
+        return
+    own = layer.base.get_value()
+    layer.base.set_value(loaded.base if _form_of(layer).is_embedding else loaded.base.T.reshape(own.shape))
+    if layer.values.shape == loaded.values.shape:
+        layer.values.set_value(loaded.values)
+    else:
+        layer.values = nnx.Param(loaded.values)
+    if whole is not None:
+        layer._take_bias_over(nnx.Param(loaded.bias.reshape(whole.shape)))
 
 
 def _set(layer: Any, loaded: Any) -> None:
@@ -308,7 +345,7 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
             positions = layer.bias_positions
             trains[name] = None if positions is None else positions.get_value()
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        if path[:-1] not in layers and module._is_float(variable.get_value()):
+        if (path[:-1] not in layers or path[-1] not in _OF_LAYERS) and module._is_float(variable.get_value()):
             arrays[".".join(map(str, path))] = variable.get_value()
             trains[".".join(map(str, path))] = None
     return arrays, trains

@@ -19,19 +19,19 @@ from maskedlinear_jax.convert import Form, is_from, new_tokens
 from maskedlinear_jax.nnx_embedding import MaskedEmbed, PackedEmbed, check_embed
 from maskedlinear_jax.nnx_general import MaskedLinearGeneral, PackedLinearGeneral, check_general, shape_of
 from maskedlinear_jax.nnx_layers import (
+    COMPUTES,
+    UNNORMED,
     Layer,
     MaskedLinear,
     PackedLinear,
     Thawed,
     _check_plain,
+    has_own_call,
     move_moments,
+    take_beside,
 )
 
 Places = dict[str, "Place"]
-COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
-"""What writes a layer's kernel anew in each forward."""
-
-UNNORMED = "take the layer out of nnx.WeightNorm or nnx.SpectralNorm first"
 
 
 class Place(NamedTuple):
@@ -89,7 +89,7 @@ def mask_linears(
     moments.check("mask_linears", optimizer)
     chosen_precision = as_precision(precision)
     found = places(model, (Layer, *(form.masked.plain for form in FORMS)))
-    parts = {name: _part(name, place) for name, place in found.items()}
+    parts = {name: _part(name, place, packed) for name, place in found.items()}
     owners = _owners(model)
     chosen = patterns.choose(
         parts, masks, strict=strict, others=lambda: _others(model, parts),
@@ -113,6 +113,7 @@ def mask_linears(
             node = node.to_linear()
         kind = form.packed if packed else form.masked
         made[name] = kind.from_linear(node, **given, **({"values_dtype": values_dtype} if packed else {}))
+        take_beside(made[name], found[name].node, form.masked.plain)
     model = replace(model, found, made)
     moved: dict[moments.Path, Any] = {}
     for name, (mask, bias_mask) in changes.items():
@@ -181,7 +182,8 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     if not isinstance(model, nnx.Module):
         convert_checks.refuse_model("a flax.nnx.Module", model, function="unmask_linears")
     found = places(model, Layer)
-    model = replace(model, found, {name: place.node.to_linear() for name, place in found.items()})
+    made = _plain(found)
+    model = replace(model, found, made)
     _set_variables(model, lambda variable: Thawed.back(variable) if isinstance(variable, Thawed) else variable)
     return model
 
@@ -206,7 +208,7 @@ def merged(model: nnx.Module) -> nnx.Module:
     other = nnx.merge(*nnx.split(model))
     packed = {name: place for name, place in places(other, Layer).items() if place.node.is_packed}
     found = {name: place for name, place in packed.items() if isinstance(place.node.arithmetic, Native)}
-    return replace(other, found, {name: place.node.to_linear() for name, place in found.items()})
+    return replace(other, found, _plain({name: one for name, one in found.items() if not has_own_call(one.node)}))
 
 
 def form_of(node: Any) -> Form:
@@ -255,7 +257,7 @@ def replace(model: nnx.Module, found: Mapping[str, Place], made: Mapping[str, An
     return model
 
 
-def _part(name: str, place: Place) -> Part:
+def _part(name: str, place: Place, packed: bool) -> Part:
     node, form = place.node, form_of(place.node)
     has_bias = getattr(node, "bias", None) is not None
 
@@ -264,9 +266,22 @@ def _part(name: str, place: Place) -> Part:
             convert_checks.refuse_computed(name, remedy=UNNORMED)
         if not isinstance(node, Layer):
             form.check(name, node)
+        elif packed and isinstance(node, form.masked) and has_own_call(node):
+            convert_checks.refuse_subclass(name, node)  # one of another form would lose its forward
 
     shape = (node.out_features, node.in_features) if isinstance(node, Layer) else form.shape(node)
     return Part(node, shape, check, form.is_embedding, has_bias)
+
+
+def _plain(found: Places) -> dict[str, Any]:
+    # Plain layers for masked ones, with what users put into these.
+    made: dict[str, Any] = {}
+    for name, place in found.items():
+        if has_own_call(place.node):
+            convert_checks.refuse_own_forward(name, place.node)
+        made[name] = place.node.to_linear()
+        take_beside(made[name], place.node, form_of(place.node).masked.plain)
+    return made
 
 
 def _others(model: nnx.Module, parts: Mapping[str, Part]) -> dict[str, str]:

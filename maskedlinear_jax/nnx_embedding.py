@@ -117,11 +117,13 @@ class MaskedEmbed(_Embedding):
 
     def __call__(self, inputs: Array) -> Array:
         """Return the rows of the tokens: (*batch, features) of integers (*batch)."""
+        self._refuse_norms()
         (table,) = self.promote_dtype((self.table,), dtype=self.dtype, inexact=False)
         return masked_lookup(table, self._tokens(inputs), self.grad_mask, _take)
 
     def attend(self, query: Array) -> Array:
         """Return x W^T, the head tied to the embedding: (*batch, num_embeddings) of (*batch, features)."""
+        self._refuse_norms()
         query, table = self.promote_dtype((query, self.table), dtype=self.dtype)
         return masked_linear(query, table, grad_mask=self.grad_mask, precision=self.arithmetic)
 
@@ -210,11 +212,13 @@ class PackedEmbed(_Embedding):
 
     def __call__(self, inputs: Array) -> Array:
         """Return the rows of the tokens: (*batch, features) of integers (*batch)."""
+        self._refuse_norms()
         (base,) = self.promote_dtype((self.base.get_value(),), dtype=self.dtype, inexact=False)
         return packed_lookup(base, self.values.get_value(), self._tokens(inputs), self.grad_mask, _take)
 
     def attend(self, query: Array) -> Array:
         """Return x W^T, the head tied to the embedding: (*batch, num_embeddings) of (*batch, features)."""
+        self._refuse_norms()
         query, base = self.promote_dtype((query, self.base.get_value()), dtype=self.dtype)
         values = self.values.get_value()
         values = values if values.dtype == jnp.float32 else values.astype(base.dtype)

@@ -7,6 +7,7 @@ NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, Precision, as_precision
-from maskedlinear_jax import marks, moments, packing
+from maskedlinear_jax import marks, moments, norms, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
 
@@ -85,6 +86,43 @@ class Thawed(Frozen):
     def back(variable: Thawed) -> nnx.Param:
         """Return the parameter that this was."""
         return nnx.Param(variable.get_value(), **variable.get_metadata())
+
+
+COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
+"""What writes a layer's kernel anew in each forward."""
+
+UNNORMED = "take the layer out of nnx.WeightNorm or nnx.SpectralNorm first"
+
+_NORMS = norms.codes_of(norm.__call__ for norm in COMPUTES)
+
+_OF_LAYERS = {
+    "in_features", "out_features", "in_axes", "out_axes", "kernel", "embedding", "bias", "values", "bias_values",
+    "base", "bias_base", "positions", "bias_positions", "arithmetic",
+}  # fmt: skip
+"""What layers have, plain, masked and packed, beside the arguments of the plain layer's class."""
+
+
+def beside(layer: Any, plain: Any) -> dict[str, Any]:
+    """Return what a user put into a layer beside what such a layer has.
+
+    Args:
+        layer: A plain, masked or packed layer.
+        plain: The class of the plain layer.
+    """
+    known = _OF_LAYERS | inspect.signature(plain.__init__).parameters.keys()
+    return {name: value for name, value in vars(layer).items() if name not in known and name[0] != "_"}
+
+
+def take_beside(new: Any, old: Any, plain: Any) -> None:
+    """Put what a user put into a layer into the one that replaces it.
+
+    Raises:
+        TypeError: The new layer has something else of that name.
+    """
+    for name, value in beside(old, plain).items():
+        if getattr(new, name, value) is not value:
+            convert_checks.refuse_part(type(new).__name__, name)
+        setattr(new, name, value)
 
 
 _WHOLE = ("kernel", "embedding", "bias")
@@ -180,7 +218,12 @@ class Layer(nnx.Module):
         self.positions.set_value(mask)
         return {}
 
+    def _refuse_norms(self) -> None:
+        own = "embedding" if hasattr(self, "num_embeddings") else "kernel"
+        norms.refuse_inside(_NORMS, type(self).__name__, own, UNNORMED)
+
     def _cast(self, *arrays: Any) -> Any:
+        self._refuse_norms()
         return self.promote_dtype(arrays, dtype=self.dtype)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -440,6 +483,11 @@ def _arithmetic(keywords: dict[str, Any]) -> Precision:
     if precision in ("native", "reproducible") or isinstance(precision, Precision):
         return as_precision(keywords.pop("precision"))
     return Native()
+
+
+def has_own_call(layer: Any) -> bool:
+    """Tell whether a layer's forward is a user's own."""
+    return type(layer).__call__.__module__.partition(".")[0] not in ("flax", "maskedlinear_jax")
 
 
 def _check_plain(name: str, linear: Any) -> None:

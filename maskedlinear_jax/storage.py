@@ -20,7 +20,7 @@ from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_jax import marks, packing
 from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.convert import _OWN, Form, _is_layer
-from maskedlinear_jax.module import MaskedLinear, _is_float
+from maskedlinear_jax.module import MaskedLinear, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import depth
 
@@ -176,6 +176,8 @@ def _layers(model: Any) -> dict[str, Any]:
     for name, layer in layers.items():
         if depth(layer):
             storage_checks.refuse_stacked(name)
+        if names := list(beside(layer)):
+            storage_checks.refuse_beside(name, type(layer).__name__, names)
     return layers
 
 

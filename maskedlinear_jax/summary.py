@@ -12,7 +12,7 @@ from maskedlinear_core.arrays import to_numpy
 from maskedlinear_core.summary import Part, Summary
 from maskedlinear_jax.constant import Constant
 from maskedlinear_jax.convert import _is_layer
-from maskedlinear_jax.module import _is_float
+from maskedlinear_jax.module import _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import layers_of
 
@@ -43,6 +43,8 @@ def summary(model: Any) -> Summary:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if _is_layer(node):
             parts += [_layer(one, layer) for one, layer in layers_of(name, node).items()]
+            for one, leaf in beside(node).items():
+                parts.append(Part(".".join(filter(None, (name, one))), "parameter", leaf.size, leaf.size))
         elif isinstance(node, Constant):
             parts.append(Part(name, "Constant", 0, sum(leaf.size for leaf in jax.tree.leaves(node))))
         elif _is_float(node):

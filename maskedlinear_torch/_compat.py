@@ -199,6 +199,11 @@ viewed: Callable[[torch.Tensor], torch.Tensor | None] = operator.attrgetter("_ba
 """Return the tensor that a tensor is a view of, as autograd knows it; None for one that is no view."""
 
 
+def count_write(tensor: torch.Tensor) -> None:
+    """Let autograd take a tensor for written to."""
+    torch.autograd.graph.increment_version(tensor)
+
+
 def has_joint_projection(attention: torch.nn.MultiheadAttention) -> bool:
     """Tell whether queries, keys and values have one weight (`in_proj_weight`)."""
     return attention._qkv_same_embed_dim

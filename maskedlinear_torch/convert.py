@@ -20,7 +20,7 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Precision, as_precision
-from maskedlinear_torch import _compat, conv1d, moments, steps, tied_keys
+from maskedlinear_torch import _compat, beside, conv1d, moments, steps, tied_keys
 from maskedlinear_torch import attention as attentions
 from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import Attention, MaskedMultiheadAttention
@@ -144,6 +144,9 @@ def unmask_linears(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model, function="unmask_linears")
+    for name, module in model.named_modules():
+        if isinstance(module, Layer) and _has_own_forward(module):
+            convert_checks.refuse_own_forward(name, module)
     made: dict[int, nn.Module] = {}
     for layer in model.modules():
         plain: Any = None
@@ -159,6 +162,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
             made[id(layer)] = plain
             _compat.take_hooks(plain, layer)
             _compat.give_attributes_back(plain, layer)
+            beside.take(plain, layer)
     head: Any
     for layer in model.modules():
         if isinstance(layer, TiedHead):
@@ -166,6 +170,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
             head.weight, head.bias = made[id(layer.embedding)].weight, layer.bias
             _compat.take_hooks(head.train(layer.training), layer)
             _compat.give_attributes_back(head, layer)
+            beside.take(head, layer)
             steps.unmasked.add(head)
     tied_keys.restore(model, TiedHead)
     model = _replace(model, made)
@@ -269,6 +274,7 @@ def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], pac
                 Part(
                     module,
                     (module.out_features, module.in_features),
+                    lambda: _check_form(prefix, module, packed),
                     is_embedding=is_embedding,
                     has_bias=module.bias is not None,
                 ),
@@ -295,6 +301,16 @@ def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], pac
             for name, shape in attentions.projection_shapes(module).items()
         ]  # fmt: skip
     return []
+
+
+def _check_form(name: str, layer: Any, packed: bool) -> None:
+    # A user's subclass keeps its form: one of another would lose its forward.
+    if packed and isinstance(layer, MaskedLinear) and _has_own_forward(layer):
+        convert_checks.refuse_subclass(name, layer)
+
+
+def _has_own_forward(layer: Any) -> bool:
+    return type(layer).forward.__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 def _check_linear(name: str, linear: nn.Linear, parent: nn.Module | None, packed: bool) -> None:
@@ -366,6 +382,7 @@ def _make(
             of_weight[id(module.weight)] = made[id(module)]
         _compat.take_hooks(made[id(module)], module)
         _compat.take_attributes(made[id(module)], module)
+        beside.take(made[id(module)], module)
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             old: Any = module

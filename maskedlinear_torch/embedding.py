@@ -21,7 +21,7 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import as_precision
-from maskedlinear_torch import _compat, rule, steps
+from maskedlinear_torch import _compat, beside, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
@@ -88,6 +88,7 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
         layer = cls.__new__(cls)
         layer._take_embedding(embedding, _without_padding(grad_mask, embedding))
         layer.precision = as_precision(precision)
+        beside.take(layer, embedding)
         return layer.train(embedding.training)
 
     def to_embedding(self) -> nn.Embedding:
@@ -97,6 +98,7 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
             scale_grad_by_freq=self.scale_grad_by_freq, device="meta",
         )  # fmt: skip
         plain.weight = self.weight
+        beside.take(plain, self)
         steps.unmasked.add(plain)
         return plain.train(self.training)
 
@@ -203,12 +205,14 @@ class PackedEmbedding(PackedLinear):
         nn.Module.__init__(layer)
         layer._take_embedding(embedding, grad_mask, values_dtype)
         layer.precision = as_precision(precision)
+        beside.take(layer, embedding)
         return layer.train(embedding.training)
 
     def to_embedding(self) -> nn.Embedding:
         """Return a plain embedding with the trained weight."""
         plain = nn.Embedding(self.out_features, self.in_features, self.padding_idx, device="meta")
         plain.weight = nn.Parameter(self.weight.detach().clone())
+        beside.take(plain, self)
         steps.unmasked.add(plain)
         return plain.train(self.training)
 

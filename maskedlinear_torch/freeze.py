@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskedlinear_core import frozen
 from maskedlinear_core.checks import frozen as frozen_checks
-from maskedlinear_torch import _compat, steps
+from maskedlinear_torch import _compat, beside, steps
 from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.embedding import TiedHead
 from maskedlinear_torch.frozen_entries import INHERITED, Held
@@ -178,6 +178,9 @@ def grad_masks(model: nn.Module) -> dict[str, Any]:
             masks[f"{dot}weight"] = mask if learned.requires_grad else False
             if module.bias is not None:
                 masks[f"{dot}bias"] = module.bias_mask if module.bias.requires_grad else False
+            for name, one in beside.parts(module).items():
+                if isinstance(one, nn.Parameter):
+                    masks[f"{prefix}.{name}" if prefix else name] = None if one.requires_grad else False
             continue
         trains: dict[str, Any] = {}
         if isinstance(module, MaskedMultiheadAttention | MaskedParameter):

@@ -7,6 +7,7 @@ and only its trainable entries are brought up to date, so it costs the trainable
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import frozen as frozen_checks
-from maskedlinear_torch import _compat
+from maskedlinear_torch import _compat, indexing
 
 _FEW = 4
 """Entries are moved by number where fewer than one in so many train, else by a mask."""
+
+LINE = 64
+"""Bytes of a cache line."""
 
 _SAMPLE = 256
 """So many frozen entries tell whether a tensor drifts."""
@@ -28,14 +32,16 @@ INHERITED = 0
 
 
 class Places:
-    """Where a parameter trains: whole rows or columns, single entries by number, or a bool mask."""
+    """Where a parameter trains: whole rows or columns, runs of entries by number, or a bool mask."""
 
     def __init__(self, trains: Tensor, *, dim: int | None = None, index: Tensor | None = None) -> None:
         self.trains, self.dim, self.index = trains, dim, index
+        self.run = 1
         if dim is None and trains.is_contiguous() and not trains.is_meta:
             flat = trains.reshape(-1).nonzero().reshape(-1)
             if flat.numel() * _FEW <= trains.numel():
-                self.dim, self.index = -1, flat
+                self.run = _run(flat, trains.numel())
+                self.dim, self.index = -1, flat[:: self.run] // self.run
 
     def carry(self, source: Tensor, target: Tensor) -> None:
         """Write the trainable entries of one tensor into another, in place."""
@@ -51,19 +57,39 @@ class Places:
     def take(self, source: Tensor) -> Tensor:
         """Return a copy of the trainable entries alone."""
         assert self.index is not None
-        assert self.dim is not None
-        if self.dim == -1:
-            return source.detach().reshape(-1).index_select(0, self.index)
-        return source.detach().index_select(self.dim, self.index)
+        return self._lines(source.detach()).index_select(self._axis, self.index)
+
+    def shape_of(self, source: Tensor) -> torch.Size:
+        """Return the shape of what `take` returns."""
+        assert self.index is not None
+        shape = [*source.shape] if self.dim != -1 else [-1] if self.run == 1 else [-1, self.run]
+        shape[self._axis] = self.index.numel()
+        return torch.Size(shape)
 
     def put(self, taken: Tensor, target: Tensor) -> None:
         """Write what `take` returned into a tensor, in place."""
         assert self.index is not None
+        indexing.write_into(self._lines(target), taken, self.index, self._axis)
+
+    @functools.cached_property
+    def lies_together(self) -> bool:
+        """Tell whether to reach the trainable entries is to read few cache lines beside theirs."""
+        if self.index is None:
+            return False
+        size = LINE // 4
+        if self.dim == 0 or self.run * _FEW >= size:
+            return True
+        return self.index.numel() * _FEW >= (self.index // size).unique().numel() * size
+
+    @property
+    def _axis(self) -> int:
         assert self.dim is not None
-        if self.dim == -1:
-            target.view(-1).index_copy_(0, self.index, taken)
-        else:
-            target.index_copy_(self.dim, self.index, taken)
+        return max(self.dim, 0)
+
+    def _lines(self, tensor: Tensor) -> Tensor:
+        if self.dim != -1:
+            return tensor
+        return tensor.reshape(-1, self.run) if self.run > 1 else tensor.reshape(-1)
 
     def merged(self, source: Tensor, target: Tensor) -> Tensor:
         """Return `target` with the trainable entries of `source`, differentiable in these."""
@@ -71,6 +97,18 @@ class Places:
             return torch.where(self.trains, source, target)
         assert self.dim is not None
         return target.index_copy(self.dim, self.index, source.index_select(self.dim, self.index))
+
+
+def _run(flat: Tensor, size: int) -> int:
+    # How many entries lie side by side everywhere, of the powers of two at which such runs begin.
+    run = 1
+    while flat.numel() and flat.numel() % (2 * run) == 0 and size % (2 * run) == 0:
+        starts = flat[:: 2 * run]
+        ends = flat[2 * run - 1 :: 2 * run]
+        if bool((starts % (2 * run)).any()) or not bool((ends - starts == 2 * run - 1).all()):
+            break
+        run *= 2
+    return run
 
 
 class FrozenEntries:
@@ -122,10 +160,13 @@ class FrozenEntries:
 
     @torch.no_grad()
     def write(self, taken: Tensor) -> None:
-        """Write trainable entries into the parameter and the matrix, which are right elsewhere."""
+        """Write trainable entries into the parameter, which is right elsewhere; the next forward writes the matrix.
+
+        There the product that reads the matrix finds it in the cache.
+        """
         self.places.put(taken, self.parameter)
-        self.places.put(taken, self.matrix)
-        self._taken, self._seen = taken, self._state_of(self.parameter)
+        _compat.count_write(self.matrix)  # autograd notices that a graph from before has another
+        self._seen = self._state_of(self.parameter)
 
     def _is_the_adapters(self) -> bool:
         # Nothing trains the parameter, and an adapter lies over its layer: what is written is a merge or its undoing.

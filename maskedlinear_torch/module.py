@@ -16,7 +16,7 @@ from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
-from maskedlinear_torch import lowering, plain_ties, rule, steps
+from maskedlinear_torch import beside, lowering, plain_ties, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.functional import _autocast, _check
@@ -356,6 +356,7 @@ class MaskedLinear(Layer, nn.Linear):
         if has_bias:
             layer.bias = linear.bias
         layer._set_masks(layer._mask, layer._bias_values)
+        beside.take(layer, linear)
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
@@ -372,6 +373,7 @@ class MaskedLinear(Layer, nn.Linear):
         linear.weight = self.weight
         if self.bias is not None:
             linear.bias = self.bias
+        beside.take(linear, self)
         steps.unmasked.add(linear)
         return linear.train(self.training)
 

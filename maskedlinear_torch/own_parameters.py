@@ -54,11 +54,15 @@ class OwnParameters(dict[str, Any]):
         stem, _, suffix = name.rpartition("_")
         if suffix not in _COMPUTED_FROM or name in self or stem not in {*self.computed, *_OWN}:
             return
-        self._put_back(stem)
+        self.put_back(stem)
         packed_checks.refuse_computed(self.layer, stem)
 
-    def _put_back(self, name: str) -> None:
-        # In the place that it had: optimizers go by the order.
+    def taken(self, names: tuple[str, ...]) -> str | None:
+        """Return which of some parameters was taken out last, if any was."""
+        return next((name for name in reversed(self._taken) if name in names and name not in self), None)
+
+    def put_back(self, name: str) -> None:
+        """Put a parameter back that was taken out, in the place that it had: optimizers go by the order."""
         taken, order = self._taken.pop(name, (lambda: None, []))
         parameter = taken()
         if parameter is not None and name not in self:

@@ -17,7 +17,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import described
-from maskedlinear_torch import _compat, moments, packing, rule, steps
+from maskedlinear_torch import _compat, beside, moments, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
 from maskedlinear_torch.held_module import call_in_graph
@@ -138,6 +138,7 @@ class PackedLinear(Layer):
         nn.Module.__init__(layer)
         layer.precision = precision
         layer._take_over(linear, mask, bias_values, values_dtype)
+        beside.take(layer, linear)
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
@@ -154,6 +155,7 @@ class PackedLinear(Layer):
         linear.weight = nn.Parameter(self._whole_weight().detach())
         if self.bias_values is not None:
             linear.bias = self.bias_values if self.bias_base is None else nn.Parameter(self._whole_bias().detach())
+        beside.take(linear, self)
         steps.unmasked.add(linear)
         return linear.train(self.training)
 
@@ -323,6 +325,8 @@ class PackedLinear(Layer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; `weight` and `bias` are written to, not set."""
+        if name == "parametrizations":
+            self._refuse_parametrization()
         if name in ("weight", "bias"):
             # `layer.weight *= 2` has written before it sets.
             if name == "bias" and value is not None and value is self.bias_values:
@@ -336,7 +340,7 @@ class PackedLinear(Layer):
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute; the weight and the bias are computed from others, and stay."""
-        if name in ("weight", "bias"):
+        if name in ("weight", "bias") or (name in _OF_PACKED and "parametrizations" in self._modules):
             packed_checks.refuse_computed(type(self).__name__, name)
         super().__delattr__(name)
 
@@ -365,6 +369,15 @@ class PackedLinear(Layer):
 
     def _home(self) -> Tensor:
         return self.base
+
+    def _refuse_parametrization(self) -> None:
+        # torch has taken the parameter out and given the layer another class: both are undone.
+        own: Any = self._parameters
+        taken = own.taken(_OF_PACKED) if isinstance(own, OwnParameters) else None
+        if taken is not None:
+            self.__class__ = type(self).__mro__[1]
+            own.put_back(taken)
+            packed_checks.refuse_computed(type(self).__name__, taken)
 
     def _refuse_sharded(self, change: str) -> None:
         if any(one is not None and _compat.is_distributed(one) for one in self._parameters.values()):

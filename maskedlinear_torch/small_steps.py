@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskedlinear_torch import _compat
-from maskedlinear_torch.frozen_entries import FrozenEntries
+from maskedlinear_torch.frozen_entries import LINE, FrozenEntries
 
 _ELEMENTWISE = tuple(
     getattr(torch.optim, name)
@@ -22,6 +22,9 @@ _ELEMENTWISE = tuple(
         "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD",
     )
 )  # fmt: skip
+
+IS_SMALL = "_maskedlinear_is_small"
+"""An attribute of what steps the entries that train: hooks around steps have seen the true optimizer's."""
 
 
 class SmallStep:
@@ -42,9 +45,11 @@ class SmallStep:
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
             mine = [by_id[id(p)] for p in group["params"] if id(p) in by_id and _is_whole(optimizer, group, p)]
+            if group.get("fused"):  # which reads and writes each number but once
+                mine = [one for one in mine if one.places.lies_together]
             mine = [one for one in mine if one.is_as_held()]
             if mine:
-                tensors = {one.places.take(one.parameter): one for one in mine}
+                tensors = {_taken(one, one.parameter, group): one for one in mine}
                 small |= tensors
                 groups.append({**group, "params": list(tensors)})
         if small:
@@ -54,27 +59,28 @@ class SmallStep:
         self, optimizer: torch.optim.Optimizer, small: dict[Tensor, FrozenEntries], groups: list[dict[str, Any]]
     ) -> None:
         stepper = object.__new__(type(optimizer))
-        stepper.__dict__.update(optimizer.__dict__)
+        stepper.__dict__.update(optimizer.__dict__ | {IS_SMALL: True})
         stepper.param_groups = groups
         stepper.state = type(optimizer.state)(dict)
+        group_of = {tensor: group for group in groups for tensor in group["params"]}
         for tensor, one in small.items():
-            places, grad = one.places, one.parameter.grad
+            grad, group = one.parameter.grad, group_of[tensor]
             assert grad is not None
-            tensor.grad = places.take(grad)
+            tensor.grad = _taken(one, grad, group)
             state = optimizer.state.get(one.parameter, {})
             if state:
                 stepper.state[tensor] = {
-                    name: places.take(value) if value.dim() else value for name, value in state.items()
+                    name: _taken(one, value, group) if value.dim() else value for name, value in state.items()
                 }
         type(optimizer).step(stepper)  # not its own `step`, which a scheduler may have wrapped
         for tensor, one in small.items():
             for name, value in stepper.state.get(tensor, {}).items():
                 old = optimizer.state[one.parameter][name]
                 if old.dim():
-                    one.places.put(value, old)
+                    one.places.put(_entries(one, value), old)
                 else:
                     optimizer.state[one.parameter][name] = value
-            one.write(tensor)
+            one.write(_entries(one, tensor))
             self.stepped[id(one.parameter)] = one
             self._kept_back.append((one.parameter, one.parameter.grad))  # type: ignore[arg-type]
             one.parameter.grad = None
@@ -84,6 +90,21 @@ class SmallStep:
         for parameter, grad in self._kept_back:
             parameter.grad = grad
         self._kept_back = []
+
+
+def _taken(one: FrozenEntries, tensor: Tensor, group: dict[str, Any]) -> Tensor:
+    # The entries that train. Fused steps round the last entries of a tensor otherwise than those in whole cache lines.
+    taken = one.places.take(tensor)
+    if not group.get("fused"):
+        return taken
+    beside = -taken.numel() % (LINE // taken.itemsize)
+    return torch.nn.functional.pad(taken.reshape(-1), (0, beside)) if beside else taken
+
+
+def _entries(one: FrozenEntries, stepped: Tensor) -> Tensor:
+    # What `_taken` gave, in the shape that `take` gives.
+    shape = one.places.shape_of(one.matrix)
+    return stepped.reshape(-1)[: shape.numel()].view(shape)
 
 
 def _is_looked_at(optimizer: torch.optim.Optimizer) -> bool:
@@ -98,8 +119,10 @@ def _is_looked_at(optimizer: torch.optim.Optimizer) -> bool:
 def _is_whole(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor) -> bool:
     # Whether the step of a parameter makes no state anew, and all of it is as the parameter is.
     grad, state = parameter.grad, optimizer.state.get(parameter, {})
-    # Fused steps, and steps in 16 bits, round the last entries of a tensor otherwise than those before.
-    if group.get("fused") or group.get("differentiable") or parameter.dtype not in (torch.float32, torch.float64):
+    # Steps in 16 bits round the last entries of a tensor otherwise than those before.
+    if group.get("differentiable") or parameter.dtype not in (torch.float32, torch.float64):
+        return False
+    if group.get("fused") and parameter.numel() * parameter.itemsize % LINE:
         return False
     if grad is None or grad.layout != torch.strided or type(grad) is not Tensor:
         return False

@@ -20,7 +20,7 @@ from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_torch import _compat
 from maskedlinear_torch.frozen_entries import FrozenEntries, Held, local, same_bits
 from maskedlinear_torch.frozen_state import FrozenState
-from maskedlinear_torch.small_steps import SmallStep
+from maskedlinear_torch.small_steps import IS_SMALL, SmallStep
 from maskedlinear_torch.tensors import Constant
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -126,7 +126,7 @@ def _registered(parent: nn.Module, name: str, child: nn.Module | None) -> None:
 
 
 def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or IS_SMALL in optimizer.__dict__:
         return None  # the forward and `state_dict` put back what a compiled step moved
     known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
     _refuse_replaced(optimizer, known)
@@ -172,7 +172,7 @@ def _without_frozen(closure: Any, entries: list[FrozenEntries]) -> Callable[[], 
 
 
 def _after(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or IS_SMALL in optimizer.__dict__:
         return
     known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
     held = _held_by(known)

@@ -9,6 +9,7 @@ from torch import nn
 
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.summary import Part, Summary
+from maskedlinear_torch import beside
 from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.module import Layer
 from maskedlinear_torch.packed_module import PackedLinear
@@ -47,7 +48,7 @@ def summary(model: nn.Module) -> Summary:
             if id(parameter) in counted:
                 continue
             counted.add(id(parameter))
-            if not isinstance(module, Layer):
+            if not isinstance(module, Layer) or name in beside.parts(module):
                 whole = ".".join(filter(None, (prefix, name)))
                 learns = _learning(module, name, parameter) if parameter.requires_grad else 0
                 parts.append(Part(whole, "parameter", learns, parameter.numel()))

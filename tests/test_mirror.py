@@ -89,11 +89,12 @@ ONLY_DEFINED_IN_ONE = {
     "convert.py": {
         # Pytrees of several libraries; torch has one kind of module.
         "merged", "merge",  # a packed layer of torch keeps its matrix by itself
-        "Form", "Adapter", "convert", "plain_layers", "check_nothing", "is_from", "_part", "_changed", "_constant",
+        "Form", "Adapter", "convert", "plain_layers", "check_own", "_has_own_call",
+        "is_from", "_part", "_changed", "_constant",
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
         "_parts", "_check_linear", "_check_parameters", "_check_freezing", "_attention_check", "_make",
-        "_change", "_replace", "_freeze_others", "_output_layer", "_token_embedding",
+        "_check_form", "_has_own_forward", "_change", "_replace", "_freeze_others", "_output_layer", "_token_embedding",
         "leaves_of", "weights_of", "embeddings", "new_tokens",  # of pytrees of several libraries
         "_is_own_embedding", "_all_learns",
     },
@@ -112,7 +113,7 @@ ONLY_DEFINED_IN_ONE = {
         "_nothing", "_named", "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },
     "frozen_entries.py": {
-        "Places", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
+        "Places", "_run", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
         "by_path", "path_of", "masks_by_path", "trains", "keep",  # masks and parameters by path
     },
     "frozen_state.py": {
@@ -128,7 +129,8 @@ ONLY_DEFINED_IN_ONE = {
         "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
     },
     "module.py": {"Layer", "_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
-                  "partition", "combine", "_is_float", "_name_of_dtype"},
+                  "partition", "combine", "_is_float", "_name_of_dtype",
+                  "beside"},  # what a pytree's leaves are: in torch beside.py
     "moments.py": {  # an optimizer's state is a value of its own in JAX, and hangs on parameters in torch
         "Moved", "MovedBias", "repack_state", "packed_layers", "names", "numbers", "_moved", "_fresh",
     },
@@ -149,11 +151,13 @@ ONLY_IN_JAX = {
     "equinox.py", "nnx.py", "nnx_layers.py", "nnx_convert.py", "nnx_embedding.py",  # adapters of other libraries
     "nnx_general.py",
     "bits.py",  # as_bits of tensors.py
+    "norms.py",  # torch's norms take the parameter out of the layer, which tells
     "marks.py",  # what origin.py is in torch, for values that remember nothing
     "stacked.py",  # layers along an axis, which a scan or vmap goes over
     "constant.py",  # a pytree has no parameters that take no gradient
 }  # fmt: skip
 ONLY_IN_TORCH = {
+    "beside.py",  # a pytree's leaves are its class's: a layer with others is refused by name
     "groups.py",  # parameter groups are of torch.optim; optax has masks
     "held_module.py",  # the hooks of modules whose parameters are written in place
     "origin.py",  # a pytree is a value: it does not remember what it was (marks.py)

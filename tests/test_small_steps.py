@@ -7,7 +7,7 @@ import torch
 
 import maskedlinear_torch as mt
 from benchmarks import held_steps
-from maskedlinear_torch import small_steps
+from maskedlinear_torch import small_steps, steps
 
 O, I = 12, 20
 X = torch.randn(8, I, generator=torch.Generator().manual_seed(0))
@@ -34,6 +34,10 @@ OPTIMIZERS = {
     "RMSprop": lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9, **DECAY),
     "Rprop": lambda p: torch.optim.Rprop(p, lr=0.05),
     "ASGD": lambda p: torch.optim.ASGD(p, t0=0, **DECAY),
+    "SGD, fused": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, fused=True, **DECAY),
+    "Adam, amsgrad, fused": lambda p: torch.optim.Adam(p, amsgrad=True, fused=True, **DECAY),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, fused=True, **DECAY),
+    "Adagrad, fused": lambda p: torch.optim.Adagrad(p, fused=True, **DECAY),
 }
 STEPS = 5
 
@@ -42,8 +46,8 @@ def layer_of(mask, dtype=torch.float32):
     return mt.MaskedLinear(I, O, grad_mask=mask, seed=0, dtype=dtype)
 
 
-def train(layer, optimizer, steps=STEPS):
-    for number in range(steps):
+def train(layer, optimizer, count=STEPS):
+    for number in range(count):
         optimizer.zero_grad()
         (layer(X.to(layer.weight.dtype)) - number).square().mean().backward()
         optimizer.step()
@@ -93,7 +97,7 @@ WHOLE = {
     "another class": lambda layer: OwnAdamW(layer.parameters()),
     "Adafactor": lambda layer: torch.optim.Adafactor(layer.parameters()),
     "Muon": lambda layer: torch.optim.Muon([layer.weight]),
-    "fused": lambda layer: torch.optim.AdamW(layer.parameters(), fused=True),
+    "fused, columns far apart": lambda layer: torch.optim.AdamW(layer.parameters(), fused=True),
     "16 bits": lambda layer: torch.optim.AdamW(layer.bfloat16().parameters(), eps=1e-4),
     "differentiable": lambda layer: torch.optim.SGD(layer.parameters(), lr=0.1, differentiable=True),
 }
@@ -107,6 +111,72 @@ def test_other_optimizers_step_as_ever(monkeypatch, name):
     if name != "differentiable":
         train(layer, optimizer, 2)
         assert not is_small(monkeypatch, optimizer, layer)
+
+
+FUSED = [name for name in OPTIMIZERS if name.endswith("fused")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("sizes", [(48, 33), (512, 200), (7, 9)], ids=str)
+def test_fused_steps_of_rows_have_the_bits_of_whole_ones(monkeypatch, name, sizes, dtype):
+    """The kernels round the numbers after the last whole cache line otherwise: (7, 9) has such, and steps whole."""
+    out, into = sizes
+    weights = []
+    for whole in (False, True):
+        layer = mt.MaskedLinear(into, out, grad_mask=mt.rows([0, 3, 5]), seed=0, dtype=dtype)
+        optimizer = OPTIMIZERS[name](layer.parameters())
+        mt.hold_frozen(optimizer, layer)
+        if whole:
+            optimizer.register_step_post_hook(lambda *_: None)
+        small = []
+        true = small_steps.SmallStep._step
+        with monkeypatch.context() as patch:
+            patch.setattr(small_steps.SmallStep, "_step", lambda *given: (small.append(1), true(*given)))  # noqa: B023
+            for number in range(4):
+                optimizer.zero_grad()
+                x = torch.randn(8, into, generator=torch.Generator().manual_seed(number), dtype=dtype)
+                (layer(x) - number).square().mean().backward()
+                optimizer.step()
+        assert bool(small) == (not whole and out * into * layer.weight.itemsize % 64 == 0)
+        state = optimizer.state[layer.weight]
+        weights.append([layer.weight, *(state[key] for key in sorted(state))])
+    for mine, other in zip(*weights, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_autograd_notices_a_small_step_between_a_forward_and_its_backward(kind):
+    """The matrix is written by the next forward, and counts as written from the step on."""
+    layer = layer_of(MASKS[kind])
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    mt.hold_frozen(optimizer, layer)
+    loss = layer(X.clone().requires_grad_()).square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(("kind", "run"), [("blocks", 2), ("elements", 1)])
+def test_entries_are_reached_by_the_runs_that_they_lie_in(kind, run):
+    places = layer_of(MASKS[kind])._places()["weight"]
+    assert places.run == run
+    source, target = torch.randn(O, I), torch.zeros(O, I)
+    places.put(places.take(source), target)
+    assert torch.equal(target, torch.where(torch.tensor(MASKS[kind].to_array((O, I))), source, 0))
+    assert places.take(source).shape == places.shape_of(source)
+
+
+def test_hooks_that_hold_see_a_small_step_once(monkeypatch):
+    layer = layer_of(MASKS["rows"])
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    mt.hold_frozen(optimizer, layer)
+    train(layer, optimizer, 2)
+    seen = []
+    monkeypatch.setattr(steps, "_refuse_replaced", lambda optimizer, known: seen.append(optimizer))
+    assert is_small(monkeypatch, optimizer, layer)
+    assert seen == [optimizer]
 
 
 def test_when_a_step_is_small(monkeypatch):

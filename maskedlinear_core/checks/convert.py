@@ -55,15 +55,51 @@ def refuse_tied(name: str, others: list[str]) -> NoReturn:
     )
 
 
-def refuse_subclass(name: str, value: object) -> NoReturn:
+def refuse_subclass(name: str, value: object, function: str = "mask_linears") -> NoReturn:
     """Refuse a layer whose forward is not that of the plain one.
 
     Raises:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {_named(name)}: expected a plain linear layer, got {type(value).__name__}, whose forward may "
+        f"{function}: {_named(name)}: expected a plain linear layer, got {type(value).__name__}, whose forward may "
         "be another; convert it by hand or leave it out of the pattern"
+    )
+
+
+def refuse_own_forward(name: str, value: object) -> NoReturn:
+    """Refuse to make a plain layer of a masked one whose forward is another.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"unmask_linears: {_named(name)}: expected a masked layer of this package, got {type(value).__name__}, whose "
+        "forward is its own: a plain layer would not do what it does; replace it by hand, or take it out of the model"
+    )
+
+
+def refuse_part(layer: str, name: str) -> NoReturn:
+    """Refuse a parameter, buffer or module of a user's that has the name of something of the layer's own.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{layer}: expected the parameters, buffers and modules beside the weight and bias to have names that the "
+        f"layer has not, got {name!r}; rename it, it would be lost"
+    )
+
+
+def refuse_beside(names: list[str], value: object) -> NoReturn:
+    """Refuse a layer with arrays that its masked form has no place for.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"from_linear: expected a layer of a weight and a bias alone, got {type(value).__name__} with "
+        f"{', '.join(names)} too, which would be lost; keep the layer inside of a module of your own that has these"
     )
 
 

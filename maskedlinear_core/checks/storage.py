@@ -76,6 +76,18 @@ def refuse_base(name: str) -> NoReturn:
     )
 
 
+def refuse_beside(name: str, layer: str, beside: list[str]) -> NoReturn:
+    """Refuse a layer with numbers that learn and have no place in a file.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"save_packed: {name or 'the layer'}: expected a layer of a weight and a bias alone, got {layer} with "
+        f"{', '.join(beside)} too, which would be lost; keep the layer and these inside of a pytree of your own"
+    )
+
+
 def refuse_empty() -> NoReturn:
     """Refuse to store a model that has no masked layer.
 

@@ -1,0 +1,41 @@
+"""Layers inside of what computes their weight anew: no part of such a weight can be held (SPEC S8)."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable
+from types import CodeType, FrameType
+from typing import Any
+
+from maskedlinear_core.checks import frozen as frozen_checks
+
+
+def codes_of(functions: Iterable[Any]) -> frozenset[CodeType]:
+    """Return the code objects of functions, by which their calls are known.
+
+    Example:
+        >>> len(codes_of([codes_of]))
+        1
+    """
+    unwrapped = [inspect.unwrap(function) for function in functions]
+    return frozenset(function.__code__ for function in unwrapped if hasattr(function, "__code__"))
+
+
+def refuse_inside(codes: frozenset[CodeType], layer: str, name: str, remedy: str) -> None:
+    """Refuse to compute inside of a call of some functions: a layer does not know what lies around it.
+
+    Args:
+        codes: Of these functions.
+        layer: The class of the layer, for the message.
+        name: Of what is computed.
+        remedy: What makes it a parameter.
+
+    Raises:
+        ValueError: One of them is being called.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in codes:
+            frozen_checks.refuse_computed("the layer", name, layer, remedy)
+        frame = frame.f_back
