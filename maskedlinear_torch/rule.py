@@ -36,6 +36,9 @@ from maskedlinear_torch import _compat
 from maskedlinear_torch.kinds import Kind
 from maskedlinear_torch.products import NATIVE, Products
 
+Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
+"""What takes no gradient: products, kind, the bias mask, a constant base, V where it is known."""
+
 
 def masked(
     kind: Kind,
@@ -83,8 +86,13 @@ def masked(
         return output
     if _compat.is_traced_by_jit():
         call_checks.refuse_jit_trace()
-    found = _ReverseOnly.apply((products, kind, bias_mask, base, written), input, learned, bias)
-    return found[0] if isinstance(found, tuple) else found
+    return learning((products, kind, bias_mask, base, written), input, learned, bias)
+
+
+def learning(fixed: Fixed, input: Tensor, learned: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply the rule in eager code outside of transforms, to what `masked` would: the weight or the values learn."""
+    found = _ReverseOnly.apply(fixed, input, learned, bias)
+    return found[0] if type(found) is tuple else found
 
 
 def placed(kind: Kind, weight: Tensor) -> Kind:
@@ -225,12 +233,17 @@ class _Rule(_Reverse):
             )
 
 
-Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
-"""What takes no gradient: products, kind, the bias mask, a constant base, V where it is known."""
+_unwrapped = _compat.unwrapped
 
 
 class _ReverseOnly(torch.autograd.Function):
     """The rule where only reverse mode is possible: what takes no gradient is one argument, because each costs time."""
+
+    @classmethod
+    def apply(cls, fixed: Fixed, input: Tensor, learned: Tensor, bias: Tensor | None) -> Any:
+        # As `Function.apply` without setup_context and outside of torch.func, in half of its time.
+        tensors = _unwrapped(input), _unwrapped(learned), None if bias is None else _unwrapped(bias)
+        return super(torch.autograd.Function, cls).apply(fixed, *tensors)  # type: ignore[misc]
 
     @staticmethod
     def forward(
@@ -285,7 +298,8 @@ def _gradients(
             if base is None:
                 d_learned = kind.to_dense(products.weight_grad(kind, g, kept, row_max, shape), shape)
             else:  # values may be wider than the matrix
-                cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
+                same = g.dtype == learned.dtype == kept.dtype
+                cotangent, kept = (g, kept) if same else (g.to(learned.dtype), kept.to(learned.dtype))
                 d_learned = products.weight_grad(kind, cotangent, kept, row_max, shape)
             if _compat.is_distributed(learned):
                 d_learned = _compat.placed_like(d_learned, learned)
