@@ -233,6 +233,30 @@ def test_blocks_in_pieces_are_the_whole(batch):
         np.testing.assert_array_equal(np.asarray(jax.vjp(layer, jnp.zeros((128, 128)))[1](g)[0]), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 7, 300])
+def test_few_elements_in_pieces_have_the_bits_of_products_apart(batch, dtype, monkeypatch):
+    """And what they are made of stays as it was."""
+    monkeypatch.setattr(positions, "SAMPLED", 2**12)
+    wanted = np.random.default_rng(batch).random((FULL, FULL)) < 1 / 300
+    kind = lowering.resolve(elements(wanted), (FULL, FULL), torch.device("cpu"), packed=True)
+    g, x = (torch.randn(batch, FULL, dtype=dtype, generator=torch.manual_seed(seed)) for seed in (0, 1))
+    if batch > 1:
+        g[1, 0], x[0, 1] = torch.nan, torch.inf
+    rows_, columns_ = map(torch.from_numpy, np.nonzero(wanted))
+    size = 2**12 // len(rows_)
+    assert 1 < size < 300, "one piece, and many"
+    terms = [g[i : i + size, rows_] * x[i : i + size, columns_] for i in range(0, max(batch, 1), size)]
+    want = terms[0].sum(0)
+    for one in terms[1:]:
+        want = want + one.sum(0)
+    before = g.clone(), x.clone()
+    with torch.no_grad():
+        found = kind.weight_grad(g, x)
+    for one, other in ((found, want), (g, before[0]), (x, before[1])):
+        np.testing.assert_array_equal(one.numpy().view(np.uint8), other.numpy().view(np.uint8))
+
+
 def test_sums_of_16_bits_are_not_made_in_pieces():
     """Each partial sum would be rounded to 8 bits."""
     with torch.no_grad():
