@@ -124,16 +124,29 @@ def weight_view(kind: Kind, learned: Tensor, base: Tensor | None = None) -> Tens
 
 def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
     # The bits of a product depend on how its operands lie in memory. (Compiled and batched products have their own.)
-    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or base.is_contiguous():
+    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or _compat.is_distributed(base):
         return view
+    # Also on how round their addresses are: memory from a file, or a part of another matrix, starts anywhere.
+    shift = base.data_ptr() % _ROUND if type(view) is Tensor else 0
+    is_there = type(view) is not Tensor or view.data_ptr() % _ROUND == shift or not view.numel()
     (height, width), (down, across) = base.shape, base.stride()
-    if _compat.is_distributed(base) or view.stride() == base.stride():
+    if is_there and (base.is_contiguous() or view.stride() == base.stride()):
         return view
     if min(down, across) == 0 or (down < across * width and across < down * height):
         # Entries share memory, which cannot be written to: the nearest layout in which they do not.
         return view.t().contiguous().t() if down == 1 else view
-    like = torch.empty_strided((height, width), (down, across), dtype=base.dtype, device=base.device)
-    return like.copy_(view)
+    if not shift:
+        like = torch.empty_strided((height, width), (down, across), dtype=base.dtype, device=base.device)
+        return like.copy_(view)
+    first = shift // base.element_size()
+    size = first + (height - 1) * down + (width - 1) * across + 1
+    memory = torch.empty(size, dtype=base.dtype, device=base.device).untyped_storage()
+    # No view of a tensor, which autograd would have to know of.
+    return view.new_empty(0).set_(memory, first, (height, width), (down, across)).copy_(view)
+
+
+_ROUND = 64
+"""Bytes to which torch rounds the addresses of what it allocates on a CPU."""
 
 
 def _matrix(kind: Kind, learned: Tensor, base: Tensor | None) -> Tensor:

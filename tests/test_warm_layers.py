@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskedlinear_torch import PackedLinear, blocks, columns, elements, rows, submatrix
+from maskedlinear_torch import PackedLinear, blocks, columns, elements, pack, packed_linear, rows, submatrix
 from maskedlinear_torch.kept_matrix import KeptMatrix
 
 I, O = 6, 4
@@ -256,6 +256,31 @@ def test_every_kind_is_warm_as_it_is_new(mask, run, bias, dtype, monkeypatch):
     monkeypatch.setattr(KeptMatrix, "serves", lambda *args: seen.append(serves(*args)) or seen[-1])
     assert same(step(layer), want)
     assert seen == [True], "the short way was taken"
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("layout", ["odd address", "some columns"])
+def test_a_matrix_from_an_odd_address_is_differentiated_twice(layout, mask):
+    """Its copy starts from such an address too. The numbers are whole, so that sums are exact in any order."""
+    numbers = torch.from_numpy(np.random.default_rng(0).integers(-3, 4, 100)).double()
+    base = numbers[1 : 1 + O * I].view(O, I) if layout == "odd address" else numbers[: O * 10].view(O, 10)[:, 3 : 3 + I]
+    assert base.data_ptr() % 64 > 0
+    x, found = X.double().round().requires_grad_(), []
+    for matrix in (base, base.clone(memory_format=torch.contiguous_format)):
+        values = pack(matrix, grad_mask=MASKS[mask]).requires_grad_()
+        y = packed_linear(x, matrix, values, grad_mask=MASKS[mask])
+        first = torch.autograd.grad(y.square().sum(), [x, values], create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), [x, values])
+        found.append([y, *first, *second])
+    assert same(*found)
+    plain = nn.Linear(I, O, dtype=torch.float64)
+    plain.weight = nn.Parameter(base)
+    layer = PackedLinear.from_linear(plain, grad_mask=MASKS[mask])
+    with torch.inference_mode():
+        assert torch.equal(layer(x), plain(x))
+    assert layer._kept.matrix.data_ptr() % 64 == base.data_ptr() % 64
+    torch.optim.SGD([layer.values], lr=1.0).step(lambda: layer(x).sum().backward())
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight.detach().clone(), layer.bias_values))
 
 
 def test_the_cases_hold_errors_and_numbers():
