@@ -117,6 +117,21 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+unwrapped: Callable[[torch.Tensor], torch.Tensor] = torch._C._functorch.unwrap_if_dead
+"""Return a tensor as what it stands for, if a transform of torch.func that is over has left it behind."""
+
+
+def is_watched() -> bool:
+    """Tell whether anything may see a call or change what it does: a transform, dispatch mode, autocast or tracer."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._is_tracing()
+    )
+
+
 def is_batched_by_autograd(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor is one of a batch of cotangents (`is_grads_batched`): no transform of torch.func tells."""
     return torch._C._functorch.is_legacy_batchedtensor(tensor)

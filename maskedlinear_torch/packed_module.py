@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device as DeviceLike
 
@@ -16,7 +17,7 @@ from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
-from maskedlinear_core.precision import described
+from maskedlinear_core.precision import Native, described
 from maskedlinear_torch import _compat, beside, moments, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check
@@ -25,6 +26,7 @@ from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_parts import Bias, Weight, seen
+from maskedlinear_torch.products import NATIVE
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
 _OF_PACKED = ("values", "base", "bias_values", "bias_base")
@@ -290,6 +292,10 @@ class PackedLinear(Layer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        if not torch.compiler.is_dynamo_compiling():
+            output = self._as_before(input)
+            if output is not None:
+                return output
         if not isinstance(input, Tensor):
             if isinstance(input, torch.fx.Proxy):
                 return call_in_graph(self, input)
@@ -304,6 +310,22 @@ class PackedLinear(Layer):
         if written is not None and not (torch.is_grad_enabled() and self.values.requires_grad):
             return products.linear(input, written, bias)  # as the rule does, which would ask it all again
         return rule.masked(kind, input, base, bias, None, self.values, products, written)
+
+    def _as_before(self, input: Tensor) -> Tensor | None:
+        # The output of an ordinary call whose matrix is that of the last one; None if there is more to ask.
+        kept = self._kept
+        if (
+            kept is None
+            or type(self._precision) is not Native
+            or not isinstance(input, Tensor)
+            or not kept.serves(self, input)
+        ):
+            return None
+        values: Any = self._parameters["values"]
+        bias = self._parameters["bias_values"]
+        if values.requires_grad and torch.is_grad_enabled():
+            return rule.learning((NATIVE, self._kind, None, kept.memory, kept.matrix), input, values, bias)
+        return F.linear(input, kept.matrix, bias)
 
     def reset_parameters(self) -> None:
         """Draw all of the weight and the bias anew, as `torch.nn.Linear.reset_parameters` does."""

@@ -36,6 +36,9 @@ from maskedlinear_torch import _compat
 from maskedlinear_torch.kinds import Kind
 from maskedlinear_torch.products import NATIVE, Products
 
+Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
+"""What takes no gradient: products, kind, the bias mask, a constant base, V where it is known."""
+
 
 def masked(
     kind: Kind,
@@ -83,8 +86,13 @@ def masked(
         return output
     if _compat.is_traced_by_jit():
         call_checks.refuse_jit_trace()
-    found = _ReverseOnly.apply((products, kind, bias_mask, base, written), input, learned, bias)
-    return found[0] if isinstance(found, tuple) else found
+    return learning((products, kind, bias_mask, base, written), input, learned, bias)
+
+
+def learning(fixed: Fixed, input: Tensor, learned: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply the rule in eager code outside of transforms, to what `masked` would: the weight or the values learn."""
+    found = _ReverseOnly.apply(fixed, input, learned, bias)
+    return found[0] if type(found) is tuple else found
 
 
 def placed(kind: Kind, weight: Tensor) -> Kind:
@@ -116,16 +124,29 @@ def weight_view(kind: Kind, learned: Tensor, base: Tensor | None = None) -> Tens
 
 def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
     # The bits of a product depend on how its operands lie in memory. (Compiled and batched products have their own.)
-    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or base.is_contiguous():
+    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or _compat.is_distributed(base):
         return view
+    # Also on how round their addresses are: memory from a file, or a part of another matrix, starts anywhere.
+    shift = base.data_ptr() % _ROUND if type(view) is Tensor else 0
+    is_there = type(view) is not Tensor or view.data_ptr() % _ROUND == shift or not view.numel()
     (height, width), (down, across) = base.shape, base.stride()
-    if _compat.is_distributed(base) or view.stride() == base.stride():
+    if is_there and (base.is_contiguous() or view.stride() == base.stride()):
         return view
     if min(down, across) == 0 or (down < across * width and across < down * height):
         # Entries share memory, which cannot be written to: the nearest layout in which they do not.
         return view.t().contiguous().t() if down == 1 else view
-    like = torch.empty_strided((height, width), (down, across), dtype=base.dtype, device=base.device)
-    return like.copy_(view)
+    if not shift:
+        like = torch.empty_strided((height, width), (down, across), dtype=base.dtype, device=base.device)
+        return like.copy_(view)
+    first = shift // base.element_size()
+    size = first + (height - 1) * down + (width - 1) * across + 1
+    memory = torch.empty(size, dtype=base.dtype, device=base.device).untyped_storage()
+    # No view of a tensor, which autograd would have to know of.
+    return view.new_empty(0).set_(memory, first, (height, width), (down, across)).copy_(view)
+
+
+_ROUND = 64
+"""Bytes to which torch rounds the addresses of what it allocates on a CPU."""
 
 
 def _matrix(kind: Kind, learned: Tensor, base: Tensor | None) -> Tensor:
@@ -225,12 +246,17 @@ class _Rule(_Reverse):
             )
 
 
-Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
-"""What takes no gradient: products, kind, the bias mask, a constant base, V where it is known."""
+_unwrapped = _compat.unwrapped
 
 
 class _ReverseOnly(torch.autograd.Function):
     """The rule where only reverse mode is possible: what takes no gradient is one argument, because each costs time."""
+
+    @classmethod
+    def apply(cls, fixed: Fixed, input: Tensor, learned: Tensor, bias: Tensor | None) -> Any:
+        # As `Function.apply` without setup_context and outside of torch.func, in half of its time.
+        tensors = _unwrapped(input), _unwrapped(learned), None if bias is None else _unwrapped(bias)
+        return super(torch.autograd.Function, cls).apply(fixed, *tensors)  # type: ignore[misc]
 
     @staticmethod
     def forward(
@@ -285,7 +311,8 @@ def _gradients(
             if base is None:
                 d_learned = kind.to_dense(products.weight_grad(kind, g, kept, row_max, shape), shape)
             else:  # values may be wider than the matrix
-                cotangent, kept = g.to(learned.dtype), kept.to(learned.dtype)
+                same = g.dtype == learned.dtype == kept.dtype
+                cotangent, kept = (g, kept) if same else (g.to(learned.dtype), kept.to(learned.dtype))
                 d_learned = products.weight_grad(kind, cotangent, kept, row_max, shape)
             if _compat.is_distributed(learned):
                 d_learned = _compat.placed_like(d_learned, learned)

@@ -16,10 +16,12 @@ from maskedlinear_torch import _compat
 class Constant(nn.Parameter):
     """A parameter that never requires a gradient, whoever asks for one: `model.requires_grad_(True)` passes it by.
 
-    `has_aliases` tells that its memory was handed out in a way that hides later writes from its version counter.
+    `has_aliases` tells that its memory was handed out in a way that hides later writes from its version counter, and
+    `assigned` how often another memory, shape or dtype was set as its data, which that does not count.
     """
 
     has_aliases = False
+    assigned = 0
 
     def __new__(cls, data: Tensor, requires_grad: bool = False, **noted: Any) -> Constant:
         """Return a constant over the memory of `data`; `noted` is of one that it takes the place of (accelerate)."""
@@ -46,6 +48,7 @@ class Constant(nn.Parameter):
 
     @data.setter
     def data(self, data: Tensor) -> None:
+        self.assigned += 1
         Tensor.data.__set__(self, data)  # type: ignore[attr-defined]
 
     def numpy(self, *, force: bool = False) -> Any:

@@ -60,7 +60,7 @@ ONLY_DEFINED_IN_ONE = {
     "rule.py": {
         "placed",  # of DTensors: a sharded array takes positions from anywhere
         # Each framework's form.
-        "_Reverse", "_Rule", "_ReverseOnly", "_reverse", "_rule", "_forward", "_backward", "_tangent",
+        "_Reverse", "_Rule", "_ReverseOnly", "learning", "_reverse", "_rule", "_forward", "_backward", "_tangent",
         "_gradient", "_along",  # JAX compiles each operation of eager code by itself
         "_Wanted",  # torch has ctx.needs_input_grad
         "_matrix_after", "_never", "_never_batched",  # XLA would keep V from the forward to the backward

@@ -208,6 +208,7 @@ LAYOUTS = {
     "column-major": torch.randn(64, 96).t(),
     "every other column": torch.randn(96, 128)[:, ::2],
     "some columns": torch.randn(96, 100)[:, 3:67],
+    "from an odd address": torch.randn(96 * 64 + 3)[3:].view(96, 64),
     "every other row": torch.randn(192, 64)[::2],
     "some of a column-major one": torch.randn(64, 200)[:, :96].t(),
     "both apart": torch.randn(128, 192)[::2, ::2].t(),

@@ -343,6 +343,36 @@ def test_recording_of_torch_jit_is_seen():
     assert seen == [False, True]
 
 
+def test_what_watches_a_call_is_seen():
+    seen = []
+
+    def f(w):
+        seen.append(torch_compat.is_watched())
+        return w + 1
+
+    f(W)
+    torch.func.vmap(f)(W)
+    with forward_ad.dual_level():
+        f(W)
+    with FlopCounterMode(display=False):
+        f(W)
+    with torch.autocast("cpu", torch.bfloat16):
+        f(W)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        torch.jit.trace(f, (W,), check_trace=False)
+    f(W)
+    assert seen == [False, True, True, True, True, True, False]
+
+
+def test_what_a_transform_left_behind_is_what_it_stands_for():
+    left = []
+    torch.func.grad(lambda w: left.append(w) or w.sum())(W)
+    assert torch_compat.unwrapped(left[0]) is not left[0]
+    assert torch.equal(torch_compat.unwrapped(left[0]), W)
+    assert torch_compat.unwrapped(W) is W
+
+
 def test_buffers_of_a_state_dict():
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Module())
     model[1].register_buffer("kept", torch.ones(1))

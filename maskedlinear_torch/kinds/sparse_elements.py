@@ -115,12 +115,18 @@ class SparseElements(Kind, name="entries"):
         return terms.sum(0).to(sum_dtype(g))
 
     def _in_pieces(self, g: Tensor, kept: Tensor) -> Tensor:
-        # The same, of so much of the batch at a time that what is gathered stays in cache.
+        # The same, of so much of the batch at a time that what is gathered stays in cache. Multiplied in place: what is
+        # written for the first time comes from memory.
         rows, columns = self._places()
         size = max(positions.SAMPLED // max(rows.shape[0], 1), 1)
-        total = self._sampled(g[:size], kept[:size], rows, columns)
+
+        def piece(start: int) -> Tensor:
+            some, others = g[start : start + size], kept[start : start + size]
+            return some.index_select(1, rows).mul_(others.index_select(1, columns)).sum(0)
+
+        total = piece(0)
         for start in range(size, g.shape[0], size):
-            total += self._sampled(g[start : start + size], kept[start : start + size], rows, columns)
+            total += piece(start)
         return total
 
     def _from_dense(self, g: Tensor, kept: Tensor) -> Tensor:
