@@ -1,4 +1,7 @@
-"""Packed models of JAX merged for inference: the same bits, no copy, and the model itself unchanged (S7)."""
+"""Packed models of JAX merged for inference: the same bits, no copy, and the model itself unchanged (S7).
+
+Equinox multiplies W x in an order of its own, so its models hold whole numbers here, of which no order rounds.
+"""
 
 import equinox as eqx
 import jax
@@ -29,9 +32,10 @@ def in_pytree(mask, **keywords):
 
 def in_equinox(mask, **keywords):
     model = eqx.nn.MLP(8, 8, 8, depth=1, key=jax.random.key(0))
+    model = jax.tree.map(lambda leaf: jnp.round(16 * leaf) if eqx.is_inexact_array(leaf) else leaf, model)
     model = masked_eqx.mask_linears(model, {"layers.*": mask}, packed=True, **keywords)
     model = jax.tree.map(lambda leaf: leaf + 1 if eqx.is_inexact_array(leaf) else leaf, model)
-    return model, masked_eqx.merged, lambda model, x: jax.vmap(model)(x)
+    return model, masked_eqx.merged, lambda model, x: jax.vmap(model)(jnp.round(4 * x))
 
 
 def in_nnx(mask, **keywords):

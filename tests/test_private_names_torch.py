@@ -190,9 +190,11 @@ def test_int8_product(shape):
 
 
 def test_int8_product_still_misreads_one_column():
-    """Why int8_product pads on a CPU as well."""
+    """Why int8_product pads on a CPU as well. A CPU without AVX512 has another kernel, which reads it."""
     a, b = (torch.arange(1, size + 1, dtype=torch.int8)[:, None] for size in (5, 4))
-    assert not torch.equal(torch._int_mm(a, b.T), a.int() @ b.T.int()), "torch._int_mm reads it now: pad on CUDA only"
+    is_right = torch.equal(torch._int_mm(a, b.T), a.int() @ b.T.int())
+    has_kernel = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    assert not (is_right and has_kernel), "torch._int_mm reads it now: pad on CUDA only"
 
 
 def test_hardshrink_writes_in_place():
