@@ -124,14 +124,18 @@ def weight_view(kind: Kind, learned: Tensor, base: Tensor | None = None) -> Tens
 
 def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
     # The bits of a product depend on how its operands lie in memory. (Compiled and batched products have their own.)
-    if torch.compiler.is_dynamo_compiling() or _compat.in_transform() or _compat.is_distributed(base):
+    if torch.compiler.is_dynamo_compiling() or _compat.in_transform():
         return view
     # Also on how round their addresses are: memory from a file, or a part of another matrix, starts anywhere.
-    shift = base.data_ptr() % _ROUND if type(view) is Tensor else 0
-    is_there = type(view) is not Tensor or view.data_ptr() % _ROUND == shift or not view.numel()
-    (height, width), (down, across) = base.shape, base.stride()
-    if is_there and (base.is_contiguous() or view.stride() == base.stride()):
+    is_plain = type(view) is Tensor
+    shift = base.data_ptr() % _ROUND if is_plain else 0
+    if (base.is_contiguous() or view.stride() == base.stride()) and (
+        not is_plain or view.data_ptr() % _ROUND == shift or not view.numel()
+    ):
         return view
+    if not is_plain and _compat.is_distributed(base):
+        return view
+    (height, width), (down, across) = base.shape, base.stride()
     if min(down, across) == 0 or (down < across * width and across < down * height):
         # Entries share memory, which cannot be written to: the nearest layout in which they do not.
         return view.t().contiguous().t() if down == 1 else view
