@@ -302,7 +302,8 @@ def beside(layer: Any) -> dict[str, Any]:
         >>> beside(MaskedLinear(3, 2, grad_mask=columns([0]), seed=0))
         {}
     """
-    own = {id(leaf) for leaf in jax.tree.leaves([getattr(layer, name, None) for name in _OWN])}
+    parts = getattr(layer, "__dict__", {})
+    own = {id(leaf) for leaf in jax.tree.leaves([parts.get(name) for name in _OWN])}
     found = jax.tree_util.tree_leaves_with_path(layer)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf

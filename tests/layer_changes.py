@@ -85,7 +85,7 @@ FAULTS = (
           "if False:\n                pass",
           f"{_HOLD}h5_a_refused_model_is_left_as_it_was_with_all_of_its_layers"),
     Fault("what a refused norm took out is lost", f"{_TORCH}/own_parameters.py",
-          "self._put_back(stem)", "pass", f"{_HOLD}m5_a_packed_layer_is_computed_from_nothing_else"),
+          "self.put_back(stem)", "pass", f"{_HOLD}m5_a_packed_layer_is_computed_from_nothing_else"),
     Fault("a tie is forgotten by copies", f"{_TORCH}/plain_ties.py",
           "return Tie, (self.plain(),)", "return Tie, (None,)", f"{_HOLD}m7_a_copy_of_tied_layers_is_warned_of"),
     Fault("a plain layer's weight given to a masked one is not noticed", f"{_TORCH}/plain_ties.py",
