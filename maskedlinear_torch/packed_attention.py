@@ -17,6 +17,7 @@ from maskedlinear_core.simplify import simplify
 from maskedlinear_torch.attention import PROJECTIONS, Attention, projection_shapes
 from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_module import PackedLinear
+from maskedlinear_torch.products import as_learned
 from maskedlinear_torch.tensors import Merged
 
 
@@ -168,9 +169,9 @@ class PackedMultiheadAttention(Attention):
         return self.in_proj._whole_bias() if name == "in_proj_bias" else self._parameters[name]
 
     def _without_gradients(self) -> nn.MultiheadAttention:
-        plain, out = self._plain(self.in_proj._whole_weight(), self.in_proj._whole_bias()), self.out_proj
+        plain, out = self._plain(_as_learned(self.in_proj), self.in_proj._whole_bias()), self.out_proj
         if isinstance(out, PackedLinear):  # what guards itself from writes would keep it from its fast path
-            plain.__dict__["_modules"]["out_proj"] = SimpleNamespace(weight=out._whole_weight(), bias=out._whole_bias())
+            plain.__dict__["_modules"]["out_proj"] = SimpleNamespace(weight=_as_learned(out), bias=out._whole_bias())
         return plain
 
     def _plain(self, weight: Any, bias: Any) -> nn.MultiheadAttention:
@@ -220,6 +221,11 @@ def projection_masks(name: str, mask: masks.Mask, shape: tuple[int, int]) -> dic
     prefix = name.removesuffix("in_proj")
     parts = np.split(mask.to_array(shape), len(PROJECTIONS))
     return {f"{prefix}{own}": simplify(part) for own, part in zip(PROJECTIONS, parts, strict=True)}
+
+
+def _as_learned(layer: PackedLinear) -> Tensor:
+    weight = layer._whole_weight()
+    return as_learned(weight) if layer.values.requires_grad and not weight.requires_grad else weight
 
 
 def _linear(weight: Tensor, bias: Any) -> nn.Linear:

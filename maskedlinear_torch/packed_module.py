@@ -26,7 +26,7 @@ from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_parts import Bias, Weight, seen
-from maskedlinear_torch.products import NATIVE
+from maskedlinear_torch.products import NATIVE, as_learned
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
 _OF_PACKED = ("values", "base", "bias_values", "bias_base")
@@ -308,6 +308,8 @@ class PackedLinear(Layer):
         own = base is self.base and kind is self._kind
         written = self._matrix() if own else None
         if written is not None and not (torch.is_grad_enabled() and self.values.requires_grad):
+            if self.values.requires_grad and input.dim() > 2 and not input.is_contiguous():
+                written = as_learned(written)
             return products.linear(input, written, bias)  # as the rule does, which would ask it all again
         return rule.masked(kind, input, base, bias, None, self.values, products, written)
 
@@ -325,6 +327,8 @@ class PackedLinear(Layer):
         bias = self._parameters["bias_values"]
         if values.requires_grad and torch.is_grad_enabled():
             return rule.learning((NATIVE, self._kind, None, kept.memory, kept.matrix), input, values, bias)
+        if values.requires_grad and input.dim() > 2 and not input.is_contiguous():
+            return F.linear(input, as_learned(kept.matrix), bias)
         return F.linear(input, kept.matrix, bias)
 
     def reset_parameters(self) -> None:

@@ -14,6 +14,15 @@ from maskedlinear_torch.kinds.sums import flat
 from maskedlinear_torch.reproducible_products import Arithmetic, Operands
 
 
+def as_learned(matrix: Tensor) -> Tensor:
+    """Return a matrix as one that requires a gradient, for a product of which no gradient is recorded.
+
+    Of an input of three axes that is not contiguous, torch makes one product where the weight requires a gradient, as
+    the plain layer's does, and otherwise a batch of them, whose bits may differ.
+    """
+    return matrix if torch.compiler.is_compiling() else matrix.detach().requires_grad_()
+
+
 @dataclass(frozen=True)
 class NativeProducts:
     """The framework's own products and their derivatives."""

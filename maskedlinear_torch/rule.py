@@ -34,7 +34,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat
 from maskedlinear_torch.kinds import Kind
-from maskedlinear_torch.products import NATIVE, Products
+from maskedlinear_torch.products import NATIVE, Products, as_learned
 
 Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
 """What takes no gradient: products, kind, the bias mask, a constant base, V where it is known."""
@@ -275,6 +275,8 @@ class _ReverseOnly(torch.autograd.Function):
         matrix = written
         if matrix is None:  # as `_matrix`, which would cost a call
             matrix = learned if base is None else weight_view(kind, learned, base)
+        if base is not None and input.dim() > 2 and not input.is_contiguous():
+            matrix = as_learned(matrix)
         output = products.linear(input, matrix, bias)
         row_max = None if kept is input else products.row_max(input, kept)
         ctx.products, ctx.kind, ctx.written = products, kind, written  # the layer keeps V anyway, for its next call

@@ -316,10 +316,14 @@ def test_nnx_refuses_tied_kernels_and_unknown_patterns():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
 def test_equinox_there_and_back(packed):
-    plain = eqx.nn.MLP(6, 3, 8, 2, key=jax.random.key(0))
-    want = jax.vmap(plain)(X)
+    # Equinox multiplies W x, in an order of its own: of eighths all products and sums are exact, in any order.
+    plain = jax.tree.map(
+        lambda leaf: jnp.round(leaf * 8) / 8 if eqx.is_inexact_array(leaf) else leaf,
+        eqx.nn.MLP(6, 3, 8, 2, key=jax.random.key(0)),
+    )
+    x = np.round(X * 8) / 8
     model = in_equinox.mask_linears(plain, {"layers.[01]": rows([0, 2])}, packed=packed)
-    np.testing.assert_array_equal(jax.vmap(model)(X), want)
+    np.testing.assert_array_equal(jax.vmap(model)(x), jax.vmap(plain)(x))
     params, rest = eqx.partition(model, eqx.is_inexact_array)
     optimizer = optax.adamw(0.01, weight_decay=0.1)
     optimizer = optimizer if packed else mj.hold_frozen(optimizer, model)
@@ -337,7 +341,10 @@ def test_equinox_there_and_back(packed):
     assert mj.assert_frozen(model, trained) == 6 * 6 + 8 * 6
     back = in_equinox.unmask_linears(trained)
     assert jax.tree.structure(back) == jax.tree.structure(plain)
-    np.testing.assert_array_equal(jax.vmap(back)(X), jax.vmap(trained)(X))
+    np.testing.assert_allclose(jax.vmap(back)(X), jax.vmap(trained)(X), rtol=1e-5, atol=1e-6)
+    for one, other in zip(back.layers, trained.layers, strict=True):
+        np.testing.assert_array_equal(one.weight, other.weight)
+        np.testing.assert_array_equal(one.bias, other.bias)
     assert (back.layers[0].weight != plain.layers[0].weight).any(1).tolist() == [True, False, True] + [False] * 5
 
 

@@ -343,12 +343,17 @@ class EqxNet(eqx.Module):
 
     def __init__(self):
         one, two, three = jax.random.split(jax.random.key(0), 3)
-        self.one, self.norm, self.two = eqx.nn.Linear(6, 8, key=one), eqx.nn.LayerNorm(8), eqx.nn.Linear(8, 8, key=two)
+        self.one, self.norm, self.two = in_eighths(6, one), eqx.nn.LayerNorm(8), in_eighths(8, two)
         self.conv, self.scale = eqx.nn.Conv1d(1, 1, 1, key=three), jnp.ones(8)
 
     def __call__(self, x):
         inner = self.norm(jax.nn.tanh(self.one(x)))
         return self.two(self.conv(inner[None])[0] * self.scale)
+
+
+def in_eighths(width, key):
+    """A layer whose products and sums are exact, in any order: Equinox multiplies W x in one of its own."""
+    return jax.tree.map(lambda leaf: jnp.round(leaf * 8) / 8, eqx.nn.Linear(width, 8, key=key))
 
 
 def torch_net():
@@ -373,7 +378,7 @@ def learns(model):
 VARIANTS = {
     "torch": (torch_net, mt, "0", lambda model: model(torch.from_numpy(X)).detach().numpy()),
     "pytree": (own_net, mj, "one", lambda model: np.asarray(model["two"](jnp.tanh(model["one"](X)) * model["scale"]))),
-    "equinox": (EqxNet, in_equinox, "one", lambda model: np.asarray(jax.vmap(model)(X))),
+    "equinox": (EqxNet, in_equinox, "one", lambda model: np.asarray(jax.vmap(model)(np.round(X * 8) / 8))),
     "nnx": (NnxNet, in_nnx, "one", lambda model: np.asarray(model(X))),
 }
 
@@ -382,18 +387,23 @@ VARIANTS = {
 def test_M8_freeze_others_and_bias_masks(variant):
     make, library, name, run = VARIANTS[variant]
     want = run(make())
+
+    def is_same(model):
+        # The second layer of Equinox's is packed as well, and its numbers are no eighths.
+        np.testing.assert_allclose(run(model), want, rtol=1e-5 if variant == "equinox" else 0)
+
     model = library.mask_linears(make(), {name: columns([1])}, packed=True, freeze_others=True)
     assert learns(model) == [(8, 1)]
-    np.testing.assert_array_equal(run(model), want)
-    np.testing.assert_array_equal(run(library.unmask_linears(model)), want)
+    is_same(model)
+    is_same(library.unmask_linears(model))
     model = library.mask_linears(
         make(), {name: columns([1])}, packed=True, freeze_others=True, bias_masks={name: BIAS}
     )  # fmt: skip
     assert learns(model) == [(2,), (8, 1)]
-    np.testing.assert_array_equal(run(model), want)
+    is_same(model)
     model = library.mask_linears(make(), {name: columns([1])}, freeze_others=True, bias_masks={"*": BIAS})
     assert (8, 6) in learns(model) or (6, 8) in learns(model)
-    np.testing.assert_array_equal(run(model), want)
+    is_same(model)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,6 +3,7 @@
 Its calls ask little where nothing has changed. Each case changes something, or calls in another way.
 """
 
+import contextlib
 import copy
 
 import numpy as np
@@ -288,3 +289,19 @@ def test_the_cases_hold_errors_and_numbers():
     errors = {name for name, value in found.items() if isinstance(value, tuple) and isinstance(value[0], str)}
     assert {"wrong width", "wrong dtype", "wrong device", "no tensor", "a number", "trace"} <= errors
     assert len(errors) < len(RUNS) // 3
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+@pytest.mark.parametrize("warm", [False, True])
+def test_m5_a_batch_that_is_not_contiguous_has_the_bits_of_the_plain_layer(warm, no_grad):
+    """Of three axes torch makes one product where the weight learns, and else a batch of them, with other bits."""
+    torch.manual_seed(0)
+    plain = nn.Linear(8, 24)
+    packed = PackedLinear.from_linear(plain, grad_mask=columns([1, 2]))
+    x = torch.randn(3, 2, 8).transpose(0, 1)
+    if warm:
+        packed(x)
+    with torch.no_grad() if no_grad else contextlib.nullcontext():
+        assert torch.equal(packed(x), plain(x))
+    assert packed.base.grad is None
+    assert not packed.base.requires_grad
