@@ -50,6 +50,16 @@ def test_convolutions_and_their_gradients():
     assert FORMULAS["convolution_backward"](g, x, weight, [6], *how, [False] * 3) == (None, None, None)
 
 
+def test_a_batch_of_none():
+    how = ([1], [1], [1], False, [0], 3)
+    x, weight = drawn(0, 6, 6), drawn(6, 2, 1)
+    out = torch.ops.aten.convolution(x, weight, None, *how)
+    close(FORMULAS["convolution"](x, weight, None, *how), out)
+    got = FORMULAS["convolution_backward"](out, x, weight, None, *how, [True, True, False])
+    for one, other in zip(got[:2], (x, torch.zeros_like(weight)), strict=True):
+        close(one, other)
+
+
 RESIZES = {
     "linear": ("linear", (2, 3, 7), {"size": 12}),
     "bilinear": ("bilinear", (1, 2, 5, 4), {"scale_factor": 2}),

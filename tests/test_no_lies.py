@@ -266,3 +266,35 @@ def test_a_sign_that_is_left_open_hides_no_other_fault():
 def test_where_numbers_leave_the_range_is_read_of_numbers_with_a_weak_type_too():
     read = jax_programs.ranges(lambda x: jnp.exp(x) + (jnp.arange(2) + 1) * 0.5, jnp.ones(2))
     assert (read(jnp.ones(2)).large, read(jnp.full(2, 1e4)).large) == (set(), {"exp"})
+
+
+def by_numpy(x):
+    try:
+        values = np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return jnp.sin(x)
+    return jnp.asarray(np.where(values == 0, 1.0, np.sin(values)))
+
+
+def by_a_branch(x):
+    if not isinstance(x, jax.core.Tracer) and bool((x == 0).any()):
+        return x + 1
+    return jnp.sin(x)
+
+
+def by_a_caught_error(x):
+    try:
+        if bool((x == 0).any()):
+            return x * 3 + 1
+    except jax.errors.ConcretizationTypeError:
+        pass
+    return jnp.sin(x)
+
+
+@pytest.mark.parametrize("mine", [by_numpy, by_a_branch, by_a_caught_error])
+def test_what_eager_jax_alone_does_at_some_numbers_is_seen(mine):
+    """Each traces as the right function: it must run on the numbers themselves, and on all of them."""
+    chosen = {"transforms": ["forward"], "worlds": ["jax-eager"], "dtypes": ["float64"]}
+    report = compared(torch.sin, mine, X * 0.3, data=["random", "nan", "ties", "large", "zeros"], **chosen)
+    assert {cell.cell.data for cell in report.failed} >= {"zeros"}, str(report)
+    assert "random" not in {cell.cell.data for cell in report.failed}

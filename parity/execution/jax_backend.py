@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -17,7 +16,6 @@ import numpy as np
 from parity.execution import jax_eager, jax_programs, jax_rounding
 from parity.execution._compat import QUICKLY, known_xla_options, xla_options
 from parity.execution.calls import Call, Outputs
-from parity.execution.jax_recorded import Recorded
 from parity.execution.plan import AT_SPECIAL_POINTS
 from parity.execution.programs import Reading
 from parity.operator import transforms
@@ -31,7 +29,11 @@ DTYPES = {name: jnp.dtype(name) for name in ("float32", "float64", "bfloat16", "
 CACHED = 800
 """Programs after which JAX forgets what it compiled: it keeps all of them in memory."""
 
-_programs = itertools.count(1)
+AGAIN = 0.25
+"""Programs that an eager run counts for where the program ran before: few compile anything then."""
+
+_programs = [0.0]
+"""How many were counted since JAX forgot."""
 
 _anew: list[tuple[float, int]] = []
 """How large movements are, and the seed, where results are rounded anew; empty where they are not."""
@@ -142,11 +144,10 @@ def _run(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays)))
     if world == "jax-eager":
         key = f"{world} {device} {_form(asked, arrays)}"
-        if key not in kept:
-            forget_now_and_then()
-            kept[key] = Recorded(functools.partial(asked.program, EagerOps, is_float))
+        forget_now_and_then(AGAIN if key in kept else 1)
+        kept[key] = None
         with _options(asked):
-            return _outputs(kept[key](arrays))
+            return _outputs(asked.program(EagerOps, is_float, arrays))
     key = f"{world} {device} {asked.key}"
     if key not in kept:
         forget_now_and_then()
@@ -291,9 +292,11 @@ def on(name: str) -> Any:
     return jax.devices("cpu" if name == "cpu" else "gpu")[0]
 
 
-def forget_now_and_then() -> None:
-    """Count a program that is new, and let JAX forget what it compiled after many."""
-    if next(_programs) % CACHED == 0:
+def forget_now_and_then(programs: float = 1) -> None:
+    """Count programs, and let JAX forget what it compiled after many."""
+    _programs[0] += programs
+    if _programs[0] >= CACHED:
+        _programs[0] = 0
         jax.clear_caches()
 
 

@@ -85,10 +85,10 @@ def _to_small(
 ) -> torch.Tensor:  # fmt: skip
     """Return the convolution of an array by a weight of shape (channels out, channels in of a group, *kernel)."""
     out = large.new_zeros(large.shape[0], groups, weight.shape[0] // groups, *shape)
-    many, parts = _of_groups(large, groups), weight.reshape(groups, -1, *weight.shape[1:])
+    many, parts = _of_groups(large, groups), weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     for place, inside, taken in _places(large.shape[2:], shape, weight.shape[2:], stride, padding, dilation):
         out[inside] += torch.einsum("ngi...,goi->ngo...", many[taken], parts[place])
-    return out.reshape(large.shape[0], -1, *shape)
+    return out.reshape(large.shape[0], weight.shape[0], *shape)
 
 
 def _to_large(
@@ -97,10 +97,10 @@ def _to_large(
 ) -> torch.Tensor:  # fmt: skip
     """Return what `_to_small` is transposed: from arrays of its results' shape to arrays that it takes."""
     out = small.new_zeros(small.shape[0], groups, weight.shape[1], *shape)
-    few, parts = _of_groups(small, groups), weight.reshape(groups, -1, *weight.shape[1:])
+    few, parts = _of_groups(small, groups), weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     for place, inside, taken in _places(shape, small.shape[2:], weight.shape[2:], stride, padding, dilation):
         out[taken] += torch.einsum("ngo...,goi->ngi...", few[inside], parts[place])
-    return out.reshape(small.shape[0], -1, *shape)
+    return out.reshape(small.shape[0], groups * weight.shape[1], *shape)
 
 
 def _places(
@@ -121,7 +121,7 @@ def _places(
 
 
 def _of_groups(array: torch.Tensor, groups: int) -> torch.Tensor:
-    return array.reshape(array.shape[0], groups, -1, *array.shape[2:])
+    return array.reshape(array.shape[0], groups, array.shape[1] // groups, *array.shape[2:])
 
 
 def _resize(name: str) -> Callable[..., torch.Tensor]:
