@@ -41,9 +41,7 @@ class KeptMatrix(NamedTuple):
     def is_of(self, base: Constant, values: nn.Parameter) -> bool:
         """Tell whether this is the matrix of these."""
         return (
-            base is self.base
-            and _compat.writes(base) == self.version
-            and base.data_ptr() == self.memory.data_ptr()
+            self._is_over(base)
             and holds_same_bits(values, self.bits)
             and (not self.modes or self.is_readable())  # asked only where there are modes: each call costs
         )
@@ -78,7 +76,12 @@ class KeptMatrix(NamedTuple):
         return not self.modes or [mode() for mode in self.modes] == list(_compat.dispatch_modes())
 
     def _is_over(self, base: Constant) -> bool:
-        return base is self.base and _compat.writes(base) == self.version and base.data_ptr() == self.memory.data_ptr()
+        return (
+            base is self.base
+            and base.assigned == self.assigned
+            and _compat.writes(base) == self.version
+            and base.data_ptr() == self.memory.data_ptr()
+        )
 
     @staticmethod
     def can_be_kept(base: Tensor, values: Tensor) -> bool:

@@ -17,7 +17,6 @@ from maskedlinear_core.simplify import simplify
 from maskedlinear_torch.attention import PROJECTIONS, Attention, projection_shapes
 from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_module import PackedLinear
-from maskedlinear_torch.products import as_learned
 from maskedlinear_torch.tensors import Merged
 
 
@@ -225,7 +224,10 @@ def projection_masks(name: str, mask: masks.Mask, shape: tuple[int, int]) -> dic
 
 def _as_learned(layer: PackedLinear) -> Tensor:
     weight = layer._whole_weight()
-    return as_learned(weight) if layer.values.requires_grad and not weight.requires_grad else weight
+    if not layer.values.requires_grad or weight.requires_grad or torch.compiler.is_compiling():
+        return weight
+    with torch.inference_mode(False), torch.no_grad():  # of an inference tensor torch does not ask
+        return weight.clone().requires_grad_() if weight.is_inference() else weight.detach().requires_grad_()
 
 
 def _linear(weight: Tensor, bias: Any) -> nn.Linear:

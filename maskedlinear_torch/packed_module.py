@@ -308,8 +308,8 @@ class PackedLinear(Layer):
         own = base is self.base and kind is self._kind
         written = self._matrix() if own else None
         if written is not None and not (torch.is_grad_enabled() and self.values.requires_grad):
-            if self.values.requires_grad and input.dim() > 2 and not input.is_contiguous():
-                written = as_learned(written)
+            if self.values.requires_grad and input.dim() > 2:
+                written = as_learned(written, input)
             return products.linear(input, written, bias)  # as the rule does, which would ask it all again
         return rule.masked(kind, input, base, bias, None, self.values, products, written)
 
@@ -327,8 +327,8 @@ class PackedLinear(Layer):
         bias = self._parameters["bias_values"]
         if values.requires_grad and torch.is_grad_enabled():
             return rule.learning((NATIVE, self._kind, None, kept.memory, kept.matrix), input, values, bias)
-        if values.requires_grad and input.dim() > 2 and not input.is_contiguous():
-            return F.linear(input, as_learned(kept.matrix), bias)
+        if values.requires_grad and input.dim() > 2:
+            return F.linear(input, as_learned(kept.matrix, input), bias)
         return F.linear(input, kept.matrix, bias)
 
     def reset_parameters(self) -> None:

@@ -14,13 +14,14 @@ from maskedlinear_torch.kinds.sums import flat
 from maskedlinear_torch.reproducible_products import Arithmetic, Operands
 
 
-def as_learned(matrix: Tensor) -> Tensor:
-    """Return a matrix as one that requires a gradient, for a product of which no gradient is recorded.
+def as_learned(matrix: Tensor, input: Tensor) -> Tensor:
+    """Return a matrix for a product of which no gradient is recorded, as one that requires a gradient where that tells.
 
-    Of an input of three axes that is not contiguous, torch makes one product where the weight requires a gradient, as
-    the plain layer's does, and otherwise a batch of them, whose bits may differ.
+    Of an input of three axes that does not lie in one piece, torch makes one product where the weight requires a
+    gradient, as the plain layer's does, and otherwise a batch of them, whose bits may differ.
     """
-    return matrix if torch.compiler.is_compiling() else matrix.detach().requires_grad_()
+    in_one_piece = input.is_contiguous() and 1 not in input.shape
+    return matrix if in_one_piece or torch.compiler.is_compiling() else matrix.detach().requires_grad_()
 
 
 @dataclass(frozen=True)

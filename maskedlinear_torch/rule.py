@@ -78,6 +78,8 @@ def masked(
     if not transformed and not (learned.requires_grad and torch.is_grad_enabled()):
         # Nothing learns from W here: the plain layer is right, and keeps nothing of the input.
         matrix = _matrix(kind, learned, base) if written is None else written
+        if base is not None and learned.requires_grad and input.dim() > 2:
+            matrix = as_learned(matrix, input)
         return products.linear(input, matrix, _bias_view(bias, bias_mask))
     # Dynamo refuses a Function that defines jvp, and follows setup_context; without either a call costs least.
     if transformed or torch.compiler.is_dynamo_compiling():
@@ -128,10 +130,11 @@ def _laid_out_like(base: Tensor, view: Tensor) -> Tensor:
         return view
     # Also on how round their addresses are: memory from a file, or a part of another matrix, starts anywhere.
     is_plain = type(view) is Tensor
-    shift = base.data_ptr() % _ROUND if is_plain else 0
-    if (base.is_contiguous() or view.stride() == base.stride()) and (
-        not is_plain or view.data_ptr() % _ROUND == shift or not view.numel()
-    ):
+    try:
+        shift, shifted = (base.data_ptr() % _ROUND, view.data_ptr() % _ROUND) if is_plain else (0, 0)
+    except RuntimeError:  # no memory of its own: what a transform of torch.func left behind
+        shift = shifted = 0
+    if (base.is_contiguous() or view.stride() == base.stride()) and (shift == shifted or not view.numel()):
         return view
     if not is_plain and _compat.is_distributed(base):
         return view
@@ -275,8 +278,8 @@ class _ReverseOnly(torch.autograd.Function):
         matrix = written
         if matrix is None:  # as `_matrix`, which would cost a call
             matrix = learned if base is None else weight_view(kind, learned, base)
-        if base is not None and input.dim() > 2 and not input.is_contiguous():
-            matrix = as_learned(matrix)
+        if base is not None and input.dim() > 2:
+            matrix = as_learned(matrix, input)
         output = products.linear(input, matrix, bias)
         row_max = None if kept is input else products.row_max(input, kept)
         ctx.products, ctx.kind, ctx.written = products, kind, written  # the layer keeps V anyway, for its next call
