@@ -310,7 +310,11 @@ _NORMS = norms.codes_of(one for norm in _COMPUTES for one in (norm.__init__, nor
 
 
 def _refuse_norms(layer: Any) -> None:
-    norms.refuse_inside(_NORMS, type(layer).__name__, "weight", _UNNORMED)
+    def is_normed(variables: dict[str, Any]) -> bool:
+        # A norm is of the layer that it is put over; those inside of that one keep their weights.
+        return isinstance(variables.get("layer", getattr(variables.get("self"), "layer", None)), type(layer))
+
+    norms.refuse_inside(_NORMS, layer, "weight", _UNNORMED, is_normed)
 
 
 def _is_norm(node: Any) -> bool:

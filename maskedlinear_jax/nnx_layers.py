@@ -95,6 +95,27 @@ UNNORMED = "take the layer out of nnx.WeightNorm or nnx.SpectralNorm first"
 
 _NORMS = norms.codes_of(norm.__call__ for norm in COMPUTES)
 
+
+def _is_normed(norm: Any, layer: nnx.Module) -> bool:
+    """Tell whether a norm writes to a layer: it is put over it, or over a module of which it chooses its variables."""
+    if norm.layer_instance is layer:
+        return True
+
+    def is_matrix(path: Any, one: nnx.Variable[Any]) -> bool:
+        return isinstance(one, nnx.Param) and one.ndim > 1
+
+    chosen = getattr(norm, "variable_filter", is_matrix)
+    inside = [(path, node) for path, node in nnx.iter_graph(norm.layer_instance) if type(node) is type(layer)]
+    # A packed layer has no variable of the plain one's name, which the norm would pass by: it asks for the layer's.
+    own = "embedding" if hasattr(layer, "num_embeddings") else "kernel"
+    # (Under some transformations of Flax a layer is another object than the one in its module.)
+    same = [(path, node) for path, node in inside if node is layer] or inside
+    return any(
+        chosen((*path, name), one) or (name == "values" and chosen((*path, own), one))
+        for path, node in same for name, one in vars(node).items() if isinstance(one, nnx.Variable)
+    )  # fmt: skip
+
+
 _OF_LAYERS = {
     "in_features", "out_features", "in_axes", "out_axes", "kernel", "embedding", "bias", "values", "bias_values",
     "base", "bias_base", "positions", "bias_positions", "arithmetic",
@@ -220,7 +241,7 @@ class Layer(nnx.Module):
 
     def _refuse_norms(self) -> None:
         own = "embedding" if hasattr(self, "num_embeddings") else "kernel"
-        norms.refuse_inside(_NORMS, type(self).__name__, own, UNNORMED)
+        norms.refuse_inside(_NORMS, self, own, UNNORMED, lambda variables: _is_normed(variables["self"], self))
 
     def _cast(self, *arrays: Any) -> Any:
         self._refuse_norms()

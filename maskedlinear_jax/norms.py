@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -22,20 +22,23 @@ def codes_of(functions: Iterable[Any]) -> frozenset[CodeType]:
     return frozenset(function.__code__ for function in unwrapped if hasattr(function, "__code__"))
 
 
-def refuse_inside(codes: frozenset[CodeType], layer: str, name: str, remedy: str) -> None:
+def refuse_inside(
+    codes: frozenset[CodeType], layer: Any, name: str, remedy: str, is_normed: Callable[[dict[str, Any]], bool]
+) -> None:
     """Refuse to compute inside of a call of some functions: a layer does not know what lies around it.
 
     Args:
         codes: Of these functions.
-        layer: The class of the layer, for the message.
+        layer: The layer, whose class the message names.
         name: Of what is computed.
         remedy: What makes it a parameter.
+        is_normed: Tells from the variables of such a call whether it is of this layer, and not of one beside it.
 
     Raises:
         ValueError: One of them is being called.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code in codes:
-            frozen_checks.refuse_computed("the layer", name, layer, remedy)
+        if frame.f_code in codes and is_normed(frame.f_locals):
+            frozen_checks.refuse_computed("the layer", name, type(layer).__name__, remedy)
         frame = frame.f_back

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import maskedlinear_jax as mj
 import maskedlinear_jax.equinox as in_equinox
@@ -340,3 +340,59 @@ def test_a_users_pytree_class_is_counted_and_compared_and_refused_by_name_where_
     plain = layer.replace(grad_mask=columns(slice(None)))
     with pytest.raises(TypeError, match="got ScaledTree, whose forward may be another"):
         mj.mask_linears({"one": plain}, {"one": columns([0])})
+
+
+class Beside(nnx.Module):
+    """A masked layer, and a plain one after it."""
+
+    def __init__(self, kind):
+        self.masked = kind(4, 4, grad_mask=columns([1]), rngs=nnx.Rngs(0))
+        self.other = nnx.Linear(4, 4, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.other(self.masked(x))
+
+
+@FORMS
+def test_an_nnx_norm_of_the_layer_beside_it_is_none_of_a_masked_one(packed):
+    model = Beside(in_nnx.PackedLinear if packed else in_nnx.MaskedLinear)
+    others = nnx.All(nnx.PathContains("other"), nnx.PathContains("kernel"))
+    normed = nnx.WeightNorm(model, variable_filter=others, rngs=nnx.Rngs(0))
+    assert normed(jnp.ones((1, 4))).shape == (1, 4)
+
+
+class Around(eqx.Module):
+    """A weight of its own, which a norm may compute, behind a masked layer."""
+
+    weight: jax.Array
+    inner: eqx.Module
+
+    def __call__(self, x):
+        return self.weight @ self.inner(x)
+
+
+@FORMS
+def test_an_equinox_norm_of_the_module_around_it_is_none_of_a_masked_one(packed):
+    kind = in_equinox.PackedLinear if packed else in_equinox.MaskedLinear
+    layer = kind.from_linear(eqx.nn.Linear(4, 3, key=jax.random.key(0)), grad_mask=columns([0]))
+    assert eqx.nn.WeightNorm(Around(jnp.ones((3, 3)), layer), weight_name="weight")(jnp.ones(4)).shape == (3,)
+
+
+def test_what_computes_a_weight_does_not_go_along_with_a_layer_packed_by_hand():
+    pruned, x = nn.Linear(4, 3), torch.randn(2, 4)
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    normed = parametrizations.weight_norm(nn.Linear(4, 3))
+    for plain in (pruned, normed):
+        packed = mt.PackedLinear.from_linear(plain, grad_mask=columns([0]))
+        assert torch.equal(packed(x), plain(x))
+        assert {name for name, _ in packed.named_parameters()} == {"base", "values", "bias_values"}
+
+
+@pytest.mark.parametrize("name", ["base", "values", "embedding"])
+def test_a_part_of_any_name_comes_back_from_a_masked_layer(name):
+    plain = nn.Linear(4, 3)
+    part = nn.Parameter(torch.ones(2))
+    plain.register_parameter(name, part)
+    masked = mt.mask_linears(nn.Sequential(plain), {"0": columns([0])})
+    assert getattr(masked[0], name) is part
+    assert getattr(mt.unmask_linears(masked)[0], name) is part
