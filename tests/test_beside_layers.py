@@ -396,3 +396,12 @@ def test_a_part_of_any_name_comes_back_from_a_masked_layer(name):
     masked = mt.mask_linears(nn.Sequential(plain), {"0": columns([0])})
     assert getattr(masked[0], name) is part
     assert getattr(mt.unmask_linears(masked)[0], name) is part
+
+
+def test_a_norm_that_is_frozen_with_its_layer_is_counted():
+    one, two = (eqx.nn.Linear(4, 4, key=jax.random.key(at)) for at in range(2))
+    model = {"normed": eqx.nn.WeightNorm(one), "packed": two}
+    model = in_equinox.mask_linears(model, {"packed": columns([0])}, packed=True, freeze_others=True)
+    counts = {part.name: (part.learns, part.total) for part in mj.summary(model).parts}
+    assert counts["normed"][0] == 0
+    assert counts["normed"][1] >= 4 * 4 + 4
