@@ -46,7 +46,7 @@ def summary(model: Any) -> Summary:
             for one, leaf in beside(node).items():
                 parts.append(Part(".".join(filter(None, (name, one))), "parameter", leaf.size, leaf.size))
         elif isinstance(node, Constant):
-            arrays = filter(_is_float, jax.tree.leaves(node))  # a norm holds functions too
+            arrays = (leaf for leaf in jax.tree.leaves(node) if hasattr(leaf, "size"))  # a norm holds functions too
             parts.append(Part(name, "Constant", 0, sum(leaf.size for leaf in arrays)))
         elif _is_float(node):
             parts.append(Part(name, "parameter", node.size, node.size))
