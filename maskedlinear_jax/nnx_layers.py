@@ -116,10 +116,10 @@ def _is_normed(norm: Any, layer: nnx.Module) -> bool:
     )  # fmt: skip
 
 
-_OF_LAYERS = {
-    "in_features", "out_features", "in_axes", "out_axes", "kernel", "embedding", "bias", "values", "bias_values",
-    "base", "bias_base", "positions", "bias_positions", "arithmetic",
-}  # fmt: skip
+_OF_FORMS = {"values", "bias_values", "base", "bias_base", "positions", "bias_positions", "arithmetic"}
+"""What masked and packed layers have that a plain one has not."""
+
+_OF_LAYERS = {"in_features", "out_features", "in_axes", "out_axes", "kernel", "embedding", "bias"} | _OF_FORMS
 """What layers have, plain, masked and packed, beside the arguments of the plain layer's class."""
 
 
@@ -131,7 +131,10 @@ def beside(layer: Any, plain: Any) -> dict[str, Any]:
         plain: The class of the plain layer.
     """
     known = _OF_LAYERS | inspect.signature(plain.__init__).parameters.keys()
-    return {name: value for name, value in vars(layer).items() if name not in known and name[0] != "_"}
+    return {
+        name: value for name, value in vars(layer).items()
+        if name not in known and (name[0] != "_" or isinstance(value, nnx.Variable | nnx.Module))
+    }  # fmt: skip
 
 
 def take_beside(new: Any, old: Any, plain: Any) -> None:
@@ -140,6 +143,9 @@ def take_beside(new: Any, old: Any, plain: Any) -> None:
     Raises:
         TypeError: The new layer has something else of that name.
     """
+    if not isinstance(old, Layer):
+        for name in sorted(_OF_FORMS & vars(old).keys()):
+            convert_checks.refuse_part(type(new).__name__, name)
     for name, value in beside(old, plain).items():
         if getattr(new, name, value) is not value:
             convert_checks.refuse_part(type(new).__name__, name)

@@ -405,3 +405,20 @@ def test_a_norm_that_is_frozen_with_its_layer_is_counted():
     counts = {part.name: (part.learns, part.total) for part in mj.summary(model).parts}
     assert counts["normed"][0] == 0
     assert counts["normed"][1] >= 4 * 4 + 4
+
+
+@pytest.mark.parametrize("name", ["_extra", "values", "base", "positions"])
+@FORMS
+def test_a_variable_of_any_name_beside_an_nnx_layer_goes_along_or_is_refused(name, packed):
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+    extra = nnx.Param(jnp.ones(2))
+    setattr(model.layers[0], name, extra)
+    if name != "_extra":
+        with pytest.raises(TypeError, match=rf"got '{name}'; rename it, it would be lost"):
+            in_nnx.mask_linears(model, {"*": columns([1])}, packed=packed)
+        assert type(model.layers[0]) is nnx.Linear
+        return
+    in_nnx.mask_linears(model, {"*": columns([1])}, packed=packed)
+    assert getattr(model.layers[0], name) is extra
+    in_nnx.unmask_linears(model)
+    assert getattr(model.layers[0], name) is extra
