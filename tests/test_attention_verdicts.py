@@ -42,7 +42,17 @@ def test_a_right_port_is_right_on_numbers_of_every_kind(mine, transform):
     assert {verdict for kind, verdict in seen if kind == "random"} == {"within bound"}, str(report)
 
 
+def rows_of_nan_are_zeros():
+    """Whether torch's kernel of float64 gives zeros for a query of NaN: it depends on the processor."""
+    q, k, v = map(torch.from_numpy, QKV)
+    return not bool(theirs(torch.full_like(q, torch.nan), k, v).isnan().any())
+
+
 def test_rows_of_nan_are_told_apart_and_fail_where_all_must_be_the_same():
+    if not rows_of_nan_are_zeros():  # nothing to tell apart
+        report = parity.compare(theirs, right, QKV, transforms=["forward"], data=["nan"], strict=True, **QUICK)
+        assert {cell.verdict for cell in report.cells if cell.cell.world == "jax-jit"} == {"within bound"}, str(report)
+        return
     for strict in (False, True):
         report = parity.compare(
             theirs, right, QKV, transforms=["forward"], data=["nan"], strict=strict, **QUICK | {"worlds": ["jax-jit"]}
