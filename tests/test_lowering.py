@@ -243,7 +243,7 @@ def test_other_layers_are_exported_for_all_platforms_and_run_here(name):
     every, args = OTHERS[name]()
     exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
     assert "callback" not in exported.mlir_module()
-    same_bits(exported.call(*args), every(*args))
+    same_bits(exported.call(*args), jax.jit(every)(*args))  # eager, a processor may add up in another order
 
 
 @pytest.mark.parametrize("kind", [MaskedEmbedding, PackedEmbedding], ids=["masked", "packed"])

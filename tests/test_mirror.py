@@ -79,7 +79,7 @@ ONLY_DEFINED_IN_ONE = {
         "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index", "_on",
         "_wide",
     },
-    "products.py": set(),
+    "products.py": {"as_learned"},  # torch chooses a product by whether a gradient is recorded
     "engine_choice.py": {"_tested"},  # Dynamo calls the test as a constant
     "functional.py": {
         "_autocast",  # JAX has no autocast
