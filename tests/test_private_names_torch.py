@@ -119,6 +119,13 @@ def test_autocast_is_seen():
     assert not torch_compat.in_autocast()
 
 
+def test_a_write_can_be_counted_without_one():
+    w = W.clone()
+    first = torch_compat.version(w)
+    torch_compat.count_write(w)
+    assert torch_compat.version(w) == first + 1
+
+
 def test_writes_in_place_are_counted_but_for_those_to_data():
     w = W.clone()
     first = torch_compat.version(w)
