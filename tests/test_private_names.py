@@ -38,7 +38,7 @@ LISTED = {
     "_getframe": "sys._getframe, documented by Python",
 }
 PLACES = {
-    "maskedlinear_torch/beside.py: _non_persistent_buffers_set": "torch's: nothing public tells which buffers are saved",
+    "maskedlinear_torch/beside.py: _non_persistent_buffers_set": "nothing public tells which buffers are saved",
     "maskedlinear_torch/tied_keys.py: _tied_weights_keys": "transformers': the one place that ties and unties",
     "benchmarks/jax_steps.py: jax.extend.core": "reads a jaxpr; benchmarks/ is not installed",
     "examples/minilm/torch_training.py: _nnz": "counts the memory of a sparse gradient; an example",
