@@ -236,8 +236,8 @@ def unmask_linears(model: Any) -> Any:
 def merged(model: Any) -> Any:
     """Return an Equinox model for inference: each packed layer is an `equinox.nn.Linear` with the trained weight.
 
-    As `maskedlinear_jax.merged`; a packed embedding becomes an `equinox.nn.Embedding`. `equinox.nn.Linear` multiplies
-    W x in an order of its own, so the last bits are those.
+    As `maskedlinear_jax.merged`; a packed embedding becomes an `equinox.nn.Embedding`. `equinox.nn.Linear` adds up W x
+    in an order of its own, so the last bits of its output may differ from the packed layer's.
 
     Raises:
         TypeError: A model of Flax.
