@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_versions() -> int:
     from parity.report.environment import environment
 
-    found = environment()
-    for name in ("maskedlinear", "commit", "python", "numpy", "torch", "jax", "jaxlib", "machine"):
-        print(f"{name}: {found[name]}")
+    for name, value in environment().items():
+        if name != "switches":
+            print(f"{name}: {value}")
     return 0
 
 
