@@ -142,7 +142,11 @@ def low_types(call: Call, *, torch: bool) -> Mapping[str, Sequence[str]]:
     """Return the types below float64 that a call computes in, with the operators that do."""
     if call.stored is not None:
         return call.stored.low
-    return (_read_torch(call) if torch else _read_jax(call)).below("float64")
+    reading = _read_torch(call) if torch else _read_jax(call)
+    if "float32" in reading.casts:
+        # The rest may be float64 here and still be rounded: what the module takes or gives.
+        reading.note("float32", "a cast")
+    return reading.below("float64")
 
 
 def _read_torch(call: Call) -> Reading:

@@ -94,7 +94,7 @@ def _host(value: Any) -> Any:
         return type(value)(_host(part) for part in value)
     if isinstance(value, Mapping):
         return {name: _host(part) for name, part in value.items()}
-    return to_host(value) if is_array(value) else value
+    return to_host(value) if is_array(value) and not _is_key(value) else value
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -103,3 +103,8 @@ def _leaves(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return [leaf for part in value.values() for leaf in _leaves(part)]
     return [value]
+
+
+def _is_key(value: Any) -> bool:
+    """Return whether a value is JAX's key of random numbers, of a dtype of its own: no array of NumPy can be one."""
+    return str(getattr(value, "dtype", "")).startswith("key<")

@@ -106,6 +106,11 @@ def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) 
             f"JAX's moves {factor:.6g} times as far as torch's: another momentum (torch's momentum 0.1 is Flax's and"
             " Equinox's 0.9)"
         )
+    if (factor := _about(theirs, moved)) is not None:
+        return (
+            f"JAX's moves about {factor:.3g} times as far as torch's: another momentum (torch's momentum 0.1 is Flax's"
+            " and Equinox's 0.9)"
+        )
     return explain(want, got)[1]
 
 
@@ -245,6 +250,28 @@ def _constant(one: np.ndarray, other: np.ndarray) -> float | None:
         return None
     ratios = one[large] / other[large]
     return float(ratios[0]) if float(np.ptp(ratios)) <= 1e-5 * abs(float(ratios[0])) else None
+
+
+MOST_ROUGH, LEAST_FACTOR = 0.01, 0.1
+"""Of the largest element, what may be left beside a factor; and how far from one that is to be told as one."""
+
+
+def _about(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Return the factor by which one is the other but for little, or None.
+
+    The mean of what is near zero is rough, and so is a variance of which one side divides by one less.
+
+    Example:
+        >>> moved = np.array([1.0, -2.0, 4.0, 1e-7])
+        >>> round(_about(9 * moved + 1e-3, moved), 2), _about(moved**2, moved), _about(1.001 * moved, moved)
+        (9.0, None, None)
+    """
+    one, other = (value.ravel().astype(np.float64) for value in (one, other))
+    if one.size < 3 or not np.any(other):
+        return None
+    factor = float(one @ other / (other @ other))
+    left = np.abs(one - factor * other).max()
+    return factor if left <= MOST_ROUGH * np.abs(one).max() and abs(factor - 1) >= LEAST_FACTOR else None
 
 
 def _part_of(view: Any) -> Callable[[np.ndarray], np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.models.weights import recurrent
+from parity.models.weights import neighbours, recurrent
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
@@ -92,7 +92,7 @@ class _Mapping:
             split_fused(theirs, ours, torch=False, values=values[::-1]),
         )
         torch, jax = owners_of(ours), owners_of(theirs)
-        matches = self._settled(match(torch, jax, ordered=self.jax.ordered))
+        matches = self._settled(self._matched(torch, jax))
         self._pair(matches)
         self._rest(ours, theirs)
         self._misfits(torch, jax)
@@ -136,6 +136,19 @@ class _Mapping:
                         left.add(k)
                         self._refuse(one, members)
         return [one for k, one in enumerate(matches) if k not in left]
+
+    def _matched(self, torch: list[Owner], jax: list[Owner]) -> list[Match]:
+        """Match the layers; those that are alike, such as norms, by the layers beside them, and then the rest anew."""
+        matches = match(torch, jax, ordered=self.jax.ordered)
+        made = []
+        for family in neighbours.families(matches):
+            self._by_values(family)
+            made += family
+        ours, theirs = {id(one.torch) for one in made}, {id(one.jax) for one in made}
+        if not made or len(ours) != len(made) or len(theirs) != len(made):
+            return matches
+        left = [one for one in torch if id(one) not in ours], [one for one in jax if id(one) not in theirs]
+        return [*match(*left, ordered=self.jax.ordered), *made]
 
     def _refuse(self, one: Match, members: list[Match]) -> None:
         candidates = tuple(dict.fromkeys(_label(other.jax) for other in members if fits(one.torch, other.jax)))
@@ -297,7 +310,7 @@ def _by_homes(members: list[Match], homes: dict[Parts, Parts]) -> bool:
         theirs = inside[1].get(homes[parent], []) if parent in homes else []
         if len(ours) != len(theirs) or not (len(ours) == 1 or (_numbered(ours) and _numbered(theirs))):
             return False
-        ours, theirs = (sorted(side, key=lambda owner: owner.tokens[-1][1] or 0) for side in (ours, theirs))
+        ours, theirs = (sorted(side, key=neighbours.number) for side in (ours, theirs))
         if not all(fits(one, other) for one, other in zip(ours, theirs, strict=True)):
             return False
         chosen |= {id(one): other for one, other in zip(ours, theirs, strict=True)}

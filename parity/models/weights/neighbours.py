@@ -1,0 +1,79 @@
+"""Layers that are alike, paired by those beside them: a norm belongs to the convolution before it.
+
+Linen numbers the layers of a module by class, in the order in which they are made (`Conv_0`, `BatchNorm_0`), and
+torch's names (`bn1`, `downsample.1`) say nothing of that order. Where shapes tell the convolutions apart, the norms go
+with them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from parity.models.weights.items import Owner
+from parity.models.weights.matching import BESIDE, ORDER, Match, fits
+from parity.models.weights.tree import Parts
+
+SIDES = (-1, 1)
+"""A layer's neighbour is the one that is defined before it, or else the one after it, as in pre-activation blocks."""
+
+
+def families(matches: Sequence[Match]) -> list[list[Match]]:
+    """Return, for each module of JAX and class of layers in it, its layers with their torch layers.
+
+    Only where the layers beside them are of one class, are told apart by their shapes, and are as many.
+    """
+    places = {one.torch.place: one.torch for one in matches}
+    homes = _homes(matches)
+    inside: dict[Parts, list[Owner]] = defaultdict(list)
+    classes: dict[Parts, dict[str, list[Owner]]] = defaultdict(lambda: defaultdict(list))
+    for one in matches:
+        if one.torch.parts[:-1] in homes:
+            inside[homes[one.torch.parts[:-1]]].append(one.torch)
+        if one.jax.tokens and one.jax.tokens[-1][1] is not None:
+            classes[one.jax.parts[:-1]][one.jax.tokens[-1][0].stem].append(one.jax)
+    found = []
+    for home, layers in classes.items():
+        told = {stem: _told_by_shape(owners, inside[home]) for stem, owners in layers.items()}
+        for stem, owners in layers.items():
+            beside = [known for other, known in told.items() if other != stem and len(known) == len(owners) > 1]
+            made = next(filter(None, (_beside(owners, known, places) for known in beside)), None)
+            if made:
+                found.append(made)
+    return found
+
+
+def _homes(matches: Sequence[Match]) -> dict[Parts, Parts]:
+    """Return in which JAX module the layers of a torch module are, by those whose partners are sure."""
+    votes: dict[Parts, set[Parts]] = defaultdict(set)
+    for one in matches:
+        if one.evidence not in ("", ORDER) and not one.rivals:
+            votes[one.torch.parts[:-1]].add(one.jax.parts[:-1])
+    return {ours: next(iter(theirs)) for ours, theirs in votes.items() if len(theirs) == 1}
+
+
+def _told_by_shape(theirs: Sequence[Owner], ours: Sequence[Owner]) -> list[Owner]:
+    """Return the torch layers of one module in the order of the JAX layers' numbers, or nothing."""
+    fitting = [[one for one in ours if fits(one, other)] for other in sorted(theirs, key=number)]
+    found = [one for layers in fitting for one in layers]
+    alone = all(len(layers) == 1 for layers in fitting) and len({id(one) for one in found}) == len(found)
+    return found if alone else []
+
+
+def _beside(theirs: Sequence[Owner], known: Sequence[Owner], places: dict[int, Owner]) -> list[Match] | None:
+    """Return the layers that are alike with the torch layers beside the known ones, or None."""
+    for side in SIDES:
+        ours = [places.get(one.place - side) for one in known]
+        pairs = [
+            (one, other)
+            for one, other in zip(ours, sorted(theirs, key=number), strict=True)
+            if one is not None and fits(one, other)
+        ]
+        if len(pairs) == len(theirs) and not {id(one) for one, _ in pairs} & {id(one) for one in known}:
+            return [Match(one, other, 0.0, BESIDE) for one, other in pairs]
+    return None
+
+
+def number(owner: Owner) -> int:
+    """Return the number at the end of a layer's name, or 0."""
+    return owner.tokens[-1][1] or 0

@@ -1,0 +1,180 @@
+"""What published ports met: a ResNet in Linen whose norms cast, a model that takes a key. Each right port is quiet."""
+
+import functools
+
+import equinox as eqx
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import parity
+from parity.models import Inputs
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((2, 3, 8, 8)).astype(np.float32)
+
+
+class Block(nn.Module):
+    """As torchvision's basic block; `late` makes the shortcut before the rest, which changes no answer."""
+
+    def __init__(self, into, out, stride, *, late=False):
+        super().__init__()
+
+        def shortcut():
+            if stride > 1 or into != out:
+                self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+        if late:
+            shortcut()
+        self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        if not late:
+            shortcut()
+
+    def forward(self, x):
+        kept = self.downsample(x) if hasattr(self, "downsample") else x
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + kept)
+
+
+def resnet(**options):
+    torch.manual_seed(0)
+    return nn.Sequential(Block(3, 6, 2, **options), Block(6, 6, 1, **options), nn.Flatten(), nn.Linear(96, 4))
+
+
+class BatchNorm(linen.Module):
+    """A norm of a user's own, which takes and gives float32."""
+
+    momentum: float
+    dtype: type = jnp.float32
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = jnp.asarray(x, jnp.float32)
+        means = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+        variances = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+        mean, variance = means.value, variances.value
+        if train:
+            number = x.size // x.shape[-1]
+            mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+            means.value = self.momentum * means.value + (1 - self.momentum) * mean
+            unbiased = variance * number / (number - 1)
+            variances.value = self.momentum * variances.value + (1 - self.momentum) * unbiased
+        scale = self.param("scale", linen.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", linen.initializers.zeros, x.shape[-1:])
+        return jnp.asarray((x - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias, self.dtype)
+
+
+class BasicBlock(linen.Module):
+    features: int
+    stride: int
+    momentum: float
+    dtype: type
+
+    @linen.compact
+    def __call__(self, x, train):
+        conv = functools.partial(linen.Conv, self.features, use_bias=False, padding=1)
+        norm = functools.partial(BatchNorm, self.momentum, self.dtype)
+        kept = x
+        x = linen.relu(norm()(conv((3, 3), strides=self.stride)(x), train))
+        x = norm()(conv((3, 3))(x), train)
+        if self.stride > 1 or kept.shape != x.shape:
+            kept = norm()(conv((1, 1), strides=self.stride, padding=0)(kept), train)
+        return linen.relu(x + kept)
+
+
+class ResNet(linen.Module):
+    momentum: float = 0.9
+    dtype: type = jnp.float32
+
+    @linen.compact
+    def __call__(self, x, train=False):
+        for stride in (2, 1):
+            x = BasicBlock(6, stride, self.momentum, self.dtype)(x, train)
+        return linen.Dense(4)(x.transpose(0, 3, 1, 2).reshape(len(x), -1))
+
+
+def compared(model, port, mode="eval"):
+    images = IMAGES.transpose(0, 2, 3, 1)
+    variables = port.init(jax.random.key(0), images)
+    _, variables = parity.map_weights(model, (port, variables)).load_into_jax(model, (port, variables))
+    inputs = Inputs(torch=(IMAGES,), jax={"x": images, "train": mode == "train"})
+    return parity.compare_models(model.train(mode == "train"), (port, variables), inputs, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_norm_that_casts_is_the_same_function_in_float32(mode):
+    """Nothing but the cast is of float32 in the norm, and nothing in torch's."""
+    report = compared(resnet(), ResNet(), mode)
+    assert report.ok, str(report)
+    if mode == "eval":
+        assert "a cast in float32" in str(report)
+    assert len(report.gradients) > 15
+    assert report.mode == mode
+
+
+def test_a_norm_that_casts_to_16_bits_is_not():
+    report = compared(resnet(), ResNet(dtype=jnp.bfloat16))
+    assert not report.ok
+    assert report.first.diagnosis.cause == "lower precision"
+
+
+def test_torchs_momentum_in_flax_is_named():
+    report = compared(resnet(), ResNet(momentum=0.1), "train")
+    assert not report.ok
+    assert (report.first.path, report.first.diagnosis.cause) == ("0.downsample.1", "momentum")
+    assert "but other training" in str(report)
+    assert all("9 times as far" in one.reason for one in report.training), [one.reason for one in report.training]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["", "shortcut first"])
+def test_norms_of_a_block_go_with_their_convolutions(late):
+    """All norms are alike and the shapes tell the convolutions apart; `bn1` is `BatchNorm_0` and not `BatchNorm_1`."""
+    model, port = resnet(late=late), ResNet()
+    found = parity.map_weights(model, (port, port.init(jax.random.key(0), IMAGES.transpose(0, 2, 3, 1))))
+    assert not found.ambiguous, found
+    assert not found.unpaired.torch, found
+    pairs = {pair.torch[0]: pair.jax[0] for pair in found.pairs}
+    for ours, theirs in (
+        ("0.bn1", "BasicBlock_0.BatchNorm_0"),
+        ("0.bn2", "BasicBlock_0.BatchNorm_1"),
+        ("0.downsample.1", "BasicBlock_0.BatchNorm_2"),
+        ("1.bn2", "BasicBlock_1.BatchNorm_1"),
+    ):
+        assert pairs[f"{ours}.running_mean"] == f"batch_stats.{theirs}.mean"
+    assert found.pair("0.downsample.1.weight").evidence == "the layer beside it"
+
+
+def test_equal_values_go_before_the_layers_beside():
+    model, port = resnet(), ResNet()
+    variables = port.init(jax.random.key(0), IMAGES.transpose(0, 2, 3, 1))
+    for norm, number in ((model[0].bn1, 2), (model[0].bn2, 0), (model[0].downsample[1], 1)):
+        norm.weight.data.uniform_()
+        variables["params"]["BasicBlock_0"][f"BatchNorm_{number}"]["scale"] = jnp.asarray(norm.weight.detach())
+    found = parity.map_weights(model, (port, variables))
+    pairs = {pair.torch[0]: pair.jax[0] for pair in found.pairs}
+    assert pairs["0.bn1.weight"] == "params.BasicBlock_0.BatchNorm_2.scale"
+
+
+class Dropped(eqx.Module):
+    """A model that takes a key, as those with dropout do."""
+
+    fc: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __call__(self, x, key, inference=True):
+        return self.dropout(jax.vmap(self.fc)(x), key=key, inference=inference)
+
+
+@pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])
+def test_a_key_is_an_input(key):
+    model = nn.Sequential(nn.Linear(4, 3))
+    port = Dropped(eqx.nn.Linear(4, 3, key=jax.random.key(0)), eqx.nn.Dropout(0.5))
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    x = RNG.standard_normal((5, 4)).astype(np.float32)
+    report = parity.compare_models(model, port, Inputs(torch=(x,), jax={"x": x, "key": key(1)}))
+    assert report.ok, str(report)
+    assert len(report.gradients) == 3
