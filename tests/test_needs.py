@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from parity import suites
 from parity.cli import main as cli
 
 PAIR = "import numpy as np, parity\npair = parity.Pair(lambda x: x, lambda x: x, (np.ones(3),), name='p')\n"
@@ -66,7 +67,7 @@ def test_a_package_that_no_extra_brings_is_not_ours_to_explain(tmp_path):
 def test_a_suite_that_is_not_installed_is_named_as_such(monkeypatch, capsys):
     """As in the wheel: `parity grid`, which the README shows in a checkout."""
     found = cli._commands()
-    assert set(cli.OF_A_CHECKOUT) == set(found) - set(cli.OWN)
+    assert set(suites.OF_A_CHECKOUT) == set(found) - set(cli.OWN)
     monkeypatch.setattr(cli, "_commands", lambda: {name: found[name] for name in cli.OWN})
     for arguments in (["grid"], ["--quick"], ["gpu", "--pretend", "cpu"]):
         with pytest.raises(SystemExit, match="2"):

@@ -23,9 +23,6 @@ OWN = {
 MOVED = {"bench": "python -m benchmarks"}
 """Commands that went elsewhere."""
 
-OF_A_CHECKOUT = ("all", "atlas", "digits", "golden", "gpu", "grid", "mutants", "precision")
-"""Commands of the suites, which are in no wheel."""
-
 DEFAULT = "all"
 EPILOG = "Exit code: 0 as promised, 1 if something differs or is unexpectedly unsupported, 2 for bad usage."
 
@@ -62,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given[0]
     if name in MOVED:
         top.error(f"{name}: it is `{' '.join([MOVED[name], *given[1:]])}` now")
-    if name in OF_A_CHECKOUT and name not in commands:
+    if name in suites.OF_A_CHECKOUT and name not in commands:
         top.error(
             f"{name}: it runs from a checkout or the sdist, with `python -m parity`; what is installed has no suites"
         )
