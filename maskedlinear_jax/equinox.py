@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -55,6 +55,10 @@ def __dir__() -> list[str]:
     return __all__
 
 
+Model = TypeVar("Model", bound=eqx.Module)
+"""A model of any class: what comes back is of it too, but for a layer alone and for lists and dicts of layers."""
+
+
 @jax.tree_util.register_pytree_with_keys_class
 class MaskedLinear(module.MaskedLinear):
     """`maskedlinear_jax.MaskedLinear`, called as Equinox calls its layers.
@@ -76,7 +80,7 @@ class MaskedLinear(module.MaskedLinear):
         _refuse_norms(self)
         return super().__call__(input, forward_mode=forward_mode)
 
-    def to_linear(self) -> Any:
+    def to_linear(self) -> eqx.nn.Linear:  # type: ignore[override]
         """Return an `equinox.nn.Linear` around the very arrays of this layer."""
         return _plain(self)
 
@@ -101,12 +105,12 @@ class PackedLinear(packed_module.PackedLinear):
         return super().__call__(input, forward_mode=forward_mode)
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Array:
         """The whole weight (out_features, in_features)."""
         _refuse_norms(self)
         return super().weight
 
-    def to_linear(self) -> Any:
+    def to_linear(self) -> eqx.nn.Linear:  # type: ignore[override]
         """Return an `equinox.nn.Linear` with the trained weight."""
         return _plain(self)
 
@@ -156,7 +160,7 @@ class PackedEmbedding(embedding.PackedEmbedding):
         return super().__call__(input)
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Array:
         """The whole weight (num_embeddings, embedding_dim)."""
         _refuse_norms(self)
         return super().weight
@@ -170,6 +174,24 @@ class PackedEmbedding(embedding.PackedEmbedding):
         return jax.numpy.asarray(table)[input]
 
 
+@overload
+def mask_linears(
+    model: eqx.nn.Linear | eqx.nn.Embedding, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., values_dtype: DTypeLike | None = ..., precision: PrecisionLike = ...,
+) -> Any: ...  # fmt: skip
+@overload
+def mask_linears(
+    model: Model, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., values_dtype: DTypeLike | None = ..., precision: PrecisionLike = ...,
+) -> Model: ...  # fmt: skip
+@overload
+def mask_linears(
+    model: Any, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., values_dtype: DTypeLike | None = ..., precision: PrecisionLike = ...,
+) -> Any: ...  # fmt: skip
 def mask_linears(
     model: Any,
     masks: Mapping[str, MaskLike],
@@ -210,6 +232,18 @@ def mask_linears(
     return _close(converted)
 
 
+@overload
+def train_new_tokens(
+    model: eqx.nn.Embedding, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Any: ...
+@overload
+def train_new_tokens(
+    model: Model, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Model: ...
+@overload
+def train_new_tokens(
+    model: Any, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Any: ...
 def train_new_tokens(
     model: Any, *, first: int, embedding: str | None = None, packed: bool = True, freeze_others: bool = True
 ) -> Any:
@@ -228,11 +262,19 @@ def train_new_tokens(
     return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)
 
 
+@overload
+def unmask_linears(model: Model) -> Model: ...
+@overload
+def unmask_linears(model: Any) -> Any: ...
 def unmask_linears(model: Any) -> Any:
     """Return an Equinox model whose masked layers are `equinox.nn.Linear` with the trained weights."""
     return _close(convert.unmask_linears(_open(model)))
 
 
+@overload
+def merged(model: Model) -> Model: ...
+@overload
+def merged(model: Any) -> Any: ...
 def merged(model: Any) -> Any:
     """Return an Equinox model for inference: each packed layer is an `equinox.nn.Linear` with the trained weight.
 
@@ -270,6 +312,14 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
     return storage.packed_arrays(model)
 
 
+@overload
+def load_packed(path: Any, model: None = ..., *, rename: Any = ...) -> dict[str, Any]: ...
+@overload
+def load_packed(path: Any, model: eqx.nn.Linear | eqx.nn.Embedding, *, rename: Any = ...) -> Any: ...
+@overload
+def load_packed(path: Any, model: Model, *, rename: Any = ...) -> Model: ...
+@overload
+def load_packed(path: Any, model: Any, *, rename: Any = ...) -> Any: ...
 def load_packed(path: Any, model: Any = None, *, rename: Any = None) -> Any:
     """Return a model with everything that was stored, over the weights it was trained on.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,11 @@ from maskedlinear_jax.frozen_state import keep_state
 from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 
+if TYPE_CHECKING:
+    import optax
 
-def hold_frozen(optimizer: Any, model: Any) -> Any:
+
+def hold_frozen(optimizer: Any, model: Any) -> optax.GradientTransformationExtraArgs:
     """Keep the frozen entries of masked layers bit for bit as they are in every step.
 
     A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from maskedlinear_core import constructors, initial
+from maskedlinear_core import constructors, initial, masks
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, to_numpy
 from maskedlinear_core.checks import call as call_checks
@@ -62,8 +62,8 @@ class MaskedLinear:
 
     weight: Array
     bias: Array | None
-    grad_mask: Any
-    bias_mask: Any
+    grad_mask: masks.Mask
+    bias_mask: Any  # a bool vector, of JAX once it went through a transform, or None
     precision: Precision
 
     def __init__(

@@ -7,7 +7,7 @@ NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
-from maskedlinear_jax.nnx_convert import UNNORMED as _UNNORMED
+from maskedlinear_jax.nnx_convert import Model as _Model
 from maskedlinear_jax.nnx_convert import check_ties as _check_ties
 from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
@@ -47,6 +47,7 @@ from maskedlinear_jax.nnx_embedding import PackedEmbed as PackedEmbed
 from maskedlinear_jax.nnx_general import MaskedLinearGeneral as MaskedLinearGeneral
 from maskedlinear_jax.nnx_general import PackedLinearGeneral as PackedLinearGeneral
 from maskedlinear_jax.nnx_layers import _OF_LAYERS
+from maskedlinear_jax.nnx_layers import UNNORMED as _UNNORMED
 from maskedlinear_jax.nnx_layers import Frozen as Frozen
 from maskedlinear_jax.nnx_layers import Layer as _Layer
 from maskedlinear_jax.nnx_layers import MaskedLinear as MaskedLinear
@@ -88,7 +89,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def grad_masks(model: nnx.Module) -> nnx.State:
+def grad_masks(model: nnx.Module) -> nnx.State[Any, Any]:
     """Return what trains in a model: like `nnx.as_pure(nnx.state(model, nnx.Param))`, of bool arrays.
 
     For `hold_frozen`, around the transformation that `nnx.Optimizer(..., wrt=nnx.Param)` gets.
@@ -105,7 +106,7 @@ def grad_masks(model: nnx.Module) -> nnx.State:
     return _grad_masks(model, "grad_masks")
 
 
-def _grad_masks(model: nnx.Module, function: str) -> nnx.State:
+def _grad_masks(model: nnx.Module, function: str) -> nnx.State[Any, Any]:
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), nnx.state(model, nnx.Param))
     for name, place in _places(model, _Layer).items():
         if place.is_computed:
@@ -160,6 +161,12 @@ def packed_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     return storage.packed_arrays(_tree(model))
 
 
+@overload
+def load_packed(path: Any, model: None = ..., *, rename: Any = ...) -> dict[str, Any]: ...
+@overload
+def load_packed(path: Any, model: nnx.Linear | nnx.LinearGeneral | nnx.Embed, *, rename: Any = ...) -> Any: ...
+@overload
+def load_packed(path: Any, model: _Model, *, rename: Any = ...) -> _Model: ...
 def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = None) -> Any:
     """Load everything that was stored into a model, in place, over the kernels it was trained on.
 

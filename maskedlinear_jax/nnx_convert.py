@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from flax import nnx
@@ -31,6 +31,9 @@ from maskedlinear_jax.nnx_layers import (
     take_beside,
 )
 
+Model = TypeVar("Model", bound=nnx.Module)
+"""A model of any class: what comes back is of it too."""
+
 Places = dict[str, "Place"]
 
 
@@ -43,6 +46,20 @@ class Place(NamedTuple):
     is_computed: bool
 
 
+@overload  # a layer alone: what replaces it is of another class
+def mask_linears(
+    model: nnx.Linear | nnx.LinearGeneral | nnx.Embed, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., optimizer: nnx.Optimizer[Any] | None = ...,
+    values_dtype: DTypeLike | None = ..., precision: PrecisionLike = ...,
+) -> Any: ...  # fmt: skip
+@overload
+def mask_linears(
+    model: Model, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., optimizer: nnx.Optimizer[Any] | None = ...,
+    values_dtype: DTypeLike | None = ..., precision: PrecisionLike = ...,
+) -> Model: ...  # fmt: skip
 def mask_linears(
     model: nnx.Module,
     masks: Mapping[str, MaskLike],
@@ -51,7 +68,7 @@ def mask_linears(
     bias_masks: Mapping[str, BiasMaskLike] | None = None,
     freeze_others: bool = False,
     strict: bool = False,
-    optimizer: nnx.Optimizer | None = None,
+    optimizer: nnx.Optimizer[Any] | None = None,
     values_dtype: DTypeLike | None = None,
     precision: PrecisionLike = "native",
 ) -> nnx.Module:
@@ -125,6 +142,14 @@ def mask_linears(
     return model
 
 
+@overload
+def train_new_tokens(
+    model: nnx.Embed, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Any: ...
+@overload
+def train_new_tokens(
+    model: Model, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Model: ...
 def train_new_tokens(
     model: nnx.Module,
     *,
@@ -174,6 +199,10 @@ def weights_of(model: nnx.Module, what: str) -> dict[str, Any]:
     return found
 
 
+@overload
+def unmask_linears(model: Layer) -> Any: ...
+@overload
+def unmask_linears(model: Model) -> Model: ...
 def unmask_linears(model: nnx.Module) -> nnx.Module:
     """Replace the masked layers of a model by `nnx.Linear` with the trained kernels, in place.
 
@@ -188,6 +217,10 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     return model
 
 
+@overload
+def merged(model: Layer) -> Any: ...
+@overload
+def merged(model: Model) -> Model: ...
 def merged(model: nnx.Module) -> nnx.Module:
     """Return another model for inference: each packed layer is a plain one of NNX with the trained kernel.
 

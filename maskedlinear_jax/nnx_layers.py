@@ -30,7 +30,7 @@ from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
 
 
-class Positions(nnx.Variable):
+class Positions(nnx.Variable[Any]):
     """Positions of a mask: carried along, never trained."""
 
 
@@ -48,11 +48,11 @@ class ValuesPositions(Positions):
         convert_checks.refuse_positions()
 
 
-class Frozen(nnx.Variable):
+class Frozen(nnx.Variable[Any]):
     """The constant matrix of a packed layer: carried along, never trained."""
 
 
-class Whole(nnx.Variable):
+class Whole(nnx.Variable[Any]):
     """The whole matrix or bias of a packed layer, as a plain layer's variable: what is set goes to the layer."""
 
     __slots__ = ("_source",)
@@ -83,7 +83,7 @@ class Thawed(Frozen):
     """A parameter that learns no more, and may again: what `freeze_others` makes of an `nnx.Param`."""
 
     @staticmethod
-    def back(variable: Thawed) -> nnx.Param:
+    def back(variable: Thawed) -> nnx.Param[Any]:
         """Return the parameter that this was."""
         return nnx.Param(variable.get_value(), **variable.get_metadata())
 
@@ -200,11 +200,11 @@ class Layer(nnx.Module):
             super().__setattr__(name, value)
 
     @property
-    def bias_mask(self) -> Any:
+    def bias_mask(self) -> np.ndarray | None:
         """The bias mask as a bool vector, or None if all of the bias trains. Another one can be set."""
         return None if self.bias_positions is None else np.asarray(self.bias_positions.get_value())
 
-    def repack(self, grad_mask: MaskLike, optimizer: nnx.Optimizer | None = None, *, model: Any = None) -> None:
+    def repack(self, grad_mask: MaskLike, optimizer: nnx.Optimizer[Any] | None = None, *, model: Any = None) -> None:
         """Let other positions learn from now on. What they were trained to stays.
 
         Args:

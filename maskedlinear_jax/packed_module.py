@@ -62,7 +62,7 @@ class PackedLinear:
 
     values: Array
     bias_values: Any
-    grad_mask: Any
+    grad_mask: masks.Mask
     bias_mask: Any
     base_bits: Any
     bias_bits: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_attention import InProjection, PackedMultiheadAttention
 from maskedlinear_torch.packed_module import PackedLinear
 
+Model = TypeVar("Model", bound=nn.Module)
+"""A model of any class: what comes back is of it too."""
+
 
 @dataclass(frozen=True)
 class _Options:
@@ -38,6 +41,20 @@ class _Options:
     optimizer: torch.optim.Optimizer | None
 
 
+@overload  # a layer alone: what replaces it is of another class
+def mask_linears(
+    model: nn.Linear | nn.Embedding, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., optimizer: torch.optim.Optimizer | None = ...,
+    values_dtype: torch.dtype | None = ..., precision: PrecisionLike = ...,
+) -> Any: ...  # fmt: skip
+@overload
+def mask_linears(
+    model: Model, masks: Mapping[str, MaskLike], *, packed: bool = ...,
+    bias_masks: Mapping[str, BiasMaskLike] | None = ..., freeze_others: bool = ...,
+    strict: bool = ..., optimizer: torch.optim.Optimizer | None = ...,
+    values_dtype: torch.dtype | None = ..., precision: PrecisionLike = ...,
+) -> Model: ...  # fmt: skip
 def mask_linears(
     model: nn.Module,
     masks: Mapping[str, MaskLike],
@@ -122,6 +139,10 @@ def mask_linears(
     return model
 
 
+@overload
+def unmask_linears(model: MaskedLinear | PackedLinear | MaskedEmbedding | PackedEmbedding) -> Any: ...
+@overload
+def unmask_linears(model: Model) -> Model: ...
 def unmask_linears(model: nn.Module) -> nn.Module:
     """Replace the masked layers of a model by plain ones with the trained weights, in place.
 
@@ -180,6 +201,14 @@ def unmask_linears(model: nn.Module) -> nn.Module:
     return model
 
 
+@overload
+def train_new_tokens(
+    model: nn.Embedding, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Any: ...
+@overload
+def train_new_tokens(
+    model: Model, *, first: int, embedding: str | None = ..., packed: bool = ..., freeze_others: bool = ...
+) -> Model: ...
 def train_new_tokens(
     model: nn.Module,
     *,

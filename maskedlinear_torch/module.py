@@ -288,6 +288,7 @@ class MaskedLinear(Layer, nn.Linear):
     """
 
     weight: Tensor
+    bias: nn.Parameter  # or None: so torch's layers say
 
     def __init__(
         self,
@@ -426,7 +427,8 @@ class MaskedLinear(Layer, nn.Linear):
             if isinstance(input, torch.fx.Proxy):
                 return call_in_graph(self, input)
             call_checks.refuse_array("input", input)
-        weight, bias = self.weight, self.bias
+        weight: Any = self.weight
+        bias: Any = self.bias
         if self._held is not None or self._plain_ties:
             weight, bias = self._read("weight"), self._read("bias")
         input, weight, bias = _autocast(input, weight, bias)

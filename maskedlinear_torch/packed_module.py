@@ -194,7 +194,7 @@ class PackedLinear(Layer):
         return seen(self._whole_weight, Weight(self), "weight")
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Tensor | None:
         """The whole bias (out_features,), or None: the parameter itself if all of it trains. Written to as `weight`."""
         if self.bias_base is None:
             return self.bias_values

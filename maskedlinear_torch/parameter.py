@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from maskedlinear_core.checks import parameter as parameter_checks
 from maskedlinear_torch import lowering
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.held_module import HeldModule
+
+Module = TypeVar("Module", bound=nn.Module)
+"""A module of any class: what comes back is it."""
 
 
 def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
@@ -87,7 +90,7 @@ class GradMask(nn.Module):
         return known
 
 
-def mask_parameter(module: nn.Module, name: str, *, grad_mask: MaskLike) -> nn.Module:
+def mask_parameter(module: Module, name: str, *, grad_mask: MaskLike) -> Module:
     """Let only the masked entries of a module's parameter learn, by a parametrization; in place.
 
     The parameter itself is `module.parametrizations.<name>.original`, which optimizers hold as before. A masked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_torch import _compat, conv1d, packing, steps
 from maskedlinear_torch.attention import MaskedMultiheadAttention
-from maskedlinear_torch.convert import _replace, mask_linears
+from maskedlinear_torch.convert import Model, _replace, mask_linears
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.origin import Origin
@@ -26,6 +26,9 @@ from maskedlinear_torch.packed_attention import PackedMultiheadAttention, in_pro
 from maskedlinear_torch.packed_module import PackedLinear
 from maskedlinear_torch.parameter import MaskedParameter
 from maskedlinear_torch.tensors import as_bits
+
+Source = str | os.PathLike[str] | BinaryIO | bytes | Mapping[str, np.ndarray]
+"""A file's path, the file, its bytes, or the arrays of `packed_arrays`."""
 
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
@@ -125,8 +128,14 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     return arrays | _positions(model, learned)
 
 
+@overload
+def load_packed(path: Source, model: None = ..., *, rename: Any = ...) -> dict[str, Any]: ...
+@overload
+def load_packed(path: Source, model: nn.Linear | nn.Embedding, *, rename: Any = ...) -> Any: ...
+@overload
+def load_packed(path: Source, model: Model, *, rename: Any = ...) -> Model: ...
 def load_packed(
-    path: str | os.PathLike[str] | BinaryIO | bytes | Mapping[str, np.ndarray],
+    path: Source,
     model: nn.Module | None = None,
     *,
     rename: Any = None,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from parity import needs
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Inputs, Known, Pair
 from parity.operator.tolerance import Tolerance
@@ -22,6 +23,10 @@ JOBS = min(2, os.cpu_count() or 1)
 """Threads that compile, unless told otherwise: the first runs come as fast as with more."""
 
 
+NEEDED = "a comparison of two functions"
+
+
+@needs.named(NEEDED)
 def compare(
     torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Inputs, *,
     transforms: Sequence[str | Transform] | None = None, dtypes: Sequence[str] | None = None,
@@ -63,6 +68,7 @@ def compare(
     Raises:
         TypeError: An input is not of NumPy, or a function cannot be called.
         ValueError: A name is not known, or there is no input.
+        ModuleNotFoundError: torch or JAX is not installed.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, torch
@@ -85,6 +91,7 @@ def compare_pair(
     jobs: int = JOBS, progress: Callable[[Record], object] | None = None, strict: bool = False,
 ) -> Report:  # fmt: skip
     """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides."""
+    needs.require(NEEDED, "torch", "jax")
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
     planned = run.plan(pair, devices=devices)

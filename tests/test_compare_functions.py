@@ -265,7 +265,7 @@ def test_plugin_shows_the_table_instead_of_a_traceback(tmp_path):
     from pathlib import Path
 
     (tmp_path / "test_relu.py").write_text(PLUGIN, "utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "parity.pytest_plugin", "-q", str(tmp_path), "-c", "/dev/null"]
+    command = [sys.executable, "-m", "pytest", "-p", "_parity_pytest", "-q", str(tmp_path), "-c", "/dev/null"]
     seen = subprocess.run(
         [*command, "--rootdir", str(tmp_path)], capture_output=True, text=True, check=False,
         cwd=Path(parity.__file__).parent.parent,

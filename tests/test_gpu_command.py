@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from parity import suites
 from parity.cli.main import main
-from parity.suites.gpu import steps
+from parity.suites.gpu import devices, steps
 from parity.suites.gpu.steps import Step
 
 
@@ -27,6 +31,49 @@ def test_what_a_step_comes_to(tmp_path, step, limit, result):
     assert found["record"] is None
 
 
+WORKER = """
+import subprocess, sys, time
+print("begun", subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_step_that_is_stopped_ends_with_what_it_started_and_keeps_what_it_printed(tmp_path, monkeypatch):
+    """What goes on holds the memory of the GPU, which the next step needs."""
+    (tmp_path / "worker_of_a_step.py").write_text(WORKER, "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = steps.run(Step("hangs", "worker_of_a_step", ()), tmp_path, limit=3, say=lambda line: None)
+    assert found["result"] == "stopped: out of time"
+    (worker,) = [int(line.split()[1]) for line in found["printed"] if line.startswith("begun")]
+    until = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and "State:\tZ" not in Path(f"/proc/{worker}/status").read_text():
+        assert time.monotonic() < until, "the worker of a step that was stopped goes on"
+        time.sleep(0.05)
+
+
+def test_jax_leaves_memory_of_the_gpu_to_torch(tmp_path, monkeypatch):
+    """It would take three quarters of it at once, in each process (jax2torch #2): a step has both and workers."""
+    (tmp_path / "asked_step.py").write_text(
+        "import os; print(os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'])", encoding="utf-8"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = steps.run(Step("asks", "asked_step", ()), tmp_path, limit=60, say=lambda line: None)
+    assert found["printed"] == ["false"]
+
+
+def test_the_process_of_the_command_asks_no_framework(tmp_path):
+    """A framework that was asked for its devices keeps memory of each until its process ends."""
+    program = (
+        "import sys; from parity.cli.main import main; main(['gpu', '--json', sys.argv[1]]);"
+        "assert not {'torch', 'jax'} & set(sys.modules), 'a framework was imported'"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "report.json")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "no device" in ran.stdout
+
+
 def test_without_a_gpu_nothing_passes(capsys, tmp_path):
     report = tmp_path / "report.json"
     assert main(["gpu", "--json", str(report)]) == 1
@@ -41,6 +88,27 @@ def test_the_rehearsal_says_that_it_is_one(monkeypatch, tmp_path):
     kept = json.loads(report.read_text("utf-8"))
     assert "says nothing of a GPU" in kept["about"]
     assert [step["step"] for step in kept["steps"]] == ["cpu"]
+    assert kept["results"]["cpu"].startswith("as promised, ")
+    assert {"date", "environment", "device"} < set(kept)
+    assert set(kept["devices"]) == {"torch", "jax", "driver"}
+
+
+def test_a_report_says_which_gpus_it_is_of_and_which_framework_saw_none(monkeypatch, tmp_path, capsys):
+    found = {"torch": [{"name": "a GPU"}], "jax": [], "driver": []}
+    monkeypatch.setattr(devices, "seen", lambda: found)
+    monkeypatch.setattr(steps, "steps", lambda device, **_: [Step(n, "json.tool", ("--help",)) for n in ("one", "two")])
+    report = tmp_path / "report.json"
+    assert main(["gpu", "--only", "one", "--json", str(report)]) == 0
+    kept = json.loads(report.read_text("utf-8"))
+    assert kept["devices"] == found
+    assert kept["results"]["two"] == "did not run"
+    assert "jax sees no GPU" in capsys.readouterr().out
+
+
+def test_a_framework_that_cannot_be_asked_is_no_absent_gpu(monkeypatch):
+    monkeypatch.setattr(devices.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="cannot be asked for their devices"):
+        devices.seen()
 
 
 def test_a_step_that_does_not_exist_is_refused(capsys):

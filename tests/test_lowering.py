@@ -6,11 +6,13 @@ exported. What a GPU answers is not shown here.
 
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import maskedlinear_jax
 from maskedlinear_jax import (
@@ -33,6 +35,8 @@ from maskedlinear_jax import (
     rows,
     submatrix,
 )
+from maskedlinear_jax.equinox import train_new_tokens as train_new_tokens_of_equinox
+from maskedlinear_jax.nnx import mask_linears as mask_linears_of_nnx
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 O, I = 8, 12
@@ -231,7 +235,67 @@ def convolved():
     return transformed(loss), (jnp.ones((3, 2, 2, 2)), jnp.ones((2, 2, 4, 4)))
 
 
+def in_nnx(make, shape, masks, packed, precision="native"):
+    """A layer or model of Flax NNX, by what its parameters and the rest of it are."""
+    model = make(nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(jnp.sign, nnx.state(model, nnx.Param)))  # sums of whole numbers are exact
+    model = mask_linears_of_nnx(model, masks, packed=packed, precision=precision)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params, x):
+        model = nnx.merge(graph, params, rest)
+        return (model(x) ** 2).sum()
+
+    return transformed(loss), (params, jnp.asarray(rng.integers(-2, 3, shape), jnp.float32))
+
+
+class Attends(nnx.Module):
+    def __init__(self, rngs):
+        self.attend = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.attend(x)
+
+
+FIRST = {"layers.0": columns([1, 4])}
+
+
+def linear(rngs):
+    return nnx.Sequential(nnx.Linear(I, O, rngs=rngs))
+
+
+def general(rngs):
+    return nnx.Sequential(nnx.LinearGeneral((2, 3), (4, 2), axis=(-2, -1), rngs=rngs))
+
+
+def in_equinox(packed):
+    """A model whose head `equinox.nn.Shared` ties to its embedding."""
+
+    class Tied(eqx.Module):
+        shared: eqx.nn.Shared
+
+        def __init__(self):
+            tokens = eqx.nn.Embedding(O, I, key=jax.random.key(0))
+            head = eqx.nn.Linear(I, O, use_bias=False, key=jax.random.key(1))
+            self.shared = eqx.nn.Shared((tokens, head), lambda both: both[1].weight, lambda both: both[0].weight)
+
+        def __call__(self, number):
+            tokens, head = self.shared()
+            return head(tokens(number))
+
+    model = train_new_tokens_of_equinox(Tied(), first=6, packed=packed)
+    params, rest = eqx.partition(model, eqx.is_inexact_array)
+    loss = lambda params, numbers: (jax.vmap(eqx.combine(params, rest))(numbers) ** 2).sum()  # noqa: E731
+    return transformed(loss), (params, jnp.array([1, 5, 6]))
+
+
 OTHERS = {
+    "masked linear, nnx": lambda: in_nnx(linear, (3, I), FIRST, False),
+    "packed linear, nnx": lambda: in_nnx(linear, (3, I), FIRST, True),
+    "masked linear general": lambda: in_nnx(general, (3, 2, 3), FIRST, False),
+    "packed linear general": lambda: in_nnx(general, (3, 2, 3), FIRST, True),
+    "masked tied head, equinox": lambda: in_equinox(False),
+    "packed tied head, equinox": lambda: in_equinox(True),
     "masked embedding": lambda: embedded(MaskedEmbedding, "native"),
     "packed embedding": lambda: embedded(PackedEmbedding, "native"),
     "masked parameter": convolved,
@@ -244,6 +308,25 @@ def test_other_layers_are_exported_for_all_platforms_and_run_here(name):
     exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
     assert "callback" not in exported.mlir_module()
     same_bits(exported.call(*args), jax.jit(every)(*args))  # eager, a processor may add up in another order
+
+
+@masked_and_packed
+def test_attention_is_exported_for_all_platforms_and_runs_here(packed):
+    """Its exponentials are rounded, by each compilation in its own way: the bits are those of its layers, above."""
+    every, args = in_nnx(Attends, (2, 3, 4), {"attend.query": rows([1]), "attend.out": columns([0, 2])}, packed)
+    exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
+    assert "callback" not in exported.mlir_module()
+    made = jax.tree.leaves(exported.call(*args))
+    assert [one.shape for one in made] == [one.shape for one in jax.tree.leaves(jax.eval_shape(every, *args))]
+    assert all(np.isfinite(one).all() for one in made)
+
+
+@masked_and_packed
+def test_reproducible_layers_of_more_axes_are_exported_for_all_platforms(packed):
+    every, args = in_nnx(general, (3, 2, 3), FIRST, packed, "reproducible")
+    text = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args).mlir_module()
+    assert "callback" not in text
+    assert "f64" in text
 
 
 @pytest.mark.parametrize("kind", [MaskedEmbedding, PackedEmbedding], ids=["masked", "packed"])

@@ -5,12 +5,15 @@ What a GPU answers is not shown here.
 """
 
 import ast
+import inspect
+import re
 from pathlib import Path
 
 import accelerate
 import numpy as np
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 import maskedlinear_torch
 from maskedlinear_core.checks.storage import StorageError
@@ -39,6 +42,7 @@ from maskedlinear_torch import (
     select,
     submatrix,
     train_new_tokens,
+    unmask_linears,
     unpack,
 )  # fmt: skip
 
@@ -154,10 +158,15 @@ def test_new_tokens_of_a_tied_head(packed):
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
 def test_attention(packed):
     attend = torch.nn.MultiheadAttention(4, 2, batch_first=True, device="meta")
-    model = mask_linears(torch.nn.ModuleDict({"attend": attend}), {"attend.q_proj": rows([1])}, packed=packed)
-    out = model["attend"](meta(2, 3, 4), meta(2, 3, 4), meta(2, 3, 4), need_weights=False)[0]
-    out.sum().backward()
-    same_places([out], [meta(2, 3, 4)])
+    masks = {"attend.q_proj": rows([1]), "attend.out_proj": columns([0, 2])}
+    model = mask_linears(torch.nn.ModuleDict({"attend": attend}), masks, packed=packed)
+    allowed = meta(3, 3, dtype=torch.bool)
+    for keywords in ({}, {"attn_mask": allowed}, {"key_padding_mask": meta(2, 3, dtype=torch.bool)}):
+        out = model["attend"](meta(2, 3, 4), meta(2, 3, 4), meta(2, 3, 4), need_weights=False, **keywords)[0]
+        out.sum().backward()
+        same_places([out], [meta(2, 3, 4)])
+    with torch.no_grad():
+        same_places([model["attend"](*[meta(2, 3, 4)] * 3)[0]], [meta(2, 3, 4)])
 
 
 def test_a_parametrization():
@@ -166,6 +175,64 @@ def test_a_parametrization():
     out = convolution(meta(1, 2, 4, 4))
     out.sum().backward()
     same_places([out, convolution.parametrizations.weight.original.grad], [meta(1, 3, 3, 3), meta(3, 2, 2, 2)])
+
+
+@each_kind
+def test_a_packed_layer_that_was_called_before(name):
+    """Its later calls ask less, and without gradients read a matrix that was kept."""
+    layer = PackedLinear(I, O, grad_mask=MASKS[name], device="meta")
+    x = meta(5, I, requires_grad=True)
+    for _ in range(3):
+        layer(x).sum().backward()
+        with torch.no_grad():
+            same_places([layer(x)], [meta(5, O)])
+        with torch.inference_mode():
+            same_places([layer(x)], [meta(5, O)])
+        with torch.no_grad():
+            layer.values.add_(1)
+    same_places([x.grad, layer.values.grad], [x, layer.values])
+    same_places([layer.weight, layer.to_linear().weight], [meta(O, I)] * 2)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_conv1d(packed):
+    convolution = Conv1D(O, I).to("meta")
+    model = mask_linears(torch.nn.Sequential(convolution), {"0": MASKS["columns"]}, packed=packed)
+    for _ in range(2):
+        model(meta(5, I)).sum().backward()
+    same_places([model(meta(5, I))], [meta(5, O)])
+    plain = unmask_linears(model)[0]
+    assert type(plain) is Conv1D
+    same_places([plain.weight, plain.bias], [meta(I, O), meta(O)])
+
+
+@pytest.mark.parametrize("layer", [MaskedEmbedding, PackedEmbedding])
+def test_a_reproducible_embedding_and_its_head(layer):
+    plain = torch.nn.Embedding(O, I, device="meta")
+    module = layer.from_embedding(plain, grad_mask=rows([5, 6]), precision="reproducible")
+    numbers = torch.zeros((3, 2), dtype=torch.long, device="meta")
+    for _ in range(2):
+        out = module.attend(module(numbers))
+        out.sum().backward()
+    same_places([out], [meta(3, 2, O)])
+    gradients = [one.grad for one in module.parameters() if one.requires_grad]
+    same_places(gradients, gradients)
+
+
+@pytest.mark.parametrize("form", [{"foreach": True}, {"foreach": False}])
+@pytest.mark.parametrize("name", ["rows", "submatrix", "elements", "slice"])
+def test_a_held_step_of_what_trains_alone(name, form):
+    """What an optimizer steps by entries is stepped in a copy of those that train."""
+    model = torch.nn.Sequential(
+        MaskedLinear(I, O, grad_mask=MASKS[name], device="meta"), torch.nn.Linear(O, 2).to("meta")
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, **form)
+    hold_frozen(optimizer, model)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(meta(5, I)).square().sum().backward()
+        optimizer.step()
+    same_places([model[0].weight, optimizer.state[model[0].weight]["exp_avg"]], [meta(O, I)] * 2)
 
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop")
@@ -245,6 +312,7 @@ def test_numbers_are_asked_for_where_they_are_read():
 
 
 MADE = {
+    "conv1d.py: to_conv1d": "of no rows; its weight and its bias are then replaced by the given ones",
     "embedding.py: _drawn": "drawn by NumPy and copied into the parameter",
     "engine_choice.py: _tested.answer": "a known problem of NumPy's, put on the device that is tested",
     "lowering.py: as_tensor": "positions of the user's, which are checked as NumPy and put on the device by `resolve`",
@@ -258,9 +326,36 @@ MADE = {
 }
 """Where torch's functions make tensors on the CPU: each with the reason."""
 
-NAMES = ("tensor", "as_tensor", "asarray", "from_numpy", "arange", "full", "zeros", "ones", "empty", "eye", "linspace",
-         "rand", "randn", "randint", "scalar_tensor", "frombuffer", "tril_indices", "triu_indices")  # fmt: skip
-MAKERS = {f"torch.{name}" for name in NAMES}
+
+def takes_a_device(function):
+    """Tell of a function or class of torch; those that are not of Python say so in their first lines."""
+    try:
+        return "device" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return bool(re.match(r"[^\n]*\bdevice=", str(getattr(function, "__doc__", None)).strip()))
+
+
+OTHERS = {
+    "torch.as_tensor", "torch.asarray", "torch.from_numpy", "torch.frombuffer", "torch.scalar_tensor", "torch.Tensor",
+    "Conv1D",
+}  # fmt: skip
+"""Makers that do not show as such: they take no device, or nothing says so; and a layer of transformers."""
+MAKERS = OTHERS | {
+    f"{where}.{name}"
+    for where, module in (("torch", torch), ("nn", torch.nn))
+    for name in dir(module)
+    if name[0] != "_" and not name.endswith("_like") and takes_a_device(getattr(module, name))
+}
+
+
+def test_the_makers_of_torch_are_found():
+    known = (
+        "tensor as_tensor asarray arange full zeros ones empty empty_strided eye linspace logspace rand randn randint"
+    )
+    known += " randperm tril_indices triu_indices sparse_coo_tensor"
+    assert {f"torch.{name}" for name in known.split()} <= MAKERS
+    assert {"nn.Linear", "nn.Embedding", "nn.MultiheadAttention", "nn.Conv2d", "nn.LayerNorm"} <= MAKERS
+    assert not {"torch.cat", "torch.where", "torch.add", "nn.ReLU", "nn.Module"} & MAKERS
 
 
 def made_on_the_cpu(tree, within=""):

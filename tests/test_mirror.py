@@ -143,8 +143,10 @@ def names(module):
 
 
 def definitions(path):
+    """Names in order. Overloads are left out: what comes back of a pytree is of no type that is known beforehand."""
     tree = ast.parse(path.read_text("utf-8"))
-    return [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    found = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return [n.name for n in found if "overload" not in map(ast.unparse, n.decorator_list)]
 
 
 ONLY_IN_JAX = {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskedlinear_core import positions
 from maskedlinear_core.checks import mask as mask_checks
@@ -56,7 +57,7 @@ class Mask:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_memo"}
 
-    def to_array(self, shape: tuple[int, ...]) -> np.ndarray:
+    def to_array(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """Return the mask as a bool array of the weight's shape.
 
         Args:

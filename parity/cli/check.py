@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from parity import needs
 from parity.cli import options, session
 from parity.cli.console import console, verdict
 from parity.isolation import inputs
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(asked: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     options.check(asked)
+    needs.require("parity check", "torch", "jax")
     made: argparse.ArgumentParser = asked.parser
     out = console()
     try:

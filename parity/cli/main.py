@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from parity import suites
+from parity import needs, suites
 from parity.names import unknown
 
 OWN = {
@@ -59,12 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given[0]
     if name in MOVED:
         top.error(f"{name}: it is `{' '.join([MOVED[name], *given[1:]])}` now")
+    if name in suites.OF_A_CHECKOUT and name not in commands:
+        top.error(
+            f"{name}: it runs from a checkout or the sdist, with `python -m parity`; what is installed has no suites"
+        )
     if name not in commands:
         top.error(unknown("command", name, [*commands], shown=None))
-    suite = commands[name].load()
-    parsers[name].set_defaults(command=name, parser=parsers[name])
-    suite.add_arguments(parsers[name])
-    return suite.run(top.parse_args(given))
+    try:
+        with needs.named(f"parity {name}"):
+            suite = commands[name].load()
+            parsers[name].set_defaults(command=name, parser=parsers[name])
+            suite.add_arguments(parsers[name])
+            return suite.run(top.parse_args(given))
+    except ModuleNotFoundError as error:
+        if error.name not in needs.EXTRAS:
+            raise
+        parsers[name].error(str(error))
 
 
 def _print_versions() -> int:

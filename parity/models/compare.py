@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from parity import needs
 from parity.models import inputs as _inputs
 from parity.models.dump.files import Dump
 from parity.models.report import ModelReport
@@ -15,6 +16,7 @@ from parity.names import unknown
 MODES = ("eval", "train")
 
 
+@needs.named("compare_models")
 def compare_models(
     torch_model: Any, jax_model: Any, inputs: Any = None, *, weights: Any = None,
     modules: Mapping[str, str] | None = None, mode: str = "eval", loss: Callable[..., Any] | None = None,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.models.judging import AGREES
 from parity.records import Diagnosis, Finding
 from parity.report.environment import environment
+
+if TYPE_CHECKING:
+    from parity.models.weights import WeightMap
 
 KINDS = {"json": ("", ""), "html": ("page", "render"), "md": ("text", "markdown"), "txt": ("text", "render")}
 """Kinds of files, and the modules and functions that make their text."""
@@ -91,7 +94,7 @@ class ModelReport:
     name: str
     modules: list[Module]
     first: Module | None
-    weights: Any
+    weights: WeightMap | None
     gradients: Any
     unpaired: dict[str, list[str]]
     training: Any = ()

@@ -1,6 +1,7 @@
 """A page of a user's code of parity, checked by `mypy --strict` and pyright, and run (tests/test_typing.py)."""
 
 from pathlib import Path
+from typing import assert_type
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ def main(folder: Path) -> float:
     weights: parity.WeightMap = parity.map_weights(first, second)
     whole: parity.ModelReport = parity.compare_models(first, second, (x,))
     wrong = whole.first
+    assert_type(whole.weights, parity.WeightMap | None)
     said: str = "" if wrong is None or wrong.diagnosis is None else wrong.diagnosis.text
     assert whole.ok == (wrong is None), said
     whole.save(folder / "report.html")

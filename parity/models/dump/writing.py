@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from parity import needs
 from parity.models import bounds, perturb, sides, taken, weighing
 from parity.models import inputs as _inputs
 from parity.models.capture.call import Call, Stored
@@ -23,6 +24,7 @@ MODES = ("eval", "train")
 PACKAGES = ("torch", "jax", "flax", "equinox", "numpy")
 
 
+@needs.named("dump_model")
 def dump_model(
     model: Any, inputs: Any, folder: str | Path, *, mode: str = "eval", seed: int = 0, name: str | None = None,
     perturb: bool = True, double: bool = True,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from parity import needs
 from parity.models.weights import neighbours, recurrent
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
@@ -28,6 +29,7 @@ CONVENTIONAL = ("kernel", "w")
 """Names of JAX weights that are (in, out) by convention, where neither shapes nor values say."""
 
 
+@needs.named("map_weights")
 def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = ()) -> WeightMap:
     """Pair the weights of a torch model with those of its JAX port, and compare their values.
 

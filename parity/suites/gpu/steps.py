@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +21,10 @@ ABOUT = {
     2: "was not understood",
 }
 """What the exit codes of the commands mean."""
+
+
+SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")}
+"""JAX would take three quarters of a GPU's memory at once: torch and the other workers of a step need it too."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,7 @@ def run(step: Step, folder: Path, *, limit: float, say: Callable[[str], None] = 
     command = [sys.executable, "-m", step.module, *step.arguments, *(["--json", str(record)] if step.record else [])]
     say(f"{step.name}: python -m {step.module} {' '.join(step.arguments)}")
     started = time.perf_counter()
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        code, printed = ran.returncode, ran.stdout + ran.stderr
-    except subprocess.TimeoutExpired as stopped:
-        code, printed = None, _text(stopped.stdout) + _text(stopped.stderr)
+    code, printed = _run(command, limit)
     return {
         "step": step.name,
         "command": f"python -m {step.module} {' '.join(step.arguments)}",
@@ -96,5 +100,22 @@ def outcome(code: int | None) -> str:
     return "stopped: out of time" if code is None else ABOUT.get(code, f"died with exit code {code}")
 
 
-def _text(printed: bytes | str | None) -> str:
-    return printed.decode("utf-8", "replace") if isinstance(printed, bytes) else printed or ""
+def _run(command: list[str], limit: float) -> tuple[int | None, str]:
+    # What is printed goes to a file: of a pipe nothing is left where the process is ended. It has a group of its own,
+    # so that it ends with its workers, which hold the GPU's memory.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        process = subprocess.Popen(
+            command, stdout=printed, stderr=subprocess.STDOUT, env=os.environ | SETTINGS, start_new_session=True
+        )
+        code: int | None
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # on a Mac the latter, where all ended
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        printed.seek(0)
+        return code, printed.read()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import datetime
+import os
 import tempfile
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def run(asked: argparse.Namespace) -> int:
     """Run the steps one after the other; the report is written after each, so that nothing is lost."""
     from parity.report import content
     from parity.report.environment import environment
-    from parity.suites.gpu import steps
+    from parity.suites.gpu import devices, steps
 
     if asked.pretend is not None and asked.pretend not in PRETEND:
         asked.parser.error(unknown("--pretend", asked.pretend, PRETEND))
@@ -51,36 +52,28 @@ def run(asked: argparse.Namespace) -> int:
             out.print(f"{step.name}: python -m {step.module} {' '.join(step.arguments)}")
         return 0
     options.check(asked, ("json",))
-    if device == "cuda" and not _sees_cuda():
+    seen = devices.seen()
+    if device == "cuda" and not (seen["torch"] or seen["jax"]):
         out.print("no device: neither torch nor JAX sees a GPU here; --pretend cpu rehearses the command")
         return 1
+    for name in ("torch", "jax"):
+        if device == "cuda" and not seen[name]:
+            hidden = f" (JAX_PLATFORMS={os.environ['JAX_PLATFORMS']})" if "JAX_PLATFORMS" in os.environ else ""
+            out.print(f'{name} sees no GPU{hidden * (name == "jax")}: its cells will read "no device", a failure')
     report: dict[str, object] = {
         "about": "a rehearsal on the CPU: it says nothing of a GPU" if asked.pretend else "ran on a GPU",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment(),
         "device": device,
-        "steps": [],
+        "devices": seen,
     }
     ran = []
     with tempfile.TemporaryDirectory() as folder:
         for step in chosen:
             ran.append(steps.run(step, Path(folder), limit=LIMIT, say=out.print))
             out.print(f"  {ran[-1]['result']}, {ran[-1]['seconds']} s")
-            content.write_json(asked.json, report | {"steps": ran})
+            results = {step["step"]: f"{step['result']}, {step['seconds']} s" for step in ran}
+            results |= {step.name: "did not run" for step in planned if step.name not in results}
+            content.write_json(asked.json, report | {"results": results, "steps": ran})
     out.print(f"report: {asked.json}")
     return verdict(any(step["exit code"] != 0 for step in ran), out)
-
-
-def _sees_cuda() -> bool:
-    if importlib.util.find_spec("torch") is not None:
-        import torch
-
-        if torch.cuda.is_available():
-            return True
-    if importlib.util.find_spec("jax") is None:
-        return False
-    import jax
-
-    try:
-        return bool(jax.devices("gpu"))
-    except RuntimeError:
-        return False
