@@ -219,7 +219,8 @@ def mask_linears(
     if convert.is_from(model, "flax"):
         convert_checks.refuse_model("an Equinox model", model, "maskedlinear_jax.nnx.mask_linears")
     ties, follow = _shared(model)
-    computed = _computed(model)
+    # A norm that is frozen is a constant as a whole, and no layer inside of it could learn.
+    computed = _computed(model, whole=freeze_others)
     converted = convert.convert(
         _open(model), masks, _ADAPTER, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others,
         strict=strict, values_dtype=values_dtype, precision=precision, ties=ties, follow=follow,
@@ -371,12 +372,24 @@ def _is_norm(node: Any) -> bool:
     return isinstance(node, _COMPUTES)
 
 
-def _computed(model: Any) -> set[str]:
-    # The names of the layers inside of norms.
+def _computed(model: Any, *, whole: bool) -> set[str]:
+    # The names of the layers that norms are put over, or of all inside of norms.
+    def name_of(*path: Any) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator=".")
+
+    def ends(node: Any) -> bool:
+        return _is_part(node) or (not whole and _is_norm(node))
+
     found: set[str] = set()
     for path, norm in jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_norm):
-        inside = jax.tree_util.tree_leaves_with_path(norm, is_leaf=_is_part) if _is_norm(norm) else ()
-        found |= {jax.tree_util.keystr((*path, *inner), simple=True, separator=".") for inner, _ in inside}
+        if not _is_norm(norm):
+            continue
+        over = (*path, jax.tree_util.GetAttrKey("layer"))
+        for inner, node in jax.tree_util.tree_leaves_with_path(norm.layer, is_leaf=ends):
+            if whole or not inner:
+                found.add(name_of(*over, *inner))
+            if not whole and _is_norm(node):
+                found |= {f"{name_of(*over, *inner)}.{name}" for name in _computed(node, whole=False)}
     return found
 
 

@@ -27,6 +27,7 @@ from maskedlinear_jax.nnx_layers import (
     Thawed,
     _check_plain,
     has_own_call,
+    is_normed,
     move_moments,
     take_beside,
 )
@@ -129,8 +130,9 @@ def mask_linears(
                 given["bias_mask"] = node.bias_mask
             node = node.to_linear()
         kind = form.packed if packed else form.masked
-        made[name] = kind.from_linear(node, **given, **({"values_dtype": values_dtype} if packed else {}))
-        take_beside(made[name], found[name].node, form.masked.plain)
+        with convert_checks.naming(name):
+            made[name] = kind.from_linear(node, **given, **({"values_dtype": values_dtype} if packed else {}))
+            take_beside(made[name], found[name].node, form.masked.plain)
     model = replace(model, found, made)
     moved: dict[moments.Path, Any] = {}
     for name, (mask, bias_mask) in changes.items():
@@ -257,11 +259,15 @@ def places(model: nnx.Module, kind: Any) -> Places:
             node,
             by_path[path[:-1]] if path else None,
             path[-1] if path else None,
-            any(isinstance(by_path.get(path[:n]), COMPUTES) for n in range(len(path))),
+            any(isinstance(one, COMPUTES) and is_normed(one, node) for one in map(by_path.get, _above(path))),
         )
         for path, node in by_path.items()
         if isinstance(node, kind)
     }
+
+
+def _above(path: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    return [path[:n] for n in range(len(path))]
 
 
 def check_ties(model: nnx.Module, layers: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ UNNORMED = "take the layer out of nnx.WeightNorm or nnx.SpectralNorm first"
 _NORMS = norms.codes_of(norm.__call__ for norm in COMPUTES)
 
 
-def _is_normed(norm: Any, layer: nnx.Module) -> bool:
+def is_normed(norm: Any, layer: nnx.Module) -> bool:
     """Tell whether a norm writes to a layer: it is put over it, or over a module of which it chooses its variables."""
     if norm.layer_instance is layer:
         return True
@@ -247,7 +247,7 @@ class Layer(nnx.Module):
 
     def _refuse_norms(self) -> None:
         own = "embedding" if hasattr(self, "num_embeddings") else "kernel"
-        norms.refuse_inside(_NORMS, self, own, UNNORMED, lambda variables: _is_normed(variables["self"], self))
+        norms.refuse_inside(_NORMS, self, own, UNNORMED, lambda variables: is_normed(variables["self"], self))
 
     def _cast(self, *arrays: Any) -> Any:
         self._refuse_norms()

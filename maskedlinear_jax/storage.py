@@ -169,10 +169,10 @@ def _nodes(model: Any) -> tuple[dict[str, Any], Any]:
     return convert_checks.by_name(named), structure
 
 
-def _layers(model: Any) -> dict[str, Any]:
+def _layers(model: Any, function: str = "save_packed") -> dict[str, Any]:
     layers = {name: node for name, node in _nodes(model)[0].items() if _is_layer(node)}
     if not layers:
-        storage_checks.refuse_empty()
+        storage_checks.refuse_empty(function)
     for name, layer in layers.items():
         if depth(layer):
             storage_checks.refuse_stacked(name)
@@ -261,10 +261,10 @@ def _kind(module: Any, packed: bool, forms: tuple[Form, ...]) -> Any:
     return type(module) if isinstance(module, own) else own
 
 
-def _learned(model: Any) -> dict[str, Any]:
+def _learned(model: Any, function: str = "save_packed") -> dict[str, Any]:
     # By name, what learns and nothing else.
     found: dict[str, Any] = {}
-    for name, layer in _layers(model).items():
+    for name, layer in _layers(model, function).items():
         dot = f"{name}." if name else ""
         packed = isinstance(layer, PackedLinear)
         found[f"{dot}values"] = layer.values if packed else packing.pack(layer.weight, grad_mask=layer.grad_mask)
@@ -294,7 +294,7 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
         to = storage.renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
-    learned = _learned(model)
+    learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():

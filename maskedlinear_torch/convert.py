@@ -401,17 +401,18 @@ def _make(
             changes.append(_change(module, mask, biases[name], options.optimizer))
             continue
         embedding = of_weight.get(id(module._parameters.get("weight")))
-        if embedding is None:
-            made[id(module)] = _converted(module, mask, biases[name], options)
-        elif options.packed:
-            made[id(module)] = TiedHead(embedding, module.bias)  # type: ignore[arg-type]
-        else:
-            made[id(module)] = _converted(module, embedding.grad_mask, biases[name], options)
+        with convert_checks.naming(name):
+            if embedding is None:
+                made[id(module)] = _converted(module, mask, biases[name], options)
+            elif options.packed:
+                made[id(module)] = TiedHead(embedding, module.bias)  # type: ignore[arg-type]
+            else:
+                made[id(module)] = _converted(module, embedding.grad_mask, biases[name], options)
+            beside.take(made[id(module)], module)
         if isinstance(module, nn.Embedding):
             of_weight[id(module.weight)] = made[id(module)]
         _compat.take_hooks(made[id(module)], module)
         _compat.take_attributes(made[id(module)], module)
-        beside.take(made[id(module)], module)
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             old: Any = module

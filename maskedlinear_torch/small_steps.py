@@ -41,6 +41,8 @@ class SmallStep:
         by_id = {id(one.parameter): one for one in entries}
         if len(by_id) < len(entries):
             return  # two layers that share a parameter
+        if not all(_can_be_stepped(optimizer, p) for group in optimizer.param_groups for p in group["params"]):
+            return  # the step of the rest raises, and no hook could give the gradients back
         small: dict[Tensor, FrozenEntries] = {}
         groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
@@ -113,6 +115,18 @@ def _is_looked_at(optimizer: torch.optim.Optimizer) -> bool:
         _compat.has_step_hooks(optimizer)
         or getattr(optimizer, "grad_scale", None) is not None
         or getattr(optimizer, "found_inf", None) is not None
+    )
+
+
+def _can_be_stepped(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
+    # Whether torch steps a parameter: gradients of other layouts, and state of other shapes, raise in the step.
+    grad = parameter.grad
+    if grad is None:
+        return True
+    return grad.layout == torch.strided and all(
+        one.shape == parameter.shape
+        for one in optimizer.state.get(parameter, {}).values()
+        if isinstance(one, Tensor) and one.dim()
     )
 
 

@@ -201,12 +201,12 @@ def load_packed(
     return model
 
 
-def _layers(model: Any) -> dict[str, Any]:
+def _layers(model: Any, function: str = "save_packed") -> dict[str, Any]:
     if not isinstance(model, nn.Module):
-        convert_checks.refuse_model("a torch.nn.Module", model, function="save_packed")
+        convert_checks.refuse_model("a torch.nn.Module", model, function=function)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
     if not any(isinstance(module, HeldModule) for module in model.modules()):
-        storage_checks.refuse_empty()
+        storage_checks.refuse_empty(function)
     for name, tensor in _named_tensors(model).items():
         if tensor.is_meta and (tensor.requires_grad or name.rpartition(".")[0] in layers):
             storage_checks.refuse_meta(name)
@@ -356,9 +356,9 @@ def _fill(module: Any, stored: Stored) -> None:
             module.bias.copy_(_tensor(stored.bias))
 
 
-def _learned(model: nn.Module) -> dict[str, Tensor]:
+def _learned(model: nn.Module, function: str = "save_packed") -> dict[str, Tensor]:
     # By name, what learns and nothing else; of a masked layer as packed copies.
-    layers = _layers(model)
+    layers = _layers(model, function)
     found: dict[str, Tensor] = {}
     for name, layer in layers.items():
         dot = f"{name}." if name else ""
@@ -397,7 +397,7 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Modul
         to = storage.renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
-    learned = _learned(model)
+    learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():

@@ -26,7 +26,7 @@ def leave_out(model: nn.Module, kind: type[nn.Module]) -> None:
         expand: Any = getattr(whole, "get_expanded_tied_weights_keys", None)
         if expand is None:
             continue
-        ties = expand(all_submodels=False)
+        ties = _expanded(whole, expand, kind)
         own = {name: other for name, other in ties.items() if not isinstance(_owner(whole, name), kind)}
         if len(own) < len(ties):
             before = {name: vars(whole)[name] for name in _KEYS if name in vars(whole)}
@@ -58,6 +58,26 @@ def restore(model: nn.Module, kind: type[nn.Module]) -> None:
             if option is not None and all(isinstance(_owner(whole, name), kind) for name in names):
                 setattr(whole.config, _OPTION, option)
             vars(whole).update(before)
+
+
+def _expanded(whole: nn.Module, expand: Any, kind: type[nn.Module]) -> dict[str, str]:
+    # What a model ties, by full names. transformers looks patterns up among the parameters that there are: names of
+    # modules that tie themselves, whose weight is no parameter, stand for themselves.
+    keys: Any = getattr(whole, "_tied_weights_keys", None)
+    named = (
+        {name: keys[name] for name in keys if isinstance(_owner(whole, name), kind)} if isinstance(keys, dict) else {}
+    )
+    if not named:
+        found: dict[str, str] = expand(all_submodels=False)
+        return found
+    before = vars(whole).get("_tied_weights_keys")
+    vars(whole)["_tied_weights_keys"] = {name: keys[name] for name in keys if name not in named}
+    try:
+        return named | expand(all_submodels=False)
+    finally:
+        del vars(whole)["_tied_weights_keys"]
+        if before is not None:
+            vars(whole)["_tied_weights_keys"] = before
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module | None:

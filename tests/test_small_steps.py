@@ -233,6 +233,29 @@ def test_a_step_that_fails_leaves_the_optimizer_as_it_was(monkeypatch):
     assert len(optimizer.state_dict()["state"]) == 2
 
 
+@pytest.mark.parametrize("fault", ["a sparse gradient", "a state of another shape"])
+def test_a_step_that_the_rest_fails_keeps_the_gradients(fault):
+    layer, other = layer_of(MASKS["rows"]), torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW([*layer.parameters(), *other.parameters()], lr=0.1)
+    mt.hold_frozen(optimizer, layer)
+    for _ in range(2):
+        other(X[:, :2]).sum().backward()
+        train(layer, optimizer, 1)
+    layer(X).sum().backward()
+    other.weight.grad = torch.zeros(2, 2)
+    if fault == "a sparse gradient":
+        other.weight.grad = other.weight.grad.to_sparse()
+    else:
+        optimizer.state[other.weight] = {"step": torch.tensor(1.0)} | dict.fromkeys(
+            ("exp_avg", "exp_avg_sq"), torch.ones(3, 3)
+        )
+    before = layer.weight.grad.clone()
+    with pytest.raises(RuntimeError, match=r"sparse|size of tensor"):
+        optimizer.step()
+    assert torch.equal(layer.weight.grad, before)
+    mt.assert_frozen(layer_of(MASKS["rows"]), layer)
+
+
 def test_two_layers_of_one_parameter_step_as_a_whole():
     first = layer_of(MASKS["rows"])
     second = mt.MaskedLinear.from_linear(first.to_linear(), grad_mask=mt.rows([0, 7]))

@@ -88,13 +88,13 @@ def refuse_beside(name: str, layer: str, beside: list[str]) -> NoReturn:
     )
 
 
-def refuse_empty() -> NoReturn:
-    """Refuse to store a model that has no masked layer.
+def refuse_empty(function: str = "save_packed") -> NoReturn:
+    """Refuse a model that has no masked layer, to store it or to put arrays into it, which say nothing of masks.
 
     Raises:
         ValueError: Always.
     """
-    raise ValueError("save_packed: expected a model with masked or packed layers, got none; convert it first")
+    raise ValueError(f"{function}: expected a model with masked or packed layers, got none; convert it first")
 
 
 def dtype(name: str, got: str, known: list[str]) -> None:
