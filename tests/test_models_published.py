@@ -159,6 +159,60 @@ def test_equal_values_go_before_the_layers_beside():
     assert pairs["0.bn1.weight"] == "params.BasicBlock_0.BatchNorm_2.scale"
 
 
+def staged(widths, number):
+    """Stages of blocks with a bottleneck, as torchvision names them."""
+
+    def block(into, width, *, first):
+        layers = nn.ModuleDict()
+        for k, (a, b, size) in enumerate(((into, width, 1), (width, width, 3), (width, 4 * width, 1)), 1):
+            layers[f"conv{k}"], layers[f"bn{k}"] = nn.Conv2d(a, b, size, bias=False), nn.BatchNorm2d(b)
+        if first:
+            layers["downsample"] = nn.Sequential(nn.Conv2d(into, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width))
+        return layers
+
+    model, into = nn.ModuleDict(), widths[0]
+    for k, width in enumerate(widths, 1):
+        blocks = [block(into, width, first=True), *(block(4 * width, width, first=False) for _ in range(number - 1))]
+        model[f"layer{k}"], into = nn.Sequential(*blocks), 4 * width
+    return model
+
+
+def turned(layer):
+    return jnp.zeros([layer.weight.shape[axis] for axis in (2, 3, 1, 0)])
+
+
+def test_blocks_that_are_numbered_throughout_are_those_of_the_stages_in_order():
+    """In the first block the shortcut has the shape of the last convolution; it is which it is in the others."""
+    model = staged((4, 8, 16), 3)
+    params, want = {}, {}
+    for number, name in enumerate(f"layer{stage}.{at}" for stage in (1, 2, 3) for at in range(3)):
+        into = params.setdefault(f"Bottleneck_{number}", {})
+        pairs = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("downsample.0", "downsample.1")]
+        for k, (conv, norm) in enumerate(pairs[: 4 if name.endswith(".0") else 3]):
+            kernel = turned(model.get_submodule(f"{name}.{conv}"))
+            into[f"Conv_{k}"] = {"kernel": kernel}
+            into[f"BatchNorm_{k}"] = {"scale": jnp.ones(kernel.shape[-1]), "bias": jnp.zeros(kernel.shape[-1])}
+            want[f"{name}.{conv}.weight"] = f"Bottleneck_{number}.Conv_{k}.kernel"
+            want[f"{name}.{norm}.weight"] = f"Bottleneck_{number}.BatchNorm_{k}.scale"
+    found = parity.map_weights(model, (lambda params, x: x, params))
+    assert not found.ambiguous, found
+    assert {pair.torch[0]: pair.jax[0] for pair in found.pairs if pair.torch[0].endswith("weight")} == want
+    assert found.pair("layer1.0.downsample.0.weight").evidence == "as in the other blocks"
+
+
+def test_blocks_of_other_sizes_are_not_paired_by_their_order():
+    model = staged((4, 8), 2)
+    params = {}
+    for number, name in enumerate(("layer1.0", "layer2.0", "layer1.1", "layer2.1")):
+        params[f"Bottleneck_{number}"] = {
+            f"Conv_{k}": {"kernel": turned(model.get_submodule(f"{name}.conv{k + 1}"))} for k in (0, 1)
+        }
+    found = parity.map_weights(model, (lambda params, x: x, params))
+    for pair in found.pairs:
+        block, layer, _ = pair.jax[0].split(".")
+        assert model.get_parameter(pair.torch[0]).shape[0] == params[block][layer]["kernel"].shape[-1]
+
+
 class Dropped(eqx.Module):
     """A model that takes a key, as those with dropout do."""
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from parity import needs
-from parity.models.weights import neighbours, recurrent
+from parity.models.weights import blocks, neighbours, recurrent
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
-from parity.models.weights.matching import NAMES, ORDER, VALUES, Match, Names, fits, match, roles_paired
+from parity.models.weights.matching import ELSEWHERE, NAMES, ORDER, VALUES, Match, Names, fits, match, roles_paired
 from parity.models.weights.names import VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
@@ -127,10 +127,11 @@ class _Mapping:
         left: set[int] = set()
         still = [group for group in _groups(matches) if not self._by_values([matches[k] for k in group])]
         unsure = {k for group in still for k in group}
-        homes = _homes([one for k, one in enumerate(matches) if k not in unsure])
+        settled = [one for k, one in enumerate(matches) if k not in unsure]
+        homes = _homes(settled)
         for group in still:
             members = [matches[k] for k in group]
-            if _by_homes(members, homes):
+            if _by_homes(members, homes) or _as_elsewhere(members, settled):
                 continue
             if any(not one.evidence for one in members):
                 for k, one in zip(group, members, strict=True):
@@ -140,8 +141,8 @@ class _Mapping:
         return [one for k, one in enumerate(matches) if k not in left]
 
     def _matched(self, torch: list[Owner], jax: list[Owner]) -> list[Match]:
-        """Match the layers; those that are alike, such as norms, by the layers beside them, and then the rest anew."""
-        matches = match(torch, jax, ordered=self.jax.ordered)
+        """Match the layers: by blocks in order, by names, and what is alike, such as norms, by the layers beside it."""
+        matches = self._in_blocks(torch, jax)
         made = []
         for family in neighbours.families(matches):
             self._by_values(family)
@@ -150,7 +151,20 @@ class _Mapping:
         if not made or len(ours) != len(made) or len(theirs) != len(made):
             return matches
         left = [one for one in torch if id(one) not in ours], [one for one in jax if id(one) not in theirs]
-        return [*match(*left, ordered=self.jax.ordered), *made]
+        return [*self._in_blocks(*left), *made]
+
+    def _in_blocks(self, torch: list[Owner], jax: list[Owner]) -> list[Match]:
+        """Match the layers of each block, where the order pairs these, and the layers of no block."""
+        pairs = blocks.paired(torch, jax)
+        inside = {id(owner) for pair in pairs for block in pair for owner in block}
+        rest = [[one for one in side if id(one) not in inside] for side in (torch, jax)]
+        matches: list[Match] = []
+        for ours, theirs in (*pairs, rest):
+            found = match(ours, theirs, ordered=self.jax.ordered)
+            for one in found:
+                one.rivals = [len(matches) + k for k in one.rivals]
+            matches += found
+        return matches
 
     def _refuse(self, one: Match, members: list[Match]) -> None:
         candidates = tuple(dict.fromkeys(_label(other.jax) for other in members if fits(one.torch, other.jax)))
@@ -318,6 +332,31 @@ def _by_homes(members: list[Match], homes: dict[Parts, Parts]) -> bool:
         chosen |= {id(one): other for one, other in zip(ours, theirs, strict=True)}
     for one in members:
         one.jax, one.evidence, one.rivals = chosen[id(one.torch)], ORDER, []
+    return True
+
+
+def _as_elsewhere(members: list[Match], settled: Sequence[Match]) -> bool:
+    """Pair the members anew as layers of their names are paired in all other blocks; return whether that settled it.
+
+    Where a shortcut has the shape of another convolution, it is which it is in the blocks where it has not.
+    """
+    seen: dict[Parts, set[Parts]] = defaultdict(set)
+    for one in settled:
+        if one.evidence != ORDER:
+            seen[blocks.inside(one.torch.parts)].add(blocks.inside(one.jax.parts))
+    chosen: dict[int, Owner] = {}
+    for one in members:
+        names = seen[blocks.inside(one.torch.parts)]
+        found = [
+            other.jax for other in members if {blocks.inside(other.jax.parts)} == names and fits(one.torch, other.jax)
+        ]
+        if len(found) != 1:
+            return False
+        chosen[id(one.torch)] = found[0]
+    if len({id(owner) for owner in chosen.values()}) != len(members):
+        return False
+    for one in members:
+        one.jax, one.evidence, one.rivals = chosen[id(one.torch)], ELSEWHERE, []
     return True
 
 
