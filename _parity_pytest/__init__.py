@@ -13,7 +13,7 @@ import pytest
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Any:
-    """Put the report of a failed comparison in the place of the traceback, and in the `parity` section."""
+    """Put the report of a failed comparison in the place of the traceback."""
     outcome = yield
     error = call.excinfo.value if call.excinfo is not None else None
     report = getattr(error, "report", None)

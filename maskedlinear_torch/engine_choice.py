@@ -37,7 +37,12 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
         return NATIVE
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
     if _compat.VERSION < (2, 12, 1) and torch.compiler.is_compiling():
-        checks.refuse_version("torch", torch.__version__, "2.12.1", "compiles these gradients to zeros")
+        checks.refuse_version(
+            "torch",
+            torch.__version__,
+            "2.12.1",
+            "is not known to compile these gradients rightly: 2.11 makes zeros of them",
+        )
     if _compat.is_distributed(weight):
         checks.refuse_sharded()
     if settings.group is not None:

@@ -38,7 +38,8 @@ def named(what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS or "pip install" in str(error):
+        # A part of a package that is there is another matter: the versions do not go together.
+        if package not in EXTRAS or "pip install" in str(error) or importlib.util.find_spec(package) is not None:
             raise
         raise ModuleNotFoundError(text(what, package), name=package) from error
 

@@ -1,11 +1,12 @@
 """Where a package is not installed, parity's calls and commands say which extra brings it."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
-from parity import suites
+from parity import needs, suites
 from parity.cli import main as cli
 
 PAIR = "import numpy as np, parity\npair = parity.Pair(lambda x: x, lambda x: x, (np.ones(3),), name='p')\n"
@@ -62,6 +63,12 @@ def test_a_package_that_no_extra_brings_is_not_ours_to_explain(tmp_path):
     file.write_text("import no_such_package\n" + PAIR, "utf-8")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["check", str(file)])
+
+
+def test_a_part_that_a_package_lacks_is_told_as_it_is():
+    """JAX is there: to say "install it" would send a user with versions that do not go together astray."""
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'jax\.no_such_part'$"), needs.named("compare"):
+        importlib.import_module("jax.no_such_part")
 
 
 def test_a_suite_that_is_not_installed_is_named_as_such(monkeypatch, capsys):
