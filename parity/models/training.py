@@ -108,8 +108,8 @@ def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) 
         )
     if (factor := _about(theirs, moved)) is not None:
         return (
-            f"JAX's moves about {factor:.3g} times as far as torch's: another momentum (torch's momentum 0.1 is Flax's"
-            " and Equinox's 0.9)"
+            f"JAX's moves about {factor:.3g} times as far as torch's, as with another momentum (torch's momentum 0.1 is"
+            " Flax's and Equinox's 0.9)"
         )
     return explain(want, got)[1]
 
@@ -252,8 +252,9 @@ def _constant(one: np.ndarray, other: np.ndarray) -> float | None:
     return float(ratios[0]) if float(np.ptp(ratios)) <= 1e-5 * abs(float(ratios[0])) else None
 
 
-MOST_ROUGH, LEAST_FACTOR = 0.01, 0.1
-"""Of the largest element, what may be left beside a factor; and how far from one that is to be told as one."""
+MOST_ROUGH, LEAST_FACTOR, LEAST_SPREAD = 0.01, 3.0, 0.5
+"""Of the largest element, what may be left beside a factor; the least factor, or one over it, that is told as another
+momentum: inputs scaled by 2 are another thing; and how far elements must be apart, or a sum would do as well."""
 
 
 def _about(one: np.ndarray, other: np.ndarray) -> float | None:
@@ -263,7 +264,7 @@ def _about(one: np.ndarray, other: np.ndarray) -> float | None:
 
     Example:
         >>> moved = np.array([1.0, -2.0, 4.0, 1e-7])
-        >>> round(_about(9 * moved + 1e-3, moved), 2), _about(moved**2, moved), _about(1.001 * moved, moved)
+        >>> round(_about(9 * moved + 1e-3, moved), 2), _about(moved**2, moved), _about(2 * moved, moved)
         (9.0, None, None)
     """
     one, other = (value.ravel().astype(np.float64) for value in (one, other))
@@ -271,7 +272,9 @@ def _about(one: np.ndarray, other: np.ndarray) -> float | None:
         return None
     factor = float(one @ other / (other @ other))
     left = np.abs(one - factor * other).max()
-    return factor if left <= MOST_ROUGH * np.abs(one).max() and abs(factor - 1) >= LEAST_FACTOR else None
+    spread = np.ptp(other) >= LEAST_SPREAD * np.abs(other).max()
+    far = factor >= LEAST_FACTOR or 0 < factor <= 1 / LEAST_FACTOR
+    return factor if left <= MOST_ROUGH * np.abs(one).max() and far and spread else None
 
 
 def _part_of(view: Any) -> Callable[[np.ndarray], np.ndarray]:

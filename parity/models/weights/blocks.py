@@ -17,20 +17,47 @@ Block = list[Owner]
 
 
 def paired(torch: Sequence[Owner], jax: Sequence[Owner]) -> list[tuple[Block, Block]]:
-    """Return the blocks of both sides that are one, or nothing where both number them alike.
+    """Return the blocks of both sides that are one, or nothing where both number them alike or more than one fits.
+
+    The stages must be numbered too, in one module: names alone have no order in a dict that JAX has sorted.
 
     Args:
         torch: Torch's layers, in the order of definition.
         jax: JAX's layers; the numbers in their names say the order.
     """
+    found = []
     for flat, staged, turned in ((jax, torch, False), (torch, jax, True)):
+        own = [*_families(staged)]
         for depth in _by_depth(staged):
-            stages = {prefix[:-1] for prefix in depth}
-            for family in _families(flat):
-                if len(stages) > 1 and len(family) == len(depth) and _alike(family, depth):
-                    found = list(zip(family.values(), depth.values(), strict=True))
-                    return found if turned else [(one, other) for other, one in found]
-    return []
+            if not _numbered_stages(depth) or any(_alike(family, depth) for family in own):
+                continue
+            if any(_alike(other, depth) for other in _by_depth(flat) if len({name[:-1] for name in other}) > 1):
+                continue
+            for family in (family for family in _families(flat) if _alike(family, depth)):
+                pairs = list(zip(family.values(), depth.values(), strict=True))
+                found.append(pairs if turned else [(one, other) for other, one in pairs])
+    return found[0] if len(found) == 1 else []
+
+
+def _numbered_stages(depth: dict[Parts, Block]) -> bool:
+    """Return whether blocks lie in several modules that are told apart by their numbers alone."""
+    stages = {prefix[:-1] for prefix in depth}
+    if len(stages) < 2 or not all(stages):
+        return False
+    read = [_named(stage[-1]) for stage in stages]
+    return len({stage[:-1] for stage in stages}) == 1 == len({stem for stem, _ in read}) and None not in {
+        number for _, number in read
+    }
+
+
+def kind(parts: Parts) -> Parts:
+    """Return what is before a layer's name in its block, without numbers.
+
+    Example:
+        >>> kind(("layer1", 0, "downsample", 0)), kind(("Bottleneck_4", "Conv_3"))
+        (('layer', ''), ('bottleneck',))
+    """
+    return tuple(_named(part)[0] for part in parts[: len(parts) - len(inside(parts))])
 
 
 def inside(parts: Parts) -> Parts:
@@ -46,11 +73,12 @@ def inside(parts: Parts) -> Parts:
 
 
 def _alike(one: dict[Parts, Block], other: dict[Parts, Block]) -> bool:
-    return [_sizes(block) for block in one.values()] == [_sizes(block) for block in other.values()]
+    return len(one) == len(other) and all(map(_same_sizes, one.values(), other.values()))
 
 
-def _sizes(block: Block) -> list[int]:
-    return sorted(owner.main.leaf.size for owner in block)
+def _same_sizes(one: Block, other: Block) -> bool:
+    ours, theirs = (sorted(owner.main.leaf.size for owner in block) for block in (one, other))
+    return ours == theirs
 
 
 def _families(owners: Sequence[Owner]) -> list[dict[Parts, Block]]:

@@ -144,9 +144,11 @@ class _Mapping:
         """Match the layers: by blocks in order, by names, and what is alike, such as norms, by the layers beside it."""
         matches = self._in_blocks(torch, jax)
         made = []
-        for family in neighbours.families(matches):
-            self._by_values(family)
-            made += family
+        for family, sure in neighbours.families(matches):
+            if self._by_values(family) or sure:
+                made += family
+            else:
+                _open(matches, family)
         ours, theirs = {id(one.torch) for one in made}, {id(one.jax) for one in made}
         if not made or len(ours) != len(made) or len(theirs) != len(made):
             return matches
@@ -302,6 +304,14 @@ class _Mapping:
         return replace(found, torch=(*found.torch, *self.lost), reasons={**found.reasons, **self.lost})
 
 
+def _open(matches: Sequence[Match], family: Sequence[Match]) -> None:
+    """Say of layers that are alike that names do not tell which is which, where they are paired among themselves."""
+    ours, theirs = {id(one.torch) for one in family}, {id(one.jax) for one in family}
+    places = [k for k, one in enumerate(matches) if id(one.torch) in ours and id(one.jax) in theirs]
+    for k in places:
+        matches[k].evidence, matches[k].rivals = "", [other for other in places if other != k]
+
+
 def _homes(matches: Sequence[Match]) -> dict[Parts, Parts]:
     """Return which JAX module holds the layers that a torch module holds, where all that is known agrees."""
     votes: dict[Parts, Counter[Parts]] = defaultdict(Counter)
@@ -340,16 +350,14 @@ def _as_elsewhere(members: list[Match], settled: Sequence[Match]) -> bool:
 
     Where a shortcut has the shape of another convolution, it is which it is in the blocks where it has not.
     """
-    seen: dict[Parts, set[Parts]] = defaultdict(set)
+    seen: dict[tuple[Parts, Parts], set[tuple[Parts, Parts]]] = defaultdict(set)
     for one in settled:
         if one.evidence != ORDER:
-            seen[blocks.inside(one.torch.parts)].add(blocks.inside(one.jax.parts))
+            seen[_in_block(one.torch)].add(_in_block(one.jax))
     chosen: dict[int, Owner] = {}
     for one in members:
-        names = seen[blocks.inside(one.torch.parts)]
-        found = [
-            other.jax for other in members if {blocks.inside(other.jax.parts)} == names and fits(one.torch, other.jax)
-        ]
+        names = seen[_in_block(one.torch)]
+        found = [other.jax for other in members if {_in_block(other.jax)} == names and fits(one.torch, other.jax)]
         if len(found) != 1:
             return False
         chosen[id(one.torch)] = found[0]
@@ -358,6 +366,10 @@ def _as_elsewhere(members: list[Match], settled: Sequence[Match]) -> bool:
     for one in members:
         one.jax, one.evidence, one.rivals = chosen[id(one.torch)], ELSEWHERE, []
     return True
+
+
+def _in_block(owner: Owner) -> tuple[Parts, Parts]:
+    return blocks.kind(owner.parts), blocks.inside(owner.parts)
 
 
 def _numbered(owners: Sequence[Owner]) -> bool:

@@ -18,10 +18,12 @@ SIDES = (-1, 1)
 """A layer's neighbour is the one that is defined before it, or else the one after it, as in pre-activation blocks."""
 
 
-def families(matches: Sequence[Match]) -> list[list[Match]]:
+def families(matches: Sequence[Match]) -> list[tuple[list[Match], bool]]:
     """Return, for each module of JAX and class of layers in it, its layers with their torch layers.
 
-    Only where the layers beside them are of one class, are told apart by their shapes, and are as many.
+    Only where the layers beside them are of one class, are told apart by their shapes, and are as many. Beside each
+    stands whether it is sure: a port may make its shortcut's convolution first and the norm of it last, so both sides
+    must make the layers beside them in one order.
     """
     places = {one.torch.place: one.torch for one in matches}
     homes = _homes(matches)
@@ -36,10 +38,12 @@ def families(matches: Sequence[Match]) -> list[list[Match]]:
     for home, layers in classes.items():
         told = {stem: _told_by_shape(owners, inside[home]) for stem, owners in layers.items()}
         for stem, owners in layers.items():
-            beside = [known for other, known in told.items() if other != stem and len(known) == len(owners) > 1]
-            made = next(filter(None, (_beside(owners, known, places) for known in beside)), None)
-            if made:
-                found.append(made)
+            for other, known in told.items():
+                if other == stem or len(known) != len(owners) or len(owners) < 2:
+                    continue
+                if made := _beside(owners, known, places, inside[home]):
+                    found.append((made, [one.place for one in known] == sorted(one.place for one in known)))
+                    break
     return found
 
 
@@ -60,18 +64,21 @@ def _told_by_shape(theirs: Sequence[Owner], ours: Sequence[Owner]) -> list[Owner
     return found if alone else []
 
 
-def _beside(theirs: Sequence[Owner], known: Sequence[Owner], places: dict[int, Owner]) -> list[Match] | None:
-    """Return the layers that are alike with the torch layers beside the known ones, or None."""
+def _beside(
+    theirs: Sequence[Owner], known: Sequence[Owner], places: dict[int, Owner], inside: Sequence[Owner]
+) -> list[Match]:
+    """Return the layers that are alike with the torch layers beside the known ones in one module, if one side fits."""
+    found = []
     for side in SIDES:
         ours = [places.get(one.place - side) for one in known]
         pairs = [
             (one, other)
             for one, other in zip(ours, sorted(theirs, key=number), strict=True)
-            if one is not None and fits(one, other)
+            if one is not None and any(one is layer for layer in inside) and fits(one, other)
         ]
         if len(pairs) == len(theirs) and not {id(one) for one, _ in pairs} & {id(one) for one in known}:
-            return [Match(one, other, 0.0, BESIDE) for one, other in pairs]
-    return None
+            found.append([Match(one, other, 0.0, BESIDE) for one, other in pairs])
+    return found[0] if len(found) == 1 else []
 
 
 def number(owner: Owner) -> int:
