@@ -1,6 +1,7 @@
 """What published ports met: a ResNet in Linen whose norms cast, a model that takes a key. Each right port is quiet."""
 
 import functools
+from types import SimpleNamespace
 
 import equinox as eqx
 import flax.linen as linen
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import parity
-from parity.models import Inputs
+from parity.models import Inputs, backward_alone, training, weighing
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((2, 3, 8, 8)).astype(np.float32)
@@ -206,19 +207,6 @@ def test_blocks_that_are_numbered_throughout_are_those_of_the_stages_in_order():
     assert found.pair("layer1.0.downsample.0.weight").evidence == "as in the other blocks"
 
 
-def test_blocks_of_other_sizes_are_not_paired_by_their_order():
-    model = staged((4, 8), 2)
-    params = {}
-    for number, name in enumerate(("layer1.0", "layer2.0", "layer1.1", "layer2.1")):
-        params[f"Bottleneck_{number}"] = {
-            f"Conv_{k}": {"kernel": turned(model.get_submodule(f"{name}.conv{k + 1}"))} for k in (0, 1)
-        }
-    found = parity.map_weights(model, (lambda params, x: x, params))
-    for pair in found.pairs:
-        block, layer, _ = pair.jax[0].split(".")
-        assert model.get_parameter(pair.torch[0]).shape[0] == params[block][layer]["kernel"].shape[-1]
-
-
 def modules(**children):
     made = nn.Module()
     for name, child in children.items():
@@ -307,6 +295,8 @@ def test_no_rule_of_blocks_and_neighbours_pairs_wrongly(case):
         if pair.jax[0].rpartition(".")[0] != names[pair.torch[0].rpartition(".")[0]]
     ]
     assert not wrong
+    open_ones = {one.torch for one in found.ambiguous}
+    assert {pair.torch[0] for pair in found.pairs} | open_ones >= {f"{name}.weight" for name in names}
 
 
 class Dropped(eqx.Module):
@@ -328,3 +318,57 @@ def test_a_key_is_an_input(key):
     report = parity.compare_models(model, port, Inputs(torch=(x,), jax={"x": x, "key": key(1)}))
     assert report.ok, str(report)
     assert len(report.gradients) == 3
+
+
+def test_a_kink_that_no_draw_met_is_no_other_gradient():
+    """A third of the numbers are on a kink of ReLU within float32: which side they are on is chance."""
+    near = torch.arange(96) % 3 == 0
+    x = torch.where(near, 1.0, 2.0).double()
+
+    def gradient():
+        given = x.clone().requires_grad_()
+        torch.relu(given * 1.0 - (1.0 + 1e-12)).sum().backward()
+        return {"x": given.grad.numpy()}
+
+    judge = weighing.Weighing(gradient, lambda: "float32", order=1, double=True)
+    want = gradient()["x"]
+    other = np.where(near, 1.0, want)
+    assert (want[near.numpy()] == 0).all()
+    as_it_is = [("x", lambda array: array)]
+    assert judge.of(as_it_is, [want], [other]).verdict == "within bound"
+    wrong = other.copy()
+    wrong[1] = 100
+    assert judge.of(as_it_is, [want], [wrong]).verdict == "differs"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found", "named"),
+    [
+        ("float32", (8e-7, False), False),
+        ("float32", (1e-2, False), True),
+        ("float64", (8e-7, False), True),
+        ("bfloat16", (1e-2, False), False),
+        ("bfloat16", (1.0, True), True),
+    ],
+    ids=str,
+)
+def test_what_a_module_computes_in_says_how_far_its_backward_may_be(dtype, found, named, monkeypatch):
+    call = SimpleNamespace(order=0, class_name="Conv2d")
+    pair = SimpleNamespace(torch_calls=[call], jax_calls=[call], path="conv1")
+    one = SimpleNamespace(pair=pair, found=SimpleNamespace(dtype=dtype), parent=None, children=[], agrees=True)
+    monkeypatch.setattr(backward_alone, "_apart", lambda *_: found)
+    assert (backward_alone.first([one], double=True, seed=0) is not None) == named
+
+
+@pytest.mark.parametrize(("factor", "told"), [(9, True), (1 / 9, True), (2, False), (0.8, False), (-1, False)], ids=str)
+def test_momentum_is_told_of_rough_statistics_where_the_factor_is_far_from_one(factor, told):
+    start, moved = np.zeros(64), RNG.standard_normal(64)
+    rough = factor * moved + 1e-3 * abs(factor) * RNG.standard_normal(64)
+    assert ("momentum" in training._why(start, moved, start, rough)) == told
+
+
+def test_a_sum_is_no_momentum():
+    """The mean's square is added to each variance: nearly constant moves have a factor too."""
+    start = np.ones(64)
+    moved = 0.1 * (4 + 0.01 * RNG.standard_normal(64))
+    assert "momentum" not in training._why(start, start + moved, start, start + moved + 1.0)
