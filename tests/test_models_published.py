@@ -155,6 +155,25 @@ def test_norms_are_open_where_convolutions_are_made_in_another_order():
     assert {one.torch for one in found.ambiguous} == {"0.bn1.weight", "0.bn2.weight", "0.downsample.1.weight"}
 
 
+def test_a_block_that_is_open_is_as_the_others():
+    """Names paired the second block's norms by their numbers again, because the first one's were found."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(3, 6, 2), Block(6, 8, 2, late=True))
+    params = {}
+    for number in (0, 1):
+        into = params[f"BasicBlock_{number}"] = {}
+        for k, (conv, norm) in enumerate((("conv1", "bn1"), ("conv2", "bn2"), ("downsample.0", "downsample.1"))):
+            into[f"Conv_{k}"] = {"kernel": turned(model.get_submodule(f"{number}.{conv}"))}
+            size = model.get_submodule(f"{number}.{norm}").weight.shape
+            into[f"BatchNorm_{k}"] = {"scale": jnp.ones(size), "bias": jnp.zeros(size)}
+    found = parity.map_weights(model, (lambda params, x: x, params))
+    assert not found.ambiguous, found
+    for norm, number in (("bn1", 0), ("bn2", 1), ("downsample.1", 2)):
+        assert found.pair(f"0.{norm}.weight").jax == (f"BasicBlock_0.BatchNorm_{number}.scale",)
+        assert found.pair(f"1.{norm}.weight").jax == (f"BasicBlock_1.BatchNorm_{number}.scale",)
+        assert found.pair(f"1.{norm}.weight").evidence == "as in the other blocks"
+
+
 def test_equal_values_go_before_the_layers_beside():
     model, port = resnet(), ResNet()
     variables = port.init(jax.random.key(0), IMAGES.transpose(0, 2, 3, 1))

@@ -142,26 +142,29 @@ class _Mapping:
 
     def _matched(self, torch: list[Owner], jax: list[Owner]) -> list[Match]:
         """Match the layers: by blocks in order, by names, and what is alike, such as norms, by the layers beside it."""
-        matches = self._in_blocks(torch, jax)
-        made = []
+        pairs = blocks.paired(torch, jax)
+        inside = {id(owner) for pair in pairs for block in pair for owner in block}
+        groups = [*pairs, tuple([one for one in side if id(one) not in inside] for side in (torch, jax))]
+        matches = self._in_groups(groups)
+        made: list[Match] = []
+        unsure = []
         for family, sure in neighbours.families(matches):
             if self._by_values(family) or sure:
                 made += family
             else:
-                _open(matches, family)
-        ours, theirs = {id(one.torch) for one in made}, {id(one.jax) for one in made}
-        if not made or len(ours) != len(made) or len(theirs) != len(made):
-            return matches
-        left = [one for one in torch if id(one) not in ours], [one for one in jax if id(one) not in theirs]
-        return [*self._in_blocks(*left), *made]
+                unsure.append(family)
+        taken = {id(owner) for one in made for owner in (one.torch, one.jax)}
+        if len(taken) == 2 * len(made) > 0:
+            left = [tuple([one for one in side if id(one) not in taken] for side in group) for group in groups]
+            matches = [*self._in_groups(left), *made]
+        for family in unsure:
+            _open(matches, family)
+        return matches
 
-    def _in_blocks(self, torch: list[Owner], jax: list[Owner]) -> list[Match]:
-        """Match the layers of each block, where the order pairs these, and the layers of no block."""
-        pairs = blocks.paired(torch, jax)
-        inside = {id(owner) for pair in pairs for block in pair for owner in block}
-        rest = [[one for one in side if id(one) not in inside] for side in (torch, jax)]
+    def _in_groups(self, groups: Sequence[tuple[list[Owner], ...]]) -> list[Match]:
+        """Match the layers of each group of both sides."""
         matches: list[Match] = []
-        for ours, theirs in (*pairs, rest):
+        for ours, theirs in groups:
             found = match(ours, theirs, ordered=self.jax.ordered)
             for one in found:
                 one.rivals = [len(matches) + k for k in one.rivals]
