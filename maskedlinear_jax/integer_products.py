@@ -16,6 +16,7 @@ share none: its forward contracts the rows of W and its backward the columns, wh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -194,13 +195,14 @@ class Digits:
         base = precision.digit_bits(terms, self.name)
         right = self._digits(w, bits, base)
         size = 2 * bits + precision.log2_terms(terms) + 1
+        product = jax.jit(function)  # traced and lowered once, for all pairs of digits
 
         def piece(x: Operand) -> Array:
             left = self._digits(x, bits, base)
             sums: list[Array | None] = [None] * (len(left) + len(right) - 1)
             for i, a in enumerate(left):
                 for j, b in enumerate(right):
-                    term, so_far = function(a, b).astype(jnp.int32), sums[i + j]
+                    term, so_far = product(a, b).astype(jnp.int32), sums[i + j]
                     sums[i + j] = term if so_far is None else so_far + term
             exponent = self._exponents(factors, x.vector_max, w.vector_max) - 2 * bits
             return _from_digits(reduce([term for term in sums if term is not None]), base, size, exponent)
@@ -254,6 +256,7 @@ def _small_power(exponent: Array) -> Array:
     return jax.lax.bitcast_convert_type(exponent + 127 << 23, jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnames=("base", "size"))
 def _from_digits(sums: Sequence[Array], base: int, size: int, exponent: Array) -> Array:
     """RN_float32(RN_float64(T) 2^exponent) of T = sum_j sums_j 2^(base j), |T| < 2^size, in integers alone."""
     positive, carry = _carried(sums, base, size)
