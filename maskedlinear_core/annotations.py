@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, Protocol
+
+import numpy as np
 
 from maskedlinear_core.masks import Mask
 from maskedlinear_core.precision import Native, Reproducible
@@ -31,3 +34,28 @@ BiasMaskLike = SupportsArray
 
 PrecisionLike = Literal["native", "reproducible"] | Native | Reproducible
 """What `precision=` takes: a name, or what `reproducible(...)` returns."""
+
+Target = str | os.PathLike[str] | BinaryIO
+"""Where `save_packed` writes: a path, or a file that is open for writing bytes."""
+
+Source = Target | bytes | Mapping[str, np.ndarray]
+"""What `load_packed` reads: a file's path, the file, its bytes, or the arrays of `packed_arrays`."""
+
+Rename = Mapping[str, str] | Callable[[str], str] | None
+"""What `rename=` takes: the name in the model by the stored name, or a function of a stored name."""
+
+
+class HasWeight(Protocol):
+    """A layer with a weight (rows, columns), such as an embedding."""
+
+    @property
+    def weight(self) -> SupportsArray:
+        """Its weight."""
+
+
+class HasWeightAndBias(HasWeight, Protocol):
+    """A linear layer with a weight (out_features, in_features), and a bias (out_features,) or None."""
+
+    @property
+    def bias(self) -> SupportsArray | None:
+        """Its bias."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maskedlinear_core.annotations import SupportsArray
 from maskedlinear_core.arrays import is_framework_array, to_numpy
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.checks import module as module_checks
@@ -23,7 +24,9 @@ from maskedlinear_core.score_trees import is_model, is_variable, layers_of
 Along = Literal["elements", "columns", "rows", "blocks"]
 
 
-def top_k(scores: Any, density: float, *, along: Along = "elements", block_shape: Any = None) -> Mask:
+def top_k(
+    scores: SupportsArray, density: float, *, along: Along = "elements", block_shape: Sequence[int] | None = None
+) -> Mask:
     """Train the share of the weight with the highest scores.
 
     Args:
@@ -47,7 +50,12 @@ def top_k(scores: Any, density: float, *, along: Along = "elements", block_shape
 
 
 def random(
-    shape: tuple[int, int], density: float, *, along: Along = "elements", seed: int, block_shape: Any = None
+    shape: Sequence[int],
+    density: float,
+    *,
+    along: Along = "elements",
+    seed: int,
+    block_shape: Sequence[int] | None = None,
 ) -> Mask:
     """Train a random share of the weight, the same for a seed on every machine.
 
@@ -74,7 +82,7 @@ def random(
     return build(_marked(_highest(-draws, _count("random", density, totals.size)), totals.shape))
 
 
-def n_of_m(scores: Any, n: int, m: int) -> Mask:
+def n_of_m(scores: SupportsArray, n: int, m: int) -> Mask:
     """Train the n highest of every m consecutive entries of a row, as in 2:4 sparsity.
 
     Args:
@@ -106,7 +114,7 @@ def model_top_k(
     count: int | None = None,
     along: Along = "elements",
     per_layer_max: float | int | None = None,
-    block_shape: Any = None,
+    block_shape: Sequence[int] | None = None,
 ) -> dict[str, Mask]:
     """Train the positions with the highest scores of a whole model.
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from maskedlinear_core import positions
+from maskedlinear_core.annotations import SupportsArray
 from maskedlinear_core.arrays import is_framework_array, to_numpy
 from maskedlinear_core.checks import mask as mask_checks
 from maskedlinear_core.constructors import blocks, columns, elements, rows, submatrix
 from maskedlinear_core.masks import Mask
 
 
-def simplify(array: Any) -> Mask:
+def simplify(array: SupportsArray | Sequence[Sequence[bool]]) -> Mask:
     """Return the cheapest kind of mask that selects the same positions.
 
     The kinds are tried in order of their cost at a given share (SPEC S6): `columns`, `rows`, `submatrix`, `blocks` of

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
-from maskedlinear_core.annotations import MaskLike, PrecisionLike
+from maskedlinear_core.annotations import HasWeight, MaskLike, PrecisionLike, SupportsArray
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_jax import lowering, rule
 from maskedlinear_jax.kinds import Submatrix
@@ -64,7 +64,7 @@ class MaskedEmbedding(MaskedLinear):
         self.__dict__.update(MaskedLinear.from_linear(plain, grad_mask=mask).__dict__)
 
     @classmethod
-    def from_embedding(cls, embedding: Any, *, grad_mask: MaskLike, precision: PrecisionLike = "native") -> Self:
+    def from_embedding(cls, embedding: HasWeight, *, grad_mask: MaskLike, precision: PrecisionLike = "native") -> Self:
         """Return a masked embedding around the very array of a plain one.
 
         Args:
@@ -82,7 +82,7 @@ class MaskedEmbedding(MaskedLinear):
         everything = constructors.columns(slice(None))
         return MaskedEmbedding.from_embedding(self, grad_mask=everything)
 
-    def to_linear(self) -> Any:
+    def to_linear(self) -> MaskedEmbedding:
         """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
         return self.to_embedding()
 
@@ -150,7 +150,7 @@ class PackedEmbedding(PackedLinear):
     @classmethod
     def from_embedding(
         cls,
-        embedding: Any,
+        embedding: HasWeight,
         *,
         grad_mask: MaskLike,
         values_dtype: DTypeLike | None = None,
@@ -175,7 +175,7 @@ class PackedEmbedding(PackedLinear):
         """Return an embedding with the trained weight, all of which learns."""
         return MaskedEmbedding.from_embedding(self, grad_mask=constructors.columns(slice(None)))
 
-    def to_linear(self) -> Any:
+    def to_linear(self) -> MaskedEmbedding:
         """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
         return self.to_embedding()
 
@@ -201,7 +201,7 @@ class _Plain:
 
     bias = None
 
-    def __init__(self, weight: Any) -> None:
+    def __init__(self, weight: SupportsArray) -> None:
         self.weight = weight
 
 

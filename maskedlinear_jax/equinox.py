@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
-from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike, Rename, Source, Target
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_jax import convert, embedding, module, norms, packed_module, storage
@@ -75,7 +75,7 @@ class MaskedLinear(module.MaskedLinear):
                [1., 0., 0.]], dtype=float32)
     """
 
-    def __call__(self, input: Array, *, forward_mode: bool = False, key: Any = None) -> Array:
+    def __call__(self, input: Array, *, forward_mode: bool = False, key: Array | None = None) -> Array:
         """Return y of shape (*batch, out_features); `key` is ignored, as by `equinox.nn.Linear`."""
         _refuse_norms(self)
         return super().__call__(input, forward_mode=forward_mode)
@@ -99,7 +99,7 @@ class PackedLinear(packed_module.PackedLinear):
         [(2, 1), (2,)]
     """
 
-    def __call__(self, input: Array, *, forward_mode: bool = False, key: Any = None) -> Array:
+    def __call__(self, input: Array, *, forward_mode: bool = False, key: Array | None = None) -> Array:
         """Return y of shape (*batch, out_features); `key` is ignored, as by `equinox.nn.Linear`."""
         _refuse_norms(self)
         return super().__call__(input, forward_mode=forward_mode)
@@ -128,12 +128,12 @@ class MaskedEmbedding(embedding.MaskedEmbedding):
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
     """
 
-    def __call__(self, input: Array, *, key: Any = None) -> Array:  # type: ignore[override]
+    def __call__(self, input: Array, *, key: Array | None = None) -> Array:  # type: ignore[override]
         """Return the row of a token; `key` is ignored, as by `equinox.nn.Embedding`."""
         _refuse_norms(self)
         return super().__call__(input)
 
-    def to_embedding(self) -> Any:
+    def to_embedding(self) -> eqx.nn.Embedding:  # type: ignore[override]
         """Return an `equinox.nn.Embedding` around the very array of this layer."""
         return eqx.nn.Embedding(weight=self.weight)
 
@@ -154,7 +154,7 @@ class PackedEmbedding(embedding.PackedEmbedding):
         ((1, 2), True)
     """
 
-    def __call__(self, input: Array, *, key: Any = None) -> Array:  # type: ignore[override]
+    def __call__(self, input: Array, *, key: Array | None = None) -> Array:  # type: ignore[override]
         """Return the row of a token; `key` is ignored, as by `equinox.nn.Embedding`."""
         _refuse_norms(self)
         return super().__call__(input)
@@ -165,7 +165,7 @@ class PackedEmbedding(embedding.PackedEmbedding):
         _refuse_norms(self)
         return super().weight
 
-    def to_embedding(self) -> Any:
+    def to_embedding(self) -> eqx.nn.Embedding:  # type: ignore[override]
         """Return an `equinox.nn.Embedding` with the trained weight."""
         return eqx.nn.Embedding(weight=self.weight)
 
@@ -298,7 +298,7 @@ def merged(model: Any) -> Any:
     return _close(convert.merge(_open(model)))
 
 
-def save_packed(path: Any, model: Any, *, with_base: bool = False) -> int:
+def save_packed(path: Target, model: Any, *, with_base: bool = False) -> int:
     """Store everything that learns in a model in one file: `maskedlinear_jax.save_packed`."""
     return storage.save_packed(path, model, with_base=with_base)
 
@@ -314,14 +314,14 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 @overload
-def load_packed(path: Any, model: None = ..., *, rename: Any = ...) -> dict[str, Any]: ...
+def load_packed(path: Source, model: None = ..., *, rename: Rename = ...) -> dict[str, Any]: ...
 @overload
-def load_packed(path: Any, model: eqx.nn.Linear | eqx.nn.Embedding, *, rename: Any = ...) -> Any: ...
+def load_packed(path: Source, model: eqx.nn.Linear | eqx.nn.Embedding, *, rename: Rename = ...) -> Any: ...
 @overload
-def load_packed(path: Any, model: Model, *, rename: Any = ...) -> Model: ...
+def load_packed(path: Source, model: Model, *, rename: Rename = ...) -> Model: ...
 @overload
-def load_packed(path: Any, model: Any, *, rename: Any = ...) -> Any: ...
-def load_packed(path: Any, model: Any = None, *, rename: Any = None) -> Any:
+def load_packed(path: Source, model: Any, *, rename: Rename = ...) -> Any: ...
+def load_packed(path: Source, model: Any = None, *, rename: Rename = None) -> Any:
     """Return a model with everything that was stored, over the weights it was trained on.
 
     As `maskedlinear_jax.load_packed`; an `equinox.nn.Linear` of a stored name becomes a masked layer.

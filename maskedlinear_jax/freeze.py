@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import optax
 
 
-def hold_frozen(optimizer: Any, model: Any) -> optax.GradientTransformationExtraArgs:
+def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.GradientTransformationExtraArgs:
     """Keep the frozen entries of masked layers bit for bit as they are in every step.
 
     A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, initial, masks
-from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
+from maskedlinear_core.annotations import BiasMaskLike, HasWeightAndBias, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import convert as convert_checks
@@ -63,7 +63,7 @@ class MaskedLinear:
     weight: Array
     bias: Array | None
     grad_mask: masks.Mask
-    bias_mask: Any  # a bool vector, of JAX once it went through a transform, or None
+    bias_mask: Array | np.ndarray | None  # a bool vector, of JAX once it went through a transform
     precision: Precision
 
     def __init__(
@@ -98,7 +98,7 @@ class MaskedLinear:
     @classmethod
     def from_linear(
         cls,
-        linear: Any,
+        linear: HasWeightAndBias,
         *,
         grad_mask: MaskLike,
         bias_mask: BiasMaskLike | None = None,

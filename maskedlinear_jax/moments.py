@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,12 @@ from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, packing
 from maskedlinear_jax.module import partition
 from maskedlinear_jax.packed_module import PackedLinear
+
+if TYPE_CHECKING:
+    import optax
+
+State = TypeVar("State")
+"""Whatever an optimizer of optax keeps."""
 
 Path = tuple[str, ...]
 
@@ -91,7 +97,7 @@ def check(function: str, optimizer: Any) -> None:
         frozen_checks.refuse_optimizer("an nnx.Optimizer", optimizer, function)
 
 
-def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
+def repack_state(optimizer: optax.GradientTransformation, state: State, before: Any, after: Any) -> State:
     """Return an optimizer's state for a model whose masks were changed.
 
     What stays trainable keeps its history. What learns anew gets what the optimizer makes for it at first. State that
@@ -125,14 +131,13 @@ def repack_state(optimizer: Any, state: Any, before: Any, after: Any) -> Any:
         for path, layer in old.items()
         if path in new
     }
-    biases = {
-        (*path, "bias_values"): MovedBias(
-            layer.bias_mask, new[path].bias_mask, layer.bias_values.shape, new[path].bias_values.shape
-        )
-        for path, layer in old.items()
-        if path in new and None not in (layer.bias_values, new[path].bias_values)
-    }
-    return move(state, optimizer.init(partition(after)[0]), moved | biases)
+    for path, layer in old.items():
+        now = new.get(path)
+        if now is not None and layer.bias_values is not None and now.bias_values is not None:
+            shapes = layer.bias_values.shape, now.bias_values.shape
+            moved[*path, "bias_values"] = MovedBias(layer.bias_mask, now.bias_mask, *shapes)
+    new_state: State = move(state, optimizer.init(partition(after)[0]), moved)
+    return new_state
 
 
 def move(state: Any, fresh: Any, moved: Mapping[Path, Any]) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from maskedlinear_core import constructors, files
 from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import storage as core_storage
+from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.checks import storage as storage_checks
@@ -125,7 +126,7 @@ def _grad_masks(model: nnx.Module, function: str) -> nnx.State[Any, Any]:
     return _compat.as_pure(state)
 
 
-def save_packed(path: Any, model: nnx.Module, *, with_base: bool = False) -> int:
+def save_packed(path: Target, model: nnx.Module, *, with_base: bool = False) -> int:
     """Store everything that learns in a model in one file: its masked layers, and every other variable of floats.
 
     As `maskedlinear_jax.save_packed`: the same file, which any of the frameworks loads.
@@ -162,12 +163,12 @@ def packed_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 @overload
-def load_packed(path: Any, model: None = ..., *, rename: Any = ...) -> dict[str, Any]: ...
+def load_packed(path: Source, model: None = ..., *, rename: Rename = ...) -> dict[str, Any]: ...
 @overload
-def load_packed(path: Any, model: nnx.Linear | nnx.LinearGeneral | nnx.Embed, *, rename: Any = ...) -> Any: ...
+def load_packed(path: Source, model: nnx.Linear | nnx.LinearGeneral | nnx.Embed, *, rename: Rename = ...) -> Any: ...
 @overload
-def load_packed(path: Any, model: _Model, *, rename: Any = ...) -> _Model: ...
-def load_packed(path: Any, model: nnx.Module | None = None, *, rename: Any = None) -> Any:
+def load_packed(path: Source, model: _Model, *, rename: Rename = ...) -> _Model: ...
+def load_packed(path: Source, model: nnx.Module | None = None, *, rename: Rename = None) -> Any:
     """Load everything that was stored into a model, in place, over the kernels it was trained on.
 
     As `maskedlinear_jax.load_packed`; an `nnx.Linear` of a stored name becomes a masked layer.

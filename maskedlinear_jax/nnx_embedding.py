@@ -20,7 +20,7 @@ from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.embedding import masked_lookup, packed_lookup
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole
+from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole, given_rngs
 
 
 class _Embedding(Layer):
@@ -37,7 +37,7 @@ class _Embedding(Layer):
         self.positions = (ValuesPositions if self.is_packed else Positions)(mask)
         self.bias_positions = nnx.data(None)
 
-    def to_linear(self) -> Any:
+    def to_linear(self) -> nnx.Embed:
         """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
         return self.to_embedding()
 
@@ -89,12 +89,12 @@ class MaskedEmbed(_Embedding):
         features: int,
         *,
         grad_mask: MaskLike,
-        rngs: Any = None,
+        rngs: nnx.Rngs | None = None,
         _embed: nnx.Embed | None = None,
-        _arithmetic: Any = "native",
+        _arithmetic: PrecisionLike = "native",
         **keywords: Any,
     ) -> None:
-        embed = nnx.Embed(num_embeddings, features, rngs=rngs, **keywords) if _embed is None else _embed
+        embed = _embed or nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
         self._take_embed(embed, grad_mask, as_precision(_arithmetic))
         self.embedding = embed.embedding
 
@@ -157,12 +157,12 @@ class PackedEmbed(_Embedding):
         *,
         grad_mask: MaskLike,
         values_dtype: DTypeLike | None = None,
-        rngs: Any = None,
+        rngs: nnx.Rngs | None = None,
         _embed: nnx.Embed | None = None,
-        _arithmetic: Any = "native",
+        _arithmetic: PrecisionLike = "native",
         **keywords: Any,
     ) -> None:
-        embed = nnx.Embed(num_embeddings, features, rngs=rngs, **keywords) if _embed is None else _embed
+        embed = _embed or nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
         self._take_embed(embed, grad_mask, as_precision(_arithmetic))
         table = embed.embedding.get_value()
         dtype = dtype_name(table) if values_dtype is None else _name_of_dtype(values_dtype)

@@ -48,7 +48,7 @@ class _General(Layer):
         self.bias_positions = nnx.data(None if bias_values is None else kind(jnp.asarray(bias_values)))
         self._take_bias_over(linear.bias)
 
-    def to_linear(self) -> Any:
+    def to_linear(self) -> nnx.LinearGeneral:
         """Return a plain `nnx.LinearGeneral` with the trained kernel."""
         linear = nnx.eval_shape(
             lambda: nnx.LinearGeneral(
@@ -62,8 +62,10 @@ class _General(Layer):
             linear.bias = self.bias if isinstance(self.bias, nnx.Param) else nnx.Param(self.bias.get_value())
         return linear
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+    def __call__(self, inputs: Array, out_sharding: None = None) -> Array:
         """Return what `nnx.LinearGeneral` returns: the axes it reads are replaced by those it makes, at the end."""
+        if out_sharding is not None:
+            module_checks.refuse_out_sharding(type(self).__name__)
         axes = tuple(axis % inputs.ndim for axis in self.axis)
         batch = [axis for axis in range(inputs.ndim) if axis not in axes]
         lines = inputs.transpose(*batch, *axes)

@@ -178,7 +178,7 @@ class Layer(nnx.Module):
     def _take_bias_over(self, bias: Any) -> None:
         self.bias = bias
 
-    def to_linear(self) -> nnx.Linear:
+    def to_linear(self) -> nnx.Module:
         """Return a plain layer with the trained weight."""
         raise NotImplementedError
 
@@ -300,13 +300,13 @@ class MaskedLinear(Layer):
         *,
         grad_mask: MaskLike,
         bias_mask: BiasMaskLike | None = None,
-        rngs: Any = None,
+        rngs: nnx.Rngs | None = None,
         _linear: nnx.Linear | None = None,
         **keywords: Any,
     ) -> None:
         # NNX modules come to be by their constructor only: `from_linear` goes through it too.
         arithmetic = _arithmetic(keywords)
-        linear = nnx.Linear(in_features, out_features, rngs=rngs, **keywords) if _linear is None else _linear
+        linear = _linear or nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
         self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
         self.kernel = linear.kernel
 
@@ -351,7 +351,7 @@ class PackedBias(Layer):
     is_packed = True
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> nnx.Param[Array] | Whole | None:
         """The whole bias, or None: the parameter itself if all of it trains. It can be set."""
         if self.bias_positions is None or self.bias_base is None:
             return self.bias_values
@@ -426,12 +426,12 @@ class PackedLinear(PackedBias):
         grad_mask: MaskLike,
         bias_mask: BiasMaskLike | None = None,
         values_dtype: DTypeLike | None = None,
-        rngs: Any = None,
+        rngs: nnx.Rngs | None = None,
         _linear: nnx.Linear | None = None,
         **keywords: Any,
     ) -> None:
         arithmetic = _arithmetic(keywords)
-        linear = nnx.Linear(in_features, out_features, rngs=rngs, **keywords) if _linear is None else _linear
+        linear = _linear or nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
         self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
         kernel = linear.kernel.get_value()
         dtype = dtype_name(kernel) if values_dtype is None else _name_of_dtype(values_dtype)
@@ -510,6 +510,11 @@ def _arithmetic(keywords: dict[str, Any]) -> Precision:
     if precision in ("native", "reproducible") or isinstance(precision, Precision):
         return as_precision(keywords.pop("precision"))
     return Native()
+
+
+def given_rngs(layer: Layer, rngs: nnx.Rngs | None) -> nnx.Rngs:
+    """Return the random streams for a layer's first numbers; they can be left out only where the numbers are there."""
+    return module_checks.refuse_rngs(type(layer).__name__) if rngs is None else rngs
 
 
 def has_own_call(layer: Any) -> bool:

@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
-from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
+from maskedlinear_core.annotations import BiasMaskLike, HasWeightAndBias, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, described
@@ -61,11 +61,11 @@ class PackedLinear:
     """
 
     values: Array
-    bias_values: Any
+    bias_values: Array | None
     grad_mask: masks.Mask
-    bias_mask: Any
-    base_bits: Any
-    bias_bits: Any
+    bias_mask: Array | np.ndarray | None
+    base_bits: Array
+    bias_bits: Array | None
     precision: Precision
     _dtype: str
 
@@ -92,7 +92,7 @@ class PackedLinear:
     @classmethod
     def from_linear(
         cls,
-        linear: Any,
+        linear: HasWeightAndBias,
         *,
         grad_mask: MaskLike,
         bias_mask: BiasMaskLike | None = None,
@@ -182,11 +182,13 @@ class PackedLinear:
         return rule.weight_view(kind, self.values, base)
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Array | None:
         """The whole bias (out_features,), or None."""
         if self.bias_bits is None:
             return self.bias_values
         base = jax.lax.bitcast_convert_type(self.bias_bits, jnp.dtype(self._dtype))
+        assert self.bias_mask is not None, "bits of a bias come with its mask"
+        assert self.bias_values is not None, "as above"
         # How many entries train is known, which ones may be traced.
         (index,) = jnp.nonzero(self.bias_mask, size=self.bias_values.shape[0])
         return base.at[index].set(self.bias_values)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from maskedlinear_core import files, storage
+from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
@@ -25,7 +25,7 @@ from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import depth
 
 
-def save_packed(path: str | os.PathLike[str] | BinaryIO, model: Any, *, with_base: bool = False) -> int:
+def save_packed(path: Target, model: Any, *, with_base: bool = False) -> int:
     """Store everything that learns in a model in one file: nothing that training moved is left out.
 
     These are the masks, packed values and biases of the masked layers, and every other array of floats in the model.
@@ -116,10 +116,10 @@ def packed_arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 def load_packed(
-    path: str | os.PathLike[str] | BinaryIO | bytes | Mapping[str, np.ndarray],
+    path: Source,
     model: Any = None,
     *,
-    rename: Any = None,
+    rename: Rename = None,
 ) -> Any:
     """Return a model with everything that was stored, over the matrices it was trained on.
 

@@ -59,6 +59,7 @@ def is_held_once(tensor: torch.Tensor) -> bool:
 
 def _counts_references() -> bool:
     # Without a global lock `sys.getrefcount` is no proof; from 3.14 on a local name may hold without being counted.
+    # Python 3.11 and 3.12 always have the lock, and no name for the question.
     return sys.version_info < (3, 14) and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 

@@ -38,6 +38,7 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
     if _compat.VERSION < (2, 12, 1) and torch.compiler.is_compiling():
         checks.refuse_version(
+            function,
             "torch",
             torch.__version__,
             "2.12.1",

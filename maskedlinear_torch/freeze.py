@@ -6,11 +6,14 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maskedlinear_core import frozen
+from maskedlinear_core.annotations import MaskLike, SupportsArray
 from maskedlinear_core.checks import frozen as frozen_checks
+from maskedlinear_core.masks import Mask
 from maskedlinear_torch import _compat, beside, steps
 from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.embedding import TiedHead
@@ -151,7 +154,7 @@ def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
     return Hold(list(models))
 
 
-def grad_masks(model: nn.Module) -> dict[str, Any]:
+def grad_masks(model: nn.Module) -> dict[str, Mask | np.ndarray | bool | None]:
     """Return what trains in a model, by the names of its state_dict.
 
     Args:
@@ -193,7 +196,9 @@ def grad_masks(model: nn.Module) -> dict[str, Any]:
 
 
 def assert_frozen(
-    before: Mapping[str, Any] | nn.Module, after: Mapping[str, Any] | nn.Module, masks: Mapping[str, Any] | None = None
+    before: Mapping[str, SupportsArray] | nn.Module,
+    after: Mapping[str, SupportsArray] | nn.Module,
+    masks: Mapping[str, MaskLike | bool | None] | None = None,
 ) -> int:
     """Prove that every frozen entry has the bits it had.
 
@@ -217,7 +222,7 @@ def assert_frozen(
         >>> assert_frozen({"w": torch.ones(1, 2)}, {"w": torch.tensor([[1.0, 2.0]])}, {"w": columns([1])})
         1
     """
-    sides = {}
+    sides: dict[str, dict[str, Any]] = {}
     for name, side in (("before", before), ("after", after)):
         if isinstance(side, nn.Module):
             masks = dict.fromkeys(_compat.persistent_buffers(side)) | grad_masks(side) if masks is None else masks

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maskedlinear_core import files, storage
+from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
@@ -27,13 +27,10 @@ from maskedlinear_torch.packed_module import PackedLinear
 from maskedlinear_torch.parameter import MaskedParameter
 from maskedlinear_torch.tensors import as_bits
 
-Source = str | os.PathLike[str] | BinaryIO | bytes | Mapping[str, np.ndarray]
-"""A file's path, the file, its bytes, or the arrays of `packed_arrays`."""
-
 _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
-def save_packed(path: str | os.PathLike[str] | BinaryIO, model: nn.Module, *, with_base: bool = False) -> int:
+def save_packed(path: Target, model: nn.Module, *, with_base: bool = False) -> int:
     """Store everything that learns in a model in one file: nothing that training moved is left out.
 
     These are the masks, packed values and biases of the masked layers, every other parameter that requires a gradient,
@@ -129,16 +126,16 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 @overload
-def load_packed(path: Source, model: None = ..., *, rename: Any = ...) -> dict[str, Any]: ...
+def load_packed(path: Source, model: None = ..., *, rename: Rename = ...) -> dict[str, Any]: ...
 @overload
-def load_packed(path: Source, model: nn.Linear | nn.Embedding, *, rename: Any = ...) -> Any: ...
+def load_packed(path: Source, model: nn.Linear | nn.Embedding, *, rename: Rename = ...) -> Any: ...
 @overload
-def load_packed(path: Source, model: Model, *, rename: Any = ...) -> Model: ...
+def load_packed(path: Source, model: Model, *, rename: Rename = ...) -> Model: ...
 def load_packed(
     path: Source,
     model: nn.Module | None = None,
     *,
-    rename: Any = None,
+    rename: Rename = None,
 ) -> Any:
     """Load everything that was stored into a model, in place, over the matrices it was trained on.
 

@@ -81,7 +81,15 @@ def __getattr__(name: str) -> Any:
 
         where = _MOVED[name]
         warnings.warn(f"parity.{name} is {where}.{name} now", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(where), name)
+        try:
+            return getattr(importlib.import_module(where), name)
+        except ModuleNotFoundError as error:
+            if error.name != where:
+                raise
+            raise AttributeError(
+                f"parity.{name}: it is {where}.{name}, which is in a checkout or the sdist; what is installed has no "
+                "suites"
+            ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

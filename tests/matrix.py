@@ -1,13 +1,13 @@
 """The lowest and the newest version of every dependency, each in an environment of its own, made by uv.
 
     python -m tests.matrix --list
-    python -m tests.matrix --run jax-lowest [--run ...] [--quick] [--markdown FILE]
+    python -m tests.matrix --run jax-lowest [--run ...] [--quick] [--here] [--markdown FILE]
 
 An environment of a twin holds one framework and no other; the last two hold both, for files that are traded and for
 `parity`. What runs there is tests/versions/, whose answers are exact or golden hashes, and the canaries of private
 names. `--quick` chooses what `.ci/run` runs; torch's environments download gigabytes and are run by hand. They are
 removed at the end, also where SIGTERM ends the run; those of a run that was killed are removed by the next.
-Exit code: 0 all passed, 1 something failed, 2 not understood, 143 ended by SIGTERM.
+Exit code: 0 all passed, 1 something failed or did not run, 2 not understood, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -205,7 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--here",
         action="store_true",
-        help="leave out environments whose Python is not installed here, and say so at the end",
+        help="install no Python: an environment whose Python is not here does not run, which is a failure",
+    )
+    parser.add_argument(
+        "--allow-absent",
+        action="store_true",
+        help="as --here, but what does not run is no failure; it is said at the end",
     )
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="test what this installs, not the checkout")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table")
@@ -224,10 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in ENVIRONMENTS if one.name in asked.run or (asked.quick and one.quick)]
     if not chosen:
         parser.error("nothing to do: give --list, --run NAME or --quick")
-    absent = [one for one in chosen if asked.here and _interpreter(one.python) is None]
+    here = asked.here or asked.allow_absent
+    absent = [one for one in chosen if here and _interpreter(one.python) is None]
     chosen = [one for one in chosen if one not in absent]
     if not chosen:
-        parser.error("--here: none of these has its Python here")
+        parser.error("none of these has its Python here; without --here and --allow-absent, uv fetches it")
     results = []
     wheel = asked.wheel and asked.wheel.resolve(strict=True)
     folder, processes, pool = _scratch().make_folder(), Processes(), ThreadPoolExecutor(SIDE_BY_SIDE)
@@ -245,10 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     # Last, where it is seen: what ran says nothing of these.
     for one in absent:
-        print(f"{one.name}: DID NOT RUN: Python {one.python} is not here")
+        told = "" if asked.allow_absent else "; install it, or let it be with --allow-absent"
+        print(f"{one.name}: DID NOT RUN: Python {one.python} is not here{told}")
     if asked.markdown:
         asked.markdown.write_text(markdown(results), "utf-8")
-    return int(any(one.failed is not None for one in results))
+    return int(any(one.failed is not None for one in results) or bool(absent and not asked.allow_absent))
 
 
 def _scratch() -> ModuleType:

@@ -40,6 +40,17 @@ def test_the_lowest_version_that_is_declared_is_one_that_runs(package):
             assert re.fullmatch(re.escape(declared()[package]) + r"(\.0)*", pins[package]), name
 
 
+def test_what_no_environment_holds_has_the_bound_that_the_tests_pin():
+    """Matplotlib >=3.9, transformers >=5 and peft >=0.17 were declared, and never installed."""
+    extras = PROJECT["optional-dependencies"]
+    pins = dict(line.split("==") for line in extras["test"])
+    for name in ("bench", "minilm"):
+        for line in extras[name]:
+            package, _, bound = line.partition(">=")
+            if package not in declared():
+                assert not bound or re.fullmatch(re.escape(bound) + r"(\.0)*", pins[package]), line
+
+
 def test_every_declared_python_runs():
     minors = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
     assert minors == {one.python for one in matrix.ENVIRONMENTS}
@@ -118,12 +129,15 @@ def test_a_misspelt_name_is_refused(capsys):
     assert "did you mean 'jax-lowest'?" in capsys.readouterr().err
 
 
-def test_an_environment_without_its_python_is_named_at_the_end(monkeypatch, capsys):
+def test_an_environment_without_its_python_is_named_at_the_end_and_fails(monkeypatch, capsys):
     ran = lambda one, *_: matrix.Result(one, 75, None, {}, 1.0)  # noqa: E731
     monkeypatch.setattr(matrix, "run", ran)
     monkeypatch.setattr(matrix, "_interpreter", lambda version: None if version == "3.13" else "python")
-    assert matrix.main(["--quick", "--here"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "jax-newest: DID NOT RUN: Python 3.13 is not here"
+    said = "jax-newest: DID NOT RUN: Python 3.13 is not here"
+    assert matrix.main(["--quick", "--allow-absent"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert matrix.main(["--quick", "--here"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"{said}; install it, or let it be with --allow-absent"
     monkeypatch.setattr(matrix, "_interpreter", lambda version: None)
     with pytest.raises(SystemExit, match="2"):
         matrix.main(["--quick", "--here"])

@@ -1,5 +1,6 @@
 """Trial M2 in Flax NNX: what is written to the whole kernel or bias of a packed layer reaches it (S7)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -132,3 +133,18 @@ def test_h2_a_kernel_that_a_norm_computes_is_refused_in_nnx(norm):
     masked = norm(mn.MaskedLinear(4, 3, grad_mask=columns([1]), rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"hold_frozen: expected layer_instance to have its kernel as a parameter of"):
         mn.hold_frozen(optax.adam(0.1), masked)
+
+
+@pytest.mark.parametrize("kind", [mn.MaskedLinear, mn.PackedLinear, mn.MaskedEmbed, mn.PackedEmbed])
+def test_a_layer_without_random_streams_is_refused_in_words(kind):
+    """It was AttributeError: 'NoneType' object has no attribute 'params'."""
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: expected random streams .* pass rngs=nnx\.Rngs\(0\)"):
+        kind(4, 2, grad_mask=rows([1]))
+
+
+def test_a_sharding_of_the_output_is_refused():
+    """It was dropped without a word, also where `nnx.MultiHeadAttention` hands it on."""
+    plain = nnx.LinearGeneral(4, (2, 3), rngs=nnx.Rngs(0))
+    layer = mn.MaskedLinearGeneral.from_linear(plain, grad_mask=rows([1]))
+    with pytest.raises(NotImplementedError, match=r"expected out_sharding=None.* jax\.sharding\.reshard"):
+        layer(jnp.ones((1, 4)), out_sharding=jax.sharding.PartitionSpec("data"))

@@ -141,6 +141,17 @@ def test_what_moved_is_found_with_a_warning(name):
     assert moved is getattr(masked_linear, name)
 
 
+@pytest.mark.parametrize("name", ["plan", "run"])
+def test_what_moved_says_where_it_is_from_a_wheel(name, monkeypatch):
+    """It was: No module named 'parity.suites.masked_linear'."""
+    monkeypatch.setattr(parity, "_MOVED", {name: "parity.suites.not_in_a_wheel"})
+    with (
+        pytest.warns(DeprecationWarning, match="now"),
+        pytest.raises(AttributeError, match=f"parity.{name}: it is .* in a checkout or the sdist; .* no suites"),
+    ):
+        getattr(parity, name)
+
+
 def test_what_never_was_is_not_found():
     with pytest.raises(AttributeError, match="module 'parity' has no attribute 'plans'"):
         parity.plans  # noqa: B018

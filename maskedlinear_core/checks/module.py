@@ -123,6 +123,27 @@ def one_source(seed_given: bool, key_given: bool) -> None:
         )
 
 
+def refuse_rngs(layer: str) -> NoReturn:
+    """Refuse to make a layer of Flax NNX without random streams.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(f"{layer}: expected random streams for the first numbers, got none; pass rngs=nnx.Rngs(0)")
+
+
+def refuse_out_sharding(layer: str) -> NoReturn:
+    """Refuse to place the output of a masked `nnx.LinearGeneral` on a mesh.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        f"{layer}: expected out_sharding=None, got a sharding; use jax.sharding.reshard on the output, or "
+        "jax.lax.with_sharding_constraint where axes are automatic"
+    )
+
+
 def values_dtype(name: str, weight: str) -> None:
     """Check the dtype of packed values against the weight's.
 

@@ -137,10 +137,11 @@ def refuse_compiled_transform() -> NoReturn:
     )
 
 
-def refuse_version(package: str, version: str, right: str, wrong: str) -> NoReturn:
+def refuse_version(function: str, package: str, version: str, right: str, wrong: str) -> NoReturn:
     """Refuse a call that a version of a package is known to answer wrongly.
 
     Args:
+        function: Name of the public function.
         package: Its name.
         version: The one that is installed.
         right: The first version that answers rightly.
@@ -150,7 +151,7 @@ def refuse_version(package: str, version: str, right: str, wrong: str) -> NoRetu
         RuntimeError: Always.
     """
     raise RuntimeError(
-        f"masked_linear: expected {package} {right} or later for this call, got {version}, which {wrong}; "
+        f"{function}: expected {package} {right} or later for this call, got {version}, which {wrong}; "
         f"pip install '{package}>={right}'"
     )
 

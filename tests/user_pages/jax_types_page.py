@@ -71,13 +71,21 @@ def pytrees(mask: Mask) -> None:
     packed = ml.PackedLinear(4, 2, grad_mask=mask, seed=0)
     assert_type(packed.values, Array)
     assert_type(packed.weight, Array)
+    assert_type(packed.bias, Array | None)
     assert_type(packed.grad_mask, Mask)
+    assert_type(ml.PackedLinear.from_linear(masked, grad_mask=mask), ml.PackedLinear)
+    assert_type(ml.select.top_k(weight, 0.5, along="blocks", block_shape=(2, 2)), Mask)
+    assert_type(ml.select.random(weight.shape, 0.5, seed=0), Mask)
+    assert_type(ml.assert_frozen({"w": weight}, {"w": weight}, {"w": mask}), int)
     assert_type(packed.to_linear(), ml.MaskedLinear)
     assert_type(packed.repack(ml.rows([0])), ml.PackedLinear)
     params, rest = ml.partition(packed)
     assert_type(ml.combine(params, rest), ml.PackedLinear)
     assert_type(ml.apply_updates(params, params), ml.PackedLinear)
-    assert_type(ml.PackedEmbedding(4, 4, grad_mask=ml.rows([1]), seed=0)(jnp.array([1])), Array)
+    words = ml.PackedEmbedding(4, 4, grad_mask=ml.rows([1]), seed=0)
+    assert_type(words(jnp.array([1])), Array)
+    assert_type(words.to_linear(), ml.MaskedEmbedding)
+    assert_type(ml.MaskedEmbedding.from_embedding(words, grad_mask=ml.rows([1])), ml.MaskedEmbedding)
 
 
 def in_nnx(mask: Mask, folder: Path) -> Nnx:
@@ -93,6 +101,10 @@ def in_nnx(mask: Mask, folder: Path) -> Nnx:
     assert_type(of_nnx.merged(model), Nnx)
     alone: of_nnx.PackedLinear = of_nnx.mask_linears(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), {"": mask}, packed=True)
     assert alone.in_features == 4
+    streams = nnx.Rngs(0)
+    assert_type(of_nnx.PackedEmbed(4, 2, grad_mask=ml.rows([1]), rngs=streams).to_linear(), nnx.Embed)
+    heads = of_nnx.MaskedLinearGeneral.from_linear(nnx.LinearGeneral(4, (2, 2), rngs=streams), grad_mask=mask)
+    assert_type(heads.to_linear(), nnx.LinearGeneral)
     return of_nnx.unmask_linears(model)
 
 
@@ -108,6 +120,10 @@ def in_equinox(mask: Mask, folder: Path) -> Eqx:
     assert_type(model.first.to_linear(), eqx.nn.Linear)
     alone: of_equinox.PackedLinear = of_equinox.mask_linears(plain, {"": mask}, packed=True)
     assert_type(alone.weight, Array)
+    assert_type(of_equinox.PackedLinear.from_linear(plain, grad_mask=mask), of_equinox.PackedLinear)
+    words = of_equinox.MaskedEmbedding.from_embedding(eqx.nn.Embedding(4, 3, key=jax.random.key(0)), grad_mask=mask)
+    assert_type(words, of_equinox.MaskedEmbedding)
+    assert_type(words.to_embedding(), eqx.nn.Embedding)
     return of_equinox.unmask_linears(model)
 
 

@@ -50,6 +50,11 @@ def masks() -> Mask:
     assert_type(columns.density((4, 4)), float)
     assert_type(ml.select.top_k(torch.arange(16.0).reshape(4, 4), 0.5), Mask)
     assert_type(ml.select.model_top_k({"a": np.ones((4, 4))}, density=0.5), dict[str, Mask])
+    assert_type(ml.select.n_of_m(torch.ones(4, 4), 2, 4), Mask)
+    assert_type(ml.select.random((4, 4), 0.5, along="blocks", block_shape=[2, 2], seed=0), Mask)
+    scores = ml.select.Scores("weight")
+    scores.add(nn.Linear(4, 4))
+    assert_type(scores.by_name, dict[str, NDArray[Any]])
     return columns
 
 
@@ -89,7 +94,9 @@ def models(mask: Mask, folder: Path) -> Net:
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     torch.func.functional_call(model, parameters, (torch.tensor([1, 5]),))
     assert_type(ml.save_packed(folder / "learned.safetensors", model), int)
-    model = ml.load_packed(folder / "learned.safetensors", model)
+    model = ml.load_packed(folder / "learned.safetensors", model, rename=lambda name: name)
+    assert_type(ml.grad_masks(model), dict[str, Mask | NDArray[Any] | bool | None])
+    assert_type(ml.assert_frozen(model.state_dict(), model.state_dict(), ml.grad_masks(model)), int)
     assert_type(ml.load_packed(ml.packed_bytes(model, with_base=True)), dict[str, Any])
     assert_type(ml.mask_parameter(nn.Conv2d(1, 1, 2), "weight", grad_mask=np.ones((1, 1, 2, 2), bool)), nn.Conv2d)
     assert_type(ml.assert_frozen(model, model), int)
