@@ -72,6 +72,16 @@ def inside(parts: Parts) -> Parts:
     return parts[(lists or numbered)[0] + 1 :] if numbered else parts
 
 
+def stem(block: Parts) -> str:
+    """Return the name of a numbered module without its number: "" in a list."""
+    return _named(block[-1])[0]
+
+
+def number(block: Parts) -> int:
+    """Return the number of a numbered module."""
+    return _named(block[-1])[1] or 0
+
+
 def _alike(one: dict[Parts, Block], other: dict[Parts, Block]) -> bool:
     return len(one) == len(other) and all(map(_same_sizes, one.values(), other.values()))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from parity import needs
 from parity.models.weights import blocks, neighbours, recurrent
+from parity.models.weights.crossed import crossed
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
@@ -157,7 +158,7 @@ class _Mapping:
         if len(taken) == 2 * len(made) > 0:
             left = [tuple([one for one in side if id(one) not in taken] for side in group) for group in groups]
             matches = [*self._in_groups(left), *made]
-        for family in unsure:
+        for family in [*unsure, *crossed(matches)]:
             _open(matches, family)
         return matches
 

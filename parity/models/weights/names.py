@@ -111,11 +111,18 @@ def word(text: str) -> Word:
     Example:
         >>> word("q_proj").concept, word("Conv_2").stem, word("Conv_2").number
         ('query', 'conv', 2)
+        >>> word("layer_norm1").concept, word("LayerNorm_1").concept
+        ('norm1', '')
     """
     name = plain(text)
     stem, digits = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
     meanings = _meanings()
-    return Word(name, stem, int(digits) if digits and stem else None, meanings.get(name, ""), meanings.get(stem, ""))
+    concept = "" if COUNTED.fullmatch(text) else meanings.get(name, "")
+    return Word(name, stem, int(digits) if digits and stem else None, concept, meanings.get(stem, ""))
+
+
+COUNTED = re.compile(r"[A-Z]\w*_\d+")
+"""Names that Linen gives: the class and a count from 0. `LayerNorm_1` is the second norm, as torch's norm2."""
 
 
 def role_of(parts: Parts) -> tuple[Parts, str]:

@@ -1,0 +1,77 @@
+"""Blocks that a pairing crosses: what it says of one layer contradicts what it says of another.
+
+Names and numbers are read layer by layer. Where they send two layers of one block to two blocks, or the blocks of a
+stage to blocks in another order, they do not tell: only values, or the user, do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from parity.models.weights import blocks
+from parity.models.weights.items import Owner
+from parity.models.weights.matching import BESIDE, VALUES, Match, fits
+from parity.models.weights.tree import Parts
+
+Pair = tuple[Parts, Parts]
+
+
+def crossed(matches: Sequence[Match]) -> list[list[Match]]:
+    """Return the layers, those that could be exchanged together, whose pairing contradicts itself."""
+    inside: dict[Pair, list[Match]] = defaultdict(list)
+    for one in matches:
+        ours, theirs = _block(one.torch), _block(one.jax)
+        if ours and theirs and one.evidence not in (VALUES, BESIDE):
+            inside[ours, theirs].append(one)
+    doubtful = [one for pair in _spread(list(inside)) | _turned(list(inside)) for one in inside[pair]]
+    found: list[list[Match]] = []
+    for one in doubtful:
+        for group in found:
+            if _in_name(one) == _in_name(group[0]) and _exchangeable(one, group[0]):
+                group.append(one)
+                break
+        else:
+            found.append([one])
+    return [group for group in found if len(group) > 1]
+
+
+def _block(owner: Owner) -> Parts:
+    return owner.parts[: len(owner.parts) - len(blocks.inside(owner.parts))]
+
+
+def _in_name(one: Match) -> Parts:
+    return blocks.inside(one.torch.parts)
+
+
+def _exchangeable(one: Match, other: Match) -> bool:
+    return fits(one.torch, other.jax) and fits(other.torch, one.jax)
+
+
+def _spread(pairs: Sequence[Pair]) -> set[Pair]:
+    """Return the pairs of blocks of which each has layers in another block of the other side as well."""
+    ours, theirs = defaultdict(set), defaultdict(set)
+    for mine, other in pairs:
+        ours[mine, _family(other)].add(other)
+        theirs[other].add(mine)
+    return {(mine, other) for mine, other in pairs if len(ours[mine, _family(other)]) > 1 and len(theirs[other]) > 1}
+
+
+def _turned(pairs: Sequence[Pair]) -> set[Pair]:
+    """Return the pairs of blocks of one stage whose numbers go up on one side and down on the other."""
+    stages: dict[object, list[Pair]] = defaultdict(list)
+    for mine, other in pairs:
+        stages[_family(mine), _family(other)].append((mine, other))
+    return {
+        pair
+        for stage in stages.values()
+        for pair in stage
+        if any(
+            (blocks.number(pair[0]) - blocks.number(one[0])) * (blocks.number(pair[1]) - blocks.number(one[1])) < 0
+            for one in stage
+        )
+    }
+
+
+def _family(block: Parts) -> tuple[Parts, str]:
+    return block[:-1], blocks.stem(block)

@@ -1,0 +1,108 @@
+"""Weights whose names are a class and a count: what the counts say of layers, and where they contradict themselves."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import parity
+
+
+class Mlp(nn.Module):
+    def __init__(self, width=8, hidden=16, bias=True):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, outer, inner=8):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(outer, inner, 1, bias=False), nn.Conv2d(inner, inner, 3, bias=False)
+        self.conv3 = nn.Conv2d(inner, outer, 1, bias=False)
+
+
+class Stages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer1 = nn.Sequential(Bottleneck(16), Bottleneck(16))
+        self.layer2 = nn.Sequential(Bottleneck(24), Bottleneck(24))
+
+
+def mapped(model, params):
+    found = parity.map_weights(model, (lambda params, x: x, params))
+    return found, {pair.torch[0]: (pair.jax[0], pair.rule) for pair in found.pairs}
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def norms():
+    return {"scale": normal(8), "bias": normal(8)}
+
+
+def test_the_first_norm_of_torch_is_the_norm_that_linen_counts_as_0():
+    _, pairs = mapped(Mlp(), {f"LayerNorm_{k}": norms() for k in range(2)})
+    assert [pairs[f"norm{k + 1}.weight"][0] for k in range(2)] == ["LayerNorm_0.scale", "LayerNorm_1.scale"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", ["w", "weight"])
+def test_the_second_dense_layer_of_linen_is_not_torchs_fc1(name, turned):
+    shapes = [(16, 8), (8, 16)] if turned else [(8, 16), (16, 8)]
+    _, pairs = mapped(Mlp(bias=False), {f"Dense_{k}": {name: normal(*shape)} for k, shape in enumerate(shapes)})
+    rule = f"{name} = weight" + (".T" if not turned else "")
+    assert pairs["fc1.weight"] == (f"Dense_0.{name}", rule)
+    assert pairs["fc2.weight"] == (f"Dense_1.{name}", rule)
+
+
+def blocks_of(model, order):
+    """Return Linen's parameters of a model whose blocks were made in some order of stages, with torch's values."""
+    made = {stage: iter(blocks) for stage, blocks in (("1", model.layer1), ("2", model.layer2))}
+    return {
+        f"Bottleneck_{k}": {
+            f"Conv_{n}": {"kernel": conv.weight.detach().numpy().transpose(2, 3, 1, 0)}
+            for n, conv in enumerate(next(made[stage]).children())
+        }
+        for k, stage in enumerate(order)
+    }
+
+
+def expected(order):
+    blocks, seen = {}, {"1": 0, "2": 0}
+    for k, stage in enumerate(order):
+        block = f"layer{stage}.{seen[stage]}"
+        blocks |= {f"{block}.conv{n + 1}.weight": f"Bottleneck_{k}.Conv_{n}.kernel" for n in range(3)}
+        seen[stage] += 1
+    return blocks
+
+
+@pytest.mark.parametrize("order", ["1212", "1221", "2211", "2121", "1122"])
+def test_blocks_whose_counts_alternate_between_stages_are_right_or_open(order):
+    """`conv2` has one shape in both stages, and was exchanged with certainty."""
+    torch.manual_seed(0)
+    model, right = Stages(), expected(order)
+    other = {
+        block: {conv: {"kernel": normal(*leaf["kernel"].shape)} for conv, leaf in convs.items()}
+        for block, convs in blocks_of(model, order).items()
+    }
+    found, pairs = mapped(model, other)
+    wrong = {name: path for name, (path, _) in pairs.items() if right[name] != path}
+    assert not wrong
+    left = {one.torch: one.candidates for one in found.ambiguous}
+    assert set(left) | set(pairs) == set(right)
+    if order != "1122":
+        assert left  # there the counts alone tell
+    for name, candidates in left.items():
+        assert any(right[name].startswith(candidate) for candidate in candidates)
+
+
+@pytest.mark.parametrize("order", ["1212", "1221", "2211", "2121"])
+def test_equal_values_tell_blocks_apart_whose_counts_alternate(order):
+    torch.manual_seed(0)
+    model = Stages()
+    found, pairs = mapped(model, blocks_of(model, order))
+    assert {name: path for name, (path, _) in pairs.items()} == expected(order)
+    assert not found.ambiguous
+    assert not found.unequal
