@@ -505,6 +505,7 @@ def renaming(names: list[str], rename: Any) -> dict[str, str]:
     """Return for each stored name the one in the model: see `renamed`."""
     if callable(rename):
         return {name: str(rename(name)) for name in names}
+    storage_checks.rename(rename)
     used: set[str] = set()
     to: dict[str, str] = {}
     for name in names:

@@ -29,6 +29,8 @@ _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
 _constants: weakref.WeakKeyDictionary[Any, list[tuple[Tensor, Tensor]]] = weakref.WeakKeyDictionary()
 _stayed: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
+_looked_at: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+"""By optimizer, whether its state was seen to have the shapes of its parameters since it was loaded last."""
 _hooks: list[Any] = []
 unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
@@ -130,6 +132,7 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
         return None  # the forward and `state_dict` put back what a compiled step moved
     known = {id(one): one for group in optimizer.param_groups for one in group["params"]}
     _refuse_replaced(optimizer, known)
+    _refuse_other_shapes(optimizer)
     for model, looks in list(_models.items()):
         for look in looks:
             look(model)
@@ -261,6 +264,38 @@ def _refuse_replaced(optimizer: torch.optim.Optimizer, known: dict[int, Tensor])
         steps_with_new = id(new) in known if cached is None else any(new is p for p in cached)
         if not steps_with_new:
             frozen_checks.refuse_replaced(type(optimizer).__name__, how, now)
+
+
+ELEMENTWISE = {
+    "acc_delta", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "prev",
+    "square_avg", "sum",
+}  # fmt: skip
+"""Names by which torch's optimizers keep what has a number for each of the parameter's."""
+
+
+def _refuse_other_shapes(optimizer: torch.optim.Optimizer) -> None:
+    # torch loads a state of any shape, and its step then raises with some of the numbers stepped. One look at each
+    # state that came from somewhere; an optimizer of others may keep another shape by the same name.
+    if _looked_at.get(optimizer) or not type(optimizer).__module__.startswith("torch.optim."):
+        return
+    for group in optimizer.param_groups:
+        for number, parameter in enumerate(group["params"]):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if key in ELEMENTWISE and isinstance(value, Tensor) and value.shape != parameter.shape:
+                    name = (
+                        repr(group["param_names"][number])
+                        if "param_names" in group
+                        else f"number {number} of its group"
+                    )
+                    shapes = tuple(value.shape), tuple(parameter.shape)
+                    frozen_checks.refuse_other_shapes(type(optimizer).__name__, name, key, *shapes)
+    if optimizer not in _looked_at:
+        optimizer.register_load_state_dict_post_hook(_forget_shapes)
+    _looked_at[optimizer] = True
+
+
+def _forget_shapes(optimizer: torch.optim.Optimizer) -> None:
+    _looked_at[optimizer] = False
 
 
 def _warn_of_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:

@@ -197,6 +197,34 @@ def test_h5_a_file_with_another_mask_needs_another_optimizer():
         steps(layer, optimizer, 1)
 
 
+@pytest.mark.parametrize("foreach", [False, True], ids=["one by one", "foreach"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam"])
+def test_a_state_from_before_packing_is_refused_before_anything_is_stepped(name, foreach):
+    def made(model):
+        keywords = {"momentum": 0.9} if name == "SGD" else {}
+        learns = [(key, one) for key, one in model.named_parameters() if one.requires_grad]
+        return getattr(torch.optim, name)(learns, lr=RATE, foreach=foreach, **keywords)
+
+    plain = torch.nn.Sequential(torch.nn.Linear(I, O))
+    before = made(plain)
+    steps(plain, before, 1)
+    model = mt.mask_linears(plain, {"0": OLD}, packed=True)
+    optimizer = made(model)
+    fresh, state = copy.deepcopy(optimizer.state_dict()), before.state_dict()
+    state["param_groups"][0]["param_names"] = fresh["param_groups"][0]["param_names"]
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    for _ in range(2):  # loaded again, it is looked at again
+        optimizer.load_state_dict(fresh)
+        optimizer.load_state_dict(state)
+        with pytest.raises(RuntimeError, match=rf"{name}.step: expected \w+ of the shape of its parameter '0.values'"):
+            steps(model, optimizer, 1)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, kept[key]), key
+        optimizer.load_state_dict(fresh)
+        steps(model, optimizer, 1)  # a new state is right, and what learned is kept for the next round
+        kept = {key: value.clone() for key, value in model.state_dict().items()}
+
+
 def test_m1_what_is_frozen_keeps_no_gradient_that_an_optimizer_would_step_with():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(I, I), torch.nn.Linear(I, O))

@@ -149,6 +149,8 @@ def test_m10_other_names():
     assert torch.equal(back.eval()(X), model(X))
     with pytest.raises(ValueError, match=r"expected rename= to map names that are stored, got 'decoder'"):
         mt.load_packed(mt.packed_bytes(model), fresh(), rename={"decoder": "encoder"})
+    with pytest.raises(TypeError, match=r"expected rename= to be a mapping of .* got int; nothing was loaded"):
+        mt.load_packed(mt.packed_bytes(model), fresh(), rename=3)
     with pytest.raises(ValueError, match=r"expected rename= to give each part a name of its own"):
         mt.load_packed(mt.packed_bytes(model), fresh(), rename=lambda name: "one")
 

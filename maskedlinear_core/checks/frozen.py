@@ -168,6 +168,21 @@ def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
     )
 
 
+def refuse_other_shapes(
+    optimizer: str, name: str, key: str, found: tuple[int, ...], shape: tuple[int, ...]
+) -> NoReturn:  # fmt: skip
+    """Refuse a step with a state that is of another shape than its parameter: half of the step would be done.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"{optimizer}.step: expected {key} of the shape of its parameter {name}, {shape}, got {found}: a state that "
+        "was made before the layer was packed, or for another mask; nothing was stepped; load the state that was saved "
+        "with this mask, or begin with a new optimizer"
+    )
+
+
 def other_moments(optimizer: str, how: str) -> str:
     """Return the words about moments that were made for other positions."""
     return (

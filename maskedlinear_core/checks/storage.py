@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 
@@ -172,6 +172,19 @@ def refuse_layer_alone(name: str) -> NoReturn:
         f"stored layers: {name or 'the layer'}: expected a file with its matrix to make a layer of, got none; save it "
         "with with_base=True, or give the model that it was trained in"
     )
+
+
+def rename(given: Any) -> None:
+    """Check what shall rename, where it is no function.
+
+    Raises:
+        TypeError: It is no mapping either.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"load_packed: expected rename= to be a mapping of stored names to names of the model, or a function of a "
+            f"name, got {type(given).__name__}; nothing was loaded"
+        )
 
 
 def renamed(names: list[str], unused: list[str]) -> None:
