@@ -35,8 +35,9 @@ AGAIN = 0.25
 _programs = [0.0]
 """How many were counted since JAX forgot."""
 
-_anew: list[tuple[float, int]] = []
-"""How large movements are, and the seed, where results are rounded anew; empty where they are not."""
+_anew: list[tuple[float, int, bool]] = []
+"""How large movements are, the seed, and whether they are of scalars alone that depend on no input; empty where nothing
+is rounded anew."""
 
 
 class Ops:
@@ -139,9 +140,9 @@ def _run_as_remembered(asked: Call, world: str, device: str, kept: dict[str, Any
 def _run(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
     arrays = _arrays(asked, device)
     if _anew:
-        size, seed = _anew[-1]
+        size, seed, scalars = _anew[-1]
         program = functools.partial(asked.program, Ops, is_float)
-        return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays)))
+        return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays), scalars=scalars))
     if world == "jax-eager":
         key = f"{world} {device} {_form(asked, arrays)}"
         forget_now_and_then(AGAIN if key in kept else 1)
@@ -231,15 +232,16 @@ def _arrays(asked: Call, device: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
+def rounding(size: float, seed: int, *, lower: bool = False, scalars: bool = False) -> Iterator[None]:
     """In this context every result is rounded anew, at random (`jax_rounding`).
 
     Args:
         size: Of the movement, relative.
         seed: Of the random numbers.
         lower: As in torch; here every type is moved by one size.
+        scalars: Whether only single numbers that depend on no input are rounded anew.
     """
-    _anew.append((size, seed))
+    _anew.append((size, seed, scalars))
     try:
         yield
     finally:

@@ -41,7 +41,10 @@ FUNCTIONS = 4.0
 """Units that all else may be off by."""
 
 
-def run(function: Callable[..., Any], arrays: Any, size: float, seed: int, programs: dict[str, Any], key: str) -> Any:
+def run(
+    function: Callable[..., Any], arrays: Any, size: float, seed: int, programs: dict[str, Any], key: str, *,
+    scalars: bool = False,
+) -> Any:  # fmt: skip
     """Return what a function gives with every rounding made anew, at random.
 
     Args:
@@ -51,28 +54,43 @@ def run(function: Callable[..., Any], arrays: Any, size: float, seed: int, progr
         seed: Of the random numbers.
         programs: Where programs are kept: each is compiled once for all movements.
         key: What the program depends on, the shapes of the arrays included.
+        scalars: Whether only single numbers that depend on no array are rounded anew, as 1 - b**t of an optimizer.
     """
-    key = f"rounding {key}"
+    key = f"rounding {scalars} {key}"
     if key not in programs:
-        programs[key] = _program(function, arrays)
+        programs[key] = _program(function, arrays, scalars)
     program, count = programs[key]
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
     return program(arrays, size, rng.uniform(-1.0, 1.0, count))
 
 
-def _program(function: Callable[..., Any], arrays: Any) -> tuple[Callable[..., Any], int]:
+def _program(function: Callable[..., Any], arrays: Any, scalars: bool) -> tuple[Callable[..., Any], int]:
     """Return a function of arrays, a size and noise, compiled, and how many numbers of noise it takes."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(arrays)
     counted = _Noise(None)
 
     def program(noise: _Noise, arrays: Any, size: Any) -> Any:
+        free: list[Any] = []  # what depends on no array
+
+        def is_free(one: Any) -> bool:
+            return not isinstance(one, jax.core.Tracer) or any(one is other for other in free)
+
         def compute(eqn: Any, inputs: list[Any]) -> list[Any]:
             name = eqn.primitive.name
+            if scalars:
+                if not all(map(is_free, inputs)):
+                    return list(bind(eqn, inputs, eqn.params))
+                if any(np.size(one) > 1 for one in inputs):
+                    found = list(bind(eqn, inputs, eqn.params))
+                    free.extend(found)
+                    return found
             if name not in EXACT | BASIC:
                 factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
                 inputs = [_moved(one, factor * size, noise) for one in inputs]
             found = bind(eqn, inputs, eqn.params)
-            return found if name in EXACT else [_moved(one, size, noise) for one in found]
+            found = found if name in EXACT else [_moved(one, size, noise) for one in found]
+            free.extend(found if scalars else ())
+            return found
 
         found = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), compute)
         return jax.tree.unflatten(jax.tree.structure(shape), found)

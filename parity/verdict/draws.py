@@ -125,6 +125,8 @@ def _unmeasured(runs: Runs, cell: Cell) -> dict[str, Level]:
 
 def _levels(runs: Runs, cell: Cell) -> dict[str, Level]:
     moved = sensitivity.of_cell(runs, cell, UNIT[cell.dtype])
+    if framework_of(cell) == "jax":
+        moved = sensitivity.with_scalars(runs, cell, moved, UNIT[cell.dtype])
     at = next(
         (
             one

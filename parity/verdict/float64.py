@@ -26,6 +26,12 @@ from parity.verdict.bounds import UNIT
 from parity.verdict.outcomes import Error, Outcome
 from parity.verdict.refusals import lacks, refused
 
+SCALARS = (
+    "JAX rounds scalars that depend on no input to its own type, which torch has as Python's floats of 64 bits "
+    "(1 - b**t of an optimizer), and that moves the result as far"
+)
+"""What is said where nothing else excuses a difference."""
+
 
 class NotTheOracle(compare.Mismatch):
     """Results are not what the user's oracle says."""
@@ -116,7 +122,8 @@ def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcom
                 left_open = mismatch  # what was computed in the cell's own dtype is still to be judged
         if cell.dtype != "float64":
             judged = "precision"
-            error = _same_precision(runs, cell, own, own64, ran)
+            error, said = _same_precision(runs, cell, own, own64, ran)
+            note = said or note
     except compare.Mismatch as mismatch:
         return Outcome(
             "differs", str(mismatch), judged=judged, finding=mismatch.finding, error=error,
@@ -182,12 +189,12 @@ def _narrowed(outputs: Outputs, names: frozenset[str]) -> Outputs:
     return replace(outputs, dtypes=outputs.dtypes | dict.fromkeys(names, "float32")) if names else outputs
 
 
-def _same_precision(runs: Runs, cell: Cell, own: Outputs, own64: Outputs, ran: Ran) -> Error:
+def _same_precision(runs: Runs, cell: Cell, own: Outputs, own64: Outputs, ran: Ran) -> tuple[Error, str]:
     """Hold a run in a lower dtype to the float64 run of its own framework."""
     judge.assert_same_outputs(Outputs(own.values), Outputs(own64.values), cell.dtype, "float64")
     both = isinstance(ran.twin, Outputs) and isinstance(ran.twin64, Outputs)
     twin = judge.Twin(ran.twin, ran.twin64) if both else None  # type: ignore[arg-type] # both are Outputs
-    return _close(runs, cell, own, own64, cell.dtype, twin=twin)[0]
+    return _close(runs, cell, own, own64, cell.dtype, twin=twin)
 
 
 def _close(
@@ -226,6 +233,9 @@ def _close(
         # itself may lose no more than torch's does.
         with contextlib.suppress(compare.Mismatch):
             return held(sensitivity.with_own(runs, cell, moved, UNIT[dtype])), ""
+    elif framework_of(cell) == "jax":
+        with contextlib.suppress(compare.Mismatch):
+            return held(sensitivity.with_scalars(runs, cell, moved, UNIT[dtype])), SCALARS
     inside = arithmetic.of_cell(runs, cell, dtype)
     if inside.alike:
         with contextlib.suppress(compare.Mismatch):
