@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, Protocol
@@ -59,3 +60,21 @@ class HasWeightAndBias(HasWeight, Protocol):
     @property
     def bias(self) -> SupportsArray | None:
         """Its bias."""
+
+
+class Later:
+    """A module that is imported when something of it is asked for: `typing.get_type_hints` finds its types.
+
+    For a package that takes long to import or may be missing. A type checker is shown the module itself, under
+    `TYPE_CHECKING`.
+
+    Example:
+        >>> Later("decimal").Decimal
+        <class 'decimal.Decimal'>
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)

@@ -77,7 +77,7 @@ def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any
         Reproducible(bits=40, engine='auto', group=None)
     """
     checks.settings(bits, engine)
-    return Reproducible(bits, engine, group)
+    return Reproducible(None if bits is None else int(bits), engine, group)  # an integer of NumPy reads otherwise
 
 
 def as_precision(precision: object) -> Precision:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from maskedlinear_core import frozen
+from maskedlinear_core.annotations import Later
 from maskedlinear_core.arrays import is_framework_array
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
@@ -22,6 +23,8 @@ from maskedlinear_jax.packed_module import PackedLinear
 
 if TYPE_CHECKING:
     import optax
+else:
+    optax = Later("optax")
 
 
 def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.GradientTransformationExtraArgs:

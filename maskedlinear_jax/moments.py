@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from maskedlinear_core.annotations import Later
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, packing
@@ -19,6 +20,8 @@ from maskedlinear_jax.packed_module import PackedLinear
 
 if TYPE_CHECKING:
     import optax
+else:
+    optax = Later("optax")
 
 State = TypeVar("State")
 """Whatever an optimizer of optax keeps."""

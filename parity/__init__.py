@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -70,15 +72,22 @@ _MODELS = {
 }
 """What compares whole models, by where it is: imported when it is asked for."""
 
+_IMPORTING = threading.RLock()
+"""One thread at a time: two that import modules which import one another can wait for each other (CPython #83065)."""
+
+
+def _imported(where: str) -> Any:
+    # From the top: whoever imports a module first, and within it the packages around it, can meet a thread that
+    # imports one of those.
+    parts = where.split(".")
+    return [importlib.import_module(".".join(parts[: end + 1])) for end in range(1, len(parts))][-1]
+
 
 def __getattr__(name: str) -> Any:
     if name in _MODELS:
-        import importlib
-
-        return getattr(importlib.import_module(_MODELS[name]), name)
+        with _IMPORTING:
+            return getattr(_imported(_MODELS[name]), name)
     if name in _MOVED:
-        import importlib
-
         where = _MOVED[name]
         warnings.warn(f"parity.{name} is {where}.{name} now", DeprecationWarning, stacklevel=2)
         try:

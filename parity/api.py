@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from parity import needs
+from parity.counts import whole
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Inputs, Known, Pair
 from parity.operator.tolerance import Tolerance
@@ -94,6 +95,7 @@ def compare_pair(
     needs.require(NEEDED, "torch", "jax")
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
+    seed = whole("seed", seed)
     planned = run.plan(pair, devices=devices)
     cells = [cell for cell in planned if not quick or cell.transform in QUICK]
     if not cells:

@@ -1,5 +1,8 @@
 """What `compare` may be asked besides: a quick run, to stop at a failure, to tell of each cell as it comes."""
 
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import parity
 from parity import compare
 from parity.execution import jax_backend, jax_eager
 from parity.operator import transforms
@@ -125,3 +129,40 @@ def test_a_small_function_compiles_few_programs():
     assert report.ok
     assert len(report.cells) >= 13
     assert len(compiled) < 90, len(compiled)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_a_seed_of_numpy_is_python_s_and_is_saved(kind, tmp_path):
+    """Reports with it were lost on saving: "int64 is not JSON serializable" (as in test-tube #57)."""
+    chosen = {"transforms": ["forward"], "dtypes": ["float32"], "worlds": ["jax-eager"], "data": ["random"]}
+    report = compare(torch.tanh, jnp.tanh, X, seed=kind(3), **chosen)
+    report.save(tmp_path / "report.json")
+    assert {cell["seed"] for cell in json.loads((tmp_path / "report.json").read_text("utf-8"))["cells"]} == {3}
+    layer = torch.nn.Linear(3, 2)
+    params = {name: jnp.asarray(value.detach()) for name, value in layer.named_parameters()}
+    port, x = (lambda p, x: x @ p["weight"].T + p["bias"]), np.ones((2, 3), np.float32)
+    models = parity.compare_models(layer, (port, params), (x,), seed=kind(3), steps=kind(0))
+    models.save(tmp_path / "models.json")
+    assert json.loads((tmp_path / "models.json").read_text("utf-8"))["seed"] == 3
+    parity.dump_model(layer, (x,), tmp_path / "dump", seed=kind(3))
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "said"),
+    [
+        (-1, ValueError, "got -1"),
+        (np.int64(-1), ValueError, "got -1"),
+        (3.0, TypeError, "got 3.0"),
+        ("3", TypeError, "got '3'"),
+        (True, TypeError, "got True"),
+        (None, TypeError, "got None"),
+    ],
+)
+def test_what_is_no_seed_is_refused(seed, error, said, tmp_path):
+    expected = f"^seed: expected a whole number from 0 on, {re.escape(said)}$"
+    with pytest.raises(error, match=expected):
+        compare(torch.tanh, jnp.tanh, X, seed=seed)
+    with pytest.raises(error, match=expected):
+        parity.compare_models(torch.sin, jnp.sin, X, seed=seed)
+    with pytest.raises(error, match=expected):
+        parity.dump_model(torch.nn.Linear(3, 2), X, tmp_path / "dump", seed=seed)

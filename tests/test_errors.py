@@ -165,6 +165,7 @@ WRONG = {
                                 lambda t: select.top_k(t.array([1, 2, 3]), 0.5)),
     "NaN scores": (ValueError, "can be ordered, got NaN", lambda t: select.top_k(t.array([[np.nan]]), 0.5)),
     "density above one": (ValueError, "density from 0 to 1, got 1.5", lambda t: select.top_k(t.array([[1.0]]), 1.5)),
+    "density of NumPy": (ValueError, "got 1.5; it is a share", lambda t: select.top_k(t.array([[1.0]]), np.float64(1.5))),
     "density a string": (TypeError, "density as a number", lambda t: select.top_k(t.array([[1.0]]), "0.5")),
     "along diagonals": (ValueError, "got 'diagonals'", lambda t: select.top_k(t.array([[1.0]]), 1.0, along="diagonals")),
     "blocks without shape": (ValueError, "no block_shape", lambda t: select.random((4, 4), 0.5, along="blocks", seed=0)),

@@ -96,3 +96,53 @@ def test_the_plugin_of_pytest_costs_other_people_s_tests_nothing(tmp_path):
         "entry-points"
     ]["pytest11"].values()
     assert point == "_parity_pytest"
+
+
+THREADS = """
+import importlib.machinery, threading, time
+import parity
+
+first_holds, second_asks = threading.Event(), threading.Event()
+failed = []
+
+
+def create_module(self, spec):  # the first thread has the lock of the module, which nobody else finds yet
+    if spec.name == {slow!r} and threading.current_thread() is first:
+        first_holds.set()
+        second_asks.wait(60)
+        time.sleep(1)  # in which the second thread comes to wait
+
+
+def ask(name):
+    try:
+        importlib.import_module(name) if "." in name else getattr(parity, name)
+    except BaseException as error:
+        failed.append(name + ": " + repr(error))
+
+
+def second_ask(name):
+    first_holds.wait(60)
+    second_asks.set()
+    ask(name)
+
+
+importlib.machinery.SourceFileLoader.create_module = create_module
+first = threading.Thread(target=ask, args=({one!r},))
+second = threading.Thread(target=second_ask, args=({other!r},))
+first.start(), second.start(), first.join(), second.join()
+print(failed)
+"""
+
+
+@pytest.mark.parametrize(
+    ("one", "slow", "other"),
+    [
+        ("parity.models", "parity.models", "dump_model"),
+        ("compare_models", "parity.models", "map_weights"),
+    ],
+)
+def test_threads_that_ask_for_models_at_once_wait_for_each_other(one, slow, other):
+    """One held a package and waited for a module of it, the other the reverse (as in edgartools #1325)."""
+    code = THREADS.format(one=one, slow=slow, other=other)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert ran.stdout == "[]\n"

@@ -80,3 +80,6 @@ def test_a_suite_that_is_not_installed_is_named_as_such(monkeypatch, capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
         assert "it runs from a checkout or the sdist" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert f"`{cli.DEFAULT}`" not in capsys.readouterr().out  # the help promised a command that is not there

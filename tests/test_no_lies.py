@@ -175,6 +175,31 @@ def test_a_tolerance_has_a_reason_which_is_told():
         parity.Tolerance("none")
 
 
+@pytest.mark.parametrize("eps", [np.finfo(np.float32).eps, jnp.finfo(jnp.bfloat16).eps, np.float64(2**-8), np.int64(1)])
+def test_a_tolerance_is_a_number_of_any_library(eps):
+    """Of NumPy's floats only float64 is a `float`: float32's was said to be below 0 (as in ModOpt #386)."""
+    given = parity.Tolerance("the table is stored in few bits", rtol=eps)
+    assert type(given.rtol) is float
+    assert given.rtol == float(eps)
+    assert repr(given).endswith(f"rtol={float(eps)}, atol=0.0)")
+
+
+@pytest.mark.parametrize(
+    ("rtol", "error", "said"),
+    [
+        (np.float32(-1), ValueError, "of 0 or more, got -1.0"),
+        (float("nan"), ValueError, "of 0 or more, got nan"),
+        ("0.1", TypeError, "as a number, got str"),
+        (None, TypeError, "as a number, got NoneType"),
+        (np.ones(2), TypeError, "as a number, got ndarray"),
+        (1j, TypeError, "as a number, got complex"),
+    ],
+)
+def test_what_is_no_tolerance_is_refused(rtol, error, said):
+    with pytest.raises(error, match=f"^tolerance: expected rtol {said}$"):
+        parity.Tolerance("because", rtol=rtol)
+
+
 @pytest.mark.parametrize(
     ("left", "right", "same"),
     [("int64", "int32", True), ("int64", "int16", False), ("uint8", "uint32", False), ("float64", "float32", False)],

@@ -475,3 +475,10 @@ def test_golden_hashes():
     assert seen["hard-cancelling/float32"].verdict == "other inputs"
     assert seen["hard-normal/float32"].verdict == "no hash"
     assert golden.show(list(seen.values()), "cpu", Console(quiet=True))
+
+
+@pytest.mark.parametrize("twin", [mt, mj], ids=["torch", "jax"])
+def test_bits_of_numpy_are_python_s(twin):
+    """A layer's repr is code: `np.int64(40)` in it was none without NumPy (as in photutils #1734)."""
+    layer = twin.MaskedLinear(6, 4, grad_mask=columns([1]), seed=0, precision=twin.reproducible(bits=np.int64(40)))
+    assert repr(layer).endswith(", precision=reproducible(bits=40))")

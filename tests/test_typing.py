@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 import tomllib
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,17 @@ def test_every_page_is_checked():
     checked = {name.rpartition(".")[2] for name in project["tool"]["mypy"]["modules"]}
     assert checked == set(PAGES)
     assert project["tool"]["basedpyright"]["include"] == ["tests/user_pages"]
+
+
+def test_every_annotation_is_found_when_it_runs():
+    """A type that only a type checker imports is a NameError in `get_type_hints` (as in dataclasses-json #533)."""
+    given = {"nnx.hold_frozen", "hold_frozen"}  # what is imported late is found, too
+    lost, seen = [], set()
+    for where, one in [*functions(), *classes()]:
+        seen.add(where.partition(".")[2])
+        try:
+            typing.get_type_hints(one)
+        except NameError as error:
+            lost.append(f"{where}: {error}")
+    assert not lost
+    assert given <= seen

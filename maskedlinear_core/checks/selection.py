@@ -207,7 +207,7 @@ def density(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
         raise TypeError(f"{name}: expected density as a number from 0 to 1, got {value!r}; e.g. 0.1")
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a density from 0 to 1, got {value!r}; it is a share, e.g. 0.1")
+        raise ValueError(f"{name}: expected a density from 0 to 1, got {value}; it is a share, e.g. 0.1")
 
 
 def along(name: str, value: Any, has_block_shape: bool) -> None:

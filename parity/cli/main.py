@@ -37,10 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = _commands()
+    default = f"Without a command, `{DEFAULT}` runs. " if DEFAULT in commands else ""  # an installed parity has none
     top = argparse.ArgumentParser(
         prog="parity",
         description="Hold torch functions to their JAX twins: those of a file, or of a suite that comes with parity.",
-        epilog=f"Without a command, `{DEFAULT}` runs. {EPILOG} `parity COMMAND --help` lists a command's options.",
+        epilog=f"{default}{EPILOG} `parity COMMAND --help` lists a command's options.",
     )
     top.add_argument("--version", action="store_true", help="print what a report of a fault needs, and stop")
     below = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from parity import needs
+from parity.counts import whole
 from parity.models import inputs as _inputs
 from parity.models.dump.files import Dump
 from parity.models.report import ModelReport
@@ -72,7 +71,8 @@ def compare_models(
     """
     from parity.models import runs
 
-    _check(mode, seed, weights, loss, optimizer, steps, progress)
+    seed, steps = whole("seed", seed), whole("steps", steps)
+    _check(mode, weights, loss, optimizer, steps, progress)
     ours, theirs, both = _sides(torch_model, jax_model, inputs)
     return runs.Comparison(
         ours, theirs, both, weights=weights, told=dict(modules or {}),
@@ -81,14 +81,12 @@ def compare_models(
     ).report()  # fmt: skip
 
 
-def _check(mode: str, seed: Any, weights: Any, loss: Any, optimizer: Any, steps: Any, progress: Any) -> None:
+def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progress: Any) -> None:
     """Refuse options that are of no use, before anything runs."""
     from parity.models.weights.weight_map import WeightMap
 
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise TypeError(f"seed: expected a whole number from 0 on, got {seed!r}")
     if weights is not None and not isinstance(weights, WeightMap):
         raise TypeError(f"weights: expected a WeightMap of parity.map_weights, got {type(weights).__name__}")
     for one in loss if isinstance(loss, tuple) else (loss,):
@@ -98,8 +96,6 @@ def _check(mode: str, seed: Any, weights: Any, loss: Any, optimizer: Any, steps:
             )
     if progress is not None and not callable(progress):
         raise TypeError(f"progress: expected a function of a path, got {type(progress).__name__}")
-    if not isinstance(steps, int | np.integer) or steps < 0:
-        raise ValueError(f"steps: expected a whole number from 0 on, got {steps!r}")
     if steps and optimizer is None:
         raise ValueError(f"steps: expected optimizer= with steps={steps}, for example 'adamw', got none")
     if optimizer is not None:

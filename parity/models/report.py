@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parity.models.judging import AGREES
+from parity.models.weights.weight_map import WeightMap
 from parity.records import Diagnosis, Finding
 from parity.report.environment import environment
-
-if TYPE_CHECKING:
-    from parity.models.weights import WeightMap
 
 KINDS = {"json": ("", ""), "html": ("page", "render"), "md": ("text", "markdown"), "txt": ("text", "render")}
 """Kinds of files, and the modules and functions that make their text."""

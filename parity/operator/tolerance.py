@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 
 @dataclass(frozen=True)
@@ -12,11 +13,11 @@ class Tolerance:
 
     Attributes:
         reason: Why that is right for these functions.
-        rtol: Of the size of an element.
+        rtol: Of the size of an element; a number of any library, such as `np.finfo(np.float32).eps`.
         atol: Of any element.
 
     Raises:
-        TypeError: The reason is no text.
+        TypeError: The reason is no text, or what is tolerated no number.
         ValueError: There is no reason, or nothing is tolerated.
 
     Example:
@@ -37,7 +38,21 @@ class Tolerance:
             raise ValueError("tolerance: expected a reason, got an empty text")
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float) and value >= 0 and math.isfinite(value)):
-                raise ValueError(f"tolerance: expected {name} of 0 or more, got {value!r}")
+            number = _number(value)
+            if number is None:
+                raise TypeError(f"tolerance: expected {name} as a number, got {type(value).__name__}")
+            if not (number >= 0 and math.isfinite(number)):
+                raise ValueError(f"tolerance: expected {name} of 0 or more, got {number}")
+            object.__setattr__(self, name, number)
         if not (self.rtol or self.atol):
             raise ValueError("tolerance: expected rtol or atol above 0, got neither")
+
+
+def _number(value: object) -> float | None:
+    # Only NumPy's float64 is a float to `isinstance`; float32 and bfloat16 (`jnp.finfo(...).eps`) are not.
+    if not isinstance(value, SupportsFloat):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # an array of several numbers
+        return None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from parity import needs
+from parity.counts import whole
 from parity.models import bounds, perturb, sides, taken, weighing
 from parity.models import inputs as _inputs
 from parity.models.capture.call import Call, Stored
@@ -63,6 +64,7 @@ def dump_model(
 
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
+    seed = whole("seed", seed)
     given = _inputs.of_both(inputs)[0]
     side: Any = sides.LiveTorch(model) if _is_torch(model) else sides.LiveJax(model)
     of_torch = isinstance(side, sides.LiveTorch)
