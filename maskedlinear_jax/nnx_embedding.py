@@ -94,7 +94,9 @@ class MaskedEmbed(_Embedding):
         _arithmetic: PrecisionLike = "native",
         **keywords: Any,
     ) -> None:
-        embed = _embed or nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
+        if _embed is None:
+            _embed = nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
+        embed = _embed
         self._take_embed(embed, grad_mask, as_precision(_arithmetic))
         self.embedding = embed.embedding
 
@@ -162,7 +164,9 @@ class PackedEmbed(_Embedding):
         _arithmetic: PrecisionLike = "native",
         **keywords: Any,
     ) -> None:
-        embed = _embed or nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
+        if _embed is None:
+            _embed = nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
+        embed = _embed
         self._take_embed(embed, grad_mask, as_precision(_arithmetic))
         table = embed.embedding.get_value()
         dtype = dtype_name(table) if values_dtype is None else _name_of_dtype(values_dtype)

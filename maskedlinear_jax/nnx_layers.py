@@ -306,7 +306,9 @@ class MaskedLinear(Layer):
     ) -> None:
         # NNX modules come to be by their constructor only: `from_linear` goes through it too.
         arithmetic = _arithmetic(keywords)
-        linear = _linear or nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
+        if _linear is None:
+            _linear = nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
+        linear = _linear
         self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
         self.kernel = linear.kernel
 
@@ -431,7 +433,9 @@ class PackedLinear(PackedBias):
         **keywords: Any,
     ) -> None:
         arithmetic = _arithmetic(keywords)
-        linear = _linear or nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
+        if _linear is None:
+            _linear = nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
+        linear = _linear
         self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
         kernel = linear.kernel.get_value()
         dtype = dtype_name(kernel) if values_dtype is None else _name_of_dtype(values_dtype)

@@ -93,9 +93,9 @@ def compare_pair(
 ) -> Report:  # fmt: skip
     """Compare the two functions of a pair; as `compare`, with all that a `Pair` can say besides."""
     needs.require(NEEDED, "torch", "jax")
+    seed, jobs = whole("seed", seed), whole("jobs", jobs)
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
-    seed = whole("seed", seed)
     planned = run.plan(pair, devices=devices)
     cells = [cell for cell in planned if not quick or cell.transform in QUICK]
     if not cells:

@@ -70,6 +70,8 @@ def test_jobs_change_no_verdict():
 def test_jobs_must_be_positive():
     with pytest.raises(ValueError, match="jobs: expected 1 or more, got 0"):
         compare(torch.tanh, jnp.tanh, X, jobs=0)
+    with pytest.raises(TypeError, match=r"jobs: expected a whole number from 0 on, got 2\.0"):
+        compare(torch.tanh, jnp.tanh, X, jobs=2.0)
 
 
 def two(x, w):

@@ -70,26 +70,20 @@ def _program(function: Callable[..., Any], arrays: Any, scalars: bool) -> tuple[
     counted = _Noise(None)
 
     def program(noise: _Noise, arrays: Any, size: Any) -> Any:
-        free: list[Any] = []  # what depends on no array
-
-        def is_free(one: Any) -> bool:
-            return not isinstance(one, jax.core.Tracer) or any(one is other for other in free)
+        free: dict[int, Any] = {}  # by identity, what depends on no array
 
         def compute(eqn: Any, inputs: list[Any]) -> list[Any]:
             name = eqn.primitive.name
-            if scalars:
-                if not all(map(is_free, inputs)):
-                    return list(bind(eqn, inputs, eqn.params))
-                if any(np.size(one) > 1 for one in inputs):
-                    found = list(bind(eqn, inputs, eqn.params))
-                    free.extend(found)
-                    return found
-            if name not in EXACT | BASIC:
+            is_free = all(not isinstance(one, jax.core.Tracer) or id(one) in free for one in inputs)
+            is_moved = name not in EXACT and (not scalars or (is_free and _is_single(eqn, inputs)))
+            if is_moved and name not in BASIC:
                 factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
                 inputs = [_moved(one, factor * size, noise) for one in inputs]
             found = bind(eqn, inputs, eqn.params)
-            found = found if name in EXACT else [_moved(one, size, noise) for one in found]
-            free.extend(found if scalars else ())
+            if is_moved:
+                found = [_moved(one, size, noise) for one in found]
+            if is_free:
+                free.update((id(one), one) for one in found)
             return found
 
         found = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arrays), compute)
@@ -100,6 +94,11 @@ def _program(function: Callable[..., Any], arrays: Any, scalars: bool) -> tuple[
     options = known_xla_options(QUICKLY)
     made = jax.jit(lambda arrays, size, noise: program(_Noise(noise), arrays, size), compiler_options=options)
     return made, counted.taken
+
+
+def _is_single(eqn: Any, inputs: list[Any]) -> bool:
+    """Return whether an equation makes single numbers of single numbers."""
+    return all(np.size(one) == 1 for one in inputs) and all(one.aval.size == 1 for one in eqn.outvars)
 
 
 class _Noise:

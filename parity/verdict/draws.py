@@ -125,8 +125,6 @@ def _unmeasured(runs: Runs, cell: Cell) -> dict[str, Level]:
 
 def _levels(runs: Runs, cell: Cell) -> dict[str, Level]:
     moved = sensitivity.of_cell(runs, cell, UNIT[cell.dtype])
-    if framework_of(cell) == "jax":
-        moved = sensitivity.with_scalars(runs, cell, moved, UNIT[cell.dtype])
     at = next(
         (
             one
