@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from parity.models import pairing
 from parity.models.capture.call import Call
-from parity.models.causes import shared, sizes
+from parity.models.causes import diagnose, shared, sizes
 from parity.models.causes.weights import diagnose_weights
 from parity.models.judging import AGREES
-from parity.models.module_pair import ModulePair
 from parity.models.report import ModelReport, Module
 from parity.models.shelf import layered
 from parity.records import WHO, Diagnosis
@@ -59,8 +57,10 @@ class Searched:
     started: float | None = None
     elsewhere: set[str] = field(default_factory=set)
 
-    def named(self, asked: Comparison, one: Pass, at: int, below: Sequence[Module]) -> Diagnosis | None:
+    def named(self, asked: Comparison, one: Pass, at: int) -> Diagnosis | None:
         """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
+        import jax
+
         pair, call = one.judgements[at].pair, one.judgements[at].call
         stored = pair.torch_calls[call], pair.jax_calls[call]
         dumped = {name for name, side in zip(WHO.values(), stored, strict=True) if side.stored and not side.forgotten}
@@ -75,26 +75,13 @@ class Searched:
             self.started = time.process_time()
         elif time.process_time() - self.started > BUDGET:
             return None
-        made = _named(_module_pair(asked, one, at, below), double=one.double)
+        judgement = one.judgements[at]
+        if any(side.forgotten for side in stored):  # the models run again where its calls were let go of
+            judgement = asked.again(one).judgements[at]
+        with jax.enable_x64(one.double):
+            made = diagnose(judgement.pair, judgement.call)
         self.found[classes] = pair.torch.path, made
         return made
-
-
-def _module_pair(asked: Comparison, one: Pass, at: int, below: Sequence[Module]) -> ModulePair:
-    """Return a pair of modules as causes are looked for in it; the models run again where its calls were let go of."""
-    judgement = one.judgements[at]
-    if judgement.pair.jax_calls[judgement.call].forgotten or judgement.pair.torch_calls[judgement.call].forgotten:
-        judgement = asked.again(one).judgements[at]
-    pair = judgement.pair
-    torch_call, jax_call = pair.torch_calls[judgement.call], pair.jax_calls[judgement.call]
-    context = {
-        "mode": asked.mode, "inputs": asked.inputs, "double": one.double, "dtype": judgement.found.dtype,
-        "own_error": judgement.found.own_error, "seed": asked.seed, "perturbed": one.perturbed,
-    }  # fmt: skip
-    return ModulePair(
-        pair.torch.path, pair.jax.path, torch_call.module, jax_call.module, torch_call, jax_call, pair.weights,
-        tuple(module.path for module in below), context,
-    )  # fmt: skip
 
 
 def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> ModelReport:
@@ -268,7 +255,7 @@ def _diagnosis(
     if judgement.found.precision:
         text = judgement.found.precision
         return Diagnosis(PRECISION, text, "compute in the dtype of the other, or give both models the same dtype")
-    found = searched.named(asked, one, one.judgements.index(judgement), below)
+    found = searched.named(asked, one, one.judgements.index(judgement))
     if found is not None:
         return found
     where = f"{pair.torch.path or 'the model'} ({torch_call.class_name})"
@@ -310,18 +297,6 @@ def _unpaired_weights(asked: Comparison) -> Diagnosis:
         "weights not paired", text,
         "Build both with the same sizes; where names and layouts differ, say which is which: rules=[parity.Rule(..)]",
     )  # fmt: skip
-
-
-def _named(about: ModulePair, *, double: bool) -> Diagnosis | None:
-    try:
-        causes = importlib.import_module("parity.models.causes")
-    except ModuleNotFoundError:
-        return None
-    import jax
-
-    with jax.enable_x64(double):
-        found: Diagnosis | None = causes.diagnose(about)
-    return found
 
 
 def _of_weights(asked: Comparison, wrong: Sequence[Any]) -> Diagnosis:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
 from parity.models.causes.weights import diagnose_weights
+from parity.models.pairing import Pair
 from parity.records import Diagnosis
 
 __all__ = ["diagnose", "diagnose_weights"]
 
 
-def diagnose(pair: Any) -> Diagnosis | None:
+def diagnose(pair: Pair, call: int) -> Diagnosis | None:
     """Return why a module differs from its counterpart, or None where nothing is proved or likely.
 
     Args:
-        pair: The module, its counterpart and what both were called with, as captured (`parity.models.module_pair`), or
-            as a `ModulePair` that is put together by hand.
+        pair: The module, its counterpart and what both were called with.
+        call: Which of the calls.
 
     Returns:
         A cause that is proved by substitution (with one thing changed the two agree, on these numbers and on others),
@@ -31,8 +31,7 @@ def diagnose(pair: Any) -> Diagnosis | None:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            known: Any = pair if hasattr(pair, "jax_function") else Calls(pair)
-            context = Context(known)
+            context = Context(Calls(pair, call))
         except Exception:  # calls that cannot be made functions of the same arrays have no programs to look at
             return None
         for propose in PROPOSERS:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity.models.matching import feed, pair_outputs, rearranged
+from parity.models.pairing import Pair
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,33 @@ class _Taken:
 
 
 class Calls:
-    """What causes look at, of a captured pair of calls (see `context.ModulePair`).
+    """A module of torch beside its counterpart, in one call: what causes look at.
 
-    Args:
-        pair: A `ModulePair` of `parity.models.module_pair`.
+    Attributes:
+        path: Of the torch module.
+        jax_path: Of the JAX module.
+        torch_module: The module itself.
+        arrays: What both are called with in isolation, in torch's layout.
+        torch_weights: Parameters and buffers of the torch module and of what is below it, by relative name.
+        unpaired: Names of those that have no counterpart in JAX.
+        fixed: Arrays by their place that the JAX module does not take.
     """
 
-    def __init__(self, pair: Any) -> None:
-        self.path, self.jax_path, self.torch_module = pair.path, pair.jax_path, pair.torch_module
-        self._torch, self._jax = pair.torch_call, pair.jax_call
-        self._fed = feed(pair.torch_call, pair.jax_call)
-        self._places = _alike(pair.torch_call)
-        self.arrays = tuple(np.asarray(pair.torch_call.inputs[places[0]].value) for places in self._places)
+    def __init__(self, pair: Pair, call: int) -> None:
+        self._torch, self._jax = pair.torch_calls[call], pair.jax_calls[call]
+        self.path, self.jax_path, self.torch_module = pair.torch.path, pair.jax.path, self._torch.module
+        self._fed = feed(self._torch, self._jax)
+        self._places = _alike(self._torch)
+        self.arrays = tuple(np.asarray(self._torch.inputs[places[0]].value) for places in self._places)
         self.torch_weights = {
             name: value.detach().cpu().double().numpy() if value.is_floating_point() else value.cpu().numpy()
-            for name, value in pair.torch_module.state_dict(keep_vars=True).items()
+            for name, value in self.torch_module.state_dict(keep_vars=True).items()
         }
         # Views of NumPy, for a program that is read must not see how statistics are put back.
-        views = [buffer.detach().numpy() for buffer in pair.torch_module.buffers() if buffer.device.type == "cpu"]
+        views = [buffer.detach().numpy() for buffer in self.torch_module.buffers() if buffer.device.type == "cpu"]
         self._buffers = [(view, view.copy()) for view in views]
-        prefix = f"{pair.path}." if pair.path else ""
-        paired = {name for one in pair.weight_pairs for name in one.torch}
+        prefix = f"{self.path}." if self.path else ""
+        paired = {name for one in pair.weights for name in one.torch}
         self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)
         self._inputs = [*self._input_orders(), *self._mask_orders()]
         taken = {one.number for one in self._inputs}
@@ -146,6 +153,7 @@ class Calls:
         values = list(self._fed.values)
         for one in self._inputs:
             values[one.at] = one.of(arrays[one.number])
+        assert self._jax.trace is not None
         outputs = self._jax.trace(values)
         return tuple(outputs[at].ravel()[order.ravel()].reshape(order.shape) for _, at, order in self._outputs)
 

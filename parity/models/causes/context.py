@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,41 +14,17 @@ from parity.execution.calls import Numbers
 from parity.explanation._compat import torch_schema
 from parity.explanation.claims import Claim
 from parity.explanation.substitution import ROUNDING, SHRINK, Bench, bench, distance
+from parity.models.causes.calls import Calls
 from parity.records import Diagnosis
 
 SECONDS = 20.0
 """How long causes of one module are looked for, of this process' time."""
 
 
-class ModulePair(Protocol):
-    """A module of torch beside its counterpart, with what both were called with.
-
-    Attributes:
-        path: Of the torch module.
-        jax_path: Of the JAX module.
-        torch_module: The module itself.
-        arrays: What both are called with in isolation, in torch's layout.
-        torch_weights: Parameters and buffers of the torch module and of what is below it, by relative name.
-        unpaired: Names of those that have no counterpart in JAX.
-        fixed: Where it is there: arrays by their place that the JAX module does not take.
-        torch_function: Of weights (those that replace the module's own) and arrays; a tuple of tensors.
-        jax_function: Of weights by path and arrays; a tuple of JAX arrays in torch's layout, to be traced.
-    """
-
-    path: str
-    jax_path: str
-    torch_module: Any
-    arrays: tuple[np.ndarray, ...]
-    torch_weights: Mapping[str, np.ndarray]
-    unpaired: tuple[str, ...]
-    torch_function: Any
-    jax_function: Any
-
-
 class Context:
     """A module pair, its two programs and what each of them returns, made once."""
 
-    def __init__(self, pair: ModulePair) -> None:
+    def __init__(self, pair: Calls) -> None:
         self.pair = pair
         self.started = time.process_time()
 
@@ -73,7 +49,7 @@ class Context:
 
         Causes are proved on other numbers too. A mask that only torch's module is given must not change with them.
         """
-        fixed = getattr(self.pair, "fixed", {})
+        fixed = self.pair.fixed
 
         def held(*arrays: Any) -> Any:
             return function(*(_as(fixed[at], one) if at in fixed else one for at, one in enumerate(arrays)))

@@ -15,7 +15,6 @@ from parity.records import Diagnosis
 
 ADDS = ("add", "add_", "add_any")
 SELECTS = ("where", "masked_fill", "masked_fill_", "select_n", "_where")
-ATTENTIONS = ("_scaled_dot_product_attention_math", "scaled_dot_product_attention")
 
 
 def propose(context: Context) -> Iterator[Diagnosis]:

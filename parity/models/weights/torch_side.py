@@ -10,7 +10,6 @@ import numpy as np
 from parity.models.weights.tree import BUFFER, PARAMETER, STATISTIC, Leaf, Parts
 
 STATISTICS = ("running_mean", "running_var")
-COUNTERS = ("num_batches_tracked",)
 FLAGS = ("groups", "num_heads", "num_layers", "bidirectional", "hidden_size", "batch_first")
 
 
