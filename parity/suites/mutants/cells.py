@@ -9,8 +9,8 @@ EAGER = {"torch": ("torch-eager",), "jax": ("jax-eager", "jax-jit")}
 COMPILED = {"torch": "torch-compiled", "jax": "jax-jit"}
 SMALL = (
     "forward", "vjp", "backward", "jvp", "non-finite", "vmap-everything", "vmap-mask", "gradient-of-vmap",
-    "tangent-of-vmap", "double-backward", "double-backward-of-weight", "hvp-reverse-over-reverse",
-    "hvp-reverse-over-forward", "layer-ff", "layer-rr",
+    "tangent-of-vmap", "double-backward", "double-backward-of-weight", "hvp-forward-over-reverse",
+    "hvp-reverse-over-reverse", "hvp-reverse-over-forward", "layer-ff", "layer-rr",
 )  # fmt: skip
 """The transforms of the small cells that run; the others run the same lines, and take half of the time."""
 
