@@ -40,6 +40,13 @@ def test_the_lowest_version_that_is_declared_is_one_that_runs(package):
             assert re.fullmatch(re.escape(declared()[package]) + r"(\.0)*", pins[package]), name
 
 
+@pytest.mark.parametrize("name", ["optax", "equinox", "nnx"])
+def test_an_extra_of_jax_alone_declares_which_jax(name):
+    """`optax` did not: with the lowest optax, and beside an older JAX, it brought one that this cannot run with."""
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras["jax"]) < set(extras[name])
+
+
 def test_what_no_environment_holds_has_the_bound_that_the_tests_pin():
     """Matplotlib >=3.9, transformers >=5 and peft >=0.17 were declared, and never installed."""
     extras = PROJECT["optional-dependencies"]
@@ -77,6 +84,23 @@ def test_what_is_left_out_is_a_fault_of_torch():
         if re.search(r"def test_\w*still", (ROOT / matrix.TESTS / file).read_text("utf-8"))
     }
     assert left_out == {"../test_private_names_torch.py"}
+
+
+WARNS = """
+import warnings
+def f():
+    warnings.warn("goes away", DeprecationWarning, stacklevel=1)
+"""
+
+
+@pytest.mark.parametrize(("module", "code"), [("maskedlinear_planted", 1), ("parity", 1), ("another", 0)])
+def test_a_deprecated_name_fails_where_a_package_of_ours_uses_it(tmp_path, module, code):
+    """Before it is gone: `nnx.pure` in the place of `nnx.as_pure` passed with the newest Flax."""
+    (tmp_path / f"{module}.py").write_text(WARNS, "utf-8")
+    (tmp_path / "test_it.py").write_text(f"import {module}\ndef test_it():\n    {module}.f()\n", "utf-8")
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, *matrix.WARNINGS, "-p", "no:parity", "test_it.py"]
+    ran = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, check=False)
+    assert ran.returncode == code
 
 
 class Planted(matrix.Processes):
