@@ -106,3 +106,70 @@ def test_equal_values_tell_blocks_apart_whose_counts_alternate(order):
     assert {name: path for name, (path, _) in pairs.items()} == expected(order)
     assert not found.ambiguous
     assert not found.unequal
+
+
+class TurnedNorms(nn.Module):
+    """`norm2` is defined first: whether Linen made it first too, no name says."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm2, self.norm1 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+
+def test_norms_that_are_defined_against_their_numbers_are_open():
+    found, pairs = mapped(TurnedNorms(), {f"LayerNorm_{k}": norms() for k in range(2)})
+    assert "norm1.weight" not in pairs
+    assert {one.torch: one.candidates for one in found.ambiguous} == {
+        f"norm{k}.weight": ("LayerNorm_1", "LayerNorm_0") for k in (1, 2)
+    }
+
+
+@pytest.mark.parametrize("first", ["norm1", "norm2"])
+def test_equal_values_say_which_norm_was_made_first(first):
+    model = TurnedNorms()
+    order = (first, "norm2" if first == "norm1" else "norm1")
+    with torch.no_grad():
+        for one in model.parameters():
+            one.normal_()
+    made = {name: model.get_submodule(name) for name in order}
+    port = {
+        f"LayerNorm_{k}": {"scale": made[name].weight.detach().numpy(), "bias": made[name].bias.detach().numpy()}
+        for k, name in enumerate(order)
+    }
+    found, pairs = mapped(model, port)
+    assert [pairs[f"{name}.weight"][0] for name in order] == ["LayerNorm_0.scale", "LayerNorm_1.scale"]
+    assert not found.unequal
+
+
+def test_a_weight_of_the_model_itself_is_no_layers():
+    """`gamma` of the model was exchanged with norms of its width."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.gamma, self.b = nn.LayerNorm(8), nn.Parameter(torch.ones(8)), nn.LayerNorm(8, bias=False)
+
+    port = {"a": norms(), "b": {"scale": normal(8)}, "gamma": normal(8)}
+    found, pairs = mapped(Scaled(), port)
+    assert pairs["gamma"] == ("gamma", "gamma = gamma")
+    assert not found.ambiguous
+
+
+@pytest.mark.parametrize(
+    ("torchs", "jaxs"),
+    [(("w1", "w3", "w2"), ("gate", "up", "down")), (("wi_0", "wi_1", "wo"), ("gate_proj", "up_proj", "down_proj"))],
+    ids=["llama", "t5"],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_gate_of_llama_and_t5_is_what_the_activation_takes(torchs, jaxs, turned):
+    """They were exchanged, and the port was called wrong."""
+    ours, theirs = (jaxs, torchs) if turned else (torchs, jaxs)
+    sizes = ((8, 12), (8, 12), (12, 8))
+    model = nn.ModuleDict(
+        {"mlp": nn.ModuleDict({n: nn.Linear(*s, bias=False) for n, s in zip(ours, sizes, strict=True)})}
+    )
+    _, pairs = mapped(model, {"mlp": {n: {"kernel": normal(*s)} for n, s in zip(theirs, sizes, strict=True)}})
+    assert {name: path for name, (path, _) in pairs.items()} == {
+        f"mlp.{one}.weight": f"mlp.{other}.kernel" for one, other in zip(ours, theirs, strict=True)
+    }

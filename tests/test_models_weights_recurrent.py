@@ -87,3 +87,61 @@ def test_a_map_of_a_cell_is_read_back(tmp_path):
     found.save(tmp_path / "map.toml")
     again = parity.WeightMap.load(tmp_path / "map.toml")
     assert again.check(model, found.load_into_jax(model, port)) == ()
+
+
+class TwoWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.LSTM(I, H, num_layers=2, bidirectional=True), nn.LSTM(I, H)
+
+
+def _cell(cell: str) -> dict[str, Any]:
+    """Return the weights of a fused cell of Flax, whose sizes tell the layers apart."""
+    size = 2 * H if "1" in cell else I
+    normal = np.random.default_rng(len(cell)).standard_normal
+    shapes = {"dense_i": {"kernel": (size, 4 * H)}, "dense_h": {"kernel": (H, 4 * H), "bias": (4 * H,)}}
+    return {one: {own: normal(shape) for own, shape in arrays.items()} for one, arrays in shapes.items()}
+
+
+def test_cells_of_a_sorted_dict_are_paired_by_their_names():
+    """The backward cell and the decoder come first in a dict that JAX has sorted, and were taken for torch's first."""
+    cells = ("encoder_bw_0", "encoder_bw_1", "encoder_fw_0", "encoder_fw_1")
+    port = jax.tree.map(np.asarray, {name: _cell(name) for name in ("decoder", *cells)})
+    found = parity.map_weights(TwoWays(), (lambda params, x: x, port))
+    homes = {pair.torch[0]: pair.jax[0].split(".")[0] for pair in found.pairs if "weight_ih" in pair.torch[0]}
+    told = {
+        f"encoder_{way}_{k}": f"encoder.weight_ih_l{k}{end}"
+        for way, end in (("fw", ""), ("bw", "_reverse"))
+        for k in (0, 1)
+    }
+    assert {name: cell for cell, name in homes.items()} == told | {"decoder": "decoder.weight_ih_l0"}
+    assert not found.unpaired
+
+
+def test_cells_whose_names_say_nothing_are_left_open():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.upper, self.lower = nn.LSTM(I, H), nn.LSTM(I, H)
+
+    port = jax.tree.map(np.asarray, {name: _cell(name) for name in ("apple", "pear")})
+    found = parity.map_weights(Model(), (lambda params, x: x, port))
+    assert not found.pairs
+    assert "which cell of the other side" in str(found)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as torch", "transposed"])
+@pytest.mark.parametrize("biases", [("b",), ("b_ih", "b_hh")], ids=["one bias", "two"])
+def test_a_cell_that_was_written_by_hand_is_paired(turned, biases):
+    shapes = {"w_ih": (4 * H, I), "w_hh": (4 * H, H)}
+    port = {name: np.zeros(shape[::-1] if turned else shape, np.float32) for name, shape in shapes.items()}
+    port |= {name: np.zeros(4 * H, np.float32) for name in biases}
+    model = nn.LSTM(I, H)
+    made = parity.map_weights(model, (lambda params, x: x, {"cell": port}))
+    assert not made.unpaired
+    _, loaded = made.load_into_jax(model, (lambda params, x: x, {"cell": port}))
+    want = {"w_ih": model.weight_ih_l0, "w_hh": model.weight_hh_l0}
+    for name, weight in want.items():
+        weight = weight.detach().numpy()
+        assert np.array_equal(loaded["cell"][name], weight.T if turned else weight)
+    assert np.allclose(sum(loaded["cell"][name] for name in biases), (model.bias_ih_l0 + model.bias_hh_l0).detach())

@@ -91,13 +91,22 @@ def ranges(function: Callable[..., Any], arrays: Any) -> Callable[[Any], Reading
     return on
 
 
-def _read(jaxpr: Any, reading: Reading, within: str) -> None:
+def _read(jaxpr: Any, reading: Reading, within: str, wanted: Sequence[bool] = ()) -> None:
+    """Read what the results that are wanted are computed of; all are, unless it is said."""
+    live = {id(one) for one, keep in zip(jaxpr.outvars, wanted or [True] * len(jaxpr.outvars), strict=True) if keep}
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(id(one) in live for one in eqn.outvars):
+            live |= {id(one) for one in eqn.invars}
     for eqn in jaxpr.eqns:
+        needed = [id(one) in live for one in eqn.outvars]
+        if not (eqn.effects or any(needed)):
+            continue
         name = eqn.primitive.name
         inner = list(_jaxprs(eqn.params.values()))
         called = str(eqn.params.get("name", "")) if inner else ""
         for one in inner:
-            _read(one, reading, called.strip("_<>").replace("lambda", "") or within)
+            once = name in ONCE and len(one.outvars) == len(needed)
+            _read(one, reading, called.strip("_<>").replace("lambda", "") or within, needed if once else ())
         if name == "convert_element_type":
             _note_cast(eqn, reading)
         if inner or name in MOVES:

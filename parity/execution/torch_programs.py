@@ -196,17 +196,26 @@ class Rounding(TorchDispatchMode):
 
 
 class Reader(TorchDispatchMode):
-    """Notes the types of the numbers that a program computes with, and which operators leave the range."""
+    """Notes the types of the numbers that a program computes with, and which operators leave the range.
 
-    def __init__(self) -> None:
+    Args:
+        used: Whether a cast counts only where something is computed of it; then the program's results must be read
+            inside of the mode.
+    """
+
+    def __init__(self, *, used: bool = False) -> None:
         super().__init__()
-        self.reading = Reading()
+        self.reading, self.used = Reading(), used
+        self._unused: dict[int, tuple[Any, tuple[str, str, str]]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note what it gives."""
         kwargs = kwargs or {}
         base = name_of(func).removesuffix("_")
         inputs = _tensors((*args, *kwargs.values()))
+        for leaf in inputs:
+            if id(leaf) in self._unused:
+                self.reading.cast(*self._unused.pop(id(leaf))[1])
         parts = None if base in EXACT | BASIC | TRANSCENDENTAL | ATOMIC else decomposition_of(func)
         out = func(*args, **kwargs)
         if parts is not None and not name_of(func).endswith("_"):
@@ -217,7 +226,11 @@ class Reader(TorchDispatchMode):
                 pass
         if base in ("_to_copy", "to", "convert_element_type") and isinstance(out, torch.Tensor):
             for leaf in inputs[:1]:
-                self.reading.cast(_type(leaf), _type(out), _library())
+                made = _type(leaf), _type(out), _library()
+                if self.used:
+                    self._unused[id(out)] = out, made  # which keeps it, so that no other has its id
+                else:
+                    self.reading.cast(*made)
                 with contextlib.suppress(RuntimeError):  # numbers that are not stored: forward mode asks for shapes
                     if out.dtype in UNITS and leaf.dtype in UNITS and _vanishes(out, [leaf]):
                         self.reading.small.add(base)

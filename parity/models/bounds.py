@@ -152,7 +152,7 @@ def low_types(call: Call, *, torch: bool) -> Mapping[str, Sequence[str]]:
 def _read_torch(call: Call) -> Reading:
     from parity.execution import torch_programs
 
-    reader = torch_programs.Reader()
+    reader = torch_programs.Reader(used=True)
     try:
         with reader:
             call.run(call.values)
@@ -189,7 +189,7 @@ def _read_jax(call: Call) -> Reading:
         dtype = str(getattr(constant, "dtype", ""))
         if getattr(constant, "size", 0) > 1 and dtype in ("float32", "bfloat16", "float16"):
             reading.note(dtype, "a table")
-    if traced and any(map(_was_rounded, (*closed.consts, *_literals(closed.jaxpr)))):
+    if traced and any(map(was_rounded, (*closed.consts, *_literals(closed.jaxpr)))):
         reading.note("float32", "a constant")
     return reading
 
@@ -198,11 +198,11 @@ SHORT = 2.0**16
 """Numbers with fewer binary digits are what people write: 0.5, 3, 0.0078125."""
 
 
-def _was_rounded(value: object) -> bool:
+def was_rounded(value: object) -> bool:
     """Return whether float64 numbers are all such as float32 has, and no short ones: they were rounded to it once.
 
     Example:
-        >>> [_was_rounded(np.float64(one)) for one in (np.float32(12**0.5), 12**0.5, 3.0)]
+        >>> [was_rounded(np.float64(one)) for one in (np.float32(12**0.5), 12**0.5, 3.0)]
         [True, False, False]
     """
     if str(getattr(value, "dtype", type(value).__name__)) not in ("float64", "float"):

@@ -317,6 +317,17 @@ def _of_weights(asked: Comparison, wrong: Sequence[Any]) -> Diagnosis:
     return Diagnosis(WEIGHTS, "; ".join(names[:3]), f"load {wrong[0].pair.torch[0]} as {wrong[0].pair.rule}")
 
 
+def _unpaired_before(one: Pass, judgement: Judgement, child: Judgement, since: int) -> str:
+    """Return the first torch module with paired weights and no partner that ran before a child, after another."""
+    weights = [name for pair in judgement.pair.weights for name in pair.torch]
+    paired = {other.pair.torch.path for other in one.judgements}
+    for call in sorted(one.torch_calls, key=lambda call: call.order):
+        ours = any(pairing.is_below(name, call.path) for name in weights)
+        if since < call.order < child.pair.torch_calls[0].order and ours and call.path not in paired:
+            return call.path
+    return ""
+
+
 def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
     """Return where between the children the two part: the first whose inputs differ, where the models run whole."""
     # Some module computes in less than float64, so what comes after it parts by as much.
@@ -328,14 +339,18 @@ def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
         (one.judgements[at] for at in judgement.children), key=lambda child: child.pair.torch_calls[0].order
     )
     before = unsure = ""
+    since = -1
     for child in inside:
         if child.found.inputs > limit:
             name = child.found.worst_input
             after = f"though {before} agrees" if before else "before any weight is used"
             if unsure:
                 after = f"after {unsure}, which could not be judged"
+            elif alone := _unpaired_before(one, judgement, child, since):
+                after = f"after {alone}, whose weights are paired, and which is no one module in JAX"
             return f". The input {name!r} of {child.pair.path} differs {after}"
         before, unsure = child.pair.path, "" if child.agrees else child.pair.path
+        since = child.pair.torch_calls[0].order
     return f". The inputs of all of them agree: it is after {before}" if before else ""
 
 

@@ -105,7 +105,7 @@ def _alone(
     torch_call: Call, jax_call: Call, fed: Fed, found: Judged, tables: bool, double: bool, native: str, seen: Seen
 ) -> Judged:  # fmt: skip
     """Judge a JAX module run alone on what it is fed."""
-    _, alone = directed(torch_call, jax_call)
+    given, alone = directed(torch_call, jax_call)
     try:
         own = alone.run(fed.values)
     except Exception as raised:
@@ -114,6 +114,9 @@ def _alone(
         text = f"{sides[0]} module does not run on {sides[1]} inputs: {type(raised).__name__}: {''.join(lines)}"
         return replace(found, reason=text)
     ours, theirs = (torch_call.outputs, own) if alone is jax_call else (own, jax_call.outputs)
+    # What only one module is given, a rotary table, the other computes: it was float32 where it came from.
+    kept = [leaf.value for leaf in given.inputs if leaf.is_float and leaf.name not in fed.arrays.values()]
+    tables = tables or any(map(bounds.was_rounded, kept))
     outputs, _, _ = pair_outputs(ours, theirs, moved=fed.moved)
     if not outputs:
         text = _no_partner(ours, theirs)

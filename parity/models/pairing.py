@@ -61,6 +61,7 @@ def modules(
     owned_jax = _owned(
         jax_nodes, [[(clean(path), getattr(one, "index", None)) for path in one.jax] for one in weight_pairs]
     )
+    _give_to_callers(owned_jax, jax_nodes, jax_calls)
     found: list[Pair] = []
     used: set[Node] = set()
 
@@ -143,6 +144,22 @@ def _owned(
         )
         for node in nodes
     }
+
+
+def _give_to_callers(
+    owned: dict[Node, frozenset[int]], nodes: Mapping[Node, list[Call]], calls: Sequence[Call]
+) -> None:
+    """Give modules that own nothing what the modules that they call own: an RNN of Linen runs a cell beside it."""
+    of_call = {call.order: node for node, own in nodes.items() for call in own}
+    parents = {call.order: call.parent for call in calls}
+    given: dict[Node, frozenset[int]] = {}
+    for order, node in of_call.items():
+        above = parents[order]
+        while above is not None and owned[node]:
+            if not owned[of_call[above]]:
+                given[of_call[above]] = given.get(of_call[above], frozenset()) | owned[node]
+            above = parents[above]
+    owned |= given
 
 
 def is_below(name: str, path: str) -> bool:

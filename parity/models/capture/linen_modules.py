@@ -42,7 +42,7 @@ class LinenModel:
             module = context.module
             if context.method_name not in METHODS or any(one.module is module for one in recorder.stack):
                 return function(*args, **kwargs)
-            leaves, treedef = jax.tree.flatten(dict(module.variables))
+            leaves, treedef = jax.tree.flatten(_held(module))
             alone, method = module.clone(parent=None, name=None), context.method_name
 
             def rebuild(values: list[Any]) -> Any:
@@ -60,6 +60,18 @@ class LinenModel:
         with jax.disable_jit(), nn.intercept_methods(intercept):
             _applied(self.module, self.variables, args, kwargs)
         return recorder.calls()
+
+
+def _held(module: Any) -> dict[str, Any]:
+    """Return a module's variables, with those of modules that it was given and that stand beside it: an RNN's cell."""
+    found = {name: dict(values) for name, values in module.variables.items()}
+    for one in dataclasses.fields(module):
+        given = getattr(module, one.name, None)
+        if isinstance(given, nn.Module) and one.name != "parent" and given.scope and given.parent is not module:
+            for name, values in given.variables.items():
+                # A copy has it under its own name, or, where Linen counted, under the field's.
+                found[name] = {given.name: values, one.name: values} | found.get(name, {})
+    return found
 
 
 def _applied(module: Any, variables: Any, args: Any, kwargs: Any, **options: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from parity.models.weights.names import VALUE, Word, role_of, words
+from parity.models.weights.names import THREE, VALUE, Word, role_of, words
 from parity.models.weights.tree import BUFFER, Leaf, Parts, Step, View
 
 FUSED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
@@ -98,8 +98,26 @@ def owners_of(items: Iterable[Item]) -> list[Owner]:
             found[key].items.setdefault(role, item)
             found[key].alias &= alias
     owners = list(found.values())
-    _rank(owners)
+    _name_three(owners)
+    ranked(owners)
     return owners
+
+
+def _name_three(owners: Sequence[Owner]) -> None:
+    """Read `w1`, `w2` and `w3` of one module as Llama's gate, down and up."""
+    inside: dict[Parts, dict[str, Owner]] = defaultdict(dict)
+    for owner in owners:
+        if owner.parts and owner.parts[-1] in THREE:
+            inside[owner.parts[:-1]][str(owner.parts[-1])] = owner
+    for members in inside.values():
+        for name, owner in members.items() if members.keys() == THREE.keys() else ():
+            last, number = owner.tokens[-1]
+            owner.tokens = (*owner.tokens[:-1], (replace(last, concept=THREE[name]), number))
+
+
+def tokens_of(parts: Parts) -> tuple[tuple[Word, int | None], ...]:
+    """Return a path in words and numbers."""
+    return _tokens(words(parts))
 
 
 def _tokens(parts: Sequence[Word | int]) -> tuple[tuple[Word, int | None], ...]:
@@ -118,7 +136,7 @@ def _tokens(parts: Sequence[Word | int]) -> tuple[tuple[Word, int | None], ...]:
 NOTHING = Word("", "", None)
 
 
-def _rank(owners: list[Owner]) -> None:
+def ranked(owners: list[Owner]) -> None:
     """Number the numbers of every path from 0, among siblings: Sequential's 0, 2, 4 are 0, 1, 2."""
     siblings: dict[tuple[object, ...], set[int]] = defaultdict(set)
 

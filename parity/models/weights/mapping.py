@@ -16,7 +16,7 @@ from parity.models.weights.items import Item, Owner, items_of, owners_of, split_
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
 from parity.models.weights.matching import ELSEWHERE, NAMES, ORDER, VALUES, Match, Names, fits, match, roles_paired
-from parity.models.weights.names import VALUE, read
+from parity.models.weights.names import COUNTED, VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
@@ -87,7 +87,7 @@ class _Mapping:
         self.pairs = told(self.rules, {i.leaf.name: i for i in ours}, {i.leaf.name: i for i in theirs})
         ours, theirs = self._without_told(ours, theirs)
         theirs = unstacked(theirs, ours)
-        cells, ours, theirs, self.lost = recurrent.paired(ours, theirs)
+        cells, ours, theirs, self.lost = recurrent.paired(ours, theirs, ordered=self.jax.ordered)
         self.pairs += cells
         values = self.torch_values, self.jax_values
         ours, theirs = (
@@ -158,7 +158,7 @@ class _Mapping:
         if len(taken) == 2 * len(made) > 0:
             left = [tuple([one for one in side if id(one) not in taken] for side in group) for group in groups]
             matches = [*self._in_groups(left), *made]
-        for family in [*unsure, *crossed(matches)]:
+        for family in [*unsure, *crossed(matches), *_against_order(matches)]:
             _open(matches, family)
         return matches
 
@@ -316,6 +316,27 @@ def _open(matches: Sequence[Match], family: Sequence[Match]) -> None:
         matches[k].evidence, matches[k].rivals = "", [other for other in places if other != k]
 
 
+def _against_order(matches: Sequence[Match]) -> list[list[Match]]:
+    """Return the layers whose numbers in torch go against their order there, where Linen counts: `norm2` made first."""
+    inside: dict[Parts, list[Match]] = defaultdict(list)
+    for one in matches:
+        if one.evidence in (NAMES, ORDER) and one.jax.parts and COUNTED.fullmatch(str(one.jax.parts[-1])):
+            last = one.torch.tokens[-1][0].stem if one.torch.tokens else ""
+            inside[(*one.torch.parts[:-1], last, *one.jax.parts[:-1], one.jax.tokens[-1][0].stem)].append(one)
+    return [
+        family
+        for family in inside.values()
+        if _numbered([one.torch for one in family])
+        and not _in_order([one.torch for one in family])
+        and all(fits(one.torch, family[0].jax) for one in family)
+    ]
+
+
+def _in_order(owners: Sequence[Owner]) -> bool:
+    places = [one.place for one in sorted(owners, key=neighbours.number)]
+    return places == sorted(places)
+
+
 def _homes(matches: Sequence[Match]) -> dict[Parts, Parts]:
     """Return which JAX module holds the layers that a torch module holds, where all that is known agrees."""
     votes: dict[Parts, Counter[Parts]] = defaultdict(Counter)
@@ -338,7 +359,8 @@ def _by_homes(members: list[Match], homes: dict[Parts, Parts]) -> bool:
     chosen: dict[int, Owner] = {}
     for parent, ours in inside[0].items():
         theirs = inside[1].get(homes[parent], []) if parent in homes else []
-        if len(ours) != len(theirs) or not (len(ours) == 1 or (_numbered(ours) and _numbered(theirs))):
+        numbered = _numbered(ours) and _numbered(theirs) and _in_order(ours)
+        if len(ours) != len(theirs) or not (len(ours) == 1 or numbered):
             return False
         ours, theirs = (sorted(side, key=neighbours.number) for side in (ours, theirs))
         if not all(fits(one, other) for one, other in zip(ours, theirs, strict=True)):

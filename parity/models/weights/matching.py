@@ -129,7 +129,7 @@ class Names:
             else:
                 j -= 1
         total = sum(weigh[0]) + sum(weigh[1])
-        return float(best[-1, -1] / total) if total else 0.0, pairs
+        return float(best[-1, -1] / total) if total else 1.0, pairs  # two weights of the models themselves
 
 
 def _likeness(one: Word, other: Word, *, both_numbered: bool) -> float:
@@ -139,13 +139,18 @@ def _likeness(one: Word, other: Word, *, both_numbered: bool) -> float:
     return 1.0 if one.stem == other.stem and both_numbered else alike(one, other)
 
 
-def match(torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool) -> list[Match]:
+def match(
+    torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool, compatible: np.ndarray | None = None,
+    bonus: np.ndarray | None = None,
+) -> list[Match]:  # fmt: skip
     """Pair layers so that the sum of the scores is largest.
 
     Args:
         torch: Torch's layers.
         jax: JAX's layers.
         ordered: Whether the JAX side's order is the order of definition.
+        compatible: Which can be one; None to ask their shapes.
+        bonus: What else counts for each pair.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -153,7 +158,7 @@ def match(torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool) -> lis
         return []
     names = Names(torch, jax)
     scores = np.full((len(torch), len(jax)), IMPOSSIBLE)
-    compatible = _compatible(torch, jax)
+    compatible = _compatible(torch, jax) if compatible is None else compatible
     for i, j in zip(*np.nonzero(compatible), strict=True):
         one, other = torch[i], jax[j]
         shared = len(roles_paired(one, other))
@@ -161,6 +166,7 @@ def match(torch: Sequence[Owner], jax: Sequence[Owner], *, ordered: bool) -> lis
         others = sum(one.items[a].leaf.size != other.items[b].leaf.size for a, b in roles_paired(one, other))
         scores[i, j] = names(one, other) - MISSING_COUNTS * missing - 0.2 * (one.alias or one.optional)
         scores[i, j] -= OTHERS_COUNT * others
+    scores += 0 if bonus is None else bonus
     order = _nearness(compatible)
     rows, columns = linear_sum_assignment(scores + ORDER_COUNTS * order, maximize=True)
     chosen = {int(i): int(j) for i, j in zip(rows, columns, strict=True) if compatible[i, j]}

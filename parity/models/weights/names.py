@@ -28,9 +28,9 @@ kv: kv kv_proj to_kv wkv key_value
 attention: attn attention self_attn self_attention mha multi_head_attention multihead_attn sa att selfattn self
 cross: cross_attn crossattention encoder_attn cross_attention enc_dec_attention multihead_cross_attn encdecattention
 mlp: mlp ffn feed_forward feedforward ff ffw intermediate feed_forward_network position_wise
-up: fc1 linear1 c_fc lin1 wi up_proj dense_h_to_4h up w_up fc_in wi_0 dense1 w1 fc_1 linear_1 dense_in in_fc
+up: fc1 linear1 c_fc lin1 wi up_proj dense_h_to_4h up w_up fc_in wi_1 dense1 w1 fc_1 linear_1 dense_in in_fc
 down: fc2 linear2 lin2 wo_mlp down_proj dense_4h_to_h down w_down fc_out dense2 w2 fc_2 linear_2 dense_out out_fc
-gate: gate_proj gate w_gate wi_1 w3
+gate: gate_proj gate w_gate wi_0 w3
 gate_up: gate_up_proj gate_up wi_fused
 norm: norm ln layer_norm layernorm rms_norm rmsnorm
 norm1: norm1 ln1 ln_1 input_layernorm attention_norm sa_layer_norm layernorm_before layer_norm1 self_attn_layer_norm pre_attention_norm attn_norm norm_1 layer_norm_1 attn_layer_norm layernorm1 pre_attn_norm input_norm ln_attn norm_attn
@@ -123,6 +123,10 @@ def word(text: str) -> Word:
 
 COUNTED = re.compile(r"[A-Z]\w*_\d+")
 """Names that Linen gives: the class and a count from 0. `LayerNorm_1` is the second norm, as torch's norm2."""
+
+
+THREE = {"w1": "gate", "w2": "down", "w3": "up"}
+"""Llama's names of a gated layer's weights. Of two, `w1` is what comes first."""
 
 
 def role_of(parts: Parts) -> tuple[Parts, str]:
