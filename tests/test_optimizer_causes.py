@@ -88,6 +88,9 @@ NAMED = {
                                          "over all 7 classes in torch where JAX has one over the 6 others"),
     "two weights exchanged": (torch_focal, lambda x, y: focal(x, y, 0.75),
                               (2 * STEP[0], RNG.integers(0, 2, (4, 8)).astype(float)), "constant", "0.25 and 0.75"),
+    "a temperature, which is no scale of attention": (lambda x: F.log_softmax(x @ x.T / 2, -1),
+                                                      lambda x: jax.nn.log_softmax(x @ x.T / 4), STEP[:1], "constant",
+                                                      "4 in JAX where torch has 2 (div)"),
     "an exponential left out": (lambda a, s: s.exp() * a.tanh(), lambda a, s: s * jnp.tanh(a), (STEP[0], np.array(1.3)),
                                 "another formula: activation", "identity"),
 }  # fmt: skip

@@ -315,7 +315,9 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
     mine = " and ".join(written(value) for value, _ in pairs)
-    theirs = " and ".join(related(*pair) for pair in pairs)
+    # Beside the root of a length stands the length; 2 and 4 alone are no root.
+    plain = name != ATTENTION_SCALE
+    theirs = " and ".join(written(b) if plain and len(written(b)) < 4 else related(a, b) for a, b in pairs)
     where = " and ".join(dict.fromkeys(c.name for c in replacement.constants))
     has = "none" if theirs == "0" and name == "eps" else theirs
     count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"
