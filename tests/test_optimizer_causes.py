@@ -59,6 +59,22 @@ def torch_focal(x, y):
 
 NESTEROV = torch_made("SGD", lr=0.1, momentum=0.9, nesterov=True)
 OPTAX_NESTEROV = optax_steps(optax.sgd(0.1, 0.9, nesterov=True))
+
+
+def torch_batch_norm(x):
+    mean, var = torch.zeros(3, dtype=x.dtype), torch.ones(3, dtype=x.dtype)
+    return F.batch_norm(x, mean, var, training=True, momentum=0.1), mean, var
+
+
+def batch_norm(x, ddof=0):
+    mean, var, n = x.mean((0, 2, 3)), x.var((0, 2, 3)), x.size / 3
+    wide = x - mean[:, None, None]
+    return (
+        wide / jnp.sqrt(var + 1e-5)[:, None, None], 0.1 * mean, 0.9 * jnp.ones_like(var) + 0.1 * var * (n / (n - ddof))
+    )  # fmt: skip
+
+
+IMAGE = (RNG.standard_normal((1, 3, 6, 6)), RNG.standard_normal((4, 3, 3, 3)))
 COUPLED = optax.chain(optax.add_decayed_weights(0.1), optax.adam(1e-2))
 
 # name: torch function, JAX function, inputs, the cause, a part of its text
@@ -91,6 +107,8 @@ NAMED = {
     "a temperature, which is no scale of attention": (lambda x: F.log_softmax(x @ x.T / 2, -1),
                                                       lambda x: jax.nn.log_softmax(x @ x.T / 4), STEP[:1], "constant",
                                                       "4 in JAX where torch has 2 (div)"),
+    "a running variance over n": (torch_batch_norm, batch_norm, IMAGE[:1], "default argument: ddof",
+                                  "a running variance that divides by n - 1 in torch"),
     "an exponential left out": (lambda a, s: s.exp() * a.tanh(), lambda a, s: s * jnp.tanh(a), (STEP[0], np.array(1.3)),
                                 "another formula: activation", "identity"),
 }  # fmt: skip
@@ -113,6 +131,7 @@ RIGHT = {
     "L2": (torch_made("Adam", lr=1e-2, weight_decay=0.1), optax_steps(COUPLED), STEP),
     "Nesterov": (NESTEROV, OPTAX_NESTEROV, STEP),
     "RMSprop": (torch_made("RMSprop", lr=1e-2), optax_steps(optax.rmsprop(1e-2, decay=0.99, eps_in_sqrt=False)), STEP),
+    "running variance": (torch_batch_norm, lambda x: batch_norm(x, ddof=1), IMAGE[:1]),
     "smoothing": (torch_smoothed, optax_smoothed, LABELS),
 }  # fmt: skip
 
@@ -140,9 +159,6 @@ def test_what_only_a_world_refuses_makes_no_other_function():
     assert [cell.world for cell in report.failed] == ["torch-compiled"]
     first = str(report).splitlines()[0]
     assert first.endswith(": the same function at ordinary numbers; unsupported in torch-compiled"), first
-
-
-IMAGE = (RNG.standard_normal((1, 3, 6, 6)), RNG.standard_normal((4, 3, 3, 3)))
 
 
 def conv(x, w):

@@ -98,9 +98,9 @@ def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
     for group in groups:
         constant = group[0]
         values = dict.fromkeys([constant.value, *(c.value for c in theirs)])
-        others = {c.step: _array(by_key[c.step], c.operand) for c in group}
+        others = {c.step: o for c in group if (o := _array(by_key[c.step], c.operand)) is not None}
         step = by_key[constant.step]
-        if step.name.rstrip("_") in NOW and None not in others.values():
+        if step.name.rstrip("_") in NOW and others.keys() == {c.step for c in group}:
             now = NOW[step.name.rstrip("_")]
             if not theirs:  # then any least root, too small to count, would fit as well
                 none = Change(framework, {key: set_unary(np.array, o) for key, o in others.items()})
@@ -420,6 +420,27 @@ def _groups(step: Step) -> Iterator[Claim]:
         )
 
 
+def _running(step: Step) -> Iterator[Claim]:
+    """Yield the running variance over n in the place of that over n - 1; what is normalised has n in both."""
+    if not step.operands.get("training") or step.operands.get("running_var") is None:
+        return
+
+    def biased(operation: Operation) -> Any:
+        o = operation.operands
+        n, kept = o["input"].numel() / o["input"].shape[1], (1 - o["momentum"]) * o["running_var"]
+        result = operation.compute(o)
+        o["running_var"].copy_(kept + (o["running_var"] - kept) * ((n - 1) / n))
+        return result
+
+    yield Claim(
+        Change("torch", {step.key: biased}),
+        "default argument: ddof",
+        "a running variance that divides by n - 1",
+        "one that divides by n",
+        "torch's running_var has n - 1 (what it normalises with has n), Flax's has n: scale it on one side.",
+    )
+
+
 OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
     "softplus": _softplus,
     "nll_loss_forward": _ignored,
@@ -428,5 +449,6 @@ OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
     "adaptive_avg_pool2d": _adaptive,
     "adaptive_max_pool2d": _adaptive,
     "native_group_norm": _groups,
+    "native_batch_norm": _running,
 }
 """Claims of single operators."""

@@ -62,8 +62,7 @@ def _sums(step: Step, by_key: dict[Key, Step]) -> Iterator[tuple[float, np.ndarr
         parts = dict(product.operands)
         for scaled, c in parts.items():
             if product.name == "mul" and rest is not None and _is_number(c):
-                array = next((o for o in parts if o != scaled), None)
-                values = parts.get(array) if array is not None else None
+                array, values = next((pair for pair in parts.items() if pair[0] != scaled), ("", None))
                 if isinstance(values, np.ndarray):
                     edit = partial(_unscaled, place=place, c=float(c))
                     yield float(c), step.operands[rest], values, product.sources.get(array), edit
