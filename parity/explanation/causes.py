@@ -271,18 +271,21 @@ def gradient_masked(e: Evidence) -> Diagnosis | None:
 
 def gradient_rule(e: Evidence) -> Diagnosis | None:
     """The functions agree, and their derivatives do not."""
-    if not e.same_shape or not e.derivative or e.judged != "meaning" or not e.off.any():
+    if not e.same_shape or not e.derivative or e.judged != "meaning":
         return None
     if e.cell.data != "random" and not e.at_random:
         return None
     factor = hypotheses.factor_of(e.got, e.want)
     wrong = e.wrong_derivative()
+    if not e.off.any() and "derivative is wrong" not in wrong:
+        return None  # of a small difference only a rule that is wrong tells something
+    count = int(e.off.sum()) or "some"
     if BOTH_RIGHT in wrong:
-        return Diagnosis("another formula", f"The derivative {e.output} differs, in {int(e.off.sum())} of {e.got.size} elements, and the "
+        return Diagnosis("another formula", f"The derivative {e.output} differs, in {count} of {e.got.size} elements, and the "
                          f"functions agree on these numbers.{wrong} So the functions part from each other beside these numbers.",
                          "Compare the two on other inputs (equal arguments, constants and zeros hide much), then their arguments.")  # fmt: skip
     by = "" if factor is None else f": it is {factor:.6g} times the other's everywhere"
-    return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.output} does not, in {int(e.off.sum())} of "
+    return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.output} does not, in {count} of "
                      f"{e.got.size} elements{by}.{wrong}", "One side does not differentiate what it computes: look at custom_vjp, custom_jvp "
                      "and autograd.Function, and for detach and stop_gradient.")  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Operand, Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.programs.program import Constant, Operand, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.substitution import Bench, Change
 
 MASK_FIX = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
@@ -77,11 +77,7 @@ PLACES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 }
 NOW = {
     "add": "added to the root",
-    "max": "as the least root",
-    "maximum": "as the least root",
-    "clamp": "as the least root",
-    "clamp_min": "as the least root",
-    "clip": "as the least root",
+    **dict.fromkeys(("max", "maximum", "clamp", "clamp_min", "clip"), "as the least root"),
 }
 EPS_FIX = (
     "Put eps in one place: sqrt(v + eps) in norms, sqrt(v) + eps in torch's optimizers (optax: eps, not eps_root)."
@@ -94,27 +90,41 @@ def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
     ((_, theirs),) = small.items()
     by_key = {step.key: step for step in bench.programs[framework].steps}
     roots = [step for step in by_key.values() if step.name in ("sqrt", "rsqrt")]
+    together: dict[tuple[float, str], list[Constant]] = {}
     for constant in mine:
+        together.setdefault((constant.value, constant.name), []).append(constant)
+    # All of one eps first: each step of an optimizer has it.
+    groups = [*(group for group in together.values() if len(group) > 1), *([constant] for constant in mine)]
+    for group in groups:
+        constant = group[0]
         values = dict.fromkeys([constant.value, *(c.value for c in theirs)])
+        others = {c.step: o for c in group if (o := _array(by_key[c.step], c.operand)) is not None}
         step = by_key[constant.step]
-        other = next((o for o, v in step.operands.items() if o != constant.operand and isinstance(v, np.ndarray)), None)
-        if step.name in NOW and other is not None:
+        if step.name.rstrip("_") in NOW and others.keys() == {c.step for c in group}:
+            now = NOW[step.name.rstrip("_")]
             if not theirs:  # then any least root, too small to count, would fit as well
-                none = Change(framework, {step.key: set_unary(np.array, other)})
-                yield Claim(
-                    none, "default argument: eps", f"eps = {constant.value:.12g} {NOW[step.name]}", "none", EPS_FIX
-                )
+                none = Change(framework, {key: set_unary(np.array, o) for key, o in others.items()})
+                yield Claim(none, "default argument: eps", f"eps = {constant.value:.12g} {now}", "none", EPS_FIX)
             for where, eps in itertools.product(PLACES, values):
-                if where != NOW[step.name]:
-                    edit = set_unary(partial(_placed, where=where, eps=eps), other)
-                    yield _claim_eps(Change(framework, {step.key: edit}), constant.value, NOW[step.name], eps, where)
-        for root in roots if step.name == "add" else ():
+                if where != now:
+                    placed = partial(_placed, where=where, eps=eps)
+                    change = Change(framework, {key: set_unary(placed, o) for key, o in others.items()})
+                    yield _claim_eps(change, constant.value, now, eps, where)
+        made = {name: [root for root in roots if root.name == name] for name in ("sqrt", "rsqrt")}
+        pairs = [[root] for root in roots] if len(group) == 1 else [one for one in made.values() if len(one) > 1]
+        for several in pairs if step.name == "add" else ():
             for where, eps in itertools.product(("added to the root", "as the least root"), values):
                 edit = set_unary(
-                    partial(_under, now=constant.value, where=where, eps=eps, inverse=root.name == "rsqrt"),
+                    partial(_under, now=constant.value, where=where, eps=eps, inverse=several[0].name == "rsqrt"),
                     0 if framework == "jax" else "self",
                 )
-                yield _claim_eps(Change(framework, {root.key: edit}), constant.value, "under the root", eps, where)
+                change = Change(framework, {root.key: edit for root in several})
+                yield _claim_eps(change, constant.value, "under the root", eps, where)
+
+
+def _array(step: Step, constant: Operand) -> Operand | None:
+    """Return the operand of a step that is an array, beside the constant."""
+    return next((o for o, v in step.operands.items() if o != constant and isinstance(v, np.ndarray)), None)
 
 
 def _placed(root: np.ndarray, where: str, eps: float) -> np.ndarray:
@@ -410,6 +420,27 @@ def _groups(step: Step) -> Iterator[Claim]:
         )
 
 
+def _running(step: Step) -> Iterator[Claim]:
+    """Yield the running variance over n in the place of that over n - 1; what is normalised has n in both."""
+    if not step.operands.get("training") or step.operands.get("running_var") is None:
+        return
+
+    def biased(operation: Operation) -> Any:
+        o = operation.operands
+        n, kept = o["input"].numel() / o["input"].shape[1], (1 - o["momentum"]) * o["running_var"]
+        result = operation.compute(o)
+        o["running_var"].copy_(kept + (o["running_var"] - kept) * ((n - 1) / n))
+        return result
+
+    yield Claim(
+        Change("torch", {step.key: biased}),
+        "default argument: ddof",
+        "a running variance that divides by n - 1",
+        "one that divides by n",
+        "torch's running_var has n - 1 (what it normalises with has n), Flax's has n: scale it on one side.",
+    )
+
+
 OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
     "softplus": _softplus,
     "nll_loss_forward": _ignored,
@@ -418,5 +449,6 @@ OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
     "adaptive_avg_pool2d": _adaptive,
     "adaptive_max_pool2d": _adaptive,
     "native_group_norm": _groups,
+    "native_batch_norm": _running,
 }
 """Claims of single operators."""

@@ -404,6 +404,7 @@ def _softplus(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS: dict[str, Function] = {
+    "identity": lambda x: x,  # first: among positive numbers ReLU is no other
     "relu": lambda x: np.maximum(x, 0),
     "gelu": gelu,
     "gelu (tanh)": gelu_tanh,
@@ -425,7 +426,6 @@ ACTIVATIONS: dict[str, Function] = {
     "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
     "abs": np.abs,
     "hard sigmoid of Keras": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
-    "identity": lambda x: x,
 }
 SPELT = {
     "logistic": "sigmoid",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation import arrangement, constants, conventions, inputs, operators
+from parity.explanation import arrangement, constants, conventions, inputs, operators, optimizer_steps
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
-from parity.explanation.default_arguments import factor
+from parity.explanation.default_arguments import factor, factor_of
 from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, other
 from parity.records import WHO, Diagnosis
@@ -145,6 +145,35 @@ def _squares(at: Bench) -> bool:
     return any(step.name in ("square", "integer_pow", "pow") for one in at.programs.values() for step in one.steps)
 
 
+def _stepped(at: Bench) -> Diagnosis | None:
+    """An optimizer's step, the output less the parameter, is a number times the other's; or it is Nesterov's alone."""
+    outputs = [at.outputs[name] for name in ("jax", "torch")]
+    (name, *more), theta = at.outputs["jax"][0], at.numbers[0].theta
+    for index, leaf in enumerate(theta) if not more else ():
+        if all(one[0][name].shape == leaf.shape and one[0][name].dtype.kind == "f" for one in outputs):
+            got, want = (
+                np.concatenate([(a[name] - n.theta[index]).ravel() for a, n in zip(one, at.numbers, strict=True)])
+                for one in outputs
+            )
+            times = factor_of(got, want) if got.size > MANY else None
+            if times is not None:
+                what = at.numbers[0].names[index] or "the input"
+                return _best((one for one in constants.replacements(at) if one.from_other), at) or Diagnosis(
+                    "constant factor",
+                    f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
+                    "Compare the learning rates, and the scale of what is added.",
+                )
+    return _first(optimizer_steps.nesterov(at), at)
+
+
+MANY = 4
+"""Numbers that have one ratio by no chance."""
+
+
+def _rates(at: Bench) -> Diagnosis | None:
+    return _first(itertools.chain(optimizer_steps.smoothing(at), optimizer_steps.rates(at)), at)
+
+
 def _conjugates(at: Bench) -> Diagnosis | None:
     return _first(operators.conjugates(at), at)
 
@@ -171,7 +200,10 @@ def _left_out(at: Bench) -> Diagnosis | None:
 
 STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _factor,
+    _stepped,
     _replaced,
+    _rates,
+    optimizer_steps.decay,
     _conjugates,
     _operators,
     inputs.unused,
@@ -283,7 +315,9 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
     mine = " and ".join(written(value) for value, _ in pairs)
-    theirs = " and ".join(related(*pair) for pair in pairs)
+    # Beside the root of a length stands the length; 2 and 4 alone are no root.
+    plain = name != ATTENTION_SCALE
+    theirs = " and ".join(written(b) if plain and len(written(b)) < 4 else related(a, b) for a, b in pairs)
     where = " and ".join(dict.fromkeys(c.name for c in replacement.constants))
     has = "none" if theirs == "0" and name == "eps" else theirs
     count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"

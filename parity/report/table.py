@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.records import VERDICTS, WORLDS, Record
-from parity.report import terminal
+from parity.report import content, terminal
 from parity.report.content import visible
 from parity.report.report import Report
 
@@ -56,12 +56,26 @@ ORDINARY = ("random", "negative", "ties", "")
 """Kinds of numbers that people compute with; other kinds are edges."""
 
 
+NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
+"""Verdicts of cells in which nothing was compared: they tell no two functions apart."""
+
+
 def summary(report: Report) -> str:
     """Return in a line each whether the functions are the same at ordinary numbers, and what differs, by cause."""
     failed = report.failed
-    at_ordinary = any(record.data in ORDINARY for record in failed)
-    first = "not the same function at ordinary numbers" if at_ordinary else "the same function at ordinary numbers"
-    if failed and not at_ordinary:
+    at_ordinary = [record for record in failed if record.data in ORDINARY]
+    refused = {record.world: record.verdict for record in at_ordinary if record.verdict in NO_RESULT}
+    agree = {
+        record.world.split("-")[0]
+        for record in report.cells
+        if record.transform == "forward" and record.data in ORDINARY and record.verdict in content.AGREES
+    }
+    first = "the same function at ordinary numbers"
+    if at_ordinary and len(agree) == 2 and all(record.verdict in NO_RESULT for record in at_ordinary):
+        first += "".join(f"; {verdict} in {world}" for world, verdict in refused.items())
+    elif at_ordinary:
+        first = f"not {first}"
+    elif failed:
         first += f"; not at {', '.join(dict.fromkeys(record.data for record in failed))}"
     return "\n".join([f"{report.name}: {first}", *(f"  {_line(alike)}" for alike in _alike(report))])
 

@@ -150,15 +150,13 @@ def roles(steps: Sequence[Step], constants: Sequence[Constant]) -> list[Constant
         for operand, source in step.sources.items():
             users.setdefault(source, []).append((step, operand))
     by_key = {step.key: step for step in steps}
-    products = any(step.name in PRODUCTS for step in steps)
-    return [
-        Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users, products))
-        for c in constants
-    ]
+    return [Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users)) for c in constants]
 
 
 PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "dot", "mv", "dot_general")
-"""What makes scores of queries and keys: without one there is no attention."""
+"""What a softmax of scores goes into: without one there is no attention, as where a loss has a temperature."""
+
+SOFTMAXES = ("_softmax", "_safe_softmax", "exp")
 
 
 ADDS = ("add", "sub", "rsub", "max", "maximum", "clamp", "clamp_min", "clip", "add_any")
@@ -184,10 +182,11 @@ SMALL = 1e-2
 ROPE_BASE, ATTENTION_SCALE = "rope base", "attention scale"
 
 
-def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]], products: bool) -> str:
+def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]]) -> str:
     if step.name == "pow" and constant.operand in (0, "self") and _leads(step, ("cos", "sin"), users):
         return ROPE_BASE
-    if step.name in ("mul", "div") and products and _leads(step, ("_softmax", "_safe_softmax", "exp"), users):
+    softmax = _leads(step, SOFTMAXES, users) if step.name in ("mul", "div") else None
+    if softmax is not None and _leads(softmax, PRODUCTS, users):
         return ATTENTION_SCALE
     if step.name not in ADDS or abs(constant.value) > SMALL:
         return ""
@@ -208,12 +207,13 @@ ON_THE_WAY = (*PASSES, "where", "_where", "select_n", "masked_fill", "neg", "div
 """What numbers pass on the way from a constant to a cosine or a softmax."""
 
 
-def _leads(step: Step, targets: tuple[str, ...], users: Mapping[Key, list[tuple[Step, Operand]]]) -> bool:
+def _leads(step: Step, targets: tuple[str, ...], users: Mapping[Key, list[tuple[Step, Operand]]]) -> Step | None:
+    """Return the first step of one of some names that a step leads to, or None."""
     reached, seen = [step.key], {step.key}
     for _ in range(10):
         following = [user for key in reached for user, _ in users.get(key, ()) if user.key not in seen]
-        if any(user.name in targets for user in following):
-            return True
+        if found := next((user for user in following if user.name in targets), None):
+            return found
         reached = [user.key for user in following if user.name in ON_THE_WAY]
         seen.update(reached)
-    return False
+    return None
