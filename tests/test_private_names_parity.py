@@ -1,11 +1,15 @@
 """The private or moving names of both frameworks in the `_compat.py` of parity mean what it needs."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from jax._src import compiler as jax_compiler
+from jax._src.interpreters import mlir as jax_mlir
 
 from parity.execution import _compat as parity_compat
 from parity.execution.jax_programs import INLINED, ONCE, library_of
@@ -40,6 +44,24 @@ def test_options_of_xla_reach_eager_operators_and_end_with_the_context():
     assert jax_compiler.get_compile_options is usual
     with parity_compat.xla_options(parity_compat.known_xla_options(parity_compat.QUICKLY)):
         assert jnp.cos(operand).shape == (3, 17)
+
+
+def test_operators_are_lowered_in_one_context_in_the_thread_that_asks():
+    usual, made = jax_mlir.make_ir_context, []
+    with parity_compat.one_ir_context():
+        made += [jax_mlir.make_ir_context() for _ in range(2)]
+        with ThreadPoolExecutor(1) as pool:
+            made.append(pool.submit(jax_mlir.make_ir_context).result())
+        with parity_compat.one_ir_context():
+            made.append(jax_mlir.make_ir_context())
+        made.append(jax_mlir.make_ir_context())
+        # Programs of several operators, with types and constants of their own, compile in it.
+        assert float(jax.vmap(jnp.sin)(jnp.ones((5, 19))).sum()) == pytest.approx(95 * np.sin(1.0), rel=1e-5)
+        assert jnp.sort(jnp.arange(23)[::-1]).tolist() == list(range(23))
+    first, second, elsewhere, nested, after = made
+    assert first is second is after
+    assert len({id(first), id(elsewhere), id(nested)}) == 3
+    assert jax_mlir.make_ir_context is usual
 
 
 def test_options_that_xla_lacks_are_left_out():

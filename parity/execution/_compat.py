@@ -48,10 +48,35 @@ def torch_dispatch_mode() -> type:
     return TorchDispatchMode
 
 
-_options: dict[int, Mapping[str, Any]] = {}
-_usual: list[Callable[..., Any]] = []
+_changed: dict[str, tuple[dict[int, Callable[..., Any]], Callable[..., Any]]] = {}
 _lock = threading.Lock()
-"""The options of each thread that gave some, and what JAX does without."""
+"""By name of a function of JAX: what it is in each thread that changes it, and what it is in all others."""
+
+
+@contextlib.contextmanager
+def _changed_here(module: Any, name: str, change: Callable[..., Any]) -> Iterator[None]:
+    """Call `change(usual, ...)` in the place of a module's function `usual(...)`, in this thread alone."""
+    here = threading.get_ident()
+    with _lock:
+        threads, usual = _changed.setdefault(name, ({}, getattr(module, name)))
+        before = threads.get(here)
+        threads[here] = change
+
+        def called(*args: Any, **keywords: Any) -> Any:
+            there = threads.get(threading.get_ident())
+            return usual(*args, **keywords) if there is None else there(usual, *args, **keywords)
+
+        setattr(module, name, called)
+    try:
+        yield
+    finally:
+        with _lock:
+            threads.pop(here)
+            if before is not None:
+                threads[here] = before
+            if not threads:
+                setattr(module, name, usual)
+                _changed.pop(name)
 
 
 @contextlib.contextmanager
@@ -62,29 +87,31 @@ def xla_options(options: Mapping[str, Any]) -> Iterator[None]:
     """
     from jax._src import compiler
 
-    here = threading.get_ident()
-    with _lock:
-        before = _options.get(here)
-        _options[here] = options
-        if not _usual:
-            _usual.append(compiler.get_compile_options)
-            compiler.get_compile_options = _with_options
-    try:
-        yield
-    finally:
-        with _lock:
-            _options.pop(here)
-            if before is not None:
-                _options[here] = before
-            if not _options:
-                compiler.get_compile_options = _usual.pop()
-
-
-def _with_options(*args: Any, **keywords: Any) -> Any:
-    options = _options.get(threading.get_ident())
-    if options is not None:
+    def with_options(usual: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         keywords["env_options_overrides"] = {**options, **(keywords.get("env_options_overrides") or {})}
-    return _usual[0](*args, **keywords)
+        return usual(*args, **keywords)
+
+    with _changed_here(compiler, "get_compile_options", with_options):
+        yield
+
+
+@contextlib.contextmanager
+def one_ir_context() -> Iterator[None]:
+    """Lower what this thread compiles in one MLIR context.
+
+    JAX makes a context for each program, with all dialects in it: for a single operator that is half of its lowering.
+    """
+    from jax._src.interpreters import mlir
+
+    made: list[Any] = []
+
+    def make(usual: Callable[[], Any]) -> Any:
+        if not made:
+            made.append(usual())
+        return made[0]
+
+    with _changed_here(mlir, "make_ir_context", make):
+        yield
 
 
 def known_xla_options(options: Mapping[str, Any]) -> dict[str, Any]:

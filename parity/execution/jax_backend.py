@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.execution import jax_eager, jax_programs, jax_rounding
-from parity.execution._compat import QUICKLY, known_xla_options, xla_options
+from parity.execution._compat import QUICKLY, known_xla_options, one_ir_context, xla_options
 from parity.execution.calls import Call, Outputs
 from parity.execution.plan import AT_SPECIAL_POINTS
 from parity.execution.programs import Reading
@@ -145,9 +145,10 @@ def _run(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
         return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays), scalars=scalars))
     if world == "jax-eager":
         key = f"{world} {device} {_form(asked, arrays)}"
-        forget_now_and_then(AGAIN if key in kept else 1)
+        ran = key in kept
+        forget_now_and_then(AGAIN if ran else 1)
         kept[key] = None
-        with _options(asked):
+        with _options(asked), contextlib.nullcontext() if ran else one_ir_context():
             return _outputs(asked.program(EagerOps, is_float, arrays))
     key = f"{world} {device} {asked.key}"
     if key not in kept:

@@ -123,13 +123,16 @@ class Rounding(TorchDispatchMode):
         if not simple and not in_place and not _is_view(func):
             args = self._moved_inputs(func, base, args)
         factor = 1.0 if base in BASIC else FUNCTIONS if base in TRANSCENDENTAL else SPECIAL
-        return self._moved(func(*args, **kwargs), inputs, factor, in_place)
+        out = func(*args, **kwargs)
+        if not self.size:
+            return out  # taken apart, and not moved
+        return self._moved(out, inputs, factor, in_place)
 
     def _cast(self, out: Any, inputs: list[torch.Tensor]) -> Any:
         # A copy into a smaller type is rounded, other movements are not.
-        if isinstance(out, torch.Tensor) and inputs and self._unit(out) > max(map(self._unit, inputs), default=0.0) > 0:
-            return self._noisy(out, 1.0) if self.lower else out
-        return out
+        if not self.lower or not isinstance(out, torch.Tensor) or not inputs:
+            return out
+        return self._noisy(out, 1.0) if self._unit(out) > max(map(self._unit, inputs)) > 0 else out
 
     def _unit(self, tensor: torch.Tensor) -> float:
         return UNITS.get(tensor.dtype, 0.0)
@@ -147,25 +150,28 @@ class Rounding(TorchDispatchMode):
         return torch.complex(drawn, self._drawn(tensor, amount, 0.0)) if tensor.is_complex() else drawn
 
     def _drawn(self, tensor: torch.Tensor, amount: float, middle: float) -> torch.Tensor:
-        drawn = torch.rand(tensor.shape, generator=self.random, dtype=torch.float64)
-        drawn.mul_(2 * amount).add_(middle - amount)
+        drawn = torch.empty(tensor.shape, dtype=torch.float64).uniform_(0.0, 2 * amount, generator=self.random)
+        drawn.add_(middle - amount)
         return drawn if tensor.device.type == "cpu" else drawn.to(tensor.device)
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
         amount = factor * self._amount(tensor)
         if tensor.dtype == torch.float64:
             moved = tensor * self._drawn(tensor, amount, 1.0)  # in the layout that the tensor has
-        else:
-            moved = (tensor * (1 + self._noise(tensor, amount))).to(tensor.dtype)
+            # What is smaller than `lost` becomes zero, in one operator: no number lies between that and the next.
+            return torch.hardshrink(moved, math.nextafter(self.lost, 0.0)) if self.lost else moved
+        moved = (tensor * (1 + self._noise(tensor, amount))).to(tensor.dtype)
         return torch.where(moved.abs() < self.lost, 0, moved) if self.lost else moved
 
     def _moved_inputs(self, func: Any, base: str, args: Any) -> Any:
         tensors = [leaf for leaf in _tensors(args) if leaf.dtype in UNITS]
         if not tensors:
             return args
+        whole = any(part in base for part in WHOLE)
+        if not self.size and not whole:
+            return args
         pointwise = torch.Tag.pointwise in func.tags
         factor = SPECIAL if pointwise else math.sqrt(_terms(base, tensors))
-        whole = any(part in base for part in WHOLE)
 
         def move(leaf: Any) -> Any:
             if not (isinstance(leaf, torch.Tensor) and leaf.dtype in UNITS):
@@ -188,7 +194,7 @@ class Rounding(TorchDispatchMode):
                 with contextlib.suppress(RuntimeError):  # a number that is repeated cannot be written to
                     leaf.copy_(self._noisy(leaf, factor))
                 return leaf
-            if _place(leaf) is None or _place(leaf) in places:
+            if (place := _place(leaf)) is None or place in places:
                 return leaf  # a view
             return self._noisy(leaf, factor)
 
