@@ -30,8 +30,8 @@ Index = int | slice | range | Sequence[int] | Sequence[bool] | SupportsArray
 MaskLike = Mask | SupportsArray
 """What `grad_mask=` takes: a mask, or a bool array of the weight's shape."""
 
-BiasMaskLike = SupportsArray
-"""What `bias_mask=` takes: an array of one bool an output feature."""
+BiasMaskLike = SupportsArray | Sequence[bool]
+"""What `bias_mask=` takes: one bool an output feature, as an array or a sequence."""
 
 PrecisionLike = Literal["native", "reproducible"] | Native | Reproducible
 """What `precision=` takes: a name, or what `reproducible(...)` returns."""

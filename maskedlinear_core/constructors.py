@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from maskedlinear_core.annotations import Index, SupportsArray
-from maskedlinear_core.arrays import is_framework_array
+from maskedlinear_core.arrays import is_framework_array, visible
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.masks import Blocks, Columns, Elements, Mask, Rows, Submatrix
 
@@ -139,3 +141,20 @@ def as_mask(value: Any) -> Mask:
     if not is_framework_array(value):
         call_checks.refuse_mask(value)
     return Elements(value)
+
+
+def as_bias_mask(value: Any) -> Any:
+    """Return what `bias_mask=` may be as an array, whose dtype and shape nobody checked: one itself, or a sequence.
+
+    Raises:
+        TypeError: It is neither.
+
+    Example:
+        >>> as_bias_mask([True, False])
+        array([ True, False])
+    """
+    value = value if is_framework_array(value) else visible(value)
+    try:
+        return value if is_framework_array(value) else np.asarray(value)
+    except ValueError:
+        call_checks.refuse_array("bias_mask", value)

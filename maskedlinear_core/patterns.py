@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskedlinear_core import constructors
-from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import patterns as pattern_checks
@@ -152,8 +152,8 @@ def choose_bias_masks(
         if given is None or (pattern is not None and is_wild(pattern) and not parts[name].has_bias):
             found[name] = None
             continue
-        values = given if is_framework_array(given) else np.asarray(given)
         with convert_checks.naming(name):
+            values = constructors.as_bias_mask(given)
             shape = tuple(values.shape)
             module_checks.module_bias_mask(parts[name].has_bias, shape, dtype_name(values), parts[name].shape[0])
         found[name] = to_numpy(values).copy()

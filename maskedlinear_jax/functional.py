@@ -63,8 +63,8 @@ def masked_linear(
             call_checks.refuse_array(name, value)
     call_checks.flag("forward_mode", forward_mode)
     mask = constructors.as_mask(grad_mask)
-    if bias_mask is not None and not arrays.is_framework_array(bias_mask):
-        call_checks.refuse_array("bias_mask", bias_mask)
+    if bias_mask is not None:
+        bias_mask = constructors.as_bias_mask(bias_mask)
     call_checks.linear(_spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask))
     input, weight = jnp.asarray(input), jnp.asarray(weight)
     bias = None if bias is None else jnp.asarray(bias)

@@ -329,6 +329,6 @@ def _is_float(leaf: Any) -> bool:
 def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray | None:
     if bias_mask is None:
         return None
-    values = bias_mask if is_framework_array(bias_mask) else np.asarray(bias_mask)
+    values = constructors.as_bias_mask(bias_mask)
     module_checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
     return to_numpy(values).copy()

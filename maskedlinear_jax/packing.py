@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import arrays, constructors
+from maskedlinear_core import constructors
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
@@ -119,8 +119,8 @@ def packed_linear(
         if not isinstance(value, Array | np.ndarray) and not (name == "bias" and value is None):
             call_checks.refuse_array(name, value, function="packed_linear")
     call_checks.flag("forward_mode", forward_mode)
-    if bias_mask is not None and not arrays.is_framework_array(bias_mask):
-        call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
+    if bias_mask is not None:
+        bias_mask = constructors.as_bias_mask(bias_mask)
     kind = _resolve("packed_linear", weight, grad_mask)
     call_checks.linear(
         _spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask), function="packed_linear"

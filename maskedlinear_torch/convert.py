@@ -25,6 +25,7 @@ from maskedlinear_torch import attention as attentions
 from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import Attention, MaskedMultiheadAttention
 from maskedlinear_torch.embedding import MaskedEmbedding, PackedEmbedding, TiedHead
+from maskedlinear_torch.functional import check_matrix
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_attention import InProjection, PackedMultiheadAttention
 from maskedlinear_torch.packed_module import PackedLinear
@@ -358,6 +359,7 @@ def _check_parameters(name: str, linear: Any) -> None:
         convert_checks.refuse_computed(name)
     with convert_checks.naming(name):
         module_checks.float_dtype(dtype_name(linear.weight))
+        check_matrix("from_linear", linear.weight, linear.bias)
 
 
 def _attention_check(prefix: str, name: str, attention: nn.MultiheadAttention, packed: bool) -> Callable[[], None]:

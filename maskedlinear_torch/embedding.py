@@ -23,7 +23,7 @@ from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import as_precision
 from maskedlinear_torch import _compat, beside, rule, steps
 from maskedlinear_torch.engine_choice import choose
-from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.functional import _autocast, _check, check_matrix
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kinds import Submatrix
 from maskedlinear_torch.module import MaskedLinear
@@ -107,9 +107,10 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
         if isinstance(input, torch.fx.Proxy):
             return call_in_graph(self, input)
         weight = self._read("weight")
-        if _compat.is_distributed(weight):
+        if _compat.is_distributed(weight) or getattr(input, "is_nested", False):
             view = rule.weight_view(rule.placed(self._positions(), weight), weight)
-            return _compat.summed(F.embedding(input, view, scale_grad_by_freq=self.scale_grad_by_freq))
+            looked_up = F.embedding(input, view, scale_grad_by_freq=self.scale_grad_by_freq)
+            return _compat.summed(looked_up) if _compat.is_distributed(weight) else looked_up
         looked_up = F.embedding(input, weight, scale_grad_by_freq=self.scale_grad_by_freq)
         if not _compat.in_transform() and not (weight.requires_grad and torch.is_grad_enabled()):
             return looked_up
@@ -231,7 +232,7 @@ class PackedEmbedding(PackedLinear):
         if isinstance(input, torch.fx.Proxy):
             return call_in_graph(self, input)
         kind, base = self._positions(), plain_tensor(self.base).detach()
-        if not isinstance(kind, Submatrix) or _compat.is_distributed(base):
+        if not isinstance(kind, Submatrix) or _compat.is_distributed(base) or getattr(input, "is_nested", False):
             kind = rule.placed(kind, base)
             looked_up = F.embedding(input, rule.weight_view(kind, self.values, base))
             return _compat.summed(looked_up) if _compat.is_distributed(base) else looked_up
@@ -341,6 +342,7 @@ def check(name: str, embedding: Any, *, packed: bool) -> None:
     if not isinstance(embedding.weight, nn.Parameter):
         embedding_checks.refuse_class(name, "an embedding whose weight is a parameter", embedding)
     module_checks.float_dtype(dtype_name(embedding.weight))
+    check_matrix("from_embedding", embedding.weight)
 
 
 def _drawn(

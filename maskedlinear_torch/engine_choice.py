@@ -14,6 +14,7 @@ from maskedlinear_core import precision as core
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat, integer_products
 from maskedlinear_torch.products import NATIVE, Products, ReproducibleProducts
+from maskedlinear_torch.tensors import check_dense
 
 
 def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Products:
@@ -36,6 +37,7 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
     if isinstance(settings, core.Native):
         return NATIVE
     checks.dtype(function, str(weight.dtype).removeprefix("torch."))
+    check_dense(function, input=input)
     if _compat.VERSION < (2, 12, 1) and torch.compiler.is_compiling():
         checks.refuse_version(
             function,

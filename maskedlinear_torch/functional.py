@@ -10,9 +10,11 @@ from torch import Tensor
 from maskedlinear_core import arrays, constructors
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.checks.words import FLOAT_DTYPES
 from maskedlinear_torch import _compat, lowering, rule
 from maskedlinear_torch.engine_choice import choose
+from maskedlinear_torch.tensors import check_dense
 
 
 def masked_linear(
@@ -62,8 +64,8 @@ def masked_linear(
     if forward_mode is not False:
         call_checks.flag("forward_mode", forward_mode)
     mask = constructors.as_mask(grad_mask)
-    if bias_mask is not None and not arrays.is_framework_array(bias_mask):
-        call_checks.refuse_array("bias_mask", bias_mask)
+    if bias_mask is not None:
+        bias_mask = constructors.as_bias_mask(bias_mask)
     input, weight, bias = _autocast(input, weight, bias)
     _check("masked_linear", input, weight, bias, bias_mask)
     if bias_mask is not None:
@@ -86,12 +88,15 @@ def _check(
     # In words only where something is wrong: at batch 1 they would cost as much as the layer.
     if bias_mask is None and _fits(input, weight, bias):
         return
+    check_dense(function, weight=weight, bias=bias)
     specs = _spec(input), _spec(weight), _maybe_spec(bias), _maybe_spec(bias_mask)
     call_checks.linear(*specs, function=function)
 
 
 def _fits(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     # Whether `call_checks.linear` surely passes these.
+    if input.is_nested or weight.is_nested or not (input.layout is weight.layout is torch.strided):
+        return False
     shape, given, dtype, device = weight.shape, input.shape, weight.dtype, weight.device
     return (
         dtype in _FLOATS
@@ -108,7 +113,20 @@ _FLOATS = tuple(getattr(torch, name) for name in FLOAT_DTYPES)
 
 
 def _spec(tensor: Any) -> call_checks.Spec:
-    return call_checks.Spec(tuple(tensor.shape), arrays.dtype_name(tensor), getattr(tensor, "device", None))
+    if getattr(tensor, "is_nested", False) and tensor.layout is torch.strided:  # which has a length of one axis alone
+        shape = (*(-1 for _ in range(tensor.dim() - 1)), tensor.size(-1))
+    else:
+        shape = tuple(tensor.shape)
+    return call_checks.Spec(shape, arrays.dtype_name(tensor), getattr(tensor, "device", None))
+
+
+def check_matrix(function: str, weight: Any, bias: Tensor | None = None) -> None:
+    """Refuse a layer's weight that is no dense matrix of numbers."""
+    if not isinstance(weight, Tensor):
+        _refuse_array(function, weight=weight)
+    check_dense(function, weight=weight, bias=bias)
+    if weight.dim() != 2:
+        packed_checks.weight(function, _spec(weight))
 
 
 def _maybe_spec(tensor: Any) -> call_checks.Spec | None:

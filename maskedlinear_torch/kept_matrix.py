@@ -62,6 +62,8 @@ class KeptMatrix(NamedTuple):
             and base.data_ptr() == self.memory.data_ptr()
             and dtype is self.matrix.dtype
             and input.is_cpu
+            and input.layout is torch.strided
+            and not input.is_nested
             and input.shape[-1:] == self.widths
             and (bias is None or _is_bias(bias, dtype, self.heights))
             and layer._bias_array is None

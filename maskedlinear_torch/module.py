@@ -12,14 +12,14 @@ from torch.types import Device as DeviceLike
 
 from maskedlinear_core import constructors, initial, masks
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
-from maskedlinear_core.arrays import dtype_name, is_framework_array, to_numpy
+from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Native, Precision, as_precision, described
 from maskedlinear_torch import beside, lowering, plain_ties, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.frozen_entries import Places, local_places
-from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.functional import _autocast, _check, check_matrix
 from maskedlinear_torch.held_module import HeldModule, call_in_graph
 from maskedlinear_torch.kinds import Kind, Submatrix
 from maskedlinear_torch.origin import Origin
@@ -348,6 +348,7 @@ class MaskedLinear(Layer, nn.Linear):
         """
         if not isinstance(linear, nn.Linear):
             module_checks.refuse_layer("a torch.nn.Linear", linear)
+        check_matrix("from_linear", linear.weight, linear.bias)
         has_bias = linear.bias is not None
         layer = cls(
             linear.in_features, linear.out_features, has_bias, grad_mask=grad_mask, bias_mask=bias_mask,
@@ -461,6 +462,6 @@ class MaskedLinear(Layer, nn.Linear):
 def _bias_mask(bias_mask: Any, has_bias: bool, out_features: int) -> np.ndarray | None:
     if bias_mask is None:
         return None
-    values = bias_mask if is_framework_array(bias_mask) else np.asarray(bias_mask)
+    values = constructors.as_bias_mask(bias_mask)
     module_checks.module_bias_mask(has_bias, tuple(values.shape), dtype_name(values), out_features)
     return to_numpy(values).copy()

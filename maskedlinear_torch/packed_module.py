@@ -20,7 +20,7 @@ from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, described
 from maskedlinear_torch import _compat, beside, moments, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
-from maskedlinear_torch.functional import _autocast, _check
+from maskedlinear_torch.functional import _autocast, _check, check_matrix
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
@@ -132,6 +132,7 @@ class PackedLinear(Layer):
         """
         if not isinstance(linear, nn.Linear):
             module_checks.refuse_layer("a torch.nn.Linear", linear)
+        check_matrix("from_linear", linear.weight, linear.bias)
         mask = constructors.as_mask(grad_mask)
         mask.canonical((linear.out_features, linear.in_features))
         bias_values = _bias_mask(bias_mask, linear.bias is not None, linear.out_features)
@@ -374,6 +375,8 @@ class PackedLinear(Layer):
         """Register a parameter; one from which the weight or bias would be computed is refused (pruning)."""
         if isinstance(self._parameters, OwnParameters):
             self._parameters.check(name)
+        if name in ("base", "bias_base") and param is not None and param.requires_grad:
+            param = Constant(param.detach())  # whoever put a plain parameter there asked for no other layer
         super().register_parameter(name, param)
 
     def __getstate__(self) -> dict[str, Any]:

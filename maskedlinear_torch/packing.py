@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from maskedlinear_core import arrays, constructors
+from maskedlinear_core import constructors
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import mask as mask_checks
@@ -15,6 +16,7 @@ from maskedlinear_torch import lowering, rule
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _FLOATS, _autocast, _check, _refuse_array, _spec
 from maskedlinear_torch.kinds import Kind
+from maskedlinear_torch.tensors import check_dense
 
 
 def pack(weight: Tensor, *, grad_mask: MaskLike) -> Tensor:
@@ -120,8 +122,8 @@ def packed_linear(
         _refuse_array("packed_linear", input=input, values=values, bias=bias)
     if forward_mode is not False:
         call_checks.flag("forward_mode", forward_mode)
-    if bias_mask is not None and not arrays.is_framework_array(bias_mask):
-        call_checks.refuse_array("bias_mask", bias_mask, function="packed_linear")
+    if bias_mask is not None:
+        bias_mask = constructors.as_bias_mask(bias_mask)
     kind = _resolve("packed_linear", weight, grad_mask)
     input, weight, bias = _autocast(input, weight, bias)
     _check("packed_linear", input, weight, bias, bias_mask)
@@ -183,7 +185,8 @@ def repack(
 def _resolve(function: str, weight: Any, grad_mask: MaskLike) -> Kind:
     if not isinstance(weight, Tensor):
         call_checks.refuse_array("weight", weight, function=function)
-    if not (weight.dtype in _FLOATS and weight.dim() == 2):
+    if weight.is_nested or not (weight.dtype in _FLOATS and weight.layout is torch.strided and weight.dim() == 2):
+        check_dense(function, weight=weight)
         packed_checks.weight(function, _spec(weight))
     mask = constructors.as_mask(grad_mask)
     outputs, inputs = weight.shape
@@ -193,6 +196,8 @@ def _resolve(function: str, weight: Any, grad_mask: MaskLike) -> Kind:
 def _check_values(function: str, kind: Kind, weight: Tensor, values: Any) -> None:
     if not isinstance(values, Tensor):
         call_checks.refuse_array("values", values, function=function)
+    if values.is_nested or values.layout is not torch.strided:
+        check_dense(function, values=values)
     expected = kind.values_shape((weight.shape[0], weight.shape[1]))
     if values.shape == expected and values.dtype == weight.dtype and values.device == weight.device:
         return

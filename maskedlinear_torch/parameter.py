@@ -17,6 +17,7 @@ from maskedlinear_core.checks import parameter as parameter_checks
 from maskedlinear_torch import lowering
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.held_module import HeldModule
+from maskedlinear_torch.tensors import check_dense
 
 Module = TypeVar("Module", bound=nn.Module)
 """A module of any class: what comes back is it."""
@@ -51,6 +52,7 @@ def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
     """
     if not isinstance(weight, Tensor):
         call_checks.refuse_array("weight", weight, function="masked_parameter")
+    check_dense("masked_parameter", weight=weight)
     trains = _trains(weight, grad_mask)
     return torch.where(trains, weight, weight.detach())
 

@@ -20,6 +20,8 @@ def as_learned(matrix: Tensor, input: Tensor) -> Tensor:
     Of an input of three axes that does not lie in one piece, torch makes one product where the weight requires a
     gradient, as the plain layer's does, and otherwise a batch of them, whose bits may differ.
     """
+    if input.is_nested or input.layout is not torch.strided:
+        return matrix
     in_one_piece = input.is_contiguous() and 1 not in input.shape
     return matrix if in_one_piece or torch.compiler.is_compiling() else matrix.detach().requires_grad_()
 

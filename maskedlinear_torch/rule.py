@@ -33,7 +33,7 @@ from torch import Tensor
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_torch import _compat
-from maskedlinear_torch.kinds import Kind
+from maskedlinear_torch.kinds import Blocks, Kind
 from maskedlinear_torch.products import NATIVE, Products, as_learned
 
 Fixed = tuple[Products, Kind, Tensor | None, Tensor | None, Tensor | None]
@@ -67,6 +67,9 @@ def masked(
     """
     if _compat.is_distributed(weight):
         kind, bias_mask = placed(kind, weight), _compat.replicate_like(weight)(bias_mask)
+    if input.is_nested or input.layout not in _MULTIPLIED or (type(kind) is Blocks and input.is_sparse):
+        # Torch knows the plain layer's derivatives of such an input, and has no kernels for the rule's.
+        return reference(kind, input, weight, bias, bias_mask, values)
     transformed = _compat.in_transform()
     if transformed and torch.compiler.is_dynamo_compiling():
         # Dynamo differentiates through the forward of a Function and drops its rule there: without
@@ -89,6 +92,10 @@ def masked(
     if _compat.is_traced_by_jit():
         call_checks.refuse_jit_trace()
     return learning((products, kind, bias_mask, base, written), input, learned, bias)
+
+
+_MULTIPLIED = torch.strided, torch.sparse_coo
+"""Layouts of inputs that the rule's own products are of."""
 
 
 def learning(fixed: Fixed, input: Tensor, learned: Tensor, bias: Tensor | None) -> Tensor:

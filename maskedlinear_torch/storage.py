@@ -141,6 +141,7 @@ def load_packed(
 
     All or nothing: everything is checked first. A plain `torch.nn.Linear` of the stored name becomes a
     `PackedLinear` (or `MaskedLinear`, if that was stored), with its hooks; what `mask_linears` refuses is refused.
+    Which other parameters require a gradient stays as it is: to train on, freeze them again.
 
     Args:
         path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_torch import _compat
 
@@ -295,3 +296,16 @@ def as_bits(tensor: Tensor) -> Tensor:
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_dense(function: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors that are sparse, nested or of another layout.
+
+    Args:
+        function: Name of the public function, for messages.
+        tensors: By the name of the argument.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.is_nested or tensor.layout is not torch.strided):
+            layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            call_checks.refuse_layout(name, layout, function=function)

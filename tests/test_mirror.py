@@ -84,6 +84,7 @@ ONLY_DEFINED_IN_ONE = {
     "functional.py": {
         "_autocast",  # JAX has no autocast
         "_refuse_array", "_check", "_fits",  # in torch at each call, in JAX when it traces
+        "check_matrix",  # tensors have layouts
     },
     "packing.py": {"_taken"},  # JAX has shardings that are part of types
     "convert.py": {

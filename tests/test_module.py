@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+import maskedlinear_jax as jax_twin
+import maskedlinear_torch as torch_twin
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
 from maskedlinear_jax import MaskedLinear as JaxLinear
 from maskedlinear_jax import combine, partition
@@ -244,3 +246,26 @@ def test_from_and_to_linear_in_jax():
     plain = layer.to_linear()
     assert plain.weight is layer.weight
     np.testing.assert_array_equal(gradients(plain)[0], np.broadcast_to(X.sum(0), (4, 6)))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_functions_take_a_list_as_a_bias_mask_as_layers_do(packed, compiled):
+    trains, mask = [True, False, True], columns([1])
+    x, w, b = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32), np.zeros(3, np.float32)
+
+    def in_torch(x, w, b):
+        if packed:
+            return torch_twin.packed_linear(x, w, w[:, 1:2], b, grad_mask=mask, bias_mask=trains).sum()
+        return torch_twin.masked_linear(x, w, b, grad_mask=mask, bias_mask=trains).sum()
+
+    def in_jax(b):
+        if packed:
+            return jax_twin.packed_linear(x, w, w[:, 1:2], b, grad_mask=mask, bias_mask=trains).sum()
+        return jax_twin.masked_linear(x, w, b, grad_mask=mask, bias_mask=trains).sum()
+
+    call = torch.compile(in_torch, backend="aot_eager", fullgraph=True) if compiled else in_torch
+    bias = torch.from_numpy(b).requires_grad_()
+    call(torch.from_numpy(x), torch.from_numpy(w), bias).backward()
+    gradient = jax.grad(in_jax)
+    assert bias.grad.tolist() == (jax.jit(gradient) if compiled else gradient)(b).tolist() == [2, 0, 2]

@@ -204,6 +204,19 @@ def test_m6_the_matrix_never_requires_a_gradient():
         assert [name for name, p in one.named_parameters() if p.requires_grad] == ["0.values", "0.bias_values"]
 
 
+def test_a_matrix_that_is_registered_anew_does_not_learn():
+    """Torchtitan #3885: who puts each parameter there once more, as a plain one, makes them all learn."""
+    layer = PackedLinear(I, O, grad_mask=columns(LEARNS), bias_mask=np.arange(O) < 2)
+    before = layer.weight.detach().clone()
+    for name, parameter in list(layer._parameters.items()):
+        layer.register_parameter(name, nn.Parameter(parameter.detach().clone()))
+    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["values", "bias_values"]
+    assert torch.equal(layer.weight, before)
+    layer.base = nn.Parameter(layer.base.detach() + 1)
+    assert not layer.base.requires_grad
+    assert torch.equal(layer.weight[:, 2], before[:, 2] + (0 if 2 in LEARNS else 1))
+
+
 LAYOUTS = {
     "column-major": torch.randn(64, 96).t(),
     "every other column": torch.randn(96, 128)[:, ::2],

@@ -99,6 +99,18 @@ def refuse_array(name: str, value: object, *, function: str = "masked_linear") -
     raise TypeError(f"{function}: expected {name} to be an array, got {type(value).__name__}; convert it first")
 
 
+def refuse_layout(name: str, layout: str, *, function: str = "masked_linear") -> NoReturn:
+    """Refuse a tensor that is no dense array of numbers where only such a one will do.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{function}: expected {name} to be dense, got {name} of layout {layout}; make it dense first (its to_dense(), "
+        "or to_padded_tensor(0.0) if it is nested)"
+    )
+
+
 def refuse_float64() -> NoReturn:
     """Refuse float64 where the framework would silently turn it into float32.
 
