@@ -54,6 +54,12 @@ def explicit_sharding(array: Any) -> Any:
     return sharding if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types else None
 
 
+def laid_out_as(array: Any, like: Any) -> Any:
+    """Return an array with the sharding of another one, where that is part of its type."""
+    sharding = explicit_sharding(like)
+    return array if sharding is None else jax.sharding.reshard(array, sharding)
+
+
 def auto_axes(function: Callable[..., Any], sharding: Any) -> Callable[..., Any]:
     """Let the compiler shard what a function does, and give what it returns a sharding; None = leave it alone."""
     return function if sharding is None else jax.sharding.auto_axes(function, out_sharding=sharding)

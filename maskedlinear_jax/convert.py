@@ -22,6 +22,7 @@ from maskedlinear_jax.constant import Constant, is_float
 from maskedlinear_jax.embedding import MaskedEmbedding, PackedEmbedding
 from maskedlinear_jax.module import MaskedLinear
 from maskedlinear_jax.packed_module import PackedLinear
+from maskedlinear_jax.stacked import depth
 
 
 class Form(NamedTuple):
@@ -131,10 +132,12 @@ def unmask_linears(model: Any) -> Any:
         if isinstance(node, Constant):
             return node.value
         if _is_layer(node) and _has_own_call(node):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            convert_checks.refuse_own_forward(name, node)
+            convert_checks.refuse_own_forward(_name(path), node)
+        if _is_layer(node):
+            convert_checks.one_layer("unmask_linears", _name(path), depth(node))
         return node.to_linear() if _is_layer(node) else node
 
+    not_of_flax(model, "unmask_linears")
     stops = lambda node: _is_layer(node) or isinstance(node, Constant)  # noqa: E731
     return jax.tree_util.tree_map_with_path(plain, model, is_leaf=stops)
 
@@ -166,11 +169,13 @@ def merged(model: Any) -> Any:
 def merge(model: Any) -> Any:
     """Do what `merged` does with a model of any library."""
 
-    def plain(node: Any) -> Any:
+    def plain(path: Any, node: Any) -> Any:
         merges = isinstance(node, PackedLinear) and isinstance(node.precision, Native) and not _has_own_call(node)
+        if merges:
+            convert_checks.one_layer("merged", _name(path), depth(node))
         return node.to_linear() if merges else node
 
-    return jax.tree.map(plain, model, is_leaf=_is_layer)
+    return jax.tree_util.tree_map_with_path(plain, model, is_leaf=_is_layer)
 
 
 def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, packed: bool = True,
@@ -198,6 +203,7 @@ def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, pa
         >>> train_new_tokens({"tokens": plain}, first=4)
         {'tokens': PackedEmbedding(6, 4, grad_mask=rows([4, 5]))}
     """
+    not_of_flax(model, "train_new_tokens")
     masks = new_tokens(embeddings(model, _OWN), first, embedding)
     return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)
 
@@ -259,8 +265,10 @@ def convert(
     biases = patterns.choose_bias_masks(parts, chosen, bias_masks)
 
     def replacement(name: str, node: Any) -> Any:
-        if name in follow and (packed or name not in chosen):
-            return node
+        if name in follow and (name not in chosen or (packed and biases[name] is None)):
+            own = freeze_others and not _is_layer(node)  # its weight is another's, its bias is its own
+            freezes = lambda leaf: own and is_float(leaf) and leaf is not node.weight  # noqa: E731
+            return jax.tree.map(lambda leaf: Constant(leaf) if freezes(leaf) else leaf, node)
         if name in chosen:
             bias_mask = biases[name]
             if freeze_others and bias_mask is None and parts[name].has_bias:
@@ -323,6 +331,7 @@ def _part(
 
         def fits_form() -> None:
             check(name)
+            convert_checks.not_stacked(name, 2 + depth(node), 2)
             if packed and isinstance(node, MaskedLinear):  # one of another form would lose its forward
                 check_own(name, node)
 
@@ -382,6 +391,10 @@ def _constant(part: Part | None, node: Any, adapter: Adapter) -> Any:
 
 def _form(node: Any, adapter: Adapter) -> Form | None:
     return next((form for form in adapter.forms if form.is_layer(node)), None)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _nodes(model: Any, adapter: Adapter) -> tuple[dict[str, Any], Any]:
@@ -455,6 +468,21 @@ _ADAPTERS = {
 
 def _is_layer(node: Any) -> bool:
     return isinstance(node, MaskedLinear | PackedLinear)
+
+
+def has_weight(node: Any) -> bool:
+    """Tell the layers with a weight of their own: `equinox.nn.Shared` leaves a mark in the place of a shared one."""
+    return _is_layer(node) and type(vars(node).get("weight")).__name__ != "SharedNode"
+
+
+def not_of_flax(model: Any, function: str) -> None:
+    """Refuse a model of Flax, whose layers only its adapter knows.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if is_from(model, "flax"):
+        convert_checks.refuse_model("a pytree of layers", model, f"{_ADAPTERS['flax']}.{function}", function)
 
 
 def _has_own_call(node: Any) -> bool:

@@ -11,11 +11,14 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.annotations import HasWeight, MaskLike, PrecisionLike, SupportsArray
+from maskedlinear_core.checks import call as call_checks
+from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_jax import lowering, rule
 from maskedlinear_jax.kinds import Submatrix
@@ -217,6 +220,7 @@ def masked_lookup(weight: Array, input: Array, mask: masks.Mask, look_up: Any) -
     Returns:
         (*batch, features).
     """
+    check_tokens(input)
     kind = lowering.resolve(mask, (weight.shape[0], weight.shape[1]))
     trains = jnp.asarray(kind.mask(weight))
     trains = trains[0] if trains.shape[0] == 1 and weight.shape[0] != 1 else look_up(trains, input)
@@ -224,8 +228,18 @@ def masked_lookup(weight: Array, input: Array, mask: masks.Mask, look_up: Any) -
     return jnp.where(trains, looked_up, jax.lax.stop_gradient(looked_up))
 
 
+def check_tokens(input: Any) -> None:
+    """Refuse what are no tokens, which a look-up may take for something else (a list, bools, None)."""
+    if not isinstance(input, Array | np.ndarray | np.generic | int):
+        call_checks.refuse_array("tokens", input, function="embedding")
+    dtype = np.result_type(input) if isinstance(input, int) else input.dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        embedding_checks.refuse_tokens(str(dtype))
+
+
 def packed_lookup(base: Array, values: Array, input: Array, mask: masks.Mask, look_up: Any) -> Array:
     """Return rows of a constant matrix with values in the places of a mask: see `masked_lookup`."""
+    check_tokens(input)
     shape = base.shape[0], base.shape[1]
     kind = lowering.resolve(mask, shape, packed=True)
     if not isinstance(kind, Submatrix):

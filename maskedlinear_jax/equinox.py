@@ -347,7 +347,10 @@ def load_packed(path: Source, model: Any = None, *, rename: Rename = None) -> An
         # Layers of which nothing learns, for the stored ones to take the place of.
         names = {name for name, layer in stored.items() if layer.form == form}
         plain = names & convert.plain_layers(model, _ADAPTER).keys()
-        nothing = {glob.escape(name): constructors.columns([]) for name in plain}
+        nothing: dict[str, Any] = {glob.escape(name): constructors.columns([]) for name in plain}
+        ties, _ = _shared(model)
+        for name in plain & ties.keys():  # those that get its weight have its mask, and are in no file
+            nothing |= {glob.escape(one): stored[name].mask for one in (name, *ties[name])}
         model = mask_linears(model, nothing, packed=form == "packed") if nothing else model
     return storage.load(data, model, rename, _ADAPTER.forms)
 
@@ -426,11 +429,13 @@ def _shared(model: Any) -> tuple[dict[str, list[str]], set[str]]:
     holders: dict[int, list[str]] = {}
     opened = []  # kept while arrays are told apart by their identity
     follow: set[str] = set()
+    groups: list[list[str]] = []
     nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, eqx.nn.Shared))
     for path, node in nodes:
         if not isinstance(node, eqx.nn.Shared):
             continue
         opened.append(node())
+        packed, mine = [], []
         for tree, seen in ((opened[-1], True), (node.pytree, False)):
             for inner, layer in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_part):
                 name = jax.tree_util.keystr(
@@ -440,8 +445,12 @@ def _shared(model: Any) -> tuple[dict[str, list[str]], set[str]]:
                 if seen and weight is not None:
                     holders.setdefault(id(weight), []).append(name)
                 elif type(weight).__name__ == "SharedNode":
-                    follow.add(name)
-    groups = [names for names in holders.values() if len(names) > 1]
+                    mine.append(name)
+                elif isinstance(layer, PackedLinear | PackedEmbedding):
+                    packed.append(name)  # whose weight is made anew in each place
+        follow.update(mine)
+        groups += [packed + mine] if packed else []
+    groups += [names for names in holders.values() if len(names) > 1]
     return {name: [one for one in names if one != name] for names in groups for name in names}, follow
 
 

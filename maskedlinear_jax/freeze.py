@@ -17,7 +17,7 @@ from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
-from maskedlinear_jax.frozen_state import keep_state
+from maskedlinear_jax.frozen_state import found_behind, keep_state
 from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 
@@ -36,8 +36,8 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     any addition: `apply_updates` of this package leaves these alone too. What the optimizer keeps of a frozen entry
     stays as it was, whatever its value: a moment at zero, a copy of the weight (`schedule_free`, `lookahead`) at it.
 
-    Wrap the whole chain: what another transformation adds outside of this one, such as a decay after it in
-    `optax.chain`, is not held. It works within `optax.partition` and `optax.masked`, around them, around or within
+    Wrap the whole chain: what another transformation adds outside of this one is not held, and a decay after it in
+    `optax.chain` is refused. It works within `optax.partition` and `optax.masked`, around them, around or within
     `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed
     from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew:
     `keep_frozen` puts the frozen entries back.
@@ -62,8 +62,9 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         there is no such check and no callback.
 
     Raises:
-        TypeError: `optimizer` is no optax transformation.
-        ValueError: The model has nothing to hold, or no mask is of a parameter (at `init`), or does not fit it.
+        TypeError: `optimizer` is no optax transformation, or the parameters have positions among them (at `init`).
+        ValueError: The model has nothing to hold, or no mask is of a parameter (at `init`), or does not fit it; or
+            what moves frozen entries comes after this in `optax.chain` (at `update`).
         ImportError: optax is missing.
 
     Example:
@@ -87,6 +88,8 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         frozen_checks.refuse_optimizer("an optax.GradientTransformation", optimizer)
     held = masks_by_path(_masks_of(model, "hold_frozen"))
     of_layers = _is_model(model)
+    if of_layers:  # what is left of the layers' own masks says nothing
+        held = {path: mask for path, mask in held.items() if not isinstance(mask, Mask)}
     if not held or (of_layers and not _holds(held)):
         frozen_checks.refuse_nothing_held()
     inner = optax.with_extra_args_support(optimizer)
@@ -95,6 +98,9 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         return tuple(tree) if isinstance(tree, optax.LookaheadParams) else (tree,)
 
     def init(params: Any) -> Any:
+        for path, node in by_path(branches(params)[0], is_leaf=lambda node: isinstance(node, Mask)).items():
+            if isinstance(node, Mask) and jax.tree.leaves(node):
+                frozen_checks.refuse_positions(".".join(path))
         known = by_path(branches(params)[0], is_leaf=lambda node: isinstance(node, optax.MaskedNode))
         if not any(path[: len(mask)] == mask for path in known for mask in held):
             frozen_checks.refuse_unknown_masks([".".join(p) for p in held], [".".join(p) for p in known])
@@ -104,6 +110,8 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, *, masks: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if behind := found_behind(update.__code__):
+            frozen_checks.refuse_behind(behind)
         now = held if masks is None else masks_by_path(masks)
         if masks is None and of_layers and params is not None:
             _check_masks(held, branches(updates)[0], branches(params)[0])
@@ -169,7 +177,10 @@ def grad_masks(model: Any) -> Any:
         bias = True if node.bias_mask is None else jnp.asarray(node.bias_mask)
         if node.bias_mask is not None and node.bias is not None and hasattr(node.bias, "shape"):
             bias = jnp.broadcast_to(bias, node.bias.shape)
-        weight = stacked.to_array(node.grad_mask, node.weight.shape)
+        if not _has_positions(node.grad_mask):
+            frozen_checks.refuse_no_positions(type(node).__name__)
+        weight: Any = node.weight  # a layer that shares another's (`equinox.nn.Shared`) has a mark in its place
+        weight = stacked.to_array(node.grad_mask, weight.shape) if hasattr(weight, "shape") else weight
         own = {id(leaf) for leaf in beside(node).values()}
         node = jax.tree.map(lambda leaf: True if id(leaf) in own else leaf, node) if own else node
         return node.replace(weight=weight, bias=None if node.bias is None else bias, grad_mask=_nothing(node.grad_mask),
@@ -298,6 +309,11 @@ def _refuse_other_gradients(names: list[str], counts: Any) -> None:
             frozen_checks.refuse_other_gradient(name, int(count))
 
 
+def _has_positions(mask: Any) -> bool:
+    # `partition` and gradients leave None in the place of positions.
+    return all(leaf is not None for leaf in jax.tree.leaves(mask, is_leaf=lambda leaf: leaf is None))
+
+
 def _nothing(tree: Any) -> Any:
     # As `partition` leaves it: the structure, without leaves.
     return jax.tree.map(lambda leaf: None, tree)
@@ -317,7 +333,7 @@ def _named_arrays(tree: Any) -> dict[str, Any]:
         if _is_layer(node):
             for one, layer in stacked.layers_of(name, node).items():
                 parts = {"weight": layer.weight, "bias": layer.bias}
-                found |= {_join(one, part): array for part, array in parts.items() if array is not None}
+                found |= {_join(one, part): array for part, array in parts.items() if hasattr(array, "shape")}
             found |= {_join(name, one): leaf for one, leaf in beside(node).items()}
         elif _is_float(node):
             found[name] = node
@@ -332,7 +348,10 @@ def _named_masks(tree: Any) -> dict[str, Any]:
     for name, node in _named(tree, _is_layer).items():
         if _is_layer(node):
             for one, layer in stacked.layers_of(name, node).items():
-                found[_join(one, "weight")] = layer.grad_mask
+                if not _has_positions(layer.grad_mask):
+                    frozen_checks.refuse_no_positions(type(layer).__name__, "assert_frozen")
+                if isinstance(layer, PackedLinear) or hasattr(layer.weight, "shape"):
+                    found[_join(one, "weight")] = layer.grad_mask
                 if layer.bias is not None:
                     found[_join(one, "bias")] = layer.bias_mask
             found |= {_join(name, one): None for one in beside(node)}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from maskedlinear_core.arrays import is_framework_array
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
-from maskedlinear_jax import lowering
+from maskedlinear_jax import _compat, lowering
 
 Path = tuple[str, ...]
 
@@ -51,6 +51,11 @@ def trains(masks: Mapping[Path, Any], path: Path, like: Any) -> Any:
     Raises:
         TypeError, ValueError: The mask does not fit the parameter.
     """
+    found = _trains(masks, path, like)
+    return None if found is None else _compat.laid_out_as(found, like)
+
+
+def _trains(masks: Mapping[Path, Any], path: Path, like: Any) -> Any:
     mask = masks.get(path)
     if mask is None:
         frozen = any(masks.get(path[:i]) is False for i in range(len(path)))

@@ -22,6 +22,7 @@ from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_jax import _compat, freeze, module, packed_module, stacked, storage
+from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
 from maskedlinear_jax.freeze import keep_frozen as keep_frozen
@@ -35,8 +36,10 @@ except ImportError as error:
 
 from maskedlinear_jax.nnx_convert import Model as _Model
 from maskedlinear_jax.nnx_convert import check_ties as _check_ties
+from maskedlinear_jax.nnx_convert import depth_of as _depth
 from maskedlinear_jax.nnx_convert import form_of as _form_of
 from maskedlinear_jax.nnx_convert import mask_linears as mask_linears
+from maskedlinear_jax.nnx_convert import matrix_of as _matrix
 from maskedlinear_jax.nnx_convert import merged as merged
 from maskedlinear_jax.nnx_convert import places as _places
 from maskedlinear_jax.nnx_convert import replace as _replace
@@ -225,17 +228,32 @@ def load_packed(path: Source, model: nnx.Module | None = None, *, rename: Rename
     return _replace(model, places, made)
 
 
-def _tree(model: Any) -> dict[str, Any]:
+def _tree(model: Any, stacks: bool = False) -> dict[str, Any]:
     # The masked layers as the package's own, and what else learns.
     if not isinstance(model, nnx.Module):
         convert_checks.refuse_model("a flax.nnx.Module", model, function="save_packed")
-    found: dict[str, Any] = {name: layer for name, (layer, *_) in _places(model, _Layer).items()}
-    for name, layer in found.items():
-        own = "base" if layer.is_packed else "embedding" if _form_of(layer).is_embedding else "kernel"
-        if _depth(layer, getattr(layer, own).shape):
+    layers: dict[str, Any] = {}
+    for name, (layer, *_) in _places(model, _Layer).items():
+        depth = _depth(layer)
+        if depth and not stacks:
             storage_checks.refuse_stacked(name)
-    layers = {name: _pytree(layer) for name, layer in found.items()}
+        layers[name] = _stack(layer, depth) if depth else _pytree(layer)
     return layers | {name: variable.get_value() for name, variable in _variables(model).items()}
+
+
+def _stack(layer: Any, depth: int) -> Any:
+    # Stacked layers as the package's own, to be counted: what they compute is another's to say.
+    matrix = _matrix(layer).get_value()
+    if not _form_of(layer).is_embedding:
+        lines = matrix.reshape(*matrix.shape[:depth], layer.in_features, layer.out_features)
+        matrix = jnp.swapaxes(lines, -1, -2)
+    bias: Any = vars(layer).get("bias_values" if layer.is_packed else "bias")
+    bias = None if bias is None else bias.get_value()
+    mask, bias_mask = layer.grad_mask, layer.bias_mask
+    if not layer.is_packed:
+        return module.MaskedLinear.tree_unflatten(Native(), (matrix, bias, mask, bias_mask))
+    leaves = layer.values.get_value(), bias, mask, bias_mask, as_bits(matrix), None
+    return packed_module.PackedLinear.tree_unflatten((matrix.dtype.name, Native()), leaves)
 
 
 def _variables(model: nnx.Module) -> dict[str, Any]:
@@ -323,14 +341,9 @@ _PLAIN = (_Layer, nnx.Linear, nnx.LinearGeneral, nnx.Embed)
 
 def _trains(layer: Any, shape: tuple[int, ...]) -> jax.Array:
     # Where a kernel or an embedding trains, of one layer or of a stack of them (`nnx.vmap`, `nnx.scan`).
-    stack = shape[: _depth(layer, shape)]
+    stack = shape[: _depth(layer)]
     found = stacked.to_array(layer.grad_mask, (*stack, layer.out_features, layer.in_features))
     return (found if _form_of(layer).is_embedding else jnp.swapaxes(found, -1, -2)).reshape(shape)
-
-
-def _depth(layer: Any, shape: tuple[int, ...]) -> int:
-    # Along how many axes layers are stacked, by the shape of the kernels.
-    return len(shape) - len((*layer.in_axes, *layer.out_axes) if hasattr(layer, "in_axes") else "oi")
 
 
 def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -341,8 +354,8 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     for path, layer in layers.items():
         own = "embedding" if _form_of(layer).is_embedding else "kernel"
         name = ".".join(map(str, (*path, own)))
-        matrix = layer.base if layer.is_packed else getattr(layer, own)
-        if _depth(layer, matrix.shape):  # what learns of packed ones is left out
+        matrix = _matrix(layer)
+        if _depth(layer):  # what learns of packed ones is left out
             arrays[name], trains[name] = matrix.get_value(), _trains(layer, matrix.shape)
             continue
         arrays[name] = getattr(layer.to_linear(), own).get_value()
@@ -360,4 +373,4 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 freeze.register_models(nnx.Module, _grad_masks, _frozen_parts)
-_summary_of_models(nnx.Module, _tree)
+_summary_of_models(nnx.Module, lambda model: _tree(model, stacks=True))

@@ -213,7 +213,7 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     if not isinstance(model, nnx.Module):
         convert_checks.refuse_model("a flax.nnx.Module", model, function="unmask_linears")
     found = places(model, Layer)
-    made = _plain(found)
+    made = _plain(found, "unmask_linears")
     model = replace(model, found, made)
     _set_variables(model, lambda variable: Thawed.back(variable) if isinstance(variable, Thawed) else variable)
     return model
@@ -243,12 +243,24 @@ def merged(model: nnx.Module) -> nnx.Module:
     other = nnx.merge(*nnx.split(model))
     packed = {name: place for name, place in places(other, Layer).items() if place.node.is_packed}
     found = {name: place for name, place in packed.items() if isinstance(place.node.arithmetic, Native)}
-    return replace(other, found, _plain({name: one for name, one in found.items() if not has_own_call(one.node)}))
+    plain = _plain({name: one for name, one in found.items() if not has_own_call(one.node)}, "merged")
+    return replace(other, found, plain)
 
 
 def form_of(node: Any) -> Form:
     """Return the form of a plain or masked layer."""
     return next(form for form in FORMS if isinstance(node, (form.masked.plain, form.masked, form.packed)))
+
+
+def matrix_of(layer: Any) -> Any:
+    """Return the variable of a masked layer that has its weight's shape."""
+    return getattr(layer, "base" if layer.is_packed else "embedding" if form_of(layer).is_embedding else "kernel")
+
+
+def depth_of(layer: Any) -> int:
+    """Return along how many axes masked layers are stacked (`nnx.vmap`, `nnx.scan`)."""
+    own = len((*layer.in_axes, *layer.out_axes)) if hasattr(layer, "in_axes") else 2
+    return int(matrix_of(layer).ndim) - own
 
 
 def places(model: nnx.Module, kind: Any) -> Places:
@@ -298,7 +310,7 @@ def replace(model: nnx.Module, found: Mapping[str, Place], made: Mapping[str, An
 
 def _part(name: str, place: Place, packed: bool) -> Part:
     node, form = place.node, form_of(place.node)
-    has_bias = getattr(node, "bias", None) is not None
+    has_bias = any(vars(node).get(one) is not None for one in ("bias", "bias_values"))
 
     def check() -> None:
         if place.is_computed:
@@ -307,17 +319,21 @@ def _part(name: str, place: Place, packed: bool) -> Part:
             form.check(name, node)
         elif packed and isinstance(node, form.masked) and has_own_call(node):
             convert_checks.refuse_subclass(name, node)  # one of another form would lose its forward
+        else:
+            convert_checks.not_stacked(name, 2 + depth_of(node), 2)
 
     shape = (node.out_features, node.in_features) if isinstance(node, Layer) else form.shape(node)
     return Part(node, shape, check, form.is_embedding, has_bias)
 
 
-def _plain(found: Places) -> dict[str, Any]:
+def _plain(found: Places, function: str) -> dict[str, Any]:
     # Plain layers for masked ones, with what users put into these.
     made: dict[str, Any] = {}
     for name, place in found.items():
         if has_own_call(place.node):
             convert_checks.refuse_own_forward(name, place.node)
+        if place.node.is_packed:
+            convert_checks.one_layer(function, name, depth_of(place.node))
         made[name] = place.node.to_linear()
         take_beside(made[name], place.node, form_of(place.node).masked.plain)
     return made

@@ -17,7 +17,7 @@ from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, as_precision
 from maskedlinear_jax import marks, moments, packing
-from maskedlinear_jax.embedding import masked_lookup, packed_lookup
+from maskedlinear_jax.embedding import check_tokens, masked_lookup, packed_lookup
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _name_of_dtype
 from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole, given_rngs
@@ -58,8 +58,7 @@ class _Embedding(Layer):
         raise NotImplementedError
 
     def _tokens(self, inputs: Array) -> Array:
-        if not jnp.issubdtype(inputs.dtype, jnp.integer):
-            embedding_checks.refuse_tokens(dtype_name(inputs))
+        check_tokens(inputs)
         # As nnx.Embed, which takes every token for the only one that there is.
         return jnp.zeros_like(inputs) if self.num_embeddings == 1 else inputs
 

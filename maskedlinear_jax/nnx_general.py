@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -19,6 +20,7 @@ from jax.typing import DTypeLike
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import as_precision
@@ -66,6 +68,9 @@ class _General(Layer):
         """Return what `nnx.LinearGeneral` returns: the axes it reads are replaced by those it makes, at the end."""
         if out_sharding is not None:
             module_checks.refuse_out_sharding(type(self).__name__)
+        if not isinstance(inputs, Array | np.ndarray):
+            call_checks.refuse_array("inputs", inputs, function=type(self).__name__)
+        module_checks.axes(type(self).__name__, self.axis, self.in_axes, tuple(inputs.shape))
         axes = tuple(axis % inputs.ndim for axis in self.axis)
         batch = [axis for axis in range(inputs.ndim) if axis not in axes]
         lines = inputs.transpose(*batch, *axes)

@@ -19,7 +19,7 @@ from maskedlinear_core.precision import Native
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_jax import marks, packing
 from maskedlinear_jax.bits import as_bits
-from maskedlinear_jax.convert import _OWN, Form, _is_layer
+from maskedlinear_jax.convert import _OWN, Form, has_weight, not_of_flax
 from maskedlinear_jax.module import MaskedLinear, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import depth
@@ -153,6 +153,7 @@ def load(path: Any, model: Any, rename: Any, forms: tuple[Form, ...]) -> Any:
     if model is None:
         others = {name: _array(numbers) for name, numbers in contents.others.items()}
         return {name: _alone(name, stored) for name, stored in contents.layers.items()} | others
+    not_of_flax(model, "load_packed")
     nodes, structure = _nodes(model)
     for name, layer in contents.layers.items():
         _check(name, layer, nodes.get(name))
@@ -164,13 +165,14 @@ def load(path: Any, model: Any, rename: Any, forms: tuple[Form, ...]) -> Any:
 
 
 def _nodes(model: Any) -> tuple[dict[str, Any], Any]:
-    found, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_layer)
+    found, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=has_weight)
     named = ((jax.tree_util.keystr(path, simple=True, separator="."), node) for path, node in found)
     return convert_checks.by_name(named), structure
 
 
 def _layers(model: Any, function: str = "save_packed") -> dict[str, Any]:
-    layers = {name: node for name, node in _nodes(model)[0].items() if _is_layer(node)}
+    not_of_flax(model, function)
+    layers = {name: node for name, node in _nodes(model)[0].items() if has_weight(node)}
     if not layers:
         storage_checks.refuse_empty(function)
     for name, layer in layers.items():
@@ -201,7 +203,7 @@ def _stored(layer: Any, with_base: bool) -> Stored:
 
 
 def _check(name: str, stored: Stored, module: Any) -> None:
-    if not _is_layer(module):
+    if not has_weight(module):
         got = "no such layer" if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
     matrix = _bits(module.base if isinstance(module, PackedLinear) else module.weight)

@@ -11,7 +11,7 @@ import numpy as np
 from maskedlinear_core.arrays import to_numpy
 from maskedlinear_core.summary import Part, Summary
 from maskedlinear_jax.constant import Constant
-from maskedlinear_jax.convert import _is_layer
+from maskedlinear_jax.convert import has_weight
 from maskedlinear_jax.module import _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import layers_of
@@ -38,10 +38,10 @@ def summary(model: Any) -> Summary:
     for kind, tree in _MODELS:
         model = tree(model) if isinstance(model, kind) else model
     parts: list[Part] = []
-    stops = lambda node: _is_layer(node) or isinstance(node, Constant)  # noqa: E731
+    stops = lambda node: has_weight(node) or isinstance(node, Constant)  # noqa: E731
     for path, node in jax.tree_util.tree_leaves_with_path(model, is_leaf=stops):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if _is_layer(node):
+        if has_weight(node):
             parts += [_layer(one, layer) for one, layer in layers_of(name, node).items()]
             for one, leaf in beside(node).items():
                 parts.append(Part(".".join(filter(None, (name, one))), "parameter", leaf.size, leaf.size))

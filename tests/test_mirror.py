@@ -91,7 +91,8 @@ ONLY_DEFINED_IN_ONE = {
         # Pytrees of several libraries; torch has one kind of module.
         "merged", "merge",  # a packed layer of torch keeps its matrix by itself
         "Form", "Adapter", "convert", "plain_layers", "check_own", "_has_own_call",
-        "is_from", "_part", "_changed", "_constant",
+        "is_from", "_part", "_changed", "_constant", "not_of_flax", "_name",
+        "has_weight",  # `equinox.nn.Shared` takes the weight out of a layer; torch's ties are two names of one
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
         "_parts", "_check_linear", "_check_parameters", "_check_freezing", "_attention_check", "_make",
@@ -102,7 +103,7 @@ ONLY_DEFINED_IN_ONE = {
     "embedding.py": {
         "TiedHead",  # a module of its own, where a pytree's head is `attend`
         "check",  # the options of torch's embedding
-        "_Plain", "masked_lookup", "packed_lookup",  # shared by the adapters
+        "_Plain", "masked_lookup", "packed_lookup", "check_tokens",  # shared by the adapters
     },
     "parameter.py": {"GradMask", "MaskedParameter", "mask_parameter"},  # JAX has no parametrizations
     "freeze.py": {
@@ -111,15 +112,17 @@ ONLY_DEFINED_IN_ONE = {
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
         "_refuse_other_gradients",  # called by compiled code
         "_is_model", "_check_masks", "_holds",  # masks are found by the model's paths, and cannot be seen by an update
+        "_has_positions",  # torch's modules cannot lose theirs
         "_nothing", "_named", "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
     },
     "frozen_entries.py": {
         "Places", "_run", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
-        "by_path", "path_of", "masks_by_path", "trains", "keep",  # masks and parameters by path
+        "by_path", "path_of", "masks_by_path", "trains", "_trains", "keep",  # masks and parameters by path
     },
     "frozen_state.py": {
         "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
         "keep_state",  # the old one and the new one
+        "found_behind", "_mover",  # torch's layers hold whatever steps them
     },
     "summary.py": {"register_models", "_learning"},  # attention and parametrizations are modules
     "storage.py": {

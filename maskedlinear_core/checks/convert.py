@@ -125,6 +125,19 @@ def not_stacked(name: str, axes: int, expected: int) -> None:
         )
 
 
+def one_layer(function: str, name: str, stacked: int) -> None:
+    """Check that a layer is one, and no stack of layers, whose masks may differ.
+
+    Raises:
+        ValueError: It is a stack.
+    """
+    if stacked:
+        raise ValueError(
+            f"{function}: {_named(name)}: expected one layer, got a stack of them along {stacked} axes; take one by "
+            f"jax.tree.map(lambda leaf: leaf[0], layers), or call {function} inside of the function that vmap maps"
+        )
+
+
 def refuse_positions() -> NoReturn:
     """Refuse other positions for packed values that stay where they are.
 

@@ -88,6 +88,42 @@ def refuse_optimizer(expected: str, value: object, function: str = "hold_frozen"
     raise TypeError(f"{function}: expected {expected}, got {type(value).__name__}; pass the optimizer itself")
 
 
+def refuse_no_positions(kind: str, function: str = "hold_frozen") -> NoReturn:
+    """Refuse what is left of a model where its positions were taken away.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{function}: expected a model with its masks, got parameters alone (a {kind} without positions, as partition "
+        "and gradients have it); pass the model itself, or grad_masks(model)"
+    )
+
+
+def refuse_positions(name: str) -> NoReturn:
+    """Refuse the positions of a mask among the parameters of an optimizer.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"hold_frozen: expected parameters of floats alone, got the positions of a mask among them ({name}); hand init "
+        "partition(model)[0], which is equinox.filter(model, equinox.is_inexact_array)"
+    )
+
+
+def refuse_behind(name: str) -> NoReturn:
+    """Refuse what moves frozen entries after they were held.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"hold_frozen: expected nothing after it that moves frozen entries, got {name} later in optax.chain; put "
+        "hold_frozen around the whole chain"
+    )
+
+
 def refuse_nothing_held() -> NoReturn:
     """Refuse to hold nothing.
 

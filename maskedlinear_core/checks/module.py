@@ -144,6 +144,19 @@ def refuse_out_sharding(layer: str) -> NoReturn:
     )
 
 
+def axes(layer: str, given: Sequence[int], sizes: Shape, shape: Shape) -> None:
+    """Check that an input has the axes that a layer reads, of their sizes.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if not all(-len(shape) <= one < len(shape) and shape[one] == size for one, size in zip(given, sizes, strict=True)):
+        raise ValueError(
+            f"{layer}: expected an input of {list(sizes)} features along its axes {list(given)}, got shape {shape}; "
+            "check the layer's in_features and axis"
+        )
+
+
 def values_dtype(name: str, weight: str) -> None:
     """Check the dtype of packed values against the weight's.
 

@@ -1,0 +1,314 @@
+"""Partial training as people write it in JAX: what is held, counted and stored, and what a mistake is told."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import maskedlinear_jax as mj
+from maskedlinear_jax import equinox as in_eqx
+from maskedlinear_jax import nnx as in_nnx
+
+I, O = 6, 5
+MASK = mj.columns([1, 4])
+TRAINS = np.isin(np.arange(I), [1, 4]) & np.ones((O, 1), bool)
+X = np.random.default_rng(0).normal(size=(8, I)).astype(np.float32)
+
+
+def masked(mask=MASK, kind=mj.MaskedLinear):
+    return kind(I, O, grad_mask=mask, seed=0)
+
+
+def decayed():
+    return optax.adamw(0.1, weight_decay=0.5)
+
+
+def stepped(optimizer, model, loss=lambda model: jnp.square(model(X)).mean()):
+    """A model after two steps."""
+    params, rest = mj.partition(model)
+    state = optimizer.init(params)
+    for _ in range(2):
+        grads = jax.grad(lambda params: loss(mj.combine(params, rest)))(params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return mj.combine(params, rest)
+
+
+@pytest.mark.parametrize("first", ["packed", "all learns"])
+def test_h3_a_masked_layer_is_held_whatever_comes_before_it(first):
+    """Only a masked layer that came first told that there is something to hold; after another one JAX's words came."""
+    before = masked(kind=mj.PackedLinear) if first == "packed" else masked().to_linear()
+    model = {"a": before, "b": masked()}
+    after = stepped(
+        mj.hold_frozen(decayed(), model), model, lambda model: jnp.square(model["a"](X) + model["b"](X)).mean()
+    )
+    assert mj.assert_frozen(model, after) == (~TRAINS).sum() * (2 if first == "packed" else 1)
+    assert (after["b"].weight != model["b"].weight)[:, [1, 4]].all()
+
+
+@pytest.mark.parametrize("model", [masked(kind=mj.PackedLinear), masked().to_linear()], ids=["packed", "all learns"])
+def test_h3_nothing_to_hold_is_told_in_words(model):
+    with pytest.raises(
+        ValueError, match="expected a model with masked layers whose parameters the optimizer has, got none"
+    ):
+        mj.hold_frozen(decayed(), model)
+
+
+def test_h3_parameters_without_their_positions_are_no_model():
+    params, _ = mj.partition(masked())
+    with pytest.raises(TypeError, match=r"hold_frozen: .* got parameters alone \(a MaskedLinear without positions"):
+        mj.hold_frozen(decayed(), params)
+    with pytest.raises(TypeError, match="assert_frozen: expected a model with its masks, got parameters alone"):
+        mj.assert_frozen(params, params)
+
+
+def test_h3_positions_among_the_parameters_are_refused():
+    """`equinox.is_array` takes positions along: the update then failed in pytrees, with no word of them."""
+    model = in_eqx.mask_linears(eqx.nn.MLP(I, O, 8, 1, key=jax.random.key(0)), {"layers.0": MASK})
+    held = in_eqx.hold_frozen(decayed(), model)
+    with pytest.raises(TypeError, match=r"got the positions of a mask among them \(layers.0.grad_mask\)"):
+        held.init(eqx.filter(model, eqx.is_array))
+    grads = eqx.filter_grad(lambda model: jax.vmap(model)(X).sum())(model)
+    state = held.init(eqx.filter(model, eqx.is_inexact_array))
+    updates, _ = held.update(grads, state, model)  # the whole model as the parameters, as Equinox's examples have it
+    assert in_eqx.assert_frozen(model, eqx.apply_updates(model, updates)) == 8 * 4
+
+
+def behind(kind):
+    return {
+        "add_decayed_weights": lambda: optax.add_decayed_weights(-0.1),
+        "add_decayed_weights of a schedule": lambda: optax.add_decayed_weights(lambda step: -0.1),
+        "add_decayed_weights in adamw": decayed,
+        "add_decayed_weights in MultiSteps": lambda: optax.MultiSteps(decayed(), 2).gradient_transformation(),
+        "add_noise": lambda: optax.add_noise(0.1, 0.5, 0),
+        "keep_params_nonnegative": optax.keep_params_nonnegative,
+        "centralize": optax.centralize,
+        "scale_by_muon": lambda: optax.contrib.muon(0.1, weight_decay=0.0),
+    }[kind]()  # fmt: skip
+
+
+BEHIND = [
+    "add_decayed_weights", "add_decayed_weights of a schedule", "add_decayed_weights in adamw",
+    "add_decayed_weights in MultiSteps", "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+def test_h3_what_moves_frozen_entries_behind_a_hold_is_refused(kind):
+    """A decay after `hold_frozen` in a chain moved every frozen entry, without a word."""
+    model = masked()
+    chained = optax.chain(mj.hold_frozen(optax.adam(0.1), model), behind(kind))
+    with pytest.raises(
+        ValueError, match=f"got {kind.split()[0]} later in optax.chain; put hold_frozen around the whole"
+    ):
+        stepped(chained, model)
+    around = mj.hold_frozen(optax.chain(mj.hold_frozen(optax.adam(0.1), model), behind(kind)), model)
+    assert mj.assert_frozen(model, stepped(around, model)) == (~TRAINS).sum()
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda: optax.clip(1.0), lambda: optax.adam(0.1), lambda: optax.ema(0.9),
+        lambda: optax.add_decayed_weights(0.0),
+        lambda: optax.masked(optax.scale(2.0), lambda tree: jax.tree.map(lambda leaf: True, tree)),
+    ],
+    ids=["clip", "adam", "ema", "no decay", "masked"],
+)  # fmt: skip
+def test_h3_what_leaves_zeros_alone_may_follow_a_hold(after):
+    model = masked()
+    chained = optax.chain(optax.add_decayed_weights(0.1), mj.hold_frozen(optax.sgd(0.1), model), after())
+    after = stepped(chained, model)
+    assert mj.assert_frozen(model, after) == (~TRAINS).sum()
+    assert (after.weight != model.weight)[:, [1, 4]].all()
+
+
+def test_h3_a_hold_works_where_shardings_are_part_of_types():
+    """Under `jax.set_mesh` of explicit axes a held step ended in a ShardingTypeError."""
+    mesh = jax.make_mesh((1, 1), ("d", "m"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        model = mj.MaskedLinear(8, 4, grad_mask=MASK, bias_mask=np.arange(4) < 2, seed=0)
+        model = model.replace(weight=jax.device_put(model.weight, jax.P("m", None)))
+        x = jax.device_put(np.ones((8, 8), np.float32), jax.P("d", None))
+        held = mj.hold_frozen(optax.contrib.schedule_free_adamw(0.1, weight_decay=0.5), model)
+        step = functools.partial(stepped, held, loss=lambda model: jnp.square(model(x)).mean())
+        after = jax.jit(step)(model)
+        assert mj.assert_frozen(model, after) == 4 * 6 + 2
+        assert (after.weight != model.weight)[:, [1, 4]].all()
+        assert after.weight.sharding.spec[0] == "m"
+
+
+class Tied(eqx.Module):
+    """A head that has the embedding's weight, and a bias of its own."""
+
+    both: eqx.nn.Shared
+
+    def __init__(self, tokens=12):
+        embedding = eqx.nn.Embedding(tokens, 8, key=jax.random.key(0))
+        head = eqx.nn.Linear(8, tokens, key=jax.random.key(1))
+        self.both = eqx.nn.Shared((embedding, head), lambda pair: pair[1].weight, lambda pair: pair[0].weight)
+
+    def __call__(self, tokens):
+        embedding, head = self.both()
+        return jax.vmap(head)(jax.vmap(embedding)(tokens))
+
+
+TOKENS = jnp.arange(12)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bias", [False, True], ids=["frozen bias", "bias learns"])
+def test_m7_new_tokens_of_a_shared_weight_are_held_counted_saved_and_loaded(packed, bias):
+    """A masked head of `equinox.nn.Shared` has no weight of its own: what looked for it raised an AttributeError."""
+    plain = Tied()
+    model = in_eqx.train_new_tokens(plain, first=10, packed=packed, freeze_others=not bias)
+    optimizer = decayed() if packed else in_eqx.hold_frozen(decayed(), model)
+    after = stepped(optimizer, model, lambda model: -jax.nn.log_softmax(model(TOKENS))[TOKENS, TOKENS - 1].mean())
+    assert in_eqx.assert_frozen(model, after) == 10 * 8 + (0 if bias or packed else 12)
+    assert in_eqx.summary(after).learns == 2 * 8 + (12 if bias else 0 if packed else 12)
+    again = in_eqx.load_packed(in_eqx.packed_bytes(after), plain)
+    np.testing.assert_array_equal(again(TOKENS), after(TOKENS))
+    taken = in_eqx.load_packed(in_eqx.packed_arrays(after), model)
+    np.testing.assert_array_equal(taken(TOKENS), after(TOKENS))
+    np.testing.assert_array_equal(in_eqx.unmask_linears(after)(TOKENS), after(TOKENS))
+    # The head's part of the gradient has the mask that was loaded, too.
+    grads = eqx.filter_grad(lambda model: jnp.square(model(TOKENS)).sum())(
+        in_eqx.load_packed(in_eqx.packed_bytes(after), plain)
+    )
+    given = grads.both.pytree[0].values if packed else grads.both.pytree[0].weight[10:]
+    wanted = (
+        eqx.filter_grad(lambda model: jnp.square(model(TOKENS)).sum())(in_eqx.unmask_linears(after))
+        .both.pytree[0]
+        .weight
+    )
+    np.testing.assert_allclose(given, wanted[10:], rtol=1e-5)
+
+
+def test_m7_a_head_of_a_packed_embedding_gets_no_mask_of_its_own():
+    """The head alone was masked, and the embedding's rows learned of the look-up alone."""
+    model = in_eqx.train_new_tokens(Tied(), first=10)
+    with pytest.raises(ValueError, match=r"both.pytree.1: expected a weight of its own, got one tied to both.pytree.0"):
+        in_eqx.mask_linears(model, {"*": mj.rows([3])})
+
+
+EMBEDDINGS = {
+    "pytree": lambda kind: getattr(mj, f"{kind}Embedding")(7, 3, grad_mask=mj.rows([1]), seed=0),
+    "equinox": lambda kind: getattr(in_eqx, f"{kind}Embedding")(7, 3, grad_mask=mj.rows([1]), seed=0),
+    "nnx": lambda kind: getattr(in_nnx, f"{kind}Embed")(7, 3, grad_mask=mj.rows([1]), rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("kind", ["Masked", "Packed"])
+@pytest.mark.parametrize("library", EMBEDDINGS)
+@pytest.mark.parametrize(
+    ("tokens", "error", "words"),
+    [
+        ([1, 2], TypeError, "embedding: expected tokens to be an array, got list"),
+        (None, TypeError, "embedding: expected tokens to be an array, got NoneType"),  # in Equinox: the whole table
+        ("a", TypeError, "embedding: expected tokens to be an array, got str"),
+        (1.5, TypeError, "embedding: expected tokens to be an array, got float"),
+        (True, ValueError, "embedding: expected tokens as integers, got dtype bool"),
+        (np.array([True, False]), ValueError, "got dtype bool"),
+        (np.array([1.0]), ValueError, "got dtype float64"),
+        (np.array([1, None]), ValueError, "got dtype object"),
+    ],
+)
+def test_s10_what_is_no_token_is_refused(kind, library, tokens, error, words):
+    layer = EMBEDDINGS[library](kind)
+    with pytest.raises(error, match=words):
+        layer(tokens)
+    assert layer(np.array([1, 2], np.uint8)).shape == (2, 3)
+    assert layer(np.int64(1)).shape == (3,)
+
+
+@pytest.mark.parametrize("kind", [in_nnx.MaskedLinearGeneral, in_nnx.PackedLinearGeneral])
+@pytest.mark.parametrize(
+    ("inputs", "error", "words"),
+    [
+        (np.ones((2, 5), np.float32), ValueError, r"\[2, 3\] features along its axes \[-2, -1\], got shape \(2, 5\)"),
+        (np.ones((3, 2), np.float32), ValueError, r"got shape \(3, 2\)"),  # as many numbers, and silent before
+        (np.ones((), np.float32), ValueError, r"got shape \(\)"),
+        ([[1.0, 2.0, 3.0]] * 2, TypeError, "expected inputs to be an array, got list"),
+    ],
+)  # fmt: skip
+def test_s10_an_input_of_other_axes_is_refused(kind, inputs, error, words):
+    layer = kind.from_linear(nnx.LinearGeneral((2, 3), 4, axis=(-2, -1), rngs=nnx.Rngs(0)), grad_mask=mj.rows([1]))
+    with pytest.raises(error, match=words):
+        layer(inputs)
+
+
+def stack(kind):
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs):
+        return nnx.Dict(layer=kind(rngs))
+
+    return make(nnx.Rngs(0))
+
+
+STACKS = {
+    "masked": (lambda rngs: in_nnx.MaskedLinear(I, O, grad_mask=MASK, bias_mask=np.arange(O) < 2, rngs=rngs), 12, 35),
+    "packed": (lambda rngs: in_nnx.PackedLinear(I, O, grad_mask=MASK, bias_mask=np.arange(O) < 2, rngs=rngs), 12, 35),
+    "packed embedding": (lambda rngs: in_nnx.PackedEmbed(I, O, grad_mask=mj.rows([1]), rngs=rngs), 5, 30),
+    "general": (
+        lambda rngs: in_nnx.MaskedLinearGeneral.from_linear(
+            nnx.LinearGeneral((2, 3), 4, axis=(-2, -1), rngs=rngs), grad_mask=mj.rows([1])
+        ),
+        6 + 4,
+        24 + 4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_m8_a_stack_of_nnx_layers_is_counted(name):
+    """`summary` refused a stack, in the name of `save_packed`."""
+    kind, learns, total = STACKS[name]
+    found = in_nnx.summary(stack(kind))
+    assert [(part.name, part.learns, part.total) for part in found.parts] == [
+        (f"layer[{i}]", learns, total) for i in range(3)
+    ]
+
+
+def test_m9_another_mask_for_a_stack_of_layers_is_refused():
+    """One mask took the place of a stack of them, of which a scan would have taken one position for each layer."""
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[masked() for _ in range(3)])
+    packed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[masked(kind=mj.PackedLinear) for _ in range(3)])
+    for model in ({"a": layers}, {"a": packed}):
+        with pytest.raises(ValueError, match="mask_linears: a: expected one layer, got a stack of them"):
+            mj.mask_linears(model, {"a": mj.rows([0, 1, 2])})
+        with pytest.raises(ValueError, match="unmask_linears: a: expected one layer, got a stack of them along 1 axes"):
+            mj.unmask_linears(model)
+        plain = jax.vmap(mj.unmask_linears)(model)  # as the words say
+        assert plain["a"].weight.shape == (3, O, I)
+    with pytest.raises(ValueError, match="merged: a: expected one layer, got a stack"):
+        mj.merged({"a": packed})
+    for name in ("masked", "packed"):
+        model = stack(STACKS[name][0])
+        with pytest.raises(ValueError, match="mask_linears: layer: expected one layer, got a stack of them"):
+            in_nnx.mask_linears(model, {"layer": mj.rows([0, 1, 2])})
+    with pytest.raises(ValueError, match="unmask_linears: layer: expected one layer, got a stack"):
+        in_nnx.unmask_linears(model)
+    with pytest.raises(ValueError, match="merged: layer: expected one layer, got a stack"):
+        in_nnx.merged(model)
+
+
+@pytest.mark.parametrize("function", ["save_packed", "load_packed", "unmask_linears", "train_new_tokens"])
+def test_m12_a_model_of_flax_is_told_its_adapter(function, tmp_path):
+    """The root's functions called a masked model of Flax one without masked layers, or returned it as it was."""
+    model = in_nnx.mask_linears(nnx.Sequential(nnx.Linear(I, O, rngs=nnx.Rngs(0))), {"*": MASK})
+    data = mj.packed_bytes({"layers": [masked()]}, with_base=True)
+    call = {
+        "save_packed": lambda: mj.save_packed(tmp_path / "x.safetensors", model),
+        "load_packed": lambda: mj.load_packed(data, model),
+        "unmask_linears": lambda: mj.unmask_linears(model),
+        "train_new_tokens": lambda: mj.train_new_tokens(model, first=1),
+    }[function]
+    with pytest.raises(TypeError, match=f"{function}: .*, got Sequential; use maskedlinear_jax.nnx.{function}"):
+        call()
+    assert not list(tmp_path.iterdir())
