@@ -76,13 +76,14 @@ class SmallStep:
                 }
         type(optimizer).step(stepper)  # not its own `step`, which a scheduler may have wrapped
         for tensor, one in small.items():
-            for name, value in stepper.state.get(tensor, {}).items():
-                old = optimizer.state[one.parameter][name]
-                if old.dim():
-                    one.places.put(_entries(one, value), old)
+            group, new = group_of[tensor], stepper.state.get(tensor, {})
+            state = optimizer.state[one.parameter] if new else {}
+            for name, value in new.items():
+                if state[name].dim():
+                    one.places.put(_entries(one, value, group), state[name])
                 else:
-                    optimizer.state[one.parameter][name] = value
-            one.write(_entries(one, tensor))
+                    state[name] = value
+            one.write(_entries(one, tensor, group))
             self.stepped[id(one.parameter)] = one
             self._kept_back.append((one.parameter, one.parameter.grad))  # type: ignore[arg-type]
             one.parameter.grad = None
@@ -103,8 +104,10 @@ def _taken(one: FrozenEntries, tensor: Tensor, group: dict[str, Any]) -> Tensor:
     return torch.nn.functional.pad(taken.reshape(-1), (0, beside)) if beside else taken
 
 
-def _entries(one: FrozenEntries, stepped: Tensor) -> Tensor:
+def _entries(one: FrozenEntries, stepped: Tensor, group: dict[str, Any]) -> Tensor:
     # What `_taken` gave, in the shape that `take` gives.
+    if not group.get("fused"):
+        return stepped
     shape = one.places.shape_of(one.matrix)
     return stepped.reshape(-1)[: shape.numel()].view(shape)
 
