@@ -7,7 +7,6 @@ import optax
 import pytest
 import torch
 import torch.nn.functional as F
-from jax import lax
 
 import parity
 from tests.test_steps_of_optimizers import optax_steps, torch_steps
@@ -159,15 +158,3 @@ def test_what_only_a_world_refuses_makes_no_other_function():
     assert [cell.world for cell in report.failed] == ["torch-compiled"]
     first = str(report).splitlines()[0]
     assert first.endswith(": the same function at ordinary numbers; unsupported in torch-compiled"), first
-
-
-def conv(x, w):
-    return lax.conv_general_dilated(x, w, (1, 1), "VALID")
-
-
-@pytest.mark.parametrize(
-    ("mine", "ok"), [(conv, True), (lambda x, w: conv(x, w) + 0 * x.sum(), False)], ids=["right", "wrong"]
-)
-def test_infinities_in_images_leave_numbers_beside_them(mine, ok):
-    report = parity.compare(F.conv2d, mine, IMAGE, **{**FORWARD, "data": ["random", "infinite"]})
-    assert report.ok == ok, str(report)

@@ -121,7 +121,6 @@ def variants(pair: Pair, kind: str) -> tuple[str, ...]:
     shapes = {leaf.shape for leaf in floats}
     together = [f"{kind}#all"] if len(shapes) > 1 else []
     near = ["sweep#near"] if kind == "sweep" else []
-    near += ["infinite#few"] if kind == "infinite" and floats[0].ndim > 2 else []
     return (kind, *near, *(alone if len(floats) <= ALONE else []), *together)
 
 
@@ -163,9 +162,6 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     if kind == "sweep#near" or power:
         powers = (ORDINARY, int(power)) if power else NEAR
         draw = lambda rng, values, dtype: _swept(rng, values, powers)  # noqa: E731 # it closes over the powers
-    elif kind == "infinite#few":
-        # In images, infinities of both signs beside each other leave NaN alone: of a sum over a window nothing is seen.
-        draw = lambda rng, values, dtype: _some(values, max(5, values.size // 3 + 1), (np.inf,))  # noqa: E731
     number = -1
 
     def changed(leaf: Any) -> Any:
