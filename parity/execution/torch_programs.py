@@ -152,10 +152,6 @@ class Rounding(TorchDispatchMode):
         return drawn if tensor.device.type == "cpu" else drawn.to(tensor.device)
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
-        if not self.size and not tensor.is_complex():
-            # Nothing is drawn. A complex number is multiplied all the same: that makes NaN of infinite ones, as it does
-            # in the runs that are moved.
-            return tensor
         amount = factor * self._amount(tensor)
         if tensor.dtype == torch.float64:
             moved = tensor * self._drawn(tensor, amount, 1.0)  # in the layout that the tensor has
