@@ -123,10 +123,7 @@ class Rounding(TorchDispatchMode):
         if not simple and not in_place and not _is_view(func):
             args = self._moved_inputs(func, base, args)
         factor = 1.0 if base in BASIC else FUNCTIONS if base in TRANSCENDENTAL else SPECIAL
-        out = func(*args, **kwargs)
-        if not self.size:
-            return out  # taken apart, and not moved
-        return self._moved(out, inputs, factor, in_place)
+        return self._moved(func(*args, **kwargs), inputs, factor, in_place)
 
     def _cast(self, out: Any, inputs: list[torch.Tensor]) -> Any:
         # A copy into a smaller type is rounded, other movements are not.
@@ -167,11 +164,9 @@ class Rounding(TorchDispatchMode):
         tensors = [leaf for leaf in _tensors(args) if leaf.dtype in UNITS]
         if not tensors:
             return args
-        whole = any(part in base for part in WHOLE)
-        if not self.size and not whole:
-            return args
         pointwise = torch.Tag.pointwise in func.tags
         factor = SPECIAL if pointwise else math.sqrt(_terms(base, tensors))
+        whole = any(part in base for part in WHOLE)
 
         def move(leaf: Any) -> Any:
             if not (isinstance(leaf, torch.Tensor) and leaf.dtype in UNITS):
