@@ -48,6 +48,17 @@ def test_shardings_that_are_part_of_types_are_seen():
     assert jax_compat.explicit_sharding(jax.device_put(jnp.ones(8), hidden)) is None
 
 
+def test_an_array_is_laid_out_as_another_where_that_is_part_of_types():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    like, array = jax.device_put(jnp.ones(8), sharding), jnp.arange(8)
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda array, like: jax_compat.laid_out_as(array, like))(array, like)
+    assert found.sharding.spec == sharding.spec
+    assert (found == array).all()
+    assert jax_compat.laid_out_as(array, jnp.ones(8)) is array
+
+
 def test_zeros_that_were_never_computed_are_told():
     seen = []
 
