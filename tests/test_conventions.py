@@ -99,7 +99,7 @@ ROWS = (
     ("a momentum", statistics, running(0.9, 1), running(0.1, 1), (X, X[0], abs(X[1])), "momentum",
      "0.1 in torch where JAX has 0.9"),
     ("a running variance", statistics, running(0.1, 0), running(0.1, 1), (X, X[0], abs(X[1])), "ddof",
-     "JAX divides by n where torch divides by n - 1"),
+     "that divides by n - 1 in torch where JAX has one that divides by n"),
     ("a cubic kernel", lambda x: F.interpolate(x, size=(9, 9), mode="bicubic"),
      lambda x: jax.image.resize(x, (2, 8, 9, 9), "cubic"), None, (IMAGE[:, :, :3, :3],), "cubic kernel",
      "-0.75 in torch"),

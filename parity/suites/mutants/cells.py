@@ -10,7 +10,7 @@ COMPILED = {"torch": "torch-compiled", "jax": "jax-jit"}
 SMALL = (
     "forward", "vjp", "backward", "jvp", "non-finite", "vmap-everything", "vmap-mask", "gradient-of-vmap",
     "tangent-of-vmap", "double-backward", "double-backward-of-weight", "hvp-forward-over-reverse",
-    "hvp-reverse-over-reverse", "hvp-reverse-over-forward", "layer-ff", "layer-rr",
+    "hvp-reverse-over-reverse", "hvp-reverse-over-forward", "layer-ff", "layer-rr", "modes-rrf",
 )  # fmt: skip
 """The transforms of the small cells that run; the others run the same lines, and take half of the time."""
 
@@ -25,7 +25,8 @@ def cells_of(framework: str, *, compiled: bool = False) -> list[Cell]:
     if compiled:
         small = grid.plan(worlds=[COMPILED[framework]], cases=["columns", "elements"], transforms=["backward"],
                           dtypes=["float32"])  # fmt: skip
-        return [*grid.plan(worlds=[COMPILED[framework]], tiers=[real_size.TIER]), *small]
+        by_blocks = grid.plan(worlds=[COMPILED[framework]], cases=["hard-few-blocks"])
+        return [*grid.plan(worlds=[COMPILED[framework]], tiers=[real_size.TIER]), *small, *by_blocks]
     large = grid.plan(worlds=EAGER[framework], tiers=[real_size.TIER])
     small = grid.plan(worlds=EAGER[framework][:1], dtypes=["float32"], tiers=["exact", "hard"], transforms=SMALL)
     return [*large, *small]
