@@ -59,8 +59,6 @@ class Searched:
 
     def named(self, asked: Comparison, one: Pass, at: int) -> Diagnosis | None:
         """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
-        import jax
-
         pair, call = one.judgements[at].pair, one.judgements[at].call
         stored = pair.torch_calls[call], pair.jax_calls[call]
         dumped = {name for name, side in zip(WHO.values(), stored, strict=True) if side.stored and not side.forgotten}
@@ -75,6 +73,8 @@ class Searched:
             self.started = time.process_time()
         elif time.process_time() - self.started > BUDGET:
             return None
+        import jax  # only here: what was judged of a dump needs one framework
+
         judgement = one.judgements[at]
         if any(side.forgotten for side in stored):  # the models run again where its calls were let go of
             judgement = asked.again(one).judgements[at]
