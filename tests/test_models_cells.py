@@ -21,7 +21,7 @@ class Reads(nn.Module):
         self.out = nn.Linear(5, 2)
 
     def forward(self, x):
-        return self.out(self.gru(self.lstm(x)[0])[0])
+        return torch.tanh(self.out(self.gru(self.lstm(x)[0])[0]))
 
 
 class ReadsPort(linen.Module):
@@ -38,7 +38,7 @@ class ReadsPort(linen.Module):
         x = jax.numpy.concatenate(ways, -1)
         back = self.fault == "gru"
         x = linen.RNN(linen.GRUCell(5), reverse=back, keep_order=back, name="gru")(x)
-        return linen.Dense(2, name="out")(x)
+        return (jax.nn.relu if self.fault == "relu" else jax.numpy.tanh)(linen.Dense(2, name="out")(x))
 
 
 def compared(fault):
@@ -62,3 +62,11 @@ def test_a_direction_that_is_wrong_is_placed(fault, path, said):
     report = compared(fault)
     assert report.first.path == path
     assert said in report.first.diagnosis.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("relu", "another formula: activation"), ("gru", "arrangement: reversed")]
+)
+def test_a_cause_is_proved_in_a_model_with_an_rnn(fault, cause):
+    """Its program could not be read: the cell's first state was float32 beside a state of float64."""
+    assert compared(fault).first.diagnosis.cause == cause

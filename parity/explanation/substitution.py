@@ -76,6 +76,7 @@ class Bench:
         outputs: What each framework returned on each of them.
         started: When the search began.
         each: Whether results are compared relative to each element, as where a difference is in small ones alone.
+        rounded: Whether one of the two is given numbers that were rounded to float32, which the other computes.
     """
 
     programs: dict[str, Program]
@@ -83,6 +84,7 @@ class Bench:
     outputs: dict[str, tuple[dict[str, np.ndarray], ...]]
     started: float = field(default_factory=time.process_time)
     each: bool = False
+    rounded: bool = False
 
     @property
     def late(self) -> bool:
@@ -102,7 +104,9 @@ class Bench:
     @property
     def agreement(self) -> float:
         """How far apart two results may be that agree: wider where a program passes through lower types."""
-        low = any(set(step.dtypes) - {"float64"} for program in self.programs.values() for step in program.steps)
+        low = self.rounded or any(
+            set(step.dtypes) - {"float64"} for program in self.programs.values() for step in program.steps
+        )
         return LOW_AGREE if low else AGREE
 
     def difference(self) -> float:

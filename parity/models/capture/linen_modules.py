@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -78,8 +79,18 @@ def _applied(module: Any, variables: Any, args: Any, kwargs: Any, **options: Any
     # Statistics may be written, though nobody reads what was; random numbers are the same at every run.
     mutable = [name for name in variables if name != "params"]
     rngs = {"dropout": jax.random.key(0)}
-    out, _ = module.apply(variables, *args, mutable=mutable, rngs=rngs, **options, **kwargs)
+    double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(variables))
+    with nn.intercept_methods(_carry) if double else contextlib.nullcontext():
+        out, _ = module.apply(variables, *args, mutable=mutable, rngs=rngs, **options, **kwargs)
     return out
+
+
+def _carry(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Let an RNN's cell begin in float64: its state has `param_dtype`, and a traced scan refuses two types."""
+    cell = getattr(context.module, "cell", None)
+    if isinstance(cell, nn.RNNCellBase) and hasattr(cell, "param_dtype"):
+        object.__setattr__(cell, "param_dtype", jnp.float64)  # of the copy that `apply` made
+    return function(*args, **kwargs)
 
 
 def _names(module: Any, method: str) -> list[str]:

@@ -14,6 +14,7 @@ from parity.execution.calls import Numbers
 from parity.explanation._compat import torch_schema
 from parity.explanation.claims import Claim
 from parity.explanation.substitution import ROUNDING, SHRINK, Bench, bench, distance
+from parity.models.bounds import was_rounded
 from parity.models.causes.calls import Calls
 from parity.records import Diagnosis
 
@@ -42,7 +43,10 @@ class Context:
     @cached_property
     def bench(self) -> Bench | None:
         """Both programs, or None where one cannot be read."""
-        return bench(self._held(self.torch), self.jax, self.numbers)
+        made = bench(self._held(self.torch), self.jax, self.numbers)
+        if made is not None:
+            made.rounded = any(map(was_rounded, self.pair.fixed.values()))
+        return made
 
     def _held(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of the arrays that is given those that JAX's module does not take as they were captured.
