@@ -1,9 +1,11 @@
-"""The parts of JAX whose names move between versions, in one place (tests/test_private_names_jax.py watches them)."""
+"""Parts of JAX and optax whose names move between versions, in one place (tests/test_private_names_jax.py watches)."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
 import jax
@@ -119,3 +121,48 @@ def is_linear(operand: Any) -> bool:
 def is_zero(tangent: Any) -> bool:
     """Tell whether a tangent or cotangent of a primitive's rule is a zero that was never computed."""
     return isinstance(tangent, ad.Zero)
+
+
+_MOVES = ("add_decayed_weights", "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon")
+"""What makes of an update of zero another one."""
+
+
+def found_behind(update: CodeType) -> str | None:
+    """Return what moves an update of zero and comes behind a held transformation in `optax.chain`, by its name.
+
+    A transformation does not know what it stands in: the calls around it do, by names of optax's own functions.
+
+    Args:
+        update: The code that holds. Inside of another call of it nothing is looked for, since that holds too.
+    """
+    found = None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code is update:
+            return None
+        if found is None and frame.f_code.co_qualname == "chain.<locals>.update_fn":
+            steps, step = frame.f_locals.get("update_fns", ()), frame.f_locals.get("fn")
+            found = _mover(steps[steps.index(step) + 1 :]) if step in steps else None
+        frame = frame.f_back
+    return found
+
+
+def _mover(node: Any, deep: int = 12) -> str | None:
+    # Looks into what functions of optax are made of.
+    parts: Any = ()
+    if isinstance(node, functools.partial):
+        parts = node.func, *node.args
+    elif isinstance(node, tuple | list):
+        parts = node
+    elif isinstance(node, dict):
+        parts = node.values()
+    elif isinstance(node, MethodType):
+        parts = vars(node.__self__).values()
+    elif isinstance(node, FunctionType) and node.__module__.startswith("optax"):
+        cells = zip(node.__code__.co_freevars, node.__closure__ or (), strict=True)
+        inside = {name: cell.cell_contents for name, cell in cells}
+        name, decay = node.__qualname__.partition(".")[0], inside.get("weight_decay")
+        if name in _MOVES and not (isinstance(decay, int | float) and decay == 0):
+            return name
+        parts = inside.values()
+    return next((found for one in parts if deep and (found := _mover(one, deep - 1))), None)

@@ -17,7 +17,7 @@ from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
-from maskedlinear_jax.frozen_state import found_behind, keep_state
+from maskedlinear_jax.frozen_state import keep_state
 from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 
@@ -110,7 +110,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, *, masks: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if behind := found_behind(update.__code__):
+        if behind := _compat.found_behind(update.__code__):
             frozen_checks.refuse_behind(behind)
         now = held if masks is None else masks_by_path(masks)
         if masks is None and of_layers and params is not None:

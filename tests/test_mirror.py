@@ -122,7 +122,6 @@ ONLY_DEFINED_IN_ONE = {
     "frozen_state.py": {
         "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
         "keep_state",  # the old one and the new one
-        "found_behind", "_mover",  # torch's layers hold whatever steps them
     },
     "summary.py": {"register_models", "_learning"},  # attention and parametrizations are modules
     "storage.py": {

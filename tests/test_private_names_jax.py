@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 from maskedlinear_jax import _compat as jax_compat
 
@@ -144,3 +146,24 @@ def test_a_state_of_nnx_becomes_arrays():
 
     found = jax_compat.as_pure(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param))
     assert {name: type(leaf).__name__ for name, leaf in found.items()} == {"kernel": "ArrayImpl", "bias": "ArrayImpl"}
+
+
+@pytest.mark.parametrize(("after", "found"), [
+    (lambda: optax.add_decayed_weights(0.1), "add_decayed_weights"),
+    (lambda: optax.adamw(0.1, weight_decay=0.1), "add_decayed_weights"),
+    (lambda: optax.centralize(), "centralize"),
+    (lambda: optax.scale(2.0), None),
+    (lambda: optax.add_decayed_weights(0.0), None),
+])  # fmt: skip
+def test_what_comes_behind_a_transformation_in_a_chain_is_seen(after, found):
+    seen = []
+
+    def update(updates, state, params=None):
+        seen.append(jax_compat.found_behind(update.__code__))
+        return updates, state
+
+    held = optax.GradientTransformation(lambda params: (), update)
+    for chained in (optax.chain(held, after()), optax.chain(after(), held)):
+        params = jnp.ones(2)
+        chained.update(params, chained.init(params), params)
+    assert seen == [found, None]

@@ -10,14 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from parity.explanation.activations import (
+    ACTIVATIONS,
+    AS,
+    EXACT,
+    HALVES,
+    QUICK,
+    SPELT,
+    TANH,
+    Function,
+    gelu,
+    gelu_tanh,
+    logistic,
+)
 from parity.explanation.claims import Claim, place
 from parity.explanation.programs.program import Edit, Key, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.substitution import Bench, Change, where_they_part
 
-Function = Callable[[np.ndarray], np.ndarray]
-
 GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
-EXACT, TANH, QUICK = "the exact GELU (erf)", "its approximation by tanh", "the quick GELU, x * sigmoid(1.702 x)"
 
 
 def claims(bench: Bench) -> Iterator[Claim]:
@@ -88,65 +98,13 @@ def _change(framework: str, group: Sequence[Step], edit: Edit) -> Change:
     return Change(framework, {step.key: edit for step in group})
 
 
-# GELU: by the function that it is made of, whatever stands around it.
-
-erf = np.vectorize(math.erf, otypes=[float])
-ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    """Return the exact GELU.
-
-    Example:
-        >>> gelu(np.array([0.0, 100.0]))
-        array([  0., 100.])
-    """
-    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
-
-
-def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """Return its approximation by tanh."""
-    return 0.5 * x * (1 + np.tanh(ROOT * (x + CUBIC * x**3)))
-
-
-def _cubic_root(z: np.ndarray) -> np.ndarray:
-    """Return x with sqrt(2/pi) (x + 0.044715 x^3) = z, by Newton's method."""
-    x = z / ROOT
-    x = np.sign(x) * np.minimum(np.abs(x), np.cbrt(np.abs(x) / CUBIC) + 1)
-    for _ in range(60):
-        x = x - (x + CUBIC * x**3 - z / ROOT) / (1 + 3 * CUBIC * x**2)
-    return x
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
-
-
-HALVES: dict[str, tuple[str, Function]] = {
-    "tanh": (TANH, lambda z: _cubic_root(z)),
-    "erf": (EXACT, lambda z: z * math.sqrt(2)),
-    "erfc": (EXACT, lambda z: -z * math.sqrt(2)),
-    "logistic": (QUICK, lambda z: z / 1.702),
-    "sigmoid": (QUICK, lambda z: z / 1.702),
-}
-"""What the step at the heart of a GELU is the sign of, and x of its argument."""
-
-AS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    EXACT: lambda x: erf(x / math.sqrt(2)),
-    TANH: lambda x: np.tanh(ROOT * (x + CUBIC * x**3)),
-    QUICK: lambda x: 2 * _logistic(1.702 * x) - 1,
-}
-"""2 P - 1 for GELU's x P(x)."""
-
-
 def _gelus(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     cause = "default argument: approximate"
     for group in _grouped(steps, lambda step: step.name == "gelu" and framework == "torch"):
         exact = group[0].operands.get("approximate", "none") == "none"
         for name, function in (
             (TANH if exact else EXACT, gelu_tanh if exact else gelu),
-            (QUICK, lambda x: x * _logistic(1.702 * x)),
+            (QUICK, lambda x: x * logistic(1.702 * x)),
         ):
             yield Claim(
                 _change(framework, group, set_unary(function, "self")), cause, EXACT if exact else TANH, name, GELU_FIX
@@ -397,48 +355,6 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                         f"{other} with diagonal {diagonal}",
                         fix,
                     )
-
-
-def _softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(x, 0.0)
-
-
-ACTIVATIONS: dict[str, Function] = {
-    "identity": lambda x: x,  # first: among positive numbers ReLU is no other
-    "relu": lambda x: np.maximum(x, 0),
-    "gelu": gelu,
-    "gelu (tanh)": gelu_tanh,
-    "silu": lambda x: x * _logistic(x),
-    "sigmoid": _logistic,
-    "tanh": np.tanh,
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "softplus": _softplus,
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
-    "hardtanh": lambda x: np.clip(x, -1, 1),
-    "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "mish": lambda x: x * np.tanh(_softplus(x)),
-    "softsign": lambda x: x / (1 + np.abs(x)),
-    "relu squared": lambda x: np.maximum(x, 0) ** 2,
-    "exp": np.exp,
-    "log_sigmoid": lambda x: -_softplus(-x),
-    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
-    "abs": np.abs,
-    "hard sigmoid of Keras": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
-}
-SPELT = {
-    "logistic": "sigmoid",
-    "log_sigmoid_forward": "log_sigmoid",
-    "hard_tanh": "hardtanh",
-    "swish": "silu",
-    "hard_sigmoid": "hardsigmoid",
-    "hard_swish": "hardswish",
-    "hard_silu": "hardswish",
-    "soft_sign": "softsign",
-    "relu_": "relu",
-    "silu_": "silu",
-}
 
 
 def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from parity.explanation.activations import ACTIVATIONS, SPELT
 from parity.explanation.claims import Claim
-from parity.explanation.operators import ACTIVATIONS, SPELT
 from parity.explanation.programs.program import Operation, Step
 from parity.explanation.substitution import Change
 from parity.models.causes.context import Context
