@@ -15,6 +15,7 @@ import optax
 from jax import Array
 
 import maskedlinear_jax as mj
+from benchmarks.jax_rivals import DTYPES
 from benchmarks.model_shapes import GENERATED, Shape, Way
 
 RATE = 1e-4
@@ -91,8 +92,9 @@ def _split(x: Array, heads: int) -> Array:
 def _rotate(x: Array, start: Any) -> Array:
     half = x.shape[-1] // 2
     angles = (start + jnp.arange(x.shape[-2]))[:, None] / 10000 ** (jnp.arange(half) / half)
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def _rms(x: Array, norm: tuple[Array, Array]) -> Array:
@@ -110,11 +112,13 @@ class Program:
         shape: Of the model.
         way: How it learns.
         how: "jit".
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16", of all weights and of vectors that go in.
     """
 
-    def __init__(self, shape: Shape, way: Way, how: str) -> None:
-        self.shape, self.way = shape, way
-        plain, others = weights(shape)
+    def __init__(self, shape: Shape, way: Way, how: str, device: str = "cpu", dtype: str = "float32") -> None:
+        self.shape, self.way, self.device, self.dtype = shape, way, device, DTYPES[dtype]
+        plain, others = self._weights()
         begun = time.perf_counter()
         parts = [_parts(way, w, b) for w, b in plain]
         jax.block_until_ready([part for part in parts if isinstance(part, Array)])
@@ -129,7 +133,7 @@ class Program:
             self.optimizer = optax.chain(optax.stateless(_masked_updates(self.rest[0])), self.optimizer)
         if way.form == "masked":
             self.optimizer = mj.hold_frozen(self.optimizer, mj.grad_masks(_layers(self.learned, self.rest[0])))
-        self.data = jnp.asarray(numbers(shape, shape.batch))
+        self.data = self._numbers(shape.batch)
         self.moments = self.optimizer.init(self.learned)
         self.learned = jax.tree.map(jnp.copy, self.learned)  # each step gives them away
         begun = time.perf_counter()
@@ -152,14 +156,14 @@ class Program:
 
     def forward(self, batch: int) -> Callable[[], object]:
         """Return what runs the model without gradients; ours is merged for it."""
-        x, (call, learned, rest) = jnp.asarray(numbers(self.shape, batch)), self._merged()
+        x, (call, learned, rest) = self._numbers(batch), self._merged()
         run = jax.jit(lambda learned, rest, x: self._run(learned, rest, x, None, call))
         return lambda: run(learned, rest, x).block_until_ready()
 
     def generate(self) -> Callable[[], Array]:
         """Return what gives the tokens of a greedy generation with a cache."""
         shape, (call, learned, rest) = self.shape, self._merged()
-        empty = jnp.zeros((1, shape.heads, GENERATED, shape.width // shape.heads))
+        empty = jnp.zeros((1, shape.heads, GENERATED, shape.width // shape.heads), self.dtype)
 
         @jax.jit
         def run(learned: Any, rest: Any, token: Array) -> Array:
@@ -174,16 +178,19 @@ class Program:
         return lambda: run(learned, rest, self.data[:1, :1]).block_until_ready()
 
     def first_gradient(self) -> np.ndarray:
-        """Return the gradient of the first layer's weight at the start, of the weight's shape."""
+        """Return the gradient of the first layer's weight at the start, of the weight's shape, in float32."""
         fresh = Program.__new__(Program)
-        fresh.shape, fresh.way, fresh.call = self.shape, self.way, self.call
-        plain, others = weights(self.shape)
+        fresh.shape, fresh.way, fresh.call, fresh.device, fresh.dtype = (
+            self.shape, self.way, self.call, self.device, jnp.float32
+        )  # fmt: skip
+        plain, others = fresh._weights()
         parts = [_parts(self.way, w, b) for w, b in plain]
         learned: Any = [part.learned for part in parts]
         rest: Any = [part.rest for part in parts], others
         if self.way.form == "full":
             learned, rest = (learned, others), ([None] * len(parts), None)
-        gradient = jax.jit(jax.grad(fresh.loss))(learned, rest, self.data)
+        with jax.default_matmul_precision("highest"):  # not TF32
+            gradient = jax.jit(jax.grad(fresh.loss))(learned, rest, fresh._numbers(self.shape.batch))
         if self.way.form == "hook":
             gradient = _masked_updates(rest[0])(gradient, None)
         first = (gradient[0] if self.way.form == "full" else gradient)[0]
@@ -213,6 +220,12 @@ class Program:
             return sum(round(self.way.mask(one).density(one) * one[0] * one[1]) for _, one in self.shape.linears())
         return sum(leaf.size for leaf in jax.tree.leaves(self.learned))
 
+    def _weights(self) -> Any:
+        return _placed(weights(self.shape), self.device, self.dtype)
+
+    def _numbers(self, batch: int) -> Any:
+        return _placed(jnp.asarray(numbers(self.shape, batch)), self.device, self.dtype)
+
     def _run(self, learned: Any, rest: Any, x: Array, cache: Any, call: Call | None = None) -> Any:
         parts, others = rest
         if others is None:
@@ -232,6 +245,12 @@ class Program:
         return _plain, [(one.weight, one.bias) for one in layers], ([None] * len(layers), self.rest[1])
 
 
+def _placed(tree: Any, device: str, dtype: Any) -> Any:
+    place = jax.devices("cpu" if device == "cpu" else "gpu")[0]
+    floats = jax.tree.map(lambda one: one.astype(dtype) if jnp.issubdtype(one.dtype, jnp.floating) else one, tree)
+    return jax.device_put(floats, place)
+
+
 def _layers(learned: Any, rest: Any) -> list[Any]:
     return [mj.combine(*part) for part in zip(learned, rest, strict=True)]
 
@@ -241,8 +260,8 @@ def _parts(way: Way, w: Array, b: Array | None) -> Parts:
         return Parts((w, b), None)
     if way.form == "lora":
         rng = np.random.default_rng(0)
-        down = jnp.asarray(rng.standard_normal((way.rank, w.shape[1]), np.float32) / w.shape[1] ** 0.5)
-        return Parts((down, jnp.zeros((w.shape[0], way.rank))), (w, b))
+        down = jnp.asarray(rng.standard_normal((way.rank, w.shape[1]), np.float32) / w.shape[1] ** 0.5, w.dtype)
+        return Parts((down, jnp.zeros((w.shape[0], way.rank), w.dtype)), (w, b))
     mask = way.mask((w.shape[0], w.shape[1]))
     if way.form in ("masked", "packed"):
         form = mj.MaskedLinear if way.form == "masked" else mj.PackedLinear
@@ -253,7 +272,7 @@ def _parts(way: Way, w: Array, b: Array | None) -> Parts:
     array = mask.to_array((w.shape[0], w.shape[1]))
     if way.form == "delta":
         index = np.flatnonzero(array).astype(np.int32)
-        return Parts(jnp.zeros(index.shape), (w, b, jnp.asarray(index)))
+        return Parts(jnp.zeros(index.shape, w.dtype), (w, b, jnp.asarray(index)))
     return Parts((w,), (jnp.asarray(array), b))
 
 

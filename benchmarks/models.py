@@ -26,6 +26,7 @@ from benchmarks.operands import NotTheSame
 from benchmarks.timing import Ratio
 from parity.report.content import write_text
 from parity.report.environment import environment
+from parity.suites.gpu import devices
 
 FRAMEWORKS = {"torch": ("eager", "compiled"), "jax": ("jit",)}
 SECONDS, QUICK_SECONDS = 40.0, 0.5
@@ -49,6 +50,8 @@ class Job:
     quick: bool
     ways: tuple[Way, ...]
     seconds: float
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def shape(self) -> Shape:
@@ -61,10 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     asked = _parse(arguments)
     console = Console(highlight=False, soft_wrap=True)
     busy = os.getloadavg()[0] / (os.cpu_count() or 1) > BUSY
-    found: dict[str, Any] = {"environment": environment(), "busy": busy, "records": [], "threads": {}}
+    found: dict[str, Any] = {"environment": environment(), "busy": busy, "dtype": asked.dtype, "records": []}
+    found |= {"threads": {}, "gpu": devices.of_driver() if asked.device == "cuda" else []}
     if asked.add and asked.json.exists():
         before = json.loads(asked.json.read_text("utf-8"))
-        if before["environment"] != found["environment"]:
+        if any(before.get(name) != found[name] for name in ("environment", "dtype", "gpu")):
             asked.parser.error(f"--add: {asked.json} was measured elsewhere, or at another commit; measure all again")
         found = before | {"busy": busy or before["busy"]}
     try:
@@ -103,11 +107,14 @@ def measure(
 
     Raises:
         NotTheSame: A rival, or ours, computes another gradient.
+        NoDevice: The framework does not see the device.
     """
     world = importlib.import_module(f"benchmarks.{job.framework}_models")
+    if job.device not in importlib.import_module(f"benchmarks.{job.framework}_machine").devices():
+        raise worker.NoDevice(f"no device: {job.framework} sees no {job.device} here")
     yield "threads", world.threads()
     shape = job.shape
-    programs = alter({way.name: world.Program(shape, way, job.how) for way in job.ways})
+    programs = alter({way.name: world.Program(shape, way, job.how, job.device, job.dtype) for way in job.ways})
     check(programs, shape)
     works: dict[str, dict[str, Callable[[], object]]] = {"step": {name: one.step for name, one in programs.items()}}
     for batch in FORWARD_BATCHES:
@@ -173,12 +180,14 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Whole models",
         "",
-        f"`python -m benchmarks models`{' on a busy machine' if found['busy'] else ''}: {env['processor']}, "
-        f"{env['cpus']} cores, threads {threads}; Python {env['python']}, {versions}; commit {env['commit']}.",
+        f"`python -m benchmarks models`{' on a busy machine' if found['busy'] else ''}: "
+        f"{', '.join([*found.get('gpu', []), env['processor']])}, {env['cpus']} cores, "
+        f"threads {threads}; Python {env['python']}, {versions}; commit {env['commit']}.",
         "",
-        "Times are over those of full fine-tuning in the same round, float32: medians, with the interval that holds "
-        "the median with 95 % confidence. Nothing but the stated share of the blocks' linear layers learns. A forward "
-        "and a generation are without gradients; JAX's packed models are merged for them. LoRA learns other numbers; "
+        f"Times are over those of full fine-tuning in the same round, {found.get('dtype', 'float32')}: medians, with "
+        "the interval that holds the median with 95 % confidence. Nothing but the stated share of the blocks' linear "
+        "layers learns. A forward and a generation are without gradients; JAX's packed models are merged for them. "
+        "LoRA learns other numbers; "
         "every other program was held to the gradient of the plain model.",
     ]
     if found["busy"]:
@@ -218,7 +227,7 @@ def _jobs(asked: argparse.Namespace) -> list[Job]:
                 planned = ways(framework, quick=asked.quick)
                 chosen = tuple(way for way in planned if way == FULL or _is_asked(way, asked.match))
                 seconds = asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS)
-                jobs.append(Job(framework, how, model, asked.quick, tuple(chosen), seconds))
+                jobs.append(Job(framework, how, model, asked.quick, tuple(chosen), seconds, asked.device, asked.dtype))
     if not jobs:
         asked.parser.error(f"--how: {asked.framework} has no {', '.join(asked.how)}")
     return jobs
@@ -231,6 +240,8 @@ def _is_asked(way: Way, patterns: Sequence[str] | None) -> bool:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks models", description=__doc__)
     parser.add_argument("--framework", default="all", choices=(*FRAMEWORKS, "all"), help="(all)")
+    parser.add_argument("--device", default="cpu", choices=command.DEVICES, help="(cpu)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of all weights (float32)")
     hows = [how for each in FRAMEWORKS.values() for how in each]
     parser.add_argument("--how", action="append", choices=hows, help="repeatable; default: all of the framework")
     parser.add_argument("--model", action="append", choices=SHAPES, help="repeatable; default: all")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import maskedlinear_torch as mt
 from benchmarks.model_shapes import GENERATED, Shape, Way
-from benchmarks.torch_rivals import Densified, OneLiner
+from benchmarks.torch_rivals import DTYPES, Densified, OneLiner
 
 RATE = 1e-4
 HOWS = ("eager", "compiled")
@@ -69,9 +69,11 @@ class Block(nn.Module):
 
 def _rotate(x: Tensor, start: int) -> Tensor:
     half = x.shape[-1] // 2
-    angles = torch.arange(start, start + x.shape[-2])[:, None] / 10000 ** (torch.arange(half) / half)
+    places = torch.arange(start, start + x.shape[-2], device=x.device)
+    angles = places[:, None] / 10000 ** (torch.arange(half, device=x.device) / half)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class Model(nn.Module):
@@ -101,13 +103,15 @@ class Program:
         shape: Of the model.
         way: How it learns.
         how: "eager" or "compiled".
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16", of all weights and of vectors that go in.
     """
 
-    def __init__(self, shape: Shape, way: Way, how: str) -> None:
-        self.shape, self.way = shape, way
-        torch.manual_seed(0)
-        model = Model(shape)
-        self.data = torch.from_numpy(numbers(shape, shape.batch))
+    def __init__(self, shape: Shape, way: Way, how: str, device: str = "cpu", dtype: str = "float32") -> None:
+        self.shape, self.way, self.device, self.dtype = shape, way, device, DTYPES[dtype]
+        self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        model = self._plain()
+        self.data = self._numbers(shape.batch)
         self._gradient: Callable[[], Tensor]
         begun = time.perf_counter()
         self.model = self._converted(model)
@@ -125,6 +129,7 @@ class Program:
         """Do a step of AdamW."""
         self.backward(self.run)
         self.optimizer.step()
+        self.wait()
 
     def backward(self, run: Any) -> None:
         """Fill the gradients."""
@@ -141,8 +146,15 @@ class Program:
 
     def forward(self, batch: int) -> Callable[[], object]:
         """Return what runs the model without gradients."""
-        x = torch.from_numpy(numbers(self.shape, batch))
-        return torch.no_grad()(lambda: self.run(x))
+        x = self._numbers(batch)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            y: Tensor = self.run(x)
+            self.wait()
+            return y
+
+        return run
 
     def generate(self) -> Tensor:
         """Return the tokens of a greedy generation with a cache."""
@@ -153,17 +165,19 @@ class Program:
                 logits, cache = self.model(token, start, cache)
                 token = logits[:, -1:].argmax(-1)
                 found.append(token)
-            return torch.cat(found, 1)
+            tokens = torch.cat(found, 1)
+            self.wait()
+            return tokens
 
     def first_gradient(self) -> np.ndarray:
-        """Return the gradient of the first layer's weight at the start, of the weight's shape."""
+        """Return the gradient of the first layer's weight at the start, of the weight's shape, in float32."""
         fresh = Program.__new__(Program)
-        torch.manual_seed(0)
-        fresh.shape, fresh.way, fresh.data = self.shape, self.way, self.data
-        fresh.model = fresh._converted(Model(self.shape))
+        fresh.shape, fresh.way, fresh.device, fresh.dtype = self.shape, self.way, self.device, torch.float32
+        fresh.data = fresh._numbers(self.shape.batch)
+        fresh.model = fresh._converted(fresh._plain())
         fresh.learned = [one for one in fresh.model.parameters() if one.requires_grad]
         fresh.backward(fresh.model)
-        return fresh._gradient().numpy()
+        return fresh._gradient().cpu().numpy()
 
     def weighed(self) -> dict[str, int]:
         """Return bytes: kept for the backward beside parameters and positions, the optimizer's state, a checkpoint."""
@@ -198,6 +212,14 @@ class Program:
             return sum(round(self.way.mask(one).density(one) * one[0] * one[1]) for _, one in self.shape.linears())
         return sum(one.numel() for one in self.learned)
 
+    def _plain(self) -> Model:
+        torch.manual_seed(0)
+        return Model(self.shape).to(self.device, self.dtype)
+
+    def _numbers(self, batch: int) -> Tensor:
+        drawn = torch.from_numpy(numbers(self.shape, batch)).to(self.device)
+        return drawn.to(self.dtype) if drawn.is_floating_point() else drawn
+
     def _converted(self, model: Model) -> nn.Module:
         way, first = self.way, next(self.shape.linears())[0]
         if way.form == "full":
@@ -231,7 +253,7 @@ class Program:
     def _replace(self, model: Model, name: str, wanted: Any) -> None:
         # Puts a rival into the place of a linear layer.
         linear: Any = model.get_submodule(name)
-        mask = torch.from_numpy(wanted.to_array(tuple(linear.weight.shape)))
+        mask = torch.from_numpy(wanted.to_array(tuple(linear.weight.shape))).to(self.device)
         parent, _, own = name.rpartition(".")
         layer: Any = linear
         if self.way.form == "delta":
@@ -244,7 +266,7 @@ class Program:
                 layer = OneLiner(linear, mask)
         setattr(model.get_submodule(parent), own, layer)
         if name == next(self.shape.linears())[0]:
-            zeros = torch.zeros(mask.shape)
+            zeros = torch.zeros(mask.shape, device=self.device)
             if self.way.form == "delta":
                 self._gradient = lambda: zeros.masked_scatter(mask, layer.values.grad)
             else:

@@ -208,6 +208,21 @@ def batch_chunk(count: int, block_shape: Shape) -> int:
     return max(CACHED // max(count * sum(block_shape), 1), LEAST_CHUNK)
 
 
+GATHERED = 2**24
+"""Up to so many numbers, 64 MB of float32, rows and columns of all blocks are gathered at once."""
+
+
+def blocks_at_once(batch: int, grid_shape: Shape, block_shape: Shape) -> int:
+    """Return of how many blocks to gather rows and columns of a batch: no more numbers than come in, or than is little.
+
+    Example:
+        >>> blocks_at_once(8192, (64, 64), (64, 64)), blocks_at_once(16, (64, 64), (64, 64))
+        (64, 8192)
+    """
+    come_in = grid_shape[0] * block_shape[0] + grid_shape[1] * block_shape[1]
+    return max(max(batch * come_in, GATHERED) // max(batch * sum(block_shape), 1), 1)
+
+
 def to_array(positions: Positions, shape: Shape) -> np.ndarray:
     """Return the bool array that positions stand for."""
     if positions.kind == "elements":

@@ -155,3 +155,31 @@ def test_a_job_says_its_shape():
     job = Job("torch", "eager", "encoder", True, (FULL, Way("x", "packed", "rows", 0.1)), 1.0)
     assert job.shape == quickly(SHAPES["encoder"])
     assert dataclasses.replace(job, quick=False).shape == SHAPES["encoder"]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_device_that_is_not_there_is_said(framework, capsys):
+    arguments = ["--quick", "--framework", framework, "--model", "encoder", "--match", "packed *", "--device", "cuda"]
+    assert models.main(arguments) == 1
+    assert f"FAILED {framework}: no device: {framework} sees no cuda here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_in_bfloat16_steps_and_its_gradient_is_held_in_float32(framework):
+    shape = quickly(SHAPES["decoder"])
+    found = {way.form: way for way in reversed(ways(framework, quick=True))}
+    made = {
+        form: world(framework).Program(shape, found[form], FRAMEWORKS[framework][0], "cpu", "bfloat16")
+        for form in FORMS
+    }
+    models.check(made, shape)
+    for program in made.values():
+        program.step()
+        assert "bfloat16" in str(program.forward(1)().dtype)
+        assert "bfloat16" in str(program.learned[0].dtype if framework == "torch" else leaves(program)[0].dtype)
+
+
+def leaves(program):
+    import jax
+
+    return jax.tree.leaves(program.learned)

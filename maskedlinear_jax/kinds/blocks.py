@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -40,11 +40,13 @@ class Blocks(Kind, name="blocks"):
         if self.grid_shape[0] > 1 and positions.are_many(self.numbers.shape[0], self.grid_shape):
             return self._from_dense(g, kept)
         size = positions.batch_chunk(self.numbers.shape[0], self.block_shape)
-        if not can_sum_in_pieces(g) or g.shape[0] <= size:
+        if not can_sum_in_pieces(g):
+            return self._product_of_some(g, kept)
+        if g.shape[0] <= size:
             return self._product(g, kept)
         # Decided when the program is lowered: pieces are for a CPU's cache.
         in_pieces = partial(self._product_in_pieces, size=size)
-        return jax.lax.platform_dependent(g, kept, cpu=in_pieces, default=self._product)
+        return jax.lax.platform_dependent(g, kept, cpu=in_pieces, default=self._product_of_some)
 
     def to_dense(self, values: Array, shape: Shape) -> Array:
         (y, x), (h, w) = self.grid_shape, self.block_shape
@@ -89,6 +91,21 @@ class Blocks(Kind, name="blocks"):
     def _product(self, g: Array, kept: Array) -> Array:
         # (n, h, B) times (n, B, w): one small product per block.
         return dot(self._rows(g).transpose(1, 2, 0), self._columns(kept).swapaxes(0, 1))
+
+    def _product_of_some(self, g: Array, kept: Array) -> Array:
+        # Of some blocks at a time: their rows and columns are no more numbers than come in.
+        if not isinstance(g.shape[0], int):
+            return self._product(g, kept)
+        size = positions.blocks_at_once(g.shape[0], self.grid_shape, self.block_shape)
+        if self.numbers.shape[0] <= size:
+            return self._product(g, kept)
+        count = self.numbers.shape[0] // size
+
+        def some(numbers: Array) -> Array:
+            return replace(self, numbers=numbers)._product(g, kept)
+
+        first = jax.lax.map(some, self.numbers[: count * size].reshape(count, size))
+        return jnp.concatenate([first.reshape(count * size, *self.block_shape), some(self.numbers[count * size :])])
 
     def _product_in_pieces(self, g: Array, kept: Array, *, size: int) -> Array:
         count = g.shape[0] // size

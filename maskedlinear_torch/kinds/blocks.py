@@ -46,8 +46,10 @@ class Blocks(Kind, name="blocks"):
         g, kept = g if g.dim() == 2 else flat(g), kept if kept.dim() == 2 else flat(kept)  # a call less each
         if self.grid_shape[0] > 1 and positions.are_many(self.numbers.shape[0], self.grid_shape):
             return self._from_dense(g, kept)
+        if not can_sum_in_pieces(g):  # asked first: a traced batch is no number
+            return self._product_of_some(g, kept)
         batch = g.shape[0]
-        if not can_sum_in_pieces(g) or batch <= positions.LEAST_CHUNK:  # asked first: a traced batch is no number
+        if batch <= positions.LEAST_CHUNK:
             return self._product(g, kept)
         size = positions.batch_chunk(self.numbers.shape[0], self.block_shape)
         return self._product_in_pieces(g, kept, size=min(size, batch))
@@ -113,6 +115,16 @@ class Blocks(Kind, name="blocks"):
         # (n, h, B) times (n, B, w): one small product per block.
         left, right = self._rows(g).permute(1, 2, 0), self._columns(kept).transpose(0, 1)
         return dot(left, right) if left.dtype == torch.int8 else left.bmm(right)  # `@` asks for more
+
+    def _product_of_some(self, g: Tensor, kept: Tensor) -> Tensor:
+        # Of some blocks at a time: their rows and columns are no more numbers than come in.
+        if torch.compiler.is_compiling() or not isinstance(g.shape[0], int):
+            return self._product(g, kept)
+        size = positions.blocks_at_once(g.shape[0], self.grid_shape, self.block_shape)
+        if self.numbers.shape[0] <= size:
+            return self._product(g, kept)
+        parts = zip(*(array.split(size) for array in self.arrays), strict=True)
+        return torch.cat([self.with_arrays(part)._product(g, kept) for part in parts])
 
     def _product_in_pieces(self, g: Tensor, kept: Tensor, *, size: int) -> Tensor:
         total = self._product(g[:size], kept[:size])

@@ -44,21 +44,29 @@ class Step:
     record: bool = False
 
 
-def steps(device: str, *, quick: bool, seed: int = 0) -> list[Step]:
+def steps(device: str, *, quick: bool, seed: int = 0, jobs: int = 1) -> list[Step]:
     """Return what runs on a device, the quickest first.
+
+    Args:
+        device: "cpu" or "cuda".
+        quick: Whether a selection of each is enough.
+        seed: Of all numbers.
+        jobs: Processes in which the grid runs. What is timed runs alone.
 
     Example:
         >>> [step.name for step in steps("cuda", quick=False)]
-        ['golden hashes', 'grid', 'training', 'precision', 'benchmark']
+        ['golden hashes', 'grid', 'training', 'precision', 'benchmark', 'whole models']
     """
     on, drawn, short = ("--device", device), ("--seed", str(seed)), ("--quick",) if quick else ()
+    beside = ("--jobs", str(jobs))
     return [
         Step("golden hashes", "parity", ("golden", *on)),
-        Step("grid", "parity", ("grid", *on, *drawn, *short), record=True),
+        Step("grid", "parity", ("grid", *on, *drawn, *beside, *short), record=True),
         Step("training", "parity", ("digits", *on, *drawn, *short), record=True),
         # It measures on the device that the frameworks choose, which on a machine with a GPU is the GPU.
         Step("precision", "parity", ("precision", *drawn, *short), record=True),
         Step("benchmark", "benchmarks", (*on, *short), record=True),
+        Step("whole models", "benchmarks", ("models", *on, *short), record=True),
     ]
 
 

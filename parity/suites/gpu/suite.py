@@ -18,7 +18,9 @@ commands = {"gpu": "all that is to be run on a GPU, with one report to carry bac
 PRETEND = ("cpu",)
 OUTPUT = Path("gpu-report.json")
 LIMIT = 3600.0
-"""Seconds for one step. The grid takes the longest, 20 minutes on two cores."""
+"""Seconds for one step. The grid takes the longest: 6 minutes in 15 processes beside an H200, above an hour in one."""
+MOST_JOBS = 15
+"""Processes of the grid: on a GPU each holds 2 GB of it, and up to 4 GB of the machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretend", metavar="NAME", help="cpu: a quick rehearsal there; its report says so")
     parser.add_argument("--quick", action="store_true", help="a selection of each step")
     parser.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
+    jobs = max(min(MOST_JOBS, (os.cpu_count() or 1) - 1), 1)
+    parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes of the grid ({jobs} here)")
     parser.add_argument("--only", action="append", metavar="STEP", help="only this step; may be repeated")
     parser.add_argument("--list", action="store_true", help="print the steps and stop")
 
@@ -40,7 +44,7 @@ def run(asked: argparse.Namespace) -> int:
     if asked.pretend is not None and asked.pretend not in PRETEND:
         asked.parser.error(unknown("--pretend", asked.pretend, PRETEND))
     device = asked.pretend or "cuda"
-    planned = steps.steps(device, quick=asked.quick or asked.pretend is not None, seed=asked.seed)
+    planned = steps.steps(device, quick=asked.quick or asked.pretend is not None, seed=asked.seed, jobs=asked.jobs)
     names = [step.name for step in planned]
     for name in asked.only or ():
         if name not in names:
