@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from parity.operator import trees
+from parity.signatures import positional
 
 
 class Args:
@@ -54,13 +54,7 @@ class Args:
 
     def names(self, function: Callable[..., Any]) -> tuple[str, ...]:
         """Return what the arrays are called in a function, as far as it tells."""
-        try:
-            parameters = [
-                p.name for p in inspect.signature(function).parameters.values()
-                if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-            ]  # fmt: skip
-        except (TypeError, ValueError):
-            parameters = []
+        parameters = positional(function)
         named = [(parameters[i] if i < len(parameters) else f"input{i}", one) for i, one in enumerate(self.positional)]
         named += sorted(self.keywords.items())
         return tuple(path for name, one in named for path, leaf in trees.leaves(one, name) if _is_array(leaf))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -20,6 +19,7 @@ from parity.operator.tolerance import Tolerance
 from parity.operator.transforms import Transform
 from parity.operator.trees import is_float as is_float
 from parity.records import Cell
+from parity.signatures import positional
 
 Inputs = tuple[Any, ...] | list[Any] | Args | Callable[[int], Any]
 Known = Sequence[Mapping[str, Any]]
@@ -272,13 +272,7 @@ class Pair:
         if isinstance(self.torch, Adapted):
             return self.torch.names
         count = len(self.make(0))
-        try:
-            parameters = [
-                p.name for p in inspect.signature(self.torch).parameters.values()
-                if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-            ]  # fmt: skip
-        except (TypeError, ValueError):
-            parameters = []
+        parameters = positional(self.torch)
         return tuple(parameters[i] if i < len(parameters) else f"input{i}" for i in range(count))
 
 

@@ -1,5 +1,7 @@
 """What `parity` must do in every version that pyproject.toml allows: right is called right, and wrong is named."""
 
+import __future__
+
 import subprocess
 import sys
 
@@ -47,6 +49,24 @@ def test_a_wrong_port_is_named(name):
     report = parity.compare(*pair, (X,), quick=True)
     assert not report.ok
     assert cause in " ".join(str(report).split()), str(report)
+
+
+TYPED = """
+def torch_sin(x: Tensor, scale: Session = 2.0) -> Tensor:
+    return torch.sin(x) * scale
+
+def jax_sin(x: Tensor, scale: Session = 2.0) -> Tensor:
+    return jnp.sin(x) * scale
+"""
+
+
+def test_types_that_only_a_checker_imports_are_not_asked_for():
+    """Python 3.14 evaluates annotations where they are read (PEP 649): `inspect.signature` ended in a NameError."""
+    names = {"torch": torch, "jnp": jnp}
+    later = sys.version_info >= (3, 14)
+    exec(compile(TYPED, "typed.py", "exec", flags=0 if later else __future__.annotations.compiler_flag), names)
+    report = parity.compare(names["torch_sin"], names["jax_sin"], (X,), quick=True)
+    assert report.ok, str(report)
 
 
 def test_an_intermediate_that_overflows_is_no_difference():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +13,7 @@ import numpy as np
 
 from parity.models.capture.call import Call
 from parity.models.capture.recorder import Recorder, over_batch
+from parity.signatures import parameters_of
 
 
 def _is_dropout(node: Any) -> bool:
@@ -144,10 +144,7 @@ def _class_of(cls: type, recorder: Recorder) -> type:
 
 
 def _parameter_names(cls: Any) -> list[str]:
-    try:
-        return list(inspect.signature(cls.__call__).parameters)[1:]
-    except (TypeError, ValueError):
-        return []
+    return [one.name for one in parameters_of(cls.__call__)][1:]
 
 
 def _double(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from parity.models.capture.call import Call
 from parity.models.capture.recorder import Recorder, over_batch
+from parity.signatures import parameters_of
 
 
 class FunctionModel:
@@ -50,10 +50,7 @@ def _over_batch(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _names(function: Any) -> list[str]:
-    try:
-        return list(inspect.signature(function).parameters)[1:]
-    except (TypeError, ValueError):
-        return []
+    return [one.name for one in parameters_of(function)][1:]
 
 
 def _double(value: Any) -> Any:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from parity.models.capture.call import Call
 from parity.models.capture.recorder import Recorder
+from parity.signatures import parameters_of
 
 METHODS = ("__call__", "attend")
 """What is a module's function: `attend` is an embedding used as the head."""
@@ -109,10 +110,7 @@ def _recording(original: Any, recorder: Recorder, method: str) -> Any:
 
 
 def _parameter_names(function: Any) -> list[str]:
-    try:
-        return list(inspect.signature(function).parameters)[1:]
-    except (TypeError, ValueError):
-        return []
+    return [one.name for one in parameters_of(function)][1:]
 
 
 def _set_mode(model: nnx.Module, mode: str) -> None:

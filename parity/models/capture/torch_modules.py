@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from parity.models.capture.call import Call, Leaf, Outputs, is_container, mapped, named_leaves
 from parity.models.inputs import to_host
+from parity.signatures import positional
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -159,11 +159,7 @@ def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _parameter_names(module: nn.Module) -> list[str]:
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return positional(module.forward)
 
 
 def _host(tree: Any) -> Any:
