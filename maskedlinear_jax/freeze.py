@@ -36,11 +36,12 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     any addition: `apply_updates` of this package leaves these alone too. What the optimizer keeps of a frozen entry
     stays as it was, whatever its value: a moment at zero, a copy of the weight (`schedule_free`, `lookahead`) at it.
 
-    Wrap the whole chain: what another transformation adds outside of this one is not held, and a decay after it in
-    `optax.chain` is refused. It works within `optax.partition` and `optax.masked`, around them, around or within
-    `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed
-    from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew:
-    `keep_frozen` puts the frozen entries back.
+    Wrap the whole chain: what another transformation adds outside of this one is not held. A decay after it in
+    `optax.chain` or `optax.named_chain` is refused, and so is what is not optax's own; a function of yours that calls
+    this one and adds to its updates is not seen. It works within `optax.partition` and `optax.masked`, around them,
+    around or within `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters
+    that are computed from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are
+    rounded anew: `keep_frozen` puts the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
     it; what it would move is held as everything is. A penalty on some places alone (such as `(weight[:2] ** 2).sum()`)
@@ -64,7 +65,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     Raises:
         TypeError: `optimizer` is no optax transformation, or the parameters have positions among them (at `init`).
         ValueError: The model has nothing to hold, or no mask is of a parameter (at `init`), or does not fit it; or
-            what moves frozen entries comes after this in `optax.chain` (at `update`).
+            what may move frozen entries comes after this in a chain of optax (at `update`).
         ImportError: optax is missing.
 
     Example:

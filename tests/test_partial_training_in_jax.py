@@ -79,6 +79,10 @@ def test_h3_positions_among_the_parameters_are_refused():
     assert in_eqx.assert_frozen(model, eqx.apply_updates(model, updates)) == 8 * 4
 
 
+def own(tree, params):
+    return jax.tree.map(jnp.add, tree, params)
+
+
 def behind(kind):
     return {
         "add_decayed_weights": lambda: optax.add_decayed_weights(-0.1),
@@ -89,12 +93,16 @@ def behind(kind):
         "keep_params_nonnegative": optax.keep_params_nonnegative,
         "centralize": optax.centralize,
         "scale_by_muon": lambda: optax.contrib.muon(0.1, weight_decay=0.0),
+        "add_decayed_weights in inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(0.1),
+        "own of a user": lambda: optax.stateless(own),
     }[kind]()  # fmt: skip
 
 
 BEHIND = [
     "add_decayed_weights", "add_decayed_weights of a schedule", "add_decayed_weights in adamw",
-    "add_decayed_weights in MultiSteps", "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon",
+    "add_decayed_weights in MultiSteps", "add_decayed_weights in inject_hyperparams",
+    "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon",
+    "own of a user",
 ]  # fmt: skip
 
 
@@ -102,11 +110,10 @@ BEHIND = [
 def test_h3_what_moves_frozen_entries_behind_a_hold_is_refused(kind):
     """A decay after `hold_frozen` in a chain moved every frozen entry, without a word."""
     model = masked()
-    chained = optax.chain(mj.hold_frozen(optax.adam(0.1), model), behind(kind))
-    with pytest.raises(
-        ValueError, match=f"got {kind.split()[0]} later in optax.chain; put hold_frozen around the whole"
-    ):
-        stepped(chained, model)
+    held = mj.hold_frozen(optax.adam(0.1), model)
+    for chained in (optax.chain(held, behind(kind)), optax.named_chain(("held", held), ("behind", behind(kind)))):
+        with pytest.raises(ValueError, match=f"got {kind.split()[0]}.* later in the chain; put hold_frozen"):
+            stepped(chained, model)
     around = mj.hold_frozen(optax.chain(mj.hold_frozen(optax.adam(0.1), model), behind(kind)), model)
     assert mj.assert_frozen(model, stepped(around, model)) == (~TRAINS).sum()
 

@@ -119,7 +119,7 @@ def refuse_behind(name: str) -> NoReturn:
         ValueError: Always.
     """
     raise ValueError(
-        f"hold_frozen: expected nothing after it that moves frozen entries, got {name} later in optax.chain; put "
+        f"hold_frozen: expected nothing after it that moves frozen entries, got {name} later in the chain; put "
         "hold_frozen around the whole chain"
     )
 
