@@ -116,6 +116,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         now = held if masks is None else masks_by_path(masks)
         if masks is None and of_layers and params is not None:
             _check_masks(held, branches(updates)[0], branches(params)[0])
+        _check_state(state, updates)
         moved, after = inner.update(updates, state, params, **extra)
         parts = [keep(part, now, lambda path, leaf: jnp.asarray(-0.0, leaf.dtype)) for part in branches(moved)]
         where = {path: trains(now, path, leaf) for path, leaf in by_path(branches(moved)[0]).items()}
@@ -279,6 +280,16 @@ def _masks_of(model: Any, function: str) -> Any:
 def _holds(held: Any) -> bool:
     # Whether anything is frozen; a mask that is traced may freeze something.
     return any(mask is False or _compat.is_tracer(mask) or not bool(jnp.all(mask)) for mask in held.values())
+
+
+def _check_state(state: Any, updates: Any) -> None:
+    # A tree of other masks has another structure, of which JAX says no more than where.
+    kinds = [
+        {jax.tree.structure(node) for node in jax.tree.leaves(tree, is_leaf=_is_mask_or_none) if isinstance(node, Mask)}
+        for tree in (updates, state)
+    ]
+    if kinds[0] and not kinds[1] <= kinds[0]:
+        frozen_checks.refuse_other_state()
 
 
 def _check_masks(held: Any, gradients: Any, params: Any) -> None:
