@@ -46,6 +46,8 @@ def assert_same_bits(before: Mapping[str, Any], after: Mapping[str, Any], masks:
     frozen_checks.same_names(set(before), set(after), set(masks))
     compared, moved, texts = 0, {}, []
     for name in sorted(before):
+        for side in (before, after):
+            frozen_checks.is_array(name, side[name])
         old, new = to_numpy(before[name]), to_numpy(after[name])
         frozen_checks.same_shape(name, old.shape, new.shape)
         still = _frozen(name, masks.get(name, False), old.shape)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from maskedlinear_core import files, masks, positions
+from maskedlinear_core.arrays import to_numpy
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.checks.storage import StorageError as StorageError
 from maskedlinear_core.masks import Mask
@@ -178,6 +179,20 @@ def free_name(name: str, taken: Collection[str]) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+def sent(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return arrays that came by name as NumPy's, without those that hold no number: what is wholly frozen.
+
+    Example:
+        >>> sent({"values": [[1.0]], "bias": []})
+        {'values': array([[1.]])}
+    """
+    read = {}
+    for name, array in arrays.items():
+        array = array.detach() if hasattr(array, "detach") else array
+        read[name] = array if isinstance(array, np.ndarray) else to_numpy(array)
+    return {name: array for name, array in read.items() if array.size}
 
 
 def check_positions(name: str, array: np.ndarray, own: np.ndarray) -> None:

@@ -126,9 +126,12 @@ def is_zero(tangent: Any) -> bool:
 _MOVES = ("add_decayed_weights", "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon")
 """What makes of an update of zero another one."""
 
+_STEPS = {"chain.<locals>.update_fn": ("update_fns", "fn"), "named_chain.<locals>.update_fn": ("transforms", "tx")}
+"""Functions of optax that call one transformation after the other, and what they call these and the present one."""
+
 
 def found_behind(update: CodeType) -> str | None:
-    """Return what moves an update of zero and comes behind a held transformation in `optax.chain`, by its name.
+    """Return what may move an update of zero and comes behind a held transformation in a chain of optax, by its name.
 
     A transformation does not know what it stands in: the calls around it do, by names of optax's own functions.
 
@@ -140,29 +143,56 @@ def found_behind(update: CodeType) -> str | None:
     while frame is not None:
         if frame.f_code is update:
             return None
-        if found is None and frame.f_code.co_qualname == "chain.<locals>.update_fn":
-            steps, step = frame.f_locals.get("update_fns", ()), frame.f_locals.get("fn")
-            found = _mover(steps[steps.index(step) + 1 :]) if step in steps else None
+        if found is None and frame.f_code.co_qualname in _STEPS:
+            steps, now = (frame.f_locals.get(name, ()) for name in _STEPS[frame.f_code.co_qualname])
+            here = [any(part is now for part in (step if isinstance(step, tuple) else [step])) for step in steps]
+            behind = steps[here.index(True) + 1 :] if any(here) else ()
+            found = next((name for step in behind if (name := _mover(step, is_update=True))), None)
         frame = frame.f_back
     return found
 
 
-def _mover(node: Any, deep: int = 12) -> str | None:
-    # Looks into what functions of optax are made of.
+def _mover(node: Any, deep: int = 12, *, is_update: bool = False) -> str | None:
+    # Looks into what functions of optax are made of. Of a function of others nobody knows what it makes of zero.
+    node = getattr(node, "__wrapped__", node)  # jitted
     parts: Any = ()
     if isinstance(node, functools.partial):
         parts = node.func, *node.args
+    elif isinstance(node, tuple) and hasattr(node, "update"):
+        return _mover(node.update, deep - 1, is_update=True) if deep else None
     elif isinstance(node, tuple | list):
-        parts = node
+        is_update, parts = False, [one for one in node if not isinstance(one, str)]
     elif isinstance(node, dict):
-        parts = node.values()
-    elif isinstance(node, MethodType):
-        parts = vars(node.__self__).values()
-    elif isinstance(node, FunctionType) and node.__module__.startswith("optax"):
+        is_update, parts = False, node.values()
+    elif isinstance(node, MethodType) and _is_of(node.__self__, "optax"):
+        is_update, parts = False, vars(node.__self__).values()
+    elif isinstance(node, FunctionType) and _is_of(node, "optax"):
         cells = zip(node.__code__.co_freevars, node.__closure__ or (), strict=True)
         inside = {name: cell.cell_contents for name, cell in cells}
         name, decay = node.__qualname__.partition(".")[0], inside.get("weight_decay")
         if name in _MOVES and not (isinstance(decay, int | float) and decay == 0):
             return name
-        parts = inside.values()
-    return next((found for one in parts if deep and (found := _mover(one, deep - 1))), None)
+        if name == "inject_hyperparams" and "inner_factory" in inside:
+            used = _names_in(inside.pop("inner_factory"))
+            if any(name in used for name in _MOVES):
+                return next(name for name in _MOVES if name in used)
+        if name.startswith("stateless") and (mover := _mover(inside.pop("f", None), deep - 1, is_update=True)):
+            return mover
+        is_update, parts = False, inside.values()
+    elif is_update and callable(node) and not _is_of(node, "maskedlinear_jax"):
+        return f"{getattr(node, '__qualname__', type(node).__name__)} (of which it cannot be told what it moves)"
+    found = (_mover(one, deep - 1, is_update=is_update) for one in parts if deep)
+    return next((name for name in found if name), None)
+
+
+def _is_of(node: Any, package: str) -> bool:
+    return str(getattr(node, "__module__", "")).partition(".")[0] == package
+
+
+def _names_in(factory: Any, deep: int = 2) -> set[str]:
+    # The names that a function which makes a transformation uses, and those that functions of optax use in turn.
+    import optax  # it is there: its frame was found
+
+    names = set(getattr(getattr(factory, "__code__", None), "co_names", ())) | {getattr(factory, "__name__", "")}
+    inner = [getattr(optax, name, None) for name in names if deep]
+    return names.union(*(_names_in(one, deep - 1) for one in inner if isinstance(one, FunctionType)))

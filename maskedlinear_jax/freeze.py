@@ -36,11 +36,12 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     any addition: `apply_updates` of this package leaves these alone too. What the optimizer keeps of a frozen entry
     stays as it was, whatever its value: a moment at zero, a copy of the weight (`schedule_free`, `lookahead`) at it.
 
-    Wrap the whole chain: what another transformation adds outside of this one is not held, and a decay after it in
-    `optax.chain` is refused. It works within `optax.partition` and `optax.masked`, around them, around or within
-    `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed
-    from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew:
-    `keep_frozen` puts the frozen entries back.
+    Wrap the whole chain: what another transformation adds outside of this one is not held. A decay after it in
+    `optax.chain` or `optax.named_chain` is refused, and so is what is not optax's own; a function of yours that calls
+    this one and adds to its updates is not seen. It works within `optax.partition` and `optax.masked`, around them,
+    around or within `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters
+    that are computed from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are
+    rounded anew: `keep_frozen` puts the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
     it; what it would move is held as everything is. A penalty on some places alone (such as `(weight[:2] ** 2).sum()`)
@@ -64,7 +65,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     Raises:
         TypeError: `optimizer` is no optax transformation, or the parameters have positions among them (at `init`).
         ValueError: The model has nothing to hold, or no mask is of a parameter (at `init`), or does not fit it; or
-            what moves frozen entries comes after this in `optax.chain` (at `update`).
+            what may move frozen entries comes after this in a chain of optax (at `update`).
         ImportError: optax is missing.
 
     Example:
@@ -115,6 +116,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         now = held if masks is None else masks_by_path(masks)
         if masks is None and of_layers and params is not None:
             _check_masks(held, branches(updates)[0], branches(params)[0])
+        _check_state(state, updates)
         moved, after = inner.update(updates, state, params, **extra)
         parts = [keep(part, now, lambda path, leaf: jnp.asarray(-0.0, leaf.dtype)) for part in branches(moved)]
         where = {path: trains(now, path, leaf) for path, leaf in by_path(branches(moved)[0]).items()}
@@ -278,6 +280,16 @@ def _masks_of(model: Any, function: str) -> Any:
 def _holds(held: Any) -> bool:
     # Whether anything is frozen; a mask that is traced may freeze something.
     return any(mask is False or _compat.is_tracer(mask) or not bool(jnp.all(mask)) for mask in held.values())
+
+
+def _check_state(state: Any, updates: Any) -> None:
+    # A tree of other masks has another structure, of which JAX says no more than where.
+    kinds = [
+        {jax.tree.structure(node) for node in jax.tree.leaves(tree, is_leaf=_is_mask_or_none) if isinstance(node, Mask)}
+        for tree in (updates, state)
+    ]
+    if kinds[0] and not kinds[1] <= kinds[0]:
+        frozen_checks.refuse_other_state()
 
 
 def _check_masks(held: Any, gradients: Any, params: Any) -> None:

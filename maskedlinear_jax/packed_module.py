@@ -167,9 +167,12 @@ class PackedLinear:
 
     @property
     def base(self) -> Array:
-        """The constant matrix (out_features, in_features). What it holds at trainable positions counts for nothing."""
+        """The constant matrix (out_features, in_features). What it holds at trainable positions counts for nothing.
+
+        Its dtype follows the values': a cast of all leaves of floats, as for mixed precision, does not reach the bits.
+        """
         module_checks.bits(type(self).__name__, str(getattr(self.base_bits, "dtype", "none")), self._dtype)
-        return jax.lax.bitcast_convert_type(self.base_bits, jnp.dtype(self._dtype))
+        return self._cast(self.base_bits, getattr(self.values, "dtype", None))
 
     @property
     def weight(self) -> Array:
@@ -178,6 +181,8 @@ class PackedLinear:
         Differentiable: what reads the weight instead of calling the layer trains the values as well.
         """
         base = self.base
+        if base.ndim > 2:
+            return self._of_stack("weight")
         kind = lowering.resolve(self.grad_mask, (self.out_features, self.in_features), packed=True)
         return rule.weight_view(kind, self.values, base)
 
@@ -186,9 +191,11 @@ class PackedLinear:
         """The whole bias (out_features,), or None."""
         if self.bias_bits is None:
             return self.bias_values
-        base = jax.lax.bitcast_convert_type(self.bias_bits, jnp.dtype(self._dtype))
         assert self.bias_mask is not None, "bits of a bias come with its mask"
         assert self.bias_values is not None, "as above"
+        if self.bias_bits.ndim > 1:
+            return self._of_stack("bias")
+        base = self._cast(self.bias_bits, self.bias_values.dtype)
         # How many entries train is known, which ones may be traced.
         (index,) = jnp.nonzero(self.bias_mask, size=self.bias_values.shape[0])
         return base.at[index].set(self.bias_values)
@@ -212,6 +219,8 @@ class PackedLinear:
             >>> bool((layer.repack(columns([1, 3])).weight == layer.weight).all())
             True
         """
+        if self.base.dtype.name != self._dtype:
+            return self._as_cast().repack(grad_mask)
         whole, shape = self.weight, (self.out_features, self.in_features)
         # From the values where they stay trainable: float32 over a 16-bit matrix is not rounded.
         values = packing.repack(self.values, self.grad_mask, grad_mask, weight=whole)
@@ -281,6 +290,26 @@ class PackedLinear:
         layer.values, layer.bias_values, layer.grad_mask, layer.bias_mask, layer.base_bits, layer.bias_bits = leaves
         layer._dtype, layer.precision = static
         return layer
+
+    def _cast(self, bits: Array, dtype: Any) -> Array:
+        own = jnp.dtype(self._dtype)
+        constant = jax.lax.bitcast_convert_type(bits, own)
+        wide = own.itemsize == 2 and dtype == jnp.float32  # values over a matrix of 16 bits
+        return constant if wide or dtype is None or not jnp.issubdtype(dtype, jnp.inexact) else constant.astype(dtype)
+
+    def _as_cast(self) -> Self:
+        # The same layer with the bits of what the constants are cast to.
+        cast = self.replace(base_bits=as_bits(self.base))
+        if self.bias_bits is not None and self.bias_values is not None:
+            cast.bias_bits = as_bits(self._cast(self.bias_bits, self.bias_values.dtype))
+        cast._dtype = self.base.dtype.name
+        return cast
+
+    def _of_stack(self, name: str) -> Array:
+        from maskedlinear_jax import stacked  # which knows this class
+
+        parts = [getattr(one, name) for one in stacked.layers_of("", self).values()]
+        return jnp.stack(parts).reshape(*self.base_bits.shape[:-2], *parts[0].shape)
 
     def _take_over(self, linear: MaskedLinear, mask: masks.Mask, bias_mask: Any, values_dtype: Any) -> None:
         weight = jnp.asarray(linear.weight)

@@ -31,7 +31,7 @@ def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
         An array of the weight's shape and dtype.
 
     Raises:
-        TypeError: No array, or no mask.
+        TypeError: No array, one of integers, or no mask.
         ValueError: A mask of another shape.
         IndexError: A position outside of the weight.
 
@@ -43,6 +43,7 @@ def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
     if not isinstance(weight, Array | np.ndarray):
         call_checks.refuse_array("weight", weight, function="masked_parameter")
     weight = jnp.asarray(weight)
+    parameter_checks.can_learn(dtype_name(weight), jnp.issubdtype(weight.dtype, jnp.inexact))
     return jnp.where(_trains(weight, grad_mask), weight, jax.lax.stop_gradient(weight))
 
 

@@ -276,7 +276,7 @@ def _learned(model: Any, function: str = "save_packed") -> dict[str, Any]:
             found[f"{dot}bias"] = bias if whole else bias[np.flatnonzero(to_numpy(layer.bias_mask))]
     others = _others(model)
     storage_checks.names_apart(found, others)
-    return found | others
+    return {name: array for name, array in (found | others).items() if array.size}
 
 
 def _positions(model: Any, learned: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -296,25 +296,28 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
         to = storage.renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
+    arrays = storage.sent(arrays)
     learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():
-        storage.check_positions(name, np.asarray(arrays[name]), own)
+        storage.check_positions(name, arrays[name], own)
     new: dict[str, Array] = {}
     for name, now in learned.items():
-        array = np.asarray(arrays[name])
+        array = arrays[name]
         storage_checks.array(name, array.shape, array.dtype.name, tuple(now.shape))
         new[name] = jnp.asarray(array).astype(now.dtype)
     nodes, structure = _nodes(model)
     for name, node in nodes.items():
         dot = f"{name}." if name else ""
         if isinstance(node, PackedLinear):
-            nodes[name] = node.replace(values=new[f"{dot}values"], bias_values=new.get(f"{dot}bias"))
+            values, bias = new.get(f"{dot}values", node.values), new.get(f"{dot}bias", node.bias_values)
+            nodes[name] = node.replace(values=values, bias_values=bias)
         elif isinstance(node, MaskedLinear):
-            weight = packing.unpack(node.weight, new[f"{dot}values"], grad_mask=node.grad_mask)
-            bias = new.get(f"{dot}bias")
-            if bias is not None and node.bias is not None and node.bias_mask is not None:
+            weight, bias = node.weight, new.get(f"{dot}bias", node.bias)
+            if f"{dot}values" in new:
+                weight = packing.unpack(weight, new[f"{dot}values"], grad_mask=node.grad_mask)
+            if f"{dot}bias" in new and node.bias is not None and node.bias_mask is not None:
                 bias = node.bias.at[np.flatnonzero(to_numpy(node.bias_mask))].set(bias)
             nodes[name] = node.replace(weight=weight, bias=bias)
     return jax.tree.unflatten(

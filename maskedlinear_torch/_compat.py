@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 VERSION = tuple(map(int, re.findall(r"\d+", torch.__version__)[:3]))
@@ -397,3 +398,13 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
+
+
+def active_ddp() -> Any:
+    """Return the `DistributedDataParallel` whose forward runs now, or None."""
+    return DistributedDataParallel._active_ddp_module
+
+
+def parameters_of_ddp(wrapper: Any) -> list[torch.Tensor]:
+    """Return the parameters whose gradients a `DistributedDataParallel` averages: those it found when it was made."""
+    return list(wrapper._module_parameters)

@@ -231,6 +231,7 @@ class PackedEmbedding(PackedLinear):
         """Return the rows of the tokens: (*batch, embedding_dim) of integers (*batch)."""
         if isinstance(input, torch.fx.Proxy):
             return call_in_graph(self, input)
+        steps.check_ddp(self)
         kind, base = self._positions(), plain_tensor(self.base).detach()
         if not isinstance(kind, Submatrix) or _compat.is_distributed(base) or getattr(input, "is_nested", False):
             kind = rule.placed(kind, base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -196,18 +196,18 @@ def grad_masks(model: nn.Module) -> dict[str, Mask | np.ndarray | bool | None]:
 
 
 def assert_frozen(
-    before: Mapping[str, SupportsArray] | nn.Module,
-    after: Mapping[str, SupportsArray] | nn.Module,
-    masks: Mapping[str, MaskLike | bool | None] | None = None,
+    before: Mapping[str, SupportsArray] | SupportsArray | nn.Module,
+    after: Mapping[str, SupportsArray] | SupportsArray | nn.Module,
+    masks: Mapping[str, MaskLike | bool | None] | MaskLike | None = None,
 ) -> int:
     """Prove that every frozen entry has the bits it had.
 
     Args:
-        before: A state_dict from before (a copy: a module's own tensors move along), or a module.
-        after: A state_dict from now, or a module.
-        masks: What trains, by name: a mask for a weight, a bool vector for a bias, None for all of it. Names that
-            are not there are wholly frozen. Left out, they are asked of the module (see `grad_masks`), whose buffers
-            (running statistics) are taken to train.
+        before: A state_dict from before (a copy: a module's own tensors move along), a module, or one tensor.
+        after: A state_dict from now, a module, or one tensor.
+        masks: What trains, by name (or the mask of the one tensor): a mask for a weight, a bool vector for a bias,
+            None for all of it. Names that are not there are wholly frozen. Left out, they are asked of the module (see
+            `grad_masks`), whose buffers (running statistics) are taken to train.
 
     Returns:
         How many frozen entries were compared.
@@ -215,7 +215,7 @@ def assert_frozen(
     Raises:
         FrozenMoved: Some entry changed; the text names it. It is an AssertionError.
         ValueError: The names or shapes differ, or nothing is frozen.
-        TypeError: No masks, and no module to ask.
+        TypeError: No masks, and no module to ask; or no arrays by name.
 
     Example:
         >>> from maskedlinear_torch import columns
@@ -228,10 +228,22 @@ def assert_frozen(
             masks = dict.fromkeys(_compat.persistent_buffers(side)) | grad_masks(side) if masks is None else masks
             sides[name] = {key: value for key, value in side.state_dict().items() if isinstance(value, Tensor)}
         else:
-            sides[name] = dict(side)
+            sides[name] = _by_name(side)
     if masks is None:
         frozen_checks.refuse_masks(after)
-    return frozen.assert_same_bits(sides["before"], sides["after"], masks)
+    return frozen.assert_same_bits(sides["before"], sides["after"], _by_name(masks))
+
+
+def _by_name(side: Any) -> dict[str, Any]:
+    # A tensor, or its mask, goes by no name, as a pytree that is a leaf does in JAX.
+    if isinstance(side, Mapping):
+        return dict(side)
+    if isinstance(side, Tensor | np.ndarray | Mask):
+        return {"": side}
+    pairs: list[Any] = list(side) if isinstance(side, Iterable) else [None]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        frozen_checks.refuse_side(side)
+    return dict(pairs)
 
 
 def _can_be_held(module: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_torch import steps
 from maskedlinear_torch.frozen_entries import Held, Places
+from maskedlinear_torch.tensors import check_dense
+
+_NOTED = "noted by a quantizer"
 
 
 def call_in_graph(module: nn.Module, proxy: torch.fx.Proxy, *inputs: Any, **keywords: Any) -> Any:
@@ -23,6 +27,22 @@ class HeldModule(nn.Module):
     """A module of whose own parameters a part may be held by `hold_frozen`."""
 
     _held: Held | None = None
+
+    @property
+    def qconfig(self) -> Any:
+        """What `torch.ao.quantization` notes at each module of a model that it quantizes."""
+        if _NOTED not in self.__dict__:
+            raise AttributeError("qconfig")
+        return self.__dict__[_NOTED]
+
+    @qconfig.setter
+    def qconfig(self, qconfig: Any) -> None:
+        warnings.warn(module_checks.not_quantized(type(self).__name__), stacklevel=2)
+        self.__dict__[_NOTED] = qconfig
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        del self.__dict__[_NOTED]
 
     def _held_names(self) -> tuple[str, ...]:
         """Return the names of the parameters of which a part may be frozen."""
@@ -50,6 +70,8 @@ class HeldModule(nn.Module):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter. If it is held, the new one's values are from now on: it was set on purpose."""
+        if param is not None:
+            check_dense(type(self).__name__, **{name: param})
         super().register_parameter(name, param)
         if self._held is not None and name in self._held.entries:
             self._held.renew(self)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskedlinear_core import masks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_torch import _compat, packing, steps
+from maskedlinear_torch.tensors import is_quantized
 
 
 def check(function: str, optimizer: Any) -> None:
@@ -73,14 +74,23 @@ def _moved(
     arrays = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.dim()}
     if any(value.shape != shape for value in arrays.values()):
         return None
-    fresh = _fresh(optimizer, new) if bool((came_from == 0).any()) else dict.fromkeys(arrays, new)
+    # (What is rounded to few values is rounded anew, in what the optimizer makes for that.)
+    is_coarse = any(map(is_quantized, arrays.values()))
+    fresh = _fresh(optimizer, new) if is_coarse or bool((came_from == 0).any()) else dict.fromkeys(arrays, new)
     if any(not isinstance(fresh.get(name), Tensor) or fresh[name].shape != new.shape for name in arrays):
         return None
     found = {}
-    for name, value in arrays.items():
+    for name, coarse in arrays.items():
+        value = _read(coarse)
         flat, where = torch.cat([value.new_zeros(1), value.reshape(-1)]), came_from.to(value.device)  # or offloaded
-        found[name] = torch.where(where > 0, flat[where], fresh[name].to(value)).contiguous()
+        found[name] = torch.where(where > 0, flat[where], _read(fresh[name]).to(value)).contiguous()
+        if is_quantized(fresh[name]) or is_quantized(coarse):
+            found[name] = fresh[name].copy_(found[name])
     return state | found
+
+
+def _read(tensor: Tensor) -> Tensor:
+    return tensor.dequantize() if is_quantized(tensor) else tensor
 
 
 def _fresh(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
@@ -105,5 +115,5 @@ def _fresh(optimizer: Any, parameter: nn.Parameter) -> dict[str, Any]:
     made = dict(stepper.state.get(twin, {}))
     # A copy of the weight is one of the parameter as it is, which other decays (ASGD's) have moved in the twin.
     copies = [name for name, one in made.items() if isinstance(one, Tensor) and one.shape == twin.shape
-              and torch.equal(one.to(twin.dtype), twin)]  # fmt: skip
+              and torch.equal(_read(one).to(twin.dtype), twin)]  # fmt: skip
     return made | dict.fromkeys(copies, parameter.detach())

@@ -294,6 +294,8 @@ class PackedLinear(Layer):
     def forward(self, input: Tensor) -> Tensor:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
         if not torch.compiler.is_dynamo_compiling():
+            if _compat.active_ddp() is not None:
+                steps.check_ddp(self)
             output = self._as_before(input)
             if output is not None:
                 return output
@@ -413,6 +415,7 @@ class PackedLinear(Layer):
             packed_checks.refuse_sharded(type(self).__name__, change)
 
     def _whole_weight(self) -> Tensor:
+        steps.check_ddp(self)
         base = plain(self.base).detach()
         return rule.weight_view(rule.placed(self._positions(), base), self.values, base)
 

@@ -45,6 +45,8 @@ def pack(weight: Tensor, *, grad_mask: MaskLike) -> Tensor:
         tensor([[2.],
                 [4.]])
     """
+    if isinstance(weight, Tensor):
+        check_dense("pack", weight=weight)
     kind = _resolve("pack", weight, grad_mask)
     return kind.pack(weight)
 

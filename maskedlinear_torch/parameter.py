@@ -39,7 +39,7 @@ def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
         A tensor of the weight's shape and dtype.
 
     Raises:
-        TypeError: No tensor, or no mask.
+        TypeError: No tensor, one of integers or quantized, or no mask.
         ValueError: A mask of another shape.
         IndexError: A position outside of the weight.
 
@@ -52,7 +52,7 @@ def masked_parameter(weight: Tensor, grad_mask: MaskLike) -> Tensor:
     """
     if not isinstance(weight, Tensor):
         call_checks.refuse_array("weight", weight, function="masked_parameter")
-    check_dense("masked_parameter", weight=weight)
+    _check("masked_parameter", weight)
     trains = _trains(weight, grad_mask)
     return torch.where(trains, weight, weight.detach())
 
@@ -121,6 +121,7 @@ def mask_parameter(module: Module, name: str, *, grad_mask: MaskLike) -> Module:
     parameter = getattr(module, "_parameters", {}).get(name)
     if parameter is None:
         parameter_checks.refuse_name(name, sorted(getattr(module, "_parameters", {})))
+    _check("mask_parameter", parameter)
     parametrize.register_parametrization(module, name, GradMask(grad_mask, tuple(parameter.shape)), unsafe=True)
     parametrizations: Any = module.parametrizations
     parametrizations[name].__class__ = MaskedParameter
@@ -154,6 +155,12 @@ class MaskedParameter(HeldModule, parametrize.ParametrizationList):
         original = self._parameters["original"]
         assert original is not None
         return {"original": local_places(original, self._mask()._on(original.device))}
+
+
+def _check(function: str, weight: Tensor) -> None:
+    check_dense(function, weight=weight)
+    can_learn = weight.is_floating_point() or weight.is_complex()
+    parameter_checks.can_learn(dtype_name(weight), can_learn, function)
 
 
 def _trains(weight: Tensor, grad_mask: MaskLike) -> Tensor:

@@ -73,6 +73,26 @@ def replaced(old: Tensor, layer: nn.Module, now: str, how: str) -> None:
     old._maskedlinear_replaced = (weakref.ref(layer), now, how)  # type: ignore[attr-defined]
 
 
+def check_ddp(layer: nn.Module) -> None:
+    """Refuse a layer within a `DistributedDataParallel` that has a parameter from before another one replaced it.
+
+    It would average the gradients of all but the new one, and the workers would train models of their own.
+    """
+    wrapper = None if torch.compiler.is_dynamo_compiling() else _compat.active_ddp()
+    if wrapper is None:
+        return
+    seen = id(wrapper), *map(id, layer._parameters.values())
+    if layer.__dict__.get("_known_to_ddp") == seen:
+        return
+    parameters = _compat.parameters_of_ddp(wrapper)
+    marks: list[Any] = [one.__dict__.get("_maskedlinear_replaced") for one in parameters]
+    for mark in marks:
+        new = getattr(layer, mark[1], None) if mark is not None and mark[0]() is layer else None
+        if new is not None and new.requires_grad and not any(new is one for one in parameters):
+            frozen_checks.refuse_unaveraged(mark[2], mark[1])
+    layer.__dict__["_known_to_ddp"] = seen
+
+
 def moved(parameter: Tensor, how: str) -> None:
     """Say that a parameter has the numbers of other positions: an optimizer's moments are of those from before.
 

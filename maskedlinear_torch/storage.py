@@ -370,7 +370,7 @@ def _learned(model: nn.Module, function: str = "save_packed") -> dict[str, Tenso
             found[f"{dot}bias"] = bias if whole else bias.detach()[torch.from_numpy(layer.bias_mask)]
     others = _others(model, layers)
     storage_checks.names_apart(found, others)
-    return found | others
+    return {name: tensor for name, tensor in (found | others).items() if tensor.numel()}
 
 
 def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -380,7 +380,10 @@ def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, np.
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].numel() for one in (f"{dot}values", f"{dot}bias")):
             mark = storage.free_name(f"{dot}positions", learned)
-            found[mark] = storage.positions_mark(layer.grad_mask.packed(shape), shape, layer.bias_mask)
+            bias = layer.bias_values if isinstance(layer, PackedLinear) else layer.bias
+            is_frozen = bias is not None and not bias.requires_grad  # which in JAX is a mask
+            bias_mask = np.zeros(layer.out_features, np.bool_) if is_frozen else layer.bias_mask
+            found[mark] = storage.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
     for name, module in model.named_modules():
         if isinstance(module, MaskedMultiheadAttention | MaskedParameter):
             dot = f"{name}." if name else ""
@@ -395,14 +398,15 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Modul
         to = storage.renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
+    arrays = storage.sent(arrays)
     learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():
-        storage.check_positions(name, np.asarray(arrays[name]), own)
+        storage.check_positions(name, arrays[name], own)
     new: dict[str, Tensor] = {}
     for name, tensor in learned.items():
-        array = np.asarray(arrays[name])
+        array = arrays[name]
         storage_checks.array(name, array.shape, array.dtype.name, tuple(tensor.shape))
         if not tensor.is_floating_point():
             array = np.rint(array) if array.dtype.kind == "f" else array

@@ -298,14 +298,28 @@ def as_bits(tensor: Tensor) -> Tensor:
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def is_quantized(tensor: Tensor) -> bool:
+    """Tell whether a tensor has few values that stand for floats: torch's own, or of a class that reads them itself."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return tensor.is_quantized or type(tensor).dequantize is not Tensor.dequantize
+
+
 def check_dense(function: str, **tensors: Tensor | None) -> None:
-    """Refuse tensors that are sparse, nested or of another layout.
+    """Refuse tensors that are sparse, nested, quantized or of another layout.
 
     Args:
         function: Name of the public function, for messages.
         tensors: By the name of the argument.
     """
     for name, tensor in tensors.items():
+        if tensor is not None and is_quantized(tensor):
+            kind = (
+                str(tensor.dtype).removeprefix("torch.")
+                if type(tensor).__module__ == "torch"
+                else type(tensor).__name__
+            )
+            call_checks.refuse_quantized(name, kind, function=function)
         if tensor is not None and (tensor.is_nested or tensor.layout is not torch.strided):
             layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
             call_checks.refuse_layout(name, layout, function=function)

@@ -184,7 +184,7 @@ REFUSED = {
     "overtaken": (Net, {"*": rows([0]), "out": rows([1])}, {}, ValueError, r"that no pattern before it did, got 'out'"),
     "position": (Net, {"out": rows([9])}, {}, IndexError, r"mask_linears: out: rows: expected positions from -3 to 2"),
     "shape": (Net, {"out": elements(np.ones((2, 2), bool))}, {}, ValueError, r"mask_linears: out: elements: expected"),
-    "mask": (Net, {"out": 3}, {}, TypeError, r"expected grad_mask to be columns"),
+    "mask": (Net, {"out": 3}, {}, TypeError, r"grad_mask: expected columns"),
     "list": (Net, [("out", rows([0]))], {}, TypeError, r"expected masks as a dict of pattern: mask, got list"),
     "model": (lambda: 3, {"out": rows([0])}, {}, TypeError, r"expected a torch.nn.Module, got int"),
     "subclass": (lambda: nn.Sequential(Subclass(2, 2)), {"0": rows([0])}, {}, TypeError, r"0: expected a plain linear"),

@@ -516,7 +516,7 @@ def test_masked_parameter_refuses():
             twin.masked_parameter(weight, rows([2]))
         with pytest.raises(ValueError, match=r"expected a weight with the axes \(out, in\)"):
             twin.masked_parameter(weight[0], columns([0]))
-        with pytest.raises(TypeError, match="expected grad_mask to be columns"):
+        with pytest.raises(TypeError, match="grad_mask: expected columns"):
             twin.masked_parameter(weight, "rows")
         with pytest.raises(TypeError, match="expected weight"):
             twin.masked_parameter([1.0], rows([0]))

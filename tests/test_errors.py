@@ -186,7 +186,7 @@ WRONG = {
                       lambda t: t.twin.pack(t.array(np.ones(3)), grad_mask=columns([0]))),
     "pack integers": (TypeError, "pack: expected weight of dtype .* got int32",
                       lambda t: t.twin.pack(t.integers([[1]], "int32"), grad_mask=columns([0]))),
-    "pack without a mask": (TypeError, "expected grad_mask to be columns",
+    "pack without a mask": (TypeError, "grad_mask: expected columns",
                             lambda t: t.twin.pack(t.array(np.ones((O, I))), grad_mask=None)),
     "pack out of range": (IndexError, "positions from -4 to 3 for 4 input features, got 4",
                           lambda t: t.twin.pack(t.array(np.ones((O, I))), grad_mask=columns([4]))),

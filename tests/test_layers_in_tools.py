@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+import maskedlinear_jax as mj
 from maskedlinear_torch import (
     MaskedLinear,
     PackedLinear,
@@ -144,6 +145,31 @@ def test_what_others_note_on_a_layer_stays(packed):
     plain = unmask_linears(copy.deepcopy(model))[0]
     assert (plain._is_hf_initialized, plain.scale_init) == (True, 0.5)
     assert vars(plain).keys() <= vars(nn.Linear(6, 4)).keys() | {"_is_hf_initialized", "scale_init"}
+
+
+def test_h6_one_tensor_is_compared_in_both_twins_and_what_is_none_is_refused():
+    """Tensors ended in "dictionary update sequence", a mask alone in "'Columns' object is not iterable"."""
+    before, after, mask = torch.ones(2, 3), torch.tensor([[1.0, 1.0, 2.0]] * 2), columns([2])
+    assert assert_frozen(before, after, mask) == mj.assert_frozen(before.numpy(), after.numpy(), mask) == 4
+    assert assert_frozen(before, after, mask.to_array((2, 3))) == 4
+    for moved in (
+        lambda: assert_frozen(before, after, ~mask),
+        lambda: mj.assert_frozen(before.numpy(), after.numpy(), ~mask),
+    ):
+        with pytest.raises(AssertionError, match=r"2 of 2 frozen entries moved, first \[0, 2\] from 1.0 to 2.0"):
+            moved()
+    layer = torch.nn.Linear(3, 2)
+    assert assert_frozen(layer.named_parameters(), layer.named_parameters(), {"bias": None}) == 6
+    optimizer = torch.optim.SGD([before])
+    for wrong, got in ((None, "NoneType"), (optimizer, "SGD"), ([before], "list"), (layer.parameters(), "generator")):
+        with pytest.raises(TypeError, match=f"expected a module, a state_dict or a tensor before .* got {got}; e.g."):
+            assert_frozen(wrong, layer, {})
+    with pytest.raises(TypeError, match=r"got list; e\.g\."):
+        assert_frozen(before, after, [mask])
+    with pytest.raises(ValueError, match=r"expected masks of the arrays \['w'\], got masks of \[''\] too"):
+        assert_frozen({"w": before}, {"w": after}, mask)
+    with pytest.raises(TypeError, match="expected arrays by name, got dict by the name 'model'; pass the state_dict"):
+        assert_frozen({"model": {"w": before}}, {"model": {"w": after}}, {"model": None})
 
 
 def test_h6_running_statistics_are_no_frozen_entries_and_a_scalar_that_moved_is_named():

@@ -5,13 +5,15 @@ import copy
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import maskedlinear_jax as mj
 from maskedlinear_core import columns, elements
 from maskedlinear_jax import masked_linear as in_jax
-from maskedlinear_torch import MaskedLinear
+from maskedlinear_torch import MaskedLinear, hold_frozen
 from maskedlinear_torch import masked_linear as in_torch
 
 MASK = columns([0, 3])
@@ -134,3 +136,48 @@ def test_weight_decay_still_moves_what_only_the_gradient_masks():
     layer(torch.ones(2, 6)).sum().backward()
     optimizer.step()
     assert (before != layer.weight.detach()).numpy()[FROZEN].any()
+
+
+KEPT = np.random.default_rng(3).random((4, 6)) > 0.5
+
+
+def test_momentum_revives_no_pruned_weight_in_torch():
+    """filter-pruning-geometric-median #47: a mask of gradients came after the momentum, which moved what was cut."""
+    layer = MaskedLinear(6, 4, grad_mask=columns(slice(None)), seed=0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+    def train():
+        for _ in range(4):
+            optimizer.zero_grad()
+            (layer(torch.eye(6)) - 1).square().sum().backward()
+            optimizer.step()
+
+    train()
+    with torch.no_grad():
+        layer.weight *= torch.from_numpy(KEPT)
+    layer.grad_mask = elements(KEPT)
+    hold_frozen(optimizer, layer)
+    train()
+    assert ((layer.weight.detach().numpy() != 0) == KEPT).all()
+
+
+def test_momentum_revives_no_pruned_weight_in_jax():
+    """The same; a state that was made for other masks is refused, and moves along by `repack_state`."""
+    layer = mj.MaskedLinear(6, 4, grad_mask=columns(slice(None)), seed=0)
+    optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
+
+    def train(optimizer, layer, state):
+        params, rest = mj.partition(layer)
+        for _ in range(4):
+            grads = jax.grad(lambda params: jnp.square(mj.combine(params, rest)(jnp.eye(6)) - 1).sum())(params)
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return mj.combine(params, rest), state
+
+    layer, state = train(optimizer, layer, optimizer.init(mj.partition(layer)[0]))
+    pruned = layer.replace(weight=layer.weight * KEPT, grad_mask=elements(KEPT))
+    held = mj.hold_frozen(optimizer, pruned)
+    with pytest.raises(ValueError, match=r"got a state that was made for other masks; move it along with repack_state"):
+        train(held, pruned, state)
+    trained, _ = train(held, pruned, mj.repack_state(optimizer, state, layer, pruned))
+    assert ((np.asarray(trained.weight) != 0) == KEPT).all()

@@ -79,6 +79,45 @@ def test_h3_positions_among_the_parameters_are_refused():
     assert in_eqx.assert_frozen(model, eqx.apply_updates(model, updates)) == 8 * 4
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("mask", [mj.columns([0, 2]), mj.elements(TRAINS)], ids=["columns", "elements"])
+def test_m5_a_cast_of_all_floats_reaches_the_constant_matrix_of_a_packed_layer(mask, dtype):
+    """Mixed precision casts the leaves of floats in each step: the bits of the matrix are none, and stayed."""
+
+    def cast(tree):
+        floats = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if floats(leaf) else leaf, tree)
+
+    learns = np.arange(O) < 2
+    masked = mj.MaskedLinear(I, O, grad_mask=mask, bias_mask=learns, seed=0)
+    packed = mj.PackedLinear.from_linear(masked, grad_mask=mask, bias_mask=learns)
+    x = X.astype(dtype)
+
+    def gradient(layer):
+        params, rest = mj.partition(layer)
+        loss = lambda params: (cast(mj.combine(params, rest))(x) ** 2).sum().astype(jnp.float32)  # noqa: E731
+        return jax.grad(loss)(params)
+
+    one, other = gradient(masked), gradient(packed)
+    assert other.values.dtype == jnp.float32
+    assert (other.values == mj.pack(one.weight, grad_mask=packed.grad_mask)).all()
+    assert (other.bias_values == one.bias[learns]).all()
+    one, other = cast(masked), cast(packed)
+    assert (other(x) == one(x)).all()
+    assert other.weight.dtype == other.bias.dtype == dtype
+    again = other.repack(mj.columns([1]))
+    for found in (other, again, mj.unmask_linears({"a": other})["a"], mj.load_packed(
+        mj.packed_bytes({"a": other}, with_base=True), {"a": mj.unmask_linears({"a": one})["a"]})["a"],
+    ):  # fmt: skip
+        assert (found.weight == one.weight).all()
+        assert (found.bias == one.bias).all()
+        assert (found(x) == one(x)).all()
+
+
+def own(tree, params):
+    return jax.tree.map(jnp.add, tree, params)
+
+
 def behind(kind):
     return {
         "add_decayed_weights": lambda: optax.add_decayed_weights(-0.1),
@@ -89,12 +128,16 @@ def behind(kind):
         "keep_params_nonnegative": optax.keep_params_nonnegative,
         "centralize": optax.centralize,
         "scale_by_muon": lambda: optax.contrib.muon(0.1, weight_decay=0.0),
+        "add_decayed_weights in inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(0.1),
+        "own of a user": lambda: optax.stateless(own),
     }[kind]()  # fmt: skip
 
 
 BEHIND = [
     "add_decayed_weights", "add_decayed_weights of a schedule", "add_decayed_weights in adamw",
-    "add_decayed_weights in MultiSteps", "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon",
+    "add_decayed_weights in MultiSteps", "add_decayed_weights in inject_hyperparams",
+    "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon",
+    "own of a user",
 ]  # fmt: skip
 
 
@@ -102,11 +145,10 @@ BEHIND = [
 def test_h3_what_moves_frozen_entries_behind_a_hold_is_refused(kind):
     """A decay after `hold_frozen` in a chain moved every frozen entry, without a word."""
     model = masked()
-    chained = optax.chain(mj.hold_frozen(optax.adam(0.1), model), behind(kind))
-    with pytest.raises(
-        ValueError, match=f"got {kind.split()[0]} later in optax.chain; put hold_frozen around the whole"
-    ):
-        stepped(chained, model)
+    held = mj.hold_frozen(optax.adam(0.1), model)
+    for chained in (optax.chain(held, behind(kind)), optax.named_chain(("held", held), ("behind", behind(kind)))):
+        with pytest.raises(ValueError, match=f"got {kind.split()[0]}.* later in the chain; put hold_frozen"):
+            stepped(chained, model)
     around = mj.hold_frozen(optax.chain(mj.hold_frozen(optax.adam(0.1), model), behind(kind)), model)
     assert mj.assert_frozen(model, stepped(around, model)) == (~TRAINS).sum()
 

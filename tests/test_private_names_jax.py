@@ -148,10 +148,20 @@ def test_a_state_of_nnx_becomes_arrays():
     assert {name: type(leaf).__name__ for name, leaf in found.items()} == {"kernel": "ArrayImpl", "bias": "ArrayImpl"}
 
 
+UNKNOWN = "own (of which it cannot be told what it moves)"
+
+
 @pytest.mark.parametrize(("after", "found"), [
     (lambda: optax.add_decayed_weights(0.1), "add_decayed_weights"),
     (lambda: optax.adamw(0.1, weight_decay=0.1), "add_decayed_weights"),
     (lambda: optax.centralize(), "centralize"),
+    (lambda: optax.inject_hyperparams(optax.adamw)(0.1), "add_decayed_weights"),
+    (lambda: optax.inject_hyperparams(lambda rate: optax.lamb(rate))(rate=0.1), "add_decayed_weights"),
+    (lambda: optax.stateless(own), UNKNOWN),
+    (lambda: optax.GradientTransformation(optax.init_empty_state, own), UNKNOWN),
+    (lambda: optax.GradientTransformation(optax.init_empty_state, jax.jit(own)), UNKNOWN),
+    (lambda: optax.inject_hyperparams(lambda rate: optax.sgd(rate))(rate=0.1), None),
+    (lambda: optax.scale_by_schedule(lambda step: 0.5), None),
     (lambda: optax.scale(2.0), None),
     (lambda: optax.add_decayed_weights(0.0), None),
 ])  # fmt: skip
@@ -163,7 +173,15 @@ def test_what_comes_behind_a_transformation_in_a_chain_is_seen(after, found):
         return updates, state
 
     held = optax.GradientTransformation(lambda params: (), update)
-    for chained in (optax.chain(held, after()), optax.chain(after(), held)):
+    for chained in (
+        optax.chain(held, after()), optax.named_chain(("held", held), ("after", after())),
+        optax.masked(optax.named_chain(("held", held), ("after", after())), True), optax.chain(after(), held),
+    ):  # fmt: skip
         params = jnp.ones(2)
         chained.update(params, chained.init(params), params)
-    assert seen == [found, None]
+    assert seen == [found, found, found, None]
+
+
+def own(updates, state, params=None):
+    """A transformation of a user, or what it does."""
+    return updates if params is None else (updates, state)

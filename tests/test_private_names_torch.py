@@ -20,6 +20,28 @@ from maskedlinear_torch import _compat as torch_compat
 W = torch.ones(2, 3)
 
 
+def test_the_parameters_that_a_wrapper_averages_are_told():
+    """In one process: `DistributedDataParallel` says in its forward who it is, and what it found when it was made."""
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, x):
+            seen.append(torch_compat.active_ddp())
+            return super().forward(x)
+
+    model = Model(2, 3)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped(torch.ones(1, 2))
+        model(torch.ones(1, 2))
+        assert seen[0] is wrapped
+        assert seen[1] is None
+        assert [id(one) for one in torch_compat.parameters_of_ddp(wrapped)] == [id(one) for one in model.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_functorch_transforms_are_seen():
     seen = []
 

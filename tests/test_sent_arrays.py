@@ -67,3 +67,28 @@ def test_m10_arrays_of_the_same_positions_in_another_kind_are_refused_by_their_s
         np.testing.assert_array_equal(one.ravel(), other.ravel())
         with pytest.raises(StorageError, match=r"expected a"):
             twin.load_packed(twin.packed_arrays(by_rows), by_entries)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_m10_arrays_of_a_model_with_frozen_biases_go_from_one_twin_to_the_other(packed):
+    """A frozen bias is no parameter that learns in torch and a mask of nothing in JAX: one sent it, and one did not."""
+    everything, masks = columns(slice(None)), {"*": columns([0, 2])}
+    in_torch = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(4, 2)})
+    layers = {"a": mj.MaskedLinear(6, 4, grad_mask=everything, seed=0),
+              "b": mj.MaskedLinear(4, 2, grad_mask=everything, seed=1)}  # fmt: skip
+    for name, layer in in_torch.items():
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(np.asarray(layers[name].weight)))
+            layer.bias.copy_(torch.tensor(np.asarray(layers[name].bias)))
+    in_jax = mj.mask_linears(layers, masks, packed=packed, freeze_others=True)
+    mt.mask_linears(in_torch, masks, packed=packed, freeze_others=True)
+    names = ["a.positions", "a.values", "b.positions", "b.values"]
+    for sent in (mt.packed_arrays(in_torch), mj.packed_arrays(in_jax)):
+        assert sorted(sent) == names
+        moved = {name: array + (1 if "values" in name else 0) for name, array in sent.items()}
+        moved["a.bias"] = np.zeros(0, np.float32)  # what holds no number may come or not
+        mt.load_packed({name: torch.tensor(array, requires_grad=True) for name, array in moved.items()}, in_torch)
+        loaded = mj.load_packed(moved, in_jax)
+        for name in "ab":
+            np.testing.assert_array_equal(in_torch[name].weight.detach().numpy(), loaded[name].weight)
+            np.testing.assert_array_equal(loaded[name].bias, in_jax[name].bias)

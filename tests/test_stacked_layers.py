@@ -106,6 +106,24 @@ def test_h3_a_scan_over_nnx_layers_is_held(packed):
         in_nnx.mask_linears(stack(plain), {"layers.0": columns([1])}, packed=packed)
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_the_weight_of_packed_layers_that_are_stacked_is_theirs(name):
+    """It was refused as an index of two axes."""
+    layers = [layer(i, MASKS[name](i), True) for i in range(N)]
+    model = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), model)
+    for part in ("weight", "bias"):
+        want = jnp.stack([getattr(one, part) for one in layers])
+        assert (getattr(model, part) == want).all()
+        assert (jax.jit(lambda model, part=part: getattr(model, part))(model) == want).all()
+        assert (getattr(twice, part) == want).all()
+        assert getattr(twice, part).shape == (2, *want.shape)
+    with pytest.raises(
+        ValueError, match=r"got shape \(3, 6, 6\); .* inside of the vmap or scan that goes over a stack"
+    ):
+        model(X)
+
+
 @FORMS
 @pytest.mark.parametrize("mask", [columns([1, 4]), elements(EYE[:4]), columns([1]) | rows([2])], ids=str)
 def test_a_checkpoint_of_what_jit_returned_is_loaded_into_a_fresh_model(mask, packed):

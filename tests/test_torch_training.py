@@ -1,10 +1,14 @@
 """What a torch training loop does with gradients: accumulation, hooks, double backward, empty batches (S5)."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import maskedlinear_torch as mt
 from maskedlinear_core import blocks, columns, elements, rows, submatrix
 from maskedlinear_torch import MaskedLinear, masked_linear
 
@@ -98,3 +102,59 @@ def test_wrong_mask_leaves_the_old_one(name):
     layer(torch.ones(1, I)).sum().backward()
     assert layer.grad_mask == columns([0, 1])
     np.testing.assert_array_equal(layer.weight.grad.numpy() != 0, columns([0, 1]).to_array((O, I)))
+
+
+@pytest.fixture
+def workers():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def _converted(wrapped, net):
+    mt.mask_linears(net, {"0": columns([0, 2])}, packed=True)
+
+
+def _wrapper_converted(wrapped, net):
+    mt.mask_linears(wrapped, {"module.0": columns([0, 2])}, packed=True)
+
+
+def _used_outside_first(wrapped, net):
+    _converted(wrapped, net)
+    net(torch.ones(2, 6)).sum().backward()
+
+
+def _repacked(wrapped, net):
+    net[0].repack(columns([1]))
+
+
+def _loaded(wrapped, net):
+    other = mt.mask_linears(copy.deepcopy(net), {"0": columns([1])}, packed=True, freeze_others=True)
+    mt.load_packed(mt.packed_bytes(other), net)
+
+
+CHANGES = {
+    "mask_linears": (_converted, False), "mask_linears of the wrapper": (_wrapper_converted, False),
+    "a forward outside of it": (_used_outside_first, False), "repack": (_repacked, True),
+    "load_packed": (_loaded, False),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:find_unused_parameters")
+@pytest.mark.parametrize("name", CHANGES)
+def test_h5_a_wrapper_of_workers_that_knows_other_parameters_is_refused(name, workers):
+    """Pytorch #12603: it averages what it found when it was made; each worker then trained a model of its own."""
+    change, packed_before = CHANGES[name]
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    if packed_before:
+        mt.mask_linears(net, {"0": columns([0, 2])}, packed=True)
+    wrapped = nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+    if packed_before:
+        wrapped(torch.ones(2, 6)).sum().backward()
+    change(wrapped, net)
+    with pytest.raises(RuntimeError, match=r"got one from before .*, which would not average the gradients of values"):
+        wrapped(torch.ones(2, 6))
+    net(torch.ones(2, 6))
+    again = nn.parallel.DistributedDataParallel(net)
+    again(torch.ones(2, 6)).sum().backward()
+    assert net[0].values.grad.abs().sum() > 0

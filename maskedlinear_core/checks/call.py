@@ -111,6 +111,18 @@ def refuse_layout(name: str, layout: str, *, function: str = "masked_linear") ->
     )
 
 
+def refuse_quantized(name: str, kind: str, *, function: str = "masked_linear") -> NoReturn:
+    """Refuse numbers that cannot learn, since they are rounded to few values.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{function}: expected {name} of floats that can learn, got a quantized one ({kind}); take what its "
+        "dequantize() gives, or train first and quantize unmask_linears(model)"
+    )
+
+
 def refuse_float64() -> NoReturn:
     """Refuse float64 where the framework would silently turn it into float32.
 
@@ -130,7 +142,7 @@ def refuse_mask(value: object) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        "masked_linear: expected grad_mask to be columns(...), rows(...), submatrix(...), blocks(...), elements(...) "
+        "grad_mask: expected columns(...), rows(...), submatrix(...), blocks(...), elements(...) "
         f"or a bool array, got {type(value).__name__}; columns(slice(None)) trains everything, columns([]) nothing"
     )
 

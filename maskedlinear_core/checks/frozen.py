@@ -28,6 +28,32 @@ def same_names(before: set[str], after: set[str], masks: set[str]) -> None:
         )
 
 
+def refuse_side(value: object) -> NoReturn:
+    """Refuse what has no arrays by name.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        "assert_frozen: expected a module, a state_dict or a tensor before and after, and masks by the same names (one "
+        f"mask for a tensor), got {type(value).__name__}; e.g. assert_frozen({{name: before}}, {{name: after}}, "
+        "{name: mask})"
+    )
+
+
+def is_array(name: str, value: object) -> None:
+    """Check that what is compared is an array.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        raise TypeError(
+            f"assert_frozen: expected arrays by name, got {type(value).__name__} by the name {name!r}; pass the "
+            "state_dict itself, and without what is no array"
+        )
+
+
 def same_shape(name: str, before: Shape, after: Shape) -> None:
     """Check that an array kept its shape.
 
@@ -119,8 +145,20 @@ def refuse_behind(name: str) -> NoReturn:
         ValueError: Always.
     """
     raise ValueError(
-        f"hold_frozen: expected nothing after it that moves frozen entries, got {name} later in optax.chain; put "
+        f"hold_frozen: expected nothing after it that moves frozen entries, got {name} later in the chain; put "
         "hold_frozen around the whole chain"
+    )
+
+
+def refuse_other_state() -> NoReturn:
+    """Refuse a state that was made for other masks.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        "hold_frozen: expected a state and parameters of one model, got a state that was made for other masks; move it "
+        "along with repack_state(optimizer, state, before, after), or make it anew with init"
     )
 
 
@@ -201,6 +239,18 @@ def refuse_replaced(optimizer: str, how: str, now: str) -> NoReturn:
     raise RuntimeError(
         f"{optimizer}.step: expected an optimizer of the parameters that learn now, got one with a parameter from "
         f"before {how}; make the optimizer after that, or hand it the layer's {now}"
+    )
+
+
+def refuse_unaveraged(how: str, now: str) -> NoReturn:
+    """Refuse a wrapper that would let each worker train a model of its own.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"DistributedDataParallel: expected a wrapper of the parameters that learn now, got one from before {how}, "
+        f"which would not average the gradients of {now} over the workers; wrap the model anew"
     )
 
 

@@ -208,6 +208,14 @@ def refuse_script(layer: str) -> NoReturn:
     )
 
 
+def not_quantized(layer: str) -> str:
+    """Return what to warn of where a model is quantized around a layer."""
+    return (
+        f"torch.ao.quantization: expected plain layers, got a {layer}, which keeps its mask and its floats and is not "
+        "quantized; train first and quantize unmask_linears(model), to quantize it too"
+    )
+
+
 def bits(layer: str, got: str, dtype: str) -> None:
     """Check that a constant is still held as its bits.
 

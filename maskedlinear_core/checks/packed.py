@@ -22,7 +22,7 @@ def weight(function: str, spec: Spec) -> None:
     if len(spec.shape) != 2:
         raise ValueError(
             f"{function}: expected a weight of shape (out_features, in_features), got shape {tuple(spec.shape)}; "
-            "reshape it to two dimensions"
+            "reshape it to two dimensions, or do this inside of the vmap or scan that goes over a stack of layers"
         )
 
 

@@ -7,6 +7,19 @@ from typing import NoReturn
 from maskedlinear_core.checks.words import Shape
 
 
+def can_learn(dtype: str, is_float: bool, function: str = "masked_parameter") -> None:
+    """Check that numbers of a dtype can have a gradient.
+
+    Raises:
+        TypeError: They are integers or bools.
+    """
+    if not is_float:
+        raise TypeError(
+            f"{function}: expected a weight of a float or complex dtype, got {dtype}, which takes no gradient; convert "
+            "it first"
+        )
+
+
 def bool_of_shape(dtype: str, shape: Shape, expected: Shape) -> None:
     """Check a mask that came as an array.
 

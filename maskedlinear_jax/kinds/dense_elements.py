@@ -41,9 +41,6 @@ class DenseElements(Kind, name="elements"):
     def mask_values(self, values: Array) -> Array:
         return jnp.where(self.wanted, values, jnp.zeros_like(values))
 
-    def merge_into(self, weight: Array, values: Array) -> Array:
-        return jnp.where(self.wanted, values, weight)
-
     def apply(self, kept: Array, values: Array, out_features: int) -> Array:
         return dot(kept, values.T)
 

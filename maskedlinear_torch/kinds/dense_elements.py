@@ -52,9 +52,6 @@ class DenseElements(Kind, name="elements"):
     def mask_values(self, values: Tensor) -> Tensor:
         return torch.where(self.wanted, values, 0)
 
-    def merge_into(self, weight: Tensor, values: Tensor) -> Tensor:
-        return torch.where(self.wanted, values, weight)
-
     def apply(self, kept: Tensor, values: Tensor, out_features: int) -> Tensor:
         return dot(kept, values.t())
 

@@ -6,7 +6,6 @@ Most change no answer at all. Where a change would show beyond the grid, the tes
 _FAKE = "the memo of positions, of which each cell makes a new one; tests/test_torch_only.py uses one mask in two modes"
 _COST = "what a call costs, which tests/test_overhead.py counts"
 _PIECES = "into how many pieces a batch is cut: exact integers, so that it changes memory and time alone"
-_PACKED = "nothing calls it: packed elements are of another kind, single entries"
 _SPEED = "whether sums of float32 and float64 are made in pieces, a matter of time and memory; compiled code makes none"
 
 EQUIVALENT: dict[str, str] = {
@@ -25,8 +24,6 @@ EQUIVALENT: dict[str, str] = {
         "no cell asks for more bits than the default; test_four_products_at_the_most_bits rejects it "
         "(tests/test_exact_engines.py)"
     ),
-    "torch/kinds/dense_elements.py: DenseElements.merge_into: torch.where(self.wanted, values, weight) -> "
-    "torch.where(self.wanted, weight, values)": _PACKED,
     "torch/kinds/sums.py: can_sum_in_pieces: not (torch.compiler.is_compiling() or _compat.in_dispatch_mode()) -> "
     "torch.compiler.is_compiling() or _compat.in_dispatch_mode()": _SPEED,
     "torch/kinds/sums.py: can_sum_in_pieces: torch.compiler.is_compiling() or _compat.in_dispatch_mode() -> "
@@ -60,8 +57,6 @@ EQUIVALENT: dict[str, str] = {
     "jax/reproducible_products.py: _lowering: op != last -> op == last": (
         "programs for several platforms at once; tests/test_lowering.py exports them, and rejects it"
     ),
-    "jax/kinds/dense_elements.py: DenseElements.merge_into: jnp.where(self.wanted, values, weight) -> "
-    "jnp.where(self.wanted, weight, values)": _PACKED,
     "jax/kinds/sparse_elements.py: SparseElements.weight_grad: 0 -> 1 #3": "an axis of a line, counted round: 1 is 0",
     "jax/kinds/sparse_elements.py: SparseElements._part: False -> True": (
         "hints for positions of which some lie beyond the end: XLA on a CPU drops those with the hints too"
