@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parity.execution import torch_programs
 from parity.execution.calls import Call, Outputs
-from parity.execution.programs import Reading
+from parity.execution.programs import Reading, Steps
 from parity.execution.torch_formulas import FORMULAS
 from parity.operator import transforms
 from parity.records import Cell
@@ -183,6 +183,13 @@ def read(
     with torch_programs.Reader() as reader:
         call(asked, "torch-eager", device, kept, x64)
     return reader.reading
+
+
+def steps(asked: Call, device: str) -> Steps:
+    """Return the operators of a transform's program with the shapes of their results: it is run on the numbers."""
+    with torch_programs.Listed() as listed:
+        call(asked, "torch-eager", device, {})
+    return listed.steps
 
 
 def has_own_rules(asked: Call, device: str) -> bool:

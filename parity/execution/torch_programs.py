@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from parity.execution._compat import decomposition_of, torch_dispatch_mode
-from parity.execution.programs import Reading
+from parity.execution.programs import Reading, Steps
 from parity.verdict.bounds import FLUSHED, UNIT
 
 TorchDispatchMode: Any = torch_dispatch_mode()
@@ -73,6 +73,13 @@ cdist_forward _cdist_forward scatter_add index_add embedding_dense_backward avg_
 """
 ATOMIC = frozenset(_ATOMIC.split())
 """Sums and products: decomposed they would be no more than they are."""
+
+BLOCK = 65521
+"""Random numbers that are drawn for one array: a larger one has them again, each time with a sign that is drawn.
+
+A sum of movements has the variance that it would have if all were drawn. As it is a prime, numbers a power of two apart
+are moved by different ones.
+"""
 
 OWN = 2.0**-50
 """The movement of float64, with `lower`: a few units, as its own rounding is part of the run."""
@@ -147,8 +154,15 @@ class Rounding(TorchDispatchMode):
         return torch.complex(drawn, self._drawn(tensor, amount, 0.0)) if tensor.is_complex() else drawn
 
     def _drawn(self, tensor: torch.Tensor, amount: float, middle: float) -> torch.Tensor:
-        drawn = torch.empty(tensor.shape, dtype=torch.float64).uniform_(0.0, 2 * amount, generator=self.random)
-        drawn.add_(middle - amount)
+        size = tensor.numel()
+        drawn = torch.empty(min(size, BLOCK), dtype=torch.float64).uniform_(0.0, 2 * amount, generator=self.random)
+        drawn.sub_(amount)
+        if size > BLOCK:
+            signs = torch.randint(2, (-(-size // BLOCK), 1), generator=self.random).double().mul_(2).sub_(1)
+            drawn = torch.addcmul(torch.tensor(middle, dtype=torch.float64), signs, drawn).reshape(-1)[:size]
+        else:
+            drawn.add_(middle)
+        drawn = drawn.reshape(tensor.shape)
         return drawn if tensor.device.type == "cpu" else drawn.to(tensor.device)
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
@@ -251,6 +265,20 @@ class Reader(TorchDispatchMode):
             return
         if all(bool(torch.isfinite(leaf).all()) for leaf in inputs if leaf.dtype in UNITS):
             self.reading.large.add(name)
+
+
+class Listed(TorchDispatchMode):
+    """Lists the operators that run, with the shapes of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: Steps = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and list what it gives."""
+        out = func(*args, **(kwargs or {}))
+        self.steps += [(name_of(func), tuple(leaf.shape)) for leaf in _tensors(out)]
+        return out
 
 
 PRODUCTS = ("mul", "square", "pow", "exp", "mm", "bmm", "addmm", "dot", "mv", "convolution")
