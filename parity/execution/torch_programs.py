@@ -35,8 +35,9 @@ index_copy index_fill index_put index_select isnan kthvalue leaky_relu lift_fres
 masked_select max max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum mode nan_to_num
 native_dropout neg nextafter nonzero ones_like pixel_shuffle pixel_unshuffle put real reflection_pad1d
 reflection_pad2d relu repeat replication_pad1d replication_pad2d resolve_conj resolve_neg roll round scatter
-select_backward select_scatter sgn sign signbit slice_backward slice_scatter sort stack take threshold
-threshold_backward topk trace_copy tril triu trunc unfold_backward unique_dim upsample_nearest1d upsample_nearest2d
+diagonal_backward diagonal_scatter select_backward select_scatter sgn sign signbit slice_backward slice_scatter sort
+stack take threshold threshold_backward topk trace_copy tril triu trunc unfold_backward unique_dim
+upsample_nearest1d upsample_nearest2d
 view_as_complex view_as_real where zeros_like zero _unsafe_view _unsafe_index _unsafe_masked_index unsqueeze
 _unique2 hardtanh_backward broadcast_in_dim collapse_view iota convert_element_type expand eq ne lt le gt ge isinf isin
 logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor searchsorted any all
@@ -119,7 +120,7 @@ class Rounding(TorchDispatchMode):
             return self._cast(func(*args, **kwargs), inputs)
         in_place = name.endswith("_") and not name.endswith("__")
         simple = base in BASIC or base in TRANSCENDENTAL
-        if not simple and not in_place and (base in self.formulas or base not in ATOMIC):
+        if not in_place and (base in self.formulas or not (simple or base in ATOMIC)):
             parts = self.formulas.get(base) or decomposition_of(func)
             if parts is not None:
                 try:
