@@ -1,6 +1,8 @@
 """The formulas that torch's operators stand for: on ordinary numbers they give what the operators give."""
 
 import itertools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +146,24 @@ def test_second_derivatives_stay_where_rounding_is_made_anew(what, transform):
         got = runs.rerun(cell, "float64").values
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-10 * abs(value).max(), err_msg=name)
+
+
+ZEROS = """
+import torch
+from parity.execution.torch_programs import Rounding
+
+def twice(x, y):
+    return torch.func.jvp(lambda x, y: torch.func.jvp(torch.dot, (x, y), (y, x))[1], (x, y), (y, x))[1]
+
+x = torch.arange(6.0, dtype=torch.float64)
+with Rounding(0.0, 0):
+    assert twice(x, x + 1) == 4 * x @ (x + 1), twice(x, x + 1)
+"""
+
+
+def test_zeros_that_are_not_stored_are_not_moved():
+    """In a process of its own: torch.dot ended it."""
+    assert subprocess.run([sys.executable, "-c", ZEROS], check=False).returncode == 0
 
 
 def compared_at_infinities(jax_fn):

@@ -233,10 +233,10 @@ def _outputs(outputs: dict[str, Any]) -> Outputs:
 def _numpy(leaf: Any) -> np.ndarray:
     if not isinstance(leaf, torch.Tensor):
         return np.asarray(leaf)
-    leaf = leaf.detach().resolve_conj().resolve_neg()
+    leaf = leaf.detach()
     if leaf.dtype.is_floating_point:
         leaf = leaf.to(torch.float64)
-    return leaf.cpu().numpy()
+    return leaf.numpy(force=True)  # zeros that are not stored, conjugates and negatives too
 
 
 def _dtype(leaf: Any) -> str:

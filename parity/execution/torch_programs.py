@@ -184,8 +184,8 @@ class Rounding(TorchDispatchMode):
         whole = any(part in base for part in WHOLE)
 
         def move(leaf: Any) -> Any:
-            if not (isinstance(leaf, torch.Tensor) and leaf.dtype in UNITS):
-                return leaf
+            if not (isinstance(leaf, torch.Tensor) and leaf.dtype in UNITS) or _place(leaf) is None:
+                return leaf  # zeros that are not stored: of a product of them torch.dot reads what is not there
             if whole and leaf.ndim:
                 axes = tuple(range(max(leaf.ndim - 2, 0), leaf.ndim))
                 size = leaf.abs().nan_to_num(posinf=0.0).amax(axes, keepdim=True) if leaf.numel() else leaf.abs()
