@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Outputs
-from parity.execution.outputs import Runs, framework_of, world_of
+from parity.execution.outputs import EAGER, Runs, framework_of, world_of
 from parity.execution.plan import plan as plan
 from parity.explanation import causes
 from parity.explanation.gathering import gather
@@ -56,6 +56,10 @@ def run(
 
 SETTLED = ("identical", "within bound", "edge")
 """Verdicts on shorter arrays that hold for all; what differs, or does not run there, is judged at full size."""
+
+
+MOST_NAN = 0.5
+"""A part of the results: of more that are NaN, whatever is compared there says little."""
 
 
 class Judge:
@@ -171,10 +175,20 @@ class Judge:
     def _held_to_float64(self, cell: Cell) -> Outcome:
         return self.runs.once(("verdict", cell.id), lambda: self._on_all_variants(cell))
 
+    def _says_little(self, cell: Cell) -> bool:
+        """Return whether a function makes NaN of most of what goes in, where it has not been tried with less."""
+        if cell.transform != "forward":
+            return False
+        found = self.runs.outputs(cell, world=EAGER["torch"], dtype="float64")
+        values = found.values.values() if isinstance(found, Outputs) else ()
+        return any(value.dtype.kind == "f" and value.size and np.mean(np.isnan(value)) > MOST_NAN for value in values)
+
     def _on_all_variants(self, cell: Cell) -> Outcome:
         """Judge a cell on every variant of its kind of data; the worst is its verdict."""
         found: list[Outcome] = []
-        for variant in data.variants(self.runs.pair, cell.data):
+        usual = data.variants(self.runs.pair, cell.data)
+        variants = list(usual)
+        for variant in variants:
             if cell.data == "random" and variant != cell.data:
                 break  # further draws, of which only means are judged
             there = replace(cell, data=variant)
@@ -184,6 +198,8 @@ class Judge:
             if outcome.verdict == "differs":
                 outcome = edge.apart(self.runs, there, outcome, self._held_to_float64)
             found.append(outcome)
+            if variant == usual[-1] and cell.data in edge.NO_NUMBERS and self._says_little(cell):
+                variants.append(data.few(cell.data))
             if outcome.verdict not in ("identical", "within bound", "edge") and not outcome.alike:
                 break
         worst = max(found, key=lambda outcome: VERDICTS.index(outcome.verdict))
