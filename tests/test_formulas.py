@@ -153,11 +153,12 @@ import torch
 from parity.execution.torch_programs import Rounding
 
 def twice(x, y):
-    return torch.func.jvp(lambda x, y: torch.func.jvp(torch.dot, (x, y), (y, x))[1], (x, y), (y, x))[1]
+    tangent = lambda *there: torch.func.jvp(torch.dot, there, (x, y))[1]
+    return torch.func.jvp(tangent, (x, y), (y, x))[1]
 
 x = torch.arange(6.0, dtype=torch.float64)
 with Rounding(0.0, 0):
-    assert twice(x, x + 1) == 4 * x @ (x + 1), twice(x, x + 1)
+    assert twice(x, x + 1) == x @ x + (x + 1) @ (x + 1), twice(x, x + 1)
 """
 
 
