@@ -1,6 +1,8 @@
 """The formulas that torch's operators stand for: on ordinary numbers they give what the operators give."""
 
 import itertools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ import torch.nn.functional as F
 
 import parity
 from parity.execution import torch_backend
+from parity.execution.outputs import Runs
 from parity.execution.torch_formulas import FORMULAS
+from parity.operator.pair import Pair
 
 RNG = np.random.default_rng(0)
 
@@ -119,3 +123,68 @@ def test_padding_of_a_transposed_convolution_times_infinity_is_the_edge(theirs, 
     cut = lambda x, w: mine(jnp.clip(x, -9, 9), w)  # noqa: E731
     report = parity.compare(theirs, cut, (X, W), **chosen)
     assert {cell.cell.data for cell in report.failed} == {"infinite"}, str(report)
+
+
+WATCHED = {
+    "singular values": torch.linalg.svdvals,
+    "singular vectors": lambda x: torch.linalg.svd(x, full_matrices=False)[0].square(),
+    "a diagonal": lambda x: torch.diagonal(x) ** 3,
+    "a diagonal matrix": lambda x: torch.diag_embed(x) ** 3,
+    "a row": lambda x: x[1] ** 3,
+    "every second": lambda x: x[:, ::2] ** 3,
+}
+
+
+@pytest.mark.parametrize("what", WATCHED)
+@pytest.mark.parametrize("transform", ["hvp-reverse-over-forward", "hvp-reverse-over-reverse", "second-tangent"])
+def test_second_derivatives_stay_where_rounding_is_made_anew(what, transform):
+    """Taken apart, what is backward to a diagonal lost the derivative of its derivative."""
+    runs = Runs(Pair(WATCHED[what], lambda x: x, (RNG.standard_normal((3, 4)),), "watched"))
+    cell = runs.pair.cell("watched", "", "float64", transform, "torch-eager", "cpu", "random")
+    want = runs.outputs(cell).values
+    with torch_backend.rounding(0.0, 0):
+        got = runs.rerun(cell, "float64").values
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-10, atol=1e-10 * abs(value).max(), err_msg=name)
+
+
+ZEROS = """
+import torch
+from parity.execution.torch_programs import Rounding
+
+def twice(x, y):
+    tangent = lambda *there: torch.func.jvp(torch.dot, there, (x, y))[1]
+    return torch.func.jvp(tangent, (x, y), (y, x))[1]
+
+x = torch.arange(6.0, dtype=torch.float64)
+with Rounding(0.0, 0):
+    assert twice(x, x + 1) == x @ x + (x + 1) @ (x + 1), twice(x, x + 1)
+"""
+
+
+def test_zeros_that_are_not_stored_are_not_moved():
+    """In a process of its own: torch.dot ended it."""
+    assert subprocess.run([sys.executable, "-c", ZEROS], check=False).returncode == 0
+
+
+def compared_at_infinities(jax_fn):
+    rng = np.random.default_rng(0)
+    z = (rng.standard_normal(20) + 1j * rng.standard_normal(20)).astype(np.complex64)
+    asked = {"worlds": ["jax-eager"], "dtypes": ["float32", "float64"], "data": ["random", "infinite", "nan"]}
+    return parity.compare(torch.exp, jax_fn, (z,), transforms=["forward", "vjp"], **asked)
+
+
+def test_exp_of_complex_infinities_is_an_edge():
+    report = compared_at_infinities(jnp.exp)
+    assert report.ok, str(report)
+    assert {record.verdict for record in report.cells if record.data == "infinite"} == {"edge"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda z: jnp.where(jnp.isinf(z), 0, jnp.exp(z)), lambda z: jnp.nan_to_num(jnp.exp(z))],
+    ids=["infinity to zero", "NaN to zero"],
+)
+def test_a_wrong_exp_of_complex_infinities_is_none(wrong):
+    failed = {(record.transform, record.data) for record in compared_at_infinities(wrong).failed}
+    assert ("forward", "infinite") in failed

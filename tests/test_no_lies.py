@@ -323,3 +323,20 @@ def test_what_eager_jax_alone_does_at_some_numbers_is_seen(mine):
     report = compared(torch.sin, mine, X * 0.3, data=["random", "nan", "ties", "large", "zeros"], **chosen)
     assert {cell.cell.data for cell in report.failed} >= {"zeros"}, str(report)
     assert "random" not in {cell.cell.data for cell in report.failed}
+
+
+def convolved(x, weight):
+    return jax.lax.conv_general_dilated(x, weight, (1,), "VALID")
+
+
+def test_a_convolution_of_infinities_is_no_NaN_alone():
+    """Where infinities of both signs meet in each sum, all is NaN on both sides, whatever the port makes of one."""
+    rng = np.random.default_rng(0)
+    pair = (rng.standard_normal((2, 8, 24)), rng.standard_normal((3, 8, 9)))
+    asked = {"transforms": ["forward"], "worlds": ["jax-eager"], "dtypes": ["float32", "float64"]}
+    right = parity.compare(torch.nn.functional.conv1d, convolved, pair, **asked)
+    assert right.ok, str(right)
+    wrong = parity.compare(
+        torch.nn.functional.conv1d, lambda x, w: convolved(jnp.where(jnp.isinf(x), jnp.nan, x), w), pair, **asked
+    )
+    assert {record.data for record in wrong.failed} == {"infinite"}

@@ -17,7 +17,7 @@ from parity.execution import jax_eager, jax_programs, jax_rounding
 from parity.execution._compat import QUICKLY, known_xla_options, one_ir_context, xla_options
 from parity.execution.calls import Call, Outputs
 from parity.execution.plan import AT_SPECIAL_POINTS
-from parity.execution.programs import Reading
+from parity.execution.programs import Reading, Steps
 from parity.operator import transforms
 from parity.records import Cell
 
@@ -275,6 +275,14 @@ def read(
             kept[key] = jax_programs.ranges(program, arrays)
         found: Reading = kept[key](arrays)
         return found
+
+
+def steps(asked: Call, device: str) -> Steps:
+    """Return the operators of a transform's program with the shapes of their results."""
+    with settings(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arrays = _arrays(asked, device)
+        return jax_programs.steps(jax.make_jaxpr(lambda a: asked.program(Ops, is_float, a))(arrays).jaxpr)
 
 
 def made_wide(asked: Call, device: str) -> set[str]:

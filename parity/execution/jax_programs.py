@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from parity.execution._compat import QUICKLY, bind, file_names, known_xla_options
-from parity.execution.programs import Reading
+from parity.execution.programs import Reading, Steps
 
 _MOVES = """
 broadcast_in_dim reshape transpose convert_element_type copy squeeze slice concatenate pad select_n gather
@@ -115,6 +115,16 @@ def _read(jaxpr: Any, reading: Reading, within: str, wanted: Sequence[bool] = ()
             dtype = getattr(variable.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
                 reading.note(str(dtype), f"{name} in {within}" if within and within != name else name)
+
+
+def steps(jaxpr: Any) -> Steps:
+    """Return the operators of a program with the shapes of their results, those of functions that it calls included."""
+    found: Steps = []
+    for eqn in jaxpr.eqns:
+        found += [(eqn.primitive.name, tuple(variable.aval.shape)) for variable in eqn.outvars]
+        for inner in _jaxprs(eqn.params.values()):
+            found += steps(inner)
+    return found
 
 
 def _note_cast(eqn: Any, reading: Reading) -> None:

@@ -42,7 +42,12 @@ class Runs:
     Args:
         pair: The pair.
         seed: Of the numbers.
+
+    Attributes:
+        shortens: Whether special numbers may be fewer than the user's own (verdict/shortened.py).
     """
+
+    shortens = True
 
     def __init__(self, pair: Pair, seed: int = 0) -> None:
         self.pair = pair
@@ -225,7 +230,7 @@ class Runs:
             with contextlib.suppress(Exception):
                 numbers = self.numbers_in(cell)
                 if isinstance(numbers, Numbers) and (transform.everything or numbers.cotangents):
-                    asked = Call(self._function(framework), transform, numbers, cell.dtype, self._compiler(cell))
+                    asked = Call(self.function(framework), transform, numbers, cell.dtype, self._compiler(cell))
                     world_of(framework).prepare(asked, cell.world, cell.device, self._kept[framework], pool)
 
     def reading(
@@ -249,7 +254,7 @@ class Runs:
         transform, numbers = self.pair.transform(cell.transform), self.numbers_in(cell, framework)
         if isinstance(numbers, Failure):
             return None
-        asked = Call(self._function(framework), transform, numbers, dtype)
+        asked = Call(self.function(framework), transform, numbers, dtype)
         try:
             kept = self._kept[framework]
             return world_of(framework).read(asked, cell.device, kept, ranges=ranges, x64=x64)
@@ -264,7 +269,7 @@ class Runs:
             transform, numbers = self.pair.transform(cell.transform), self.numbers_in(cell, framework)
             if isinstance(numbers, Failure):
                 return set()
-            asked = Call(self._function(framework), transform, numbers, "float32")
+            asked = Call(self.function(framework), transform, numbers, "float32")
             try:
                 return set(world_of(framework).made_wide(asked, cell.device))
             except Exception:
@@ -316,7 +321,7 @@ class Runs:
         kept: dict[str, Any],
     ) -> Outputs:  # fmt: skip
         framework = world.split("-")[0]
-        asked = Call(self._function(framework), transform, numbers, dtype, compiler)
+        asked = Call(self.function(framework), transform, numbers, dtype, compiler)
         here = os.getpid()
         try:
             outputs = world_of(framework).call(asked, world, device, kept)
@@ -328,7 +333,8 @@ class Runs:
             return outputs
         return Outputs(transform.finish(numbers, outputs.values))
 
-    def _function(self, framework: str) -> Any:
+    def function(self, framework: str) -> Any:
+        """Return the function of a framework."""
         given = self.pair.torch if framework == "torch" else self.pair.jax
         return given.make() if isinstance(given, Deferred) else given
 

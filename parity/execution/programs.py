@@ -9,6 +9,10 @@ from parity.verdict.bounds import UNIT
 REAL = {"complex128": "float64", "complex64": "float32"}
 
 
+Steps = list[tuple[str, tuple[int, ...]]]
+"""The operators of a program in their order, each with the shape of a result."""
+
+
 @dataclass
 class Reading:
     """What a program does inside.

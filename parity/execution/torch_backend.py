@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from parity.execution import torch_programs
 from parity.execution.calls import Call, Outputs
-from parity.execution.programs import Reading
+from parity.execution.programs import Reading, Steps
 from parity.execution.torch_formulas import FORMULAS
 from parity.operator import transforms
 from parity.records import Cell
@@ -185,6 +185,13 @@ def read(
     return reader.reading
 
 
+def steps(asked: Call, device: str) -> Steps:
+    """Return the operators of a transform's program with the shapes of their results: it is run on the numbers."""
+    with torch_programs.Listed() as listed:
+        call(asked, "torch-eager", device, {})
+    return listed.steps
+
+
 def has_own_rules(asked: Call, device: str) -> bool:
     """Return whether a function has derivatives that its author wrote (autograd.Function, torch.library, hooks)."""
     array = functools.partial(_tensor, device=device)
@@ -226,10 +233,10 @@ def _outputs(outputs: dict[str, Any]) -> Outputs:
 def _numpy(leaf: Any) -> np.ndarray:
     if not isinstance(leaf, torch.Tensor):
         return np.asarray(leaf)
-    leaf = leaf.detach().resolve_conj().resolve_neg()
+    leaf = leaf.detach()
     if leaf.dtype.is_floating_point:
         leaf = leaf.to(torch.float64)
-    return leaf.cpu().numpy()
+    return leaf.numpy(force=True)  # zeros that are not stored, conjugates and negatives too
 
 
 def _dtype(leaf: Any) -> str:

@@ -14,6 +14,15 @@ from typing import Any
 import torch
 
 
+def _exp(x: torch.Tensor) -> torch.Tensor:
+    if not x.is_complex():
+        raise NotImplementedError("a real exp has no parts")
+    size, turn = torch.exp(x.real), x.imag
+    return torch.complex(
+        torch.where(turn == 0, size, size * torch.cos(turn)), torch.where(turn == 0, turn, size * torch.sin(turn))
+    )
+
+
 def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
     if approximate != "none":
         raise NotImplementedError("the formula of tanh loses nothing")
@@ -164,6 +173,7 @@ _upsample_bicubic2d_aa
 FORMULAS: dict[str, Callable[..., Any]] = {
     **{name: _resize(name) for name in _RESIZES.split()},
     "_safe_softmax": torch.softmax,  # a number for a row that is -inf all through
+    "exp": _exp,  # of complex infinities C's rules leave out what is infinity times the sine of infinity
     "gelu": _gelu,  # 1 + erf(x / sqrt(2)) is zero from x = -8 on, and infinity times it NaN
     "gelu_backward": _gelu_backward,
     "convolution": _convolution,

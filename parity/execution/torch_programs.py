@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from parity.execution._compat import decomposition_of, torch_dispatch_mode
-from parity.execution.programs import Reading
+from parity.execution.programs import Reading, Steps
 from parity.verdict.bounds import FLUSHED, UNIT
 
 TorchDispatchMode: Any = torch_dispatch_mode()
@@ -35,8 +35,9 @@ index_copy index_fill index_put index_select isnan kthvalue leaky_relu lift_fres
 masked_select max max_pool2d_with_indices max_pool3d_with_indices maximum median min minimum mode nan_to_num
 native_dropout neg nextafter nonzero ones_like pixel_shuffle pixel_unshuffle put real reflection_pad1d
 reflection_pad2d relu repeat replication_pad1d replication_pad2d resolve_conj resolve_neg roll round scatter
-select_backward select_scatter sgn sign signbit slice_backward slice_scatter sort stack take threshold
-threshold_backward topk trace_copy tril triu trunc unfold_backward unique_dim upsample_nearest1d upsample_nearest2d
+diagonal_backward diagonal_scatter select_backward select_scatter sgn sign signbit slice_backward slice_scatter sort
+stack take threshold threshold_backward topk trace_copy tril triu trunc unfold_backward unique_dim
+upsample_nearest1d upsample_nearest2d
 view_as_complex view_as_real where zeros_like zero _unsafe_view _unsafe_index _unsafe_masked_index unsqueeze
 _unique2 hardtanh_backward broadcast_in_dim collapse_view iota convert_element_type expand eq ne lt le gt ge isinf isin
 logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor searchsorted any all
@@ -73,6 +74,13 @@ cdist_forward _cdist_forward scatter_add index_add embedding_dense_backward avg_
 """
 ATOMIC = frozenset(_ATOMIC.split())
 """Sums and products: decomposed they would be no more than they are."""
+
+BLOCK = 65521
+"""Random numbers that are drawn for one array: a larger one has them again, each time with a sign that is drawn.
+
+A sum of movements has the variance that it would have if all were drawn. As it is a prime, numbers a power of two apart
+are moved by different ones.
+"""
 
 OWN = 2.0**-50
 """The movement of float64, with `lower`: a few units, as its own rounding is part of the run."""
@@ -112,7 +120,7 @@ class Rounding(TorchDispatchMode):
             return self._cast(func(*args, **kwargs), inputs)
         in_place = name.endswith("_") and not name.endswith("__")
         simple = base in BASIC or base in TRANSCENDENTAL
-        if not simple and not in_place and (base in self.formulas or base not in ATOMIC):
+        if not in_place and (base in self.formulas or not (simple or base in ATOMIC)):
             parts = self.formulas.get(base) or decomposition_of(func)
             if parts is not None:
                 try:
@@ -147,8 +155,15 @@ class Rounding(TorchDispatchMode):
         return torch.complex(drawn, self._drawn(tensor, amount, 0.0)) if tensor.is_complex() else drawn
 
     def _drawn(self, tensor: torch.Tensor, amount: float, middle: float) -> torch.Tensor:
-        drawn = torch.empty(tensor.shape, dtype=torch.float64).uniform_(0.0, 2 * amount, generator=self.random)
-        drawn.add_(middle - amount)
+        size = tensor.numel()
+        drawn = torch.empty(min(size, BLOCK), dtype=torch.float64).uniform_(0.0, 2 * amount, generator=self.random)
+        drawn.sub_(amount)
+        if size > BLOCK:
+            signs = torch.randint(2, (-(-size // BLOCK), 1), generator=self.random).double().mul_(2).sub_(1)
+            drawn = torch.addcmul(torch.tensor(middle, dtype=torch.float64), signs, drawn).reshape(-1)[:size]
+        else:
+            drawn.add_(middle)
+        drawn = drawn.reshape(tensor.shape)
         return drawn if tensor.device.type == "cpu" else drawn.to(tensor.device)
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
@@ -169,8 +184,8 @@ class Rounding(TorchDispatchMode):
         whole = any(part in base for part in WHOLE)
 
         def move(leaf: Any) -> Any:
-            if not (isinstance(leaf, torch.Tensor) and leaf.dtype in UNITS):
-                return leaf
+            if not (isinstance(leaf, torch.Tensor) and leaf.dtype in UNITS) or _place(leaf) is None:
+                return leaf  # zeros that are not stored: of a product of them torch.dot reads what is not there
             if whole and leaf.ndim:
                 axes = tuple(range(max(leaf.ndim - 2, 0), leaf.ndim))
                 size = leaf.abs().nan_to_num(posinf=0.0).amax(axes, keepdim=True) if leaf.numel() else leaf.abs()
@@ -251,6 +266,20 @@ class Reader(TorchDispatchMode):
             return
         if all(bool(torch.isfinite(leaf).all()) for leaf in inputs if leaf.dtype in UNITS):
             self.reading.large.add(name)
+
+
+class Listed(TorchDispatchMode):
+    """Lists the operators that run, with the shapes of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: Steps = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and list what it gives."""
+        out = func(*args, **(kwargs or {}))
+        self.steps += [(name_of(func), tuple(leaf.shape)) for leaf in _tensors(out)]
+        return out
 
 
 PRODUCTS = ("mul", "square", "pow", "exp", "mm", "bmm", "addmm", "dot", "mv", "convolution")

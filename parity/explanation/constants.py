@@ -109,8 +109,8 @@ def solved(bench: Bench) -> Iterator[Replacement]:
             if slope is None:
                 continue
             rest = _vector(want[framework]) - _vector(bench.outputs[framework][0])
-            size = float(slope @ slope) * float(rest @ rest)  # zero where integers alone differ
-            explained = float(slope @ rest) ** 2 / size if size > 0 else 0.0
+            length = math.sqrt(float(slope @ slope)) * math.sqrt(float(rest @ rest))  # zero where integers alone differ
+            explained = (float(slope @ rest) / length) ** 2 if 0 < length < math.inf else 0.0
             if explained > 0.5:
                 ranked.append((explained, group))
         for _, group in sorted(ranked, key=lambda pair: -pair[0])[:12]:

@@ -41,7 +41,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
     left, right = ((one.values.get(output, none) if isinstance(one, Outputs) else none) for one in (got, want))
     unit = UNIT["float64" if found.judged == "meaning" else cell.dtype]
     spread = sensitivity.of_cell(runs, cell, unit).spread if output else {}
-    numbers = runs.numbers_of(cell, whose)
+    numbers = runs.numbers_in(cell, whose)
     own, twin = _where_dtypes_part(runs, cell, own, twin)
 
     def recompute(numbers: Numbers) -> Outputs | Failure:

@@ -121,8 +121,9 @@ def _run(
     pairs: dict[str, Pair], pair: str, cells: Sequence[Cell], seed: int, saved: str | None
 ) -> Iterator[Any]:  # fmt: skip
     runs = Runs(pairs[pair], seed) if saved is None else _Replay(pairs[pair], seed, inputs.unpack(saved))
-    for record in Judge(runs).records(cells):
-        kept = None if record.verdict in AGREE else _packed(runs, record.cell)
+    judge = Judge(runs)
+    for record in judge.records(cells):
+        kept = None if record.verdict in AGREE else _packed(judge.runs_of(record.cell), record.cell)
         yield "record", (record, kept)
     yield "done", None
 
@@ -138,6 +139,8 @@ def _packed(runs: Runs, cell: Cell) -> str:
 
 class _Replay(Runs):
     """Runs the functions on saved numbers, whatever kind of data they are of."""
+
+    shortens = False
 
     def __init__(self, pair: Pair, seed: int, saved: Sequence[np.ndarray]) -> None:
         super().__init__(pair, seed)

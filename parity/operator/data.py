@@ -47,6 +47,9 @@ MOST = 8
 ALONE = 6
 """Floating arguments, up to which each gets special values alone."""
 
+FEW = "few"
+"""The variant of NaN and infinities with one in the middle of the first argument: with more, sums are NaN alone."""
+
 POINTS = ("zeros", "signed zeros", "ties", "infinite", "nan")
 """Kinds that are the same points in every dtype."""
 
@@ -58,6 +61,15 @@ def _some(values: np.ndarray, every: int, special: tuple[float, ...]) -> np.ndar
     places = changed.reshape(-1)[::every].size
     changed.reshape(-1)[::every] = np.resize(special, places)
     return changed
+
+
+def _one(kind: str) -> Draw:
+    def draw(rng: np.random.Generator, values: np.ndarray, dtype: str) -> np.ndarray:
+        changed = values.copy()
+        changed.reshape(-1)[values.size // 2 : values.size // 2 + 1] = np.inf if kind == "infinite" else np.nan
+        return changed
+
+    return draw
 
 
 def _swept(rng: np.random.Generator, values: np.ndarray, powers: tuple[int, int]) -> np.ndarray:
@@ -124,6 +136,16 @@ def variants(pair: Pair, kind: str) -> tuple[str, ...]:
     return (kind, *near, *(alone if len(floats) <= ALONE else []), *together)
 
 
+def few(kind: str) -> str:
+    """Return the variant of a kind that has one special number.
+
+    Example:
+        >>> few("infinite#2")
+        'infinite#few'
+    """
+    return f"{kind.partition('#')[0]}#{FEW}"
+
+
 def tamed(kind: str, power: int) -> str:
     """Return the variant of a sweep whose numbers stay below a power of two.
 
@@ -159,6 +181,8 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
         own = _own_floats(pair, [leaf for _, leaf in trees.leaves(pair.make(0))])
         special &= {number for number, leaf in enumerate(own) if _not_negative(leaf)}
     draw = KINDS[name]
+    if variant == FEW:
+        draw = _one(name)
     if kind == "sweep#near" or power:
         powers = (ORDINARY, int(power)) if power else NEAR
         draw = lambda rng, values, dtype: _swept(rng, values, powers)  # noqa: E731 # it closes over the powers
@@ -202,6 +226,8 @@ def _special(kind: str, floats: list[Any]) -> set[int]:
         return set()
     if variant == "all":
         return set(range(len(floats)))
+    if variant == FEW:
+        return {0}
     if variant.isdecimal():
         return {int(variant) - 1}
     return {number for number, leaf in enumerate(floats) if leaf.shape == floats[0].shape}

@@ -6,6 +6,7 @@ A cell is *held to an oracle* (oracle.py) where its pair says what is right and 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import warnings
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Outputs
-from parity.execution.outputs import Runs, framework_of, world_of
+from parity.execution.outputs import EAGER, Runs, framework_of, world_of
 from parity.execution.plan import plan as plan
 from parity.explanation import causes
 from parity.explanation.gathering import gather
@@ -33,6 +34,7 @@ from parity.verdict.float64 import held_to_float64
 from parity.verdict.oracle import OfTorch, held_to_oracle
 from parity.verdict.outcomes import Outcome, record_of, together
 from parity.verdict.refusals import takes
+from parity.verdict.shortened import is_alike, said, shortened
 
 
 def run(
@@ -52,6 +54,14 @@ def run(
     return Judge(Runs(pair, seed), strict=strict).records(cells, jobs)
 
 
+SETTLED = ("identical", "within bound", "edge")
+"""Verdicts on shorter arrays that hold for all; what differs, or does not run there, is judged at full size."""
+
+
+MOST_NAN = 0.5
+"""A part of the results: of more that are NaN, whatever is compared there says little."""
+
+
 class Judge:
     """Judges cells of one pair: whoever's pair it is, this is what gives the verdict.
 
@@ -64,6 +74,7 @@ class Judge:
         self.runs = runs
         self.strict = strict
         self._of_torch = OfTorch()
+        self._shorter: list[Judge | None] = []
 
     def records(self, cells: Collection[Cell], jobs: int = 1) -> Generator[Record, None, None]:
         """Run cells one by one, yielding a record of each.
@@ -82,10 +93,38 @@ class Judge:
         pool = ThreadPoolExecutor(jobs)
         try:
             with np.errstate(all="ignore"):
-                self.runs.prepare([cell for cell in rest if self._in_two_precisions(cell)], pool)
+                own = [cell for cell in rest if self._in_two_precisions(cell) and self._short(cell) is None]
+                self.runs.prepare(own, pool)
             yield from map(self.record, rest)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def runs_of(self, cell: Cell) -> Runs:
+        """Return what ran a cell that was judged: on shorter arrays, where its verdict was found there."""
+        short = self._shorter_for(cell)
+        return self.runs if short is None else short.runs
+
+    def _shorter_for(self, cell: Cell) -> Judge | None:
+        """Return what judges a cell on shorter arrays, if what it finds there holds for all."""
+        short = self._short(cell)
+        if short is None or self.runs.pair.listed(cell) is not None:
+            return None
+
+        def holds() -> bool:
+            with contextlib.suppress(Fault):
+                return short._held_to_float64(cell).verdict in SETTLED and is_alike(self.runs, cell)
+            return False
+
+        return short if self.runs.once(("holds for all", cell.id), holds) else None
+
+    def _short(self, cell: Cell) -> Judge | None:
+        """Return what judges a cell of special numbers on shorter arrays (shortened.py), if anything does."""
+        if cell.data == "random":
+            return None
+        if not self._shorter:
+            there = shortened(self.runs)
+            self._shorter.append(None if there is None else Judge(there, strict=self.strict))
+        return self._shorter[0]
 
     def _in_two_precisions(self, cell: Cell) -> bool:
         """Return whether a cell is held to float64, and no oracle or list alone judges it."""
@@ -98,7 +137,7 @@ class Judge:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             # Infinities, NaN and overflow are what is compared; what the user's functions warn of is not.
             warnings.simplefilter("ignore")
-            outcome = _as_known(self.runs, cell, self.outcome(cell))
+            outcome = _as_known(self.runs_of(cell), cell, self.outcome(cell))
         seconds = time.perf_counter() - started
         return record_of(cell, outcome, seed=self.runs.seed, seconds=seconds, strict=self.strict)
 
@@ -118,6 +157,10 @@ class Judge:
             return _as_listed(self.runs, cell, listed)
         if pair.in_theory(cell.transform, cell.data):
             return held_to_oracle(self.runs, cell, self._of_torch)
+        if (short := self._shorter_for(cell)) is not None:
+            found = short.outcome(cell)
+            where = said(self.runs, short.runs)
+            return replace(found, reason=f"{found.reason}; {where}" if found.reason else where)
         found = self._held_to_float64(cell)
         if found.verdict == "identical":
             return found
@@ -132,10 +175,20 @@ class Judge:
     def _held_to_float64(self, cell: Cell) -> Outcome:
         return self.runs.once(("verdict", cell.id), lambda: self._on_all_variants(cell))
 
+    def _says_little(self, cell: Cell) -> bool:
+        """Return whether a function makes NaN of most of what goes in, where it has not been tried with less."""
+        if cell.transform != "forward":
+            return False
+        found = self.runs.outputs(cell, world=EAGER["torch"], dtype="float64")
+        values = found.values.values() if isinstance(found, Outputs) else ()
+        return any(value.dtype.kind == "f" and value.size and np.mean(np.isnan(value)) > MOST_NAN for value in values)
+
     def _on_all_variants(self, cell: Cell) -> Outcome:
         """Judge a cell on every variant of its kind of data; the worst is its verdict."""
         found: list[Outcome] = []
-        for variant in data.variants(self.runs.pair, cell.data):
+        usual = data.variants(self.runs.pair, cell.data)
+        variants = list(usual)
+        for variant in variants:
             if cell.data == "random" and variant != cell.data:
                 break  # further draws, of which only means are judged
             there = replace(cell, data=variant)
@@ -145,6 +198,8 @@ class Judge:
             if outcome.verdict == "differs":
                 outcome = edge.apart(self.runs, there, outcome, self._held_to_float64)
             found.append(outcome)
+            if variant == usual[-1] and cell.data in edge.NO_NUMBERS and self._says_little(cell):
+                variants.append(data.few(cell.data))
             if outcome.verdict not in ("identical", "within bound", "edge") and not outcome.alike:
                 break
         worst = max(found, key=lambda outcome: VERDICTS.index(outcome.verdict))
