@@ -18,8 +18,11 @@ STEP = 1e-3
 TURNS = 8
 """Of Newton's iteration for the value at which the two agree."""
 
-NOTHING = {"mul": 1.0, "div": 1.0}
-"""What a factor is that one side leaves out. Newton's iteration may not get there: a full softmax is flat."""
+NOTHING = {"mul": 1.0, "div": 1.0, "where": 0.0, "masked_fill": 0.0, "masked_fill_": 0.0, "select_n": 0.0}
+"""What a factor is that one side leaves out, and what is filled in where a side multiplies by its mask.
+
+Newton's iteration may not get there: a full softmax is flat.
+"""
 
 HELD = 1e-4
 """How near a solved value must be to a number that people write; that number is then proved itself."""

@@ -11,12 +11,24 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation import arrangement, constants, conventions, inputs, operators, optimizer_steps
+from parity.explanation import (
+    arrangement,
+    constants,
+    conventions,
+    inputs,
+    losses,
+    moving,
+    operators,
+    optimizer_rules,
+    optimizer_steps,
+    order,
+    wiring,
+)
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import factor, factor_of
 from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
-from parity.explanation.substitution import Bench, bench, other
+from parity.explanation.substitution import Bench, bench, lower, other
 from parity.records import WHO, Diagnosis
 
 NOTHING = 1e-12
@@ -56,15 +68,12 @@ def lower_type(at: Bench) -> Diagnosis | None:
     """Return that the two agree once both compute in float64 throughout: one of them passes through a lower type."""
     if at.difference() > at.agreement:
         return None
-    low = {
-        name: sorted({t for step in program.steps for t in step.dtypes} - {"float64"})
-        for name, program in at.programs.items()
-    }
+    low = {name: sorted({t for step in program.steps for t in lower(step)}) for name, program in at.programs.items()}
     who = [name for name, types in low.items() if types]
     if len(who) != 1:
         return None
     (name,), types = who, low[who[0]]
-    steps = [step for step in at.programs[name].steps if set(step.dtypes) - {"float64"}]
+    steps = [step for step in at.programs[name].steps if lower(step)]
     where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
     single = types == ["float32"]
     x64 = name == "jax" and single
@@ -163,7 +172,7 @@ def _stepped(at: Bench) -> Diagnosis | None:
                     f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
                     "Compare the learning rates, and the scale of what is added.",
                 )
-    return _first(optimizer_steps.nesterov(at), at)
+    return _first(itertools.chain(optimizer_steps.nesterov(at), optimizer_rules.claims(at)), at)
 
 
 MANY = 4
@@ -180,6 +189,18 @@ def _conjugates(at: Bench) -> Diagnosis | None:
 
 def _operators(at: Bench) -> Diagnosis | None:
     return _first(itertools.chain(conventions.claims(at), operators.claims(at)), at)
+
+
+def _ordered(at: Bench) -> Diagnosis | None:
+    return _first(itertools.chain(losses.claims(at), order.claims(at)), at)
+
+
+def _moved(at: Bench) -> Diagnosis | None:
+    return _first(moving.claims(at), at)
+
+
+def _wired(at: Bench) -> Diagnosis | None:
+    return _first(wiring.claims(at), at)
 
 
 def _exchanged(at: Bench) -> Diagnosis | None:
@@ -205,14 +226,17 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _rates,
     optimizer_steps.decay,
     _conjugates,
+    _ordered,
     _operators,
     inputs.unused,
     _solved,
     _exchanged,
+    _moved,
     _arrangements,
     _linked,
     _arranged_steps,
     _left_out,
+    _wired,
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
