@@ -27,7 +27,7 @@ from parity.explanation import (
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import factor, factor_of
-from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
+from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, lower, other
 from parity.records import WHO, Diagnosis
 
@@ -199,6 +199,10 @@ def _moved(at: Bench) -> Diagnosis | None:
     return _first(moving.claims(at), at)
 
 
+def _streams(at: Bench) -> Diagnosis | None:
+    return _first(wiring.streams(at), at)
+
+
 def _wired(at: Bench) -> Diagnosis | None:
     return _first(wiring.claims(at), at)
 
@@ -232,6 +236,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _solved,
     _exchanged,
     _moved,
+    _streams,
     _arrangements,
     _linked,
     _arranged_steps,
@@ -240,8 +245,8 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
-IN_PLACE, FORMULAS = (_replaced, _operators), (_operators,)
-"""Stages of a number or an operator in the place of another, and of operators alone."""
+IN_PLACE, FORMULAS, IN_ORDER = (_replaced, _operators), (_operators,), (_ordered, _moved, _streams)
+"""Stages of a number or an operator in the place of another, of operators alone, and of another order or place."""
 
 
 def _first(claims: Iterable[Claim], at: Bench) -> Diagnosis | None:
@@ -334,7 +339,7 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
         names = [c.name for c in replacement.constants]
         name = _named_by_size(
             pairs, at, adds=any(one.startswith("add") for one in names), divides=set(names) <= {"div", "true_divide"},
-            solved=not replacement.from_other,
+            solved=not replacement.from_other, reduces=_reduces(replacement, at),
         )  # fmt: skip
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
@@ -373,8 +378,19 @@ def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> s
     )
 
 
+def _reduces(replacement: Replacement, at: Bench) -> bool:
+    """Return whether what a number scales was summed."""
+    by_key = {step.key: step for step in at.programs[replacement.framework].steps}
+    reached = [by_key[c.step] for c in replacement.constants]
+    for _ in range(4):
+        if any(part in step.name for step in reached for part in OPERATORS["reduction"]):
+            return True
+        reached = [by_key[key] for step in reached for key in step.sources.values() if step.name in (*PASSES, "div")]
+    return False
+
+
 def _named_by_size(
-    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool
+    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool, reduces: bool
 ) -> str:  # fmt: skip
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
     sizes = set(constants.sizes(at))
@@ -383,7 +399,7 @@ def _named_by_size(
             return "ddof"
         if divides and theirs in sizes and mine == theirs - 1 > 1:
             return "ddof"
-        if {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
+        if reduces and {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
             return "reduction"
         # Terms that are added divide nothing: a K - 1 in label smoothing counts the other classes.
         odd = not adds and (solved or len(written(theirs)) > 6 or len(written(mine)) > 6)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from parity.explanation.claims import Claim, place
+from parity.explanation.moving import NORMS
 from parity.explanation.programs.program import Edit, Edits, Key, Operand, Operation, Program, Step
 from parity.explanation.substitution import Bench, Change, where_they_part
 
 MOST = 1500
 """Rewirings that are tried."""
+
+MOST_STREAMS = 400
+"""Of those of sums and norms alone."""
+
+ADDS = ("add", "add_", "add_any")
 
 FIX = "Follow what goes into that step on both sides: a name may be used again for what it was before."
 
@@ -25,17 +32,18 @@ def claims(bench: Bench) -> Iterator[Claim]:
         parting = where_they_part(bench, framework)
         steps = [step for step in program.steps if bench.in_focus(framework, [step.key])]
         ordered = sorted(steps, key=lambda step: step.key not in parting)
-        number = 0
-        for claim in _skipped(program, ordered):
-            yield claim
-            number += 1
-            if number > MOST:
-                break
-        for claim in _rewired(bench, program, ordered):
-            yield claim
-            number += 1
-            if number > 2 * MOST:
-                break
+        yield from islice(_skipped(program, ordered), MOST)
+        yield from islice(_rewired(bench, program, ordered), MOST)
+
+
+def streams(bench: Bench) -> Iterator[Claim]:
+    """Yield other terms of sums and other inputs of norms: the stream of a residual network, taken at another place."""
+    for framework in ("torch", "jax"):
+        program = bench.programs[framework]
+        wanted = [
+            step for step in program.steps if step.name in (*ADDS, *NORMS) and bench.in_focus(framework, [step.key])
+        ]
+        yield from islice(_rewired(bench, program, wanted), MOST_STREAMS)
 
 
 def _is_stream(values: Any) -> bool:
