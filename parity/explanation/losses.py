@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Operand, Operation, Program, Step
+from parity.explanation.programs.program import Operand, Operation, Program, Step, set_result
 from parity.explanation.substitution import Bench, Change
 
 ADDS = ("add", "add_", "add_any")
@@ -58,6 +58,15 @@ def _only(operand: Operand, times: int) -> Any:
 
 
 def _counted(program: Program) -> Iterator[Claim]:
+    for step in program.steps:
+        if _is_mask(step.result) and step.result is not None and step.result.dtype.kind == "f":
+            yield Claim(
+                Change(program.framework, {step.key: set_result(np.ones_like)}),
+                "mask: left out",
+                f"a mask of ones and zeros ({step.name})",
+                "ones alone",
+                "Mask on both sides: sum(x * mask) / sum(mask).",
+            )
     for step in program.steps:
         for operand, values in step.operands.items():
             if step.name in COUNTS and _is_mask(values):

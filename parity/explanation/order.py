@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Edit, Operation, Step, set_result
+from parity.explanation.programs.program import Edit, Operand, Operation, Step, set_result
 from parity.explanation.substitution import Bench, Change
 
+TURNS = ("transpose", "permute")
 JOINS = ("cat", "concatenate", "stack")
 SPLITS = ("split", "unsafe_split", "split_with_sizes", "chunk", "unsafe_chunk")
 MOST_PARTS = 4
@@ -30,6 +31,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
         steps = bench.programs[framework].steps
         yield from _joined(framework, steps)
         yield from _split(framework, steps)
+        yield from _read(framework, steps)
         yield from _positions(framework, steps)
         for names, cause, has, needs, other, fix in (
             (GATES, "another formula: gate", "a gate z", "1 - z", partial(np.subtract, 1.0),
@@ -101,6 +103,23 @@ def _reordered(operation: Operation, order: Sequence[int]) -> Any:
     if not isinstance(parts, tuple | list) or len(parts) != len(order):
         raise ValueError(f"expected {len(order)} parts")  # the change does not run, and so explains nothing
     return type(parts)([parts[at] for at in order])
+
+
+def _read(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield arrays that are read in another shape where the other side exchanges axes: heads put together wrongly."""
+    operand = "self" if framework == "torch" else 0
+    for group in groups([step for step in steps if np.ndim(step.operands.get(operand)) > 2], TURNS):  # type: ignore[arg-type]
+        yield Claim(
+            Change(framework, {step.key: partial(_reshaped, operand=operand) for step in group}),
+            "arrangement: reshape without transpose",
+            f"axes exchanged ({group[0].name}, of shape {list(np.shape(group[0].operands[operand]))})",
+            "a reshape alone, which reads the numbers in their old order",
+            "Exchange the axes before the reshape on both sides: (batch, heads, length, size) to (batch, length, ...).",
+        )
+
+
+def _reshaped(operation: Operation, operand: Operand) -> Any:
+    return operation.operands[operand].reshape(operation.compute(operation.operands).shape)
 
 
 def _positions(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
