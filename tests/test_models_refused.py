@@ -54,6 +54,11 @@ WRONG = {
     "weights": ((MODEL, GOOD, X), {"weights": {"a": "a"}}, TypeError, "weights: expected a WeightMap"),
     "loss": ((MODEL, GOOD, X), {"loss": "mse"}, TypeError, "loss: expected a function"),
     "loss of many numbers": ((MODEL, GOOD, X), {"loss": lambda out: out}, ValueError, "expected one number"),
+    "modules": ((MODEL, GOOD, X), {"modules": ["a"]}, TypeError, "modules: expected a dict of paths"),
+    "name": ((MODEL, GOOD, X), {"name": 5}, TypeError, "name: expected text, got 5"),
+    "switch": ((MODEL, GOOD, X), {"perturb": "no"}, TypeError, "perturb: expected True or False, got 'no'"),
+    "meta": ((Net().to("meta"), GOOD, X), {}, ValueError, "one on the meta device: make the model on a device"),
+    "shapes": ((MODEL, nnx.eval_shape(Port), X), {}, ValueError, "got a shape alone in a.bias|in a.kernel"),
     "progress": ((MODEL, GOOD, X), {"progress": 3}, TypeError, "progress: expected a function"),
 }
 

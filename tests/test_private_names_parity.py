@@ -19,7 +19,8 @@ from parity.models import _compat as models_compat
 W = torch.ones(2, 3)
 
 ATEN = (
-    "_linalg_det", "_linalg_slogdet", "_linalg_solve_ex", "_native_batch_norm_legit", "_safe_softmax", "_softmax",
+    "_fused_rms_norm", "_linalg_det", "_linalg_slogdet", "_linalg_solve_ex", "_log_softmax",
+    "_native_batch_norm_legit", "_safe_softmax", "_softmax",
     "_scaled_dot_product_attention_math", "_to_copy", "_unsafe_view", "_upsample_bicubic2d_aa",
     "_upsample_bilinear2d_aa", "_upsample_nearest_exact2d",
 )  # fmt: skip

@@ -18,8 +18,14 @@ STEP = 1e-3
 TURNS = 8
 """Of Newton's iteration for the value at which the two agree."""
 
-NOTHING = {"mul": 1.0, "div": 1.0}
-"""What a factor is that one side leaves out. Newton's iteration may not get there: a full softmax is flat."""
+SELECTS = ("where", "_where", "masked_fill", "masked_fill_", "select_n")
+"""Operators that fill in a number."""
+
+NOTHING = {"mul": 1.0, "div": 1.0, **dict.fromkeys(SELECTS, 0.0)}
+"""What a factor is that one side leaves out, and what is filled in where a side multiplies by its mask.
+
+Newton's iteration may not get there: a full softmax is flat.
+"""
 
 HELD = 1e-4
 """How near a solved value must be to a number that people write; that number is then proved itself."""
@@ -55,10 +61,14 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
     sides = [_without_counterpart(bench, name) for name in ("jax", "torch")]
     for mine, theirs in (sides, sides[::-1]):
         for group in _groups(mine.constants):
-            if not _near(bench, mine.framework, group) or _idle(bench, mine.framework, group):
+            fills = group[0].name in SELECTS
+            # What stands for infinity moves nothing, until it is another number altogether.
+            if not _near(bench, mine.framework, group) or (not fills and _idle(bench, mine.framework, group)):
                 continue
             whole = _is_whole(bench, mine.framework, group)
             nothing = [NOTHING[group[0].name]] if group[0].name in NOTHING else []  # the other may leave it out
+            there = bench.programs[other(mine.framework)].constants
+            nothing += [c.value for c in there if c.name in SELECTS] if fills else []
             for value in dict.fromkeys((*theirs.values, *nothing)):
                 if value != group[0].value and not bench.late and not (whole and value % 1):
                     found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)

@@ -274,6 +274,13 @@ def _ignored(step: Step) -> Iterator[Claim]:
         return
     share = float(np.mean(target != label))
     yield Claim(
+        Change("torch", {step.key: set_operand(("ignore_index", -100))}),
+        "default argument: ignore_index",
+        f"labels {label} that do not count",
+        "them like all others",
+        "Leave them out on both sides: sum(losses * mask) / sum(mask).",
+    )
+    yield Claim(
         Change("torch", {step.key: set_result(lambda loss: loss * share)}),
         "default argument: ignore_index",
         f"a mean over the labels that are not {label}",

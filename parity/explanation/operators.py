@@ -35,7 +35,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
     for framework in ("torch", "jax"):
         yield from _gelus(framework, bench.programs[framework].steps)
     steps = bench.programs["torch"].steps
-    yield from _switches(steps)
+    yield from _switches(steps, bench.programs["jax"].steps)
     yield from _thresholds(steps)
     yield from _reductions(steps)
     yield from _resizes(steps)
@@ -90,6 +90,8 @@ def _grouped(steps: Sequence[Step], wanted: Callable[[Step], bool]) -> Iterator[
             groups.setdefault(step.name, []).append(step)
     for group in groups.values():
         yield group
+        for turns in (2, 3):  # what a loop does at one place
+            yield from (group[at::turns] for at in range(turns if len(group) >= 2 * turns else 0))
         if len(group) > 1:
             yield from ([step] for step in group)
 
@@ -139,7 +141,15 @@ SWITCHES = {
 }
 
 
-def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
+NORMALISES = ("_softmax", "_log_softmax", "logsumexp")
+"""Operators that take the largest number off first: `reduce_max` in JAX."""
+
+
+def _switches(steps: Sequence[Step], others: Sequence[Step]) -> Iterator[Claim]:
+    counted = {name: sum(step.name == name for step in steps) for name in NORMALISES}
+    # The other runs fewer of them, so one along another axis is one that does nothing.
+    fewer = 0 < sum(step.name == "reduce_max" for step in others) < sum(counted.values())
+    fewer &= not any(step.name in ("scan", "while") for step in others)
     for group in _grouped(steps, lambda step: any(isinstance(v, bool) for v in step.operands.values())):
         for name, value in group[0].operands.items():
             if isinstance(value, bool) and name in SWITCHES:
@@ -157,9 +167,10 @@ def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
         single = isinstance(dim, int) and not isinstance(dim, bool)
         if not single and not (isinstance(dim, list) and len(dim) == 1):
             continue
+        yield from _axes_exchanged(group)
         now = (dim if single else dim[0]) % max(values.ndim, 1)
         for axis in range(values.ndim):
-            if axis != now:
+            if axis != now and not (fewer and len(group) < counted.get(group[0].name, 0)):
                 yield Claim(
                     _change("torch", group, set_operand(("dim", axis if single else [axis]))),
                     "default argument: dim",
@@ -167,6 +178,24 @@ def _switches(steps: Sequence[Step]) -> Iterator[Claim]:
                     f"axis {axis}",
                     "Pass dim= and axis= alike.",
                 )
+
+
+def _axes_exchanged(group: Sequence[Step]) -> Iterator[Claim]:
+    """Yield two axes exchanged in all steps of one name, as rows and columns that take turns."""
+    axes = [(one.operands["dim"], getattr(one.operands.get("self"), "ndim", 0)) for one in group]
+    if any(not isinstance(dim, int | list) or (isinstance(dim, list) and len(dim) != 1) for dim, _ in axes):
+        return
+    now = [(dim[0] if isinstance(dim, list) else dim) % max(rank, 1) for dim, rank in axes]
+    if len(group) > 1 and len(set(now)) == 2:
+        one, two = dict.fromkeys(now)
+        edits = {
+            step.key: set_operand(("dim", [axis] if isinstance(step.operands["dim"], list) else axis))
+            for step, axis in zip(group, (two if at == one else one for at in now), strict=True)
+        }
+        yield Claim(
+            Change("torch", edits), "default argument: dim", f"{group[0].name} along axes {one} and {two} in turn",
+            f"along axes {two} and {one}", "Take the axes in one order.",
+        )  # fmt: skip
 
 
 def _thresholds(steps: Sequence[Step]) -> Iterator[Claim]:

@@ -61,7 +61,7 @@ def _sums(step: Step, by_key: dict[Key, Step]) -> Iterator[tuple[float, np.ndarr
         product = by_key[key]
         parts = dict(product.operands)
         for scaled, c in parts.items():
-            if product.name == "mul" and rest is not None and _is_number(c):
+            if product.name == "mul" and rest is not None and is_number(c):
                 array, values = next((pair for pair in parts.items() if pair[0] != scaled), ("", None))
                 if isinstance(values, np.ndarray):
                     edit = partial(_unscaled, place=place, c=float(c))
@@ -129,12 +129,13 @@ def _rebased(value: float, b: float, needed: float, step_size: bool) -> float | 
         for power in (1.0, 0.5):
             if math.isclose(value, now**power, rel_tol=1e-9):
                 return then**power
-        if (step_size or not _is_round(value)) and value and _is_round(value * now):
+        if (step_size or not is_round(value)) and value and is_round(value * now):
             return value * now / then
     return None
 
 
-def _is_round(value: float) -> bool:
+def is_round(value: float) -> bool:
+    """Return whether a number has few digits, as people write it."""
     return math.isclose(value, float(f"{value:.{DIGITS}g}"), rel_tol=1e-9)
 
 
@@ -223,13 +224,13 @@ def _decays(bench: Bench, framework: str, parameter: np.ndarray) -> Iterator[tup
                 rest = next((o for o in arrays if not _scales(step, o, by_key)), "self")
                 groups.setdefault(("add", c), {})[step.key] = _kept(rest)
         whole = [(o, v) for o, v in step.operands.items() if isinstance(v, np.ndarray) and v.ndim]
-        numbers = [float(v) for v in step.operands.values() if _is_number(v)]
+        numbers = [float(v) for v in step.operands.values() if is_number(v)]
         if step.name in ("mul", "mul_") and len(whole) == 1 and numbers and 0.5 < numbers[0] < 1:
             ((operand, values),) = whole
             if _is_near(values, parameter):
                 groups.setdefault(("mul", numbers[0]), {})[step.key] = _kept(operand)
     for edits in groups.values():
-        yield Change(framework, edits), _reaches_root(next(iter(edits)), steps)
+        yield Change(framework, edits), reaches_root(next(iter(edits)), steps)
 
 
 def _is_near(values: np.ndarray, parameter: np.ndarray) -> bool:
@@ -244,10 +245,11 @@ def _scales(step: Step, operand: Operand, by_key: dict[Key, Step]) -> bool:
     if "alpha" in step.operands:
         return operand == "other"
     source = by_key.get(step.sources.get(operand))
-    return source is not None and source.name == "mul" and any(_is_number(v) for v in source.operands.values())
+    return source is not None and source.name == "mul" and any(is_number(v) for v in source.operands.values())
 
 
-def _reaches_root(key: Key, steps: Any) -> bool:
+def reaches_root(key: Key, steps: Any) -> bool:
+    """Return whether what a step returns goes into a root."""
     reached = {key}
     for step in steps:
         if reached.intersection(step.sources.values()):
@@ -261,7 +263,8 @@ def _kept(operand: Operand) -> Callable[[Operation], Any]:
     return lambda operation: operation.operands[operand]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether an operand is one number."""
     return not isinstance(value, bool) and (
         isinstance(value, int | float)
         or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "f")

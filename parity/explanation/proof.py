@@ -11,12 +11,24 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation import arrangement, constants, conventions, inputs, operators, optimizer_steps
+from parity.explanation import (
+    arrangement,
+    constants,
+    conventions,
+    inputs,
+    losses,
+    moving,
+    operators,
+    optimizer_rules,
+    optimizer_steps,
+    order,
+    wiring,
+)
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import factor, factor_of
-from parity.explanation.programs.program import ATTENTION_SCALE, ROPE_BASE
-from parity.explanation.substitution import Bench, bench, other
+from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE
+from parity.explanation.substitution import Bench, bench, lower, other
 from parity.records import WHO, Diagnosis
 
 NOTHING = 1e-12
@@ -56,15 +68,12 @@ def lower_type(at: Bench) -> Diagnosis | None:
     """Return that the two agree once both compute in float64 throughout: one of them passes through a lower type."""
     if at.difference() > at.agreement:
         return None
-    low = {
-        name: sorted({t for step in program.steps for t in step.dtypes} - {"float64"})
-        for name, program in at.programs.items()
-    }
+    low = {name: sorted({t for step in program.steps for t in lower(step)}) for name, program in at.programs.items()}
     who = [name for name, types in low.items() if types]
     if len(who) != 1:
         return None
     (name,), types = who, low[who[0]]
-    steps = [step for step in at.programs[name].steps if set(step.dtypes) - {"float64"}]
+    steps = [step for step in at.programs[name].steps if lower(step)]
     where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
     single = types == ["float32"]
     x64 = name == "jax" and single
@@ -163,7 +172,7 @@ def _stepped(at: Bench) -> Diagnosis | None:
                     f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
                     "Compare the learning rates, and the scale of what is added.",
                 )
-    return _first(optimizer_steps.nesterov(at), at)
+    return _first(itertools.chain(optimizer_steps.nesterov(at), optimizer_rules.claims(at)), at)
 
 
 MANY = 4
@@ -180,6 +189,22 @@ def _conjugates(at: Bench) -> Diagnosis | None:
 
 def _operators(at: Bench) -> Diagnosis | None:
     return _first(itertools.chain(conventions.claims(at), operators.claims(at)), at)
+
+
+def _ordered(at: Bench) -> Diagnosis | None:
+    return _first(itertools.chain(losses.claims(at), order.claims(at)), at)
+
+
+def _moved(at: Bench) -> Diagnosis | None:
+    return _first(moving.claims(at), at)
+
+
+def _streams(at: Bench) -> Diagnosis | None:
+    return _first(wiring.streams(at), at)
+
+
+def _wired(at: Bench) -> Diagnosis | None:
+    return _first(wiring.claims(at), at)
 
 
 def _exchanged(at: Bench) -> Diagnosis | None:
@@ -205,19 +230,23 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _rates,
     optimizer_steps.decay,
     _conjugates,
+    _ordered,
     _operators,
     inputs.unused,
     _solved,
     _exchanged,
+    _moved,
+    _streams,
     _arrangements,
     _linked,
     _arranged_steps,
     _left_out,
+    _wired,
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
-IN_PLACE, FORMULAS = (_replaced, _operators), (_operators,)
-"""Stages of a number or an operator in the place of another, and of operators alone."""
+IN_PLACE, FORMULAS, IN_ORDER = (_replaced, _operators), (_operators,), (_ordered, _moved, _streams)
+"""Stages of a number or an operator in the place of another, of operators alone, and of another order or place."""
 
 
 def _first(claims: Iterable[Claim], at: Bench) -> Diagnosis | None:
@@ -310,7 +339,7 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
         names = [c.name for c in replacement.constants]
         name = _named_by_size(
             pairs, at, adds=any(one.startswith("add") for one in names), divides=set(names) <= {"div", "true_divide"},
-            solved=not replacement.from_other,
+            solved=not replacement.from_other, reduces=_reduces(replacement, at),
         )  # fmt: skip
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
@@ -349,8 +378,19 @@ def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> s
     )
 
 
+def _reduces(replacement: Replacement, at: Bench) -> bool:
+    """Return whether what a number scales was summed."""
+    by_key = {step.key: step for step in at.programs[replacement.framework].steps}
+    reached = [by_key[c.step] for c in replacement.constants]
+    for _ in range(4):
+        if any(part in step.name for step in reached for part in OPERATORS["reduction"]):
+            return True
+        reached = [by_key[key] for step in reached for key in step.sources.values() if step.name in (*PASSES, "div")]
+    return False
+
+
 def _named_by_size(
-    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool
+    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool, reduces: bool
 ) -> str:  # fmt: skip
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
     sizes = set(constants.sizes(at))
@@ -359,7 +399,7 @@ def _named_by_size(
             return "ddof"
         if divides and theirs in sizes and mine == theirs - 1 > 1:
             return "ddof"
-        if {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
+        if reduces and {mine, theirs} <= sizes | {1.0} and 1.0 in (mine, theirs):
             return "reduction"
         # Terms that are added divide nothing: a K - 1 in label smoothing counts the other classes.
         odd = not adds and (solved or len(written(theirs)) > 6 or len(written(mine)) > 6)

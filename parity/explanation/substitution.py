@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation.programs.program import Edits, Key, Program
+from parity.explanation.programs.program import Edits, Key, Program, Step
 from parity.operator import trees
 from parity.operator.trees import is_float
 
@@ -53,6 +53,7 @@ class Change:
         inputs: Makes other arguments of the arguments' floating leaves, or None.
         outputs: Makes other outputs, or None.
         numbers: Makes other numbers of all that go in, or None.
+        edits_for: Makes the edits for a program and numbers, where they need what steps after them hold; or None.
     """
 
     framework: str
@@ -60,6 +61,7 @@ class Change:
     inputs: Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]] | None = None
     outputs: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     numbers: Callable[[Numbers], Numbers] | None = None
+    edits_for: Callable[[Program, Numbers], Edits] | None = None
 
     def __or__(self, other: Change) -> Change:
         """Return both changes of one side's steps."""
@@ -104,9 +106,7 @@ class Bench:
     @property
     def agreement(self) -> float:
         """How far apart two results may be that agree: wider where a program passes through lower types."""
-        low = self.rounded or any(
-            set(step.dtypes) - {"float64"} for program in self.programs.values() for step in program.steps
-        )
+        low = self.rounded or any(lower(step) for program in self.programs.values() for step in program.steps)
         return LOW_AGREE if low else AGREE
 
     def difference(self) -> float:
@@ -129,7 +129,9 @@ class Bench:
         if change.numbers is not None:
             numbers = change.numbers(numbers)
         if change.edits or numbers is not self.numbers[at]:
-            found = self.programs[change.framework].run(numbers, change.edits)
+            program = self.programs[change.framework]
+            edits = change.edits if change.edits_for is None else change.edits_for(program, numbers)
+            found = program.run(numbers, edits)
         else:
             found = self.outputs[change.framework][at]
         return found if found is None or change.outputs is None else change.outputs(found)
@@ -144,6 +146,17 @@ class Bench:
             if not after <= self.agreement or not after <= max(before / SHRINK, ROUNDING):
                 return False
         return True
+
+
+def lower(step: Step) -> set[str]:
+    """Return the types below float64 that a step rounds to: a float32 that counts (steps, positions) rounds nothing."""
+    types = set(step.dtypes) - {"float64"}
+    arrays = [v for v in (step.result, *step.operands.values()) if isinstance(v, np.ndarray)] if types else []
+    return set() if arrays and all(_counts(one) for one in arrays) else types
+
+
+def _counts(values: np.ndarray) -> bool:
+    return values.dtype.kind in "biu" or bool(np.all((values == np.trunc(values)) & (np.abs(values) < 2**8)))
 
 
 def other(framework: str) -> str:

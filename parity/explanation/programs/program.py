@@ -185,7 +185,7 @@ ROPE_BASE, ATTENTION_SCALE = "rope base", "attention scale"
 def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]]) -> str:
     if step.name == "pow" and constant.operand in (0, "self") and _leads(step, ("cos", "sin"), users):
         return ROPE_BASE
-    softmax = _leads(step, SOFTMAXES, users) if step.name in ("mul", "div") else None
+    softmax = _leads(step, SOFTMAXES, users, POWERS) if step.name in ("mul", "div") else None
     if softmax is not None and _leads(softmax, PRODUCTS, users):
         return ATTENTION_SCALE
     if step.name not in ADDS or abs(constant.value) > SMALL:
@@ -207,13 +207,19 @@ ON_THE_WAY = (*PASSES, "where", "_where", "select_n", "masked_fill", "neg", "div
 """What numbers pass on the way from a constant to a cosine or a softmax."""
 
 
-def _leads(step: Step, targets: tuple[str, ...], users: Mapping[Key, list[tuple[Step, Operand]]]) -> Step | None:
-    """Return the first step of one of some names that a step leads to, or None."""
+POWERS = ("pow",)
+"""What is no scale of attention any more: a slope 2^(-8 i / h) of ALiBi is added to the scores."""
+
+
+def _leads(
+    step: Step, targets: tuple[str, ...], users: Mapping[Key, list[tuple[Step, Operand]]], ends: tuple[str, ...] = ()
+) -> Step | None:
+    """Return the first step of one of some names that a step leads to, not by way of others, or None."""
     reached, seen = [step.key], {step.key}
     for _ in range(10):
         following = [user for key in reached for user, _ in users.get(key, ()) if user.key not in seen]
         if found := next((user for user in following if user.name in targets), None):
             return found
-        reached = [user.key for user in following if user.name in ON_THE_WAY]
+        reached = [user.key for user in following if user.name in ON_THE_WAY and user.name not in ends]
         seen.update(reached)
     return None

@@ -205,9 +205,14 @@ def _constants(
             continue
         if argument.name in UNTOLD and argument.has_default_value() and value == argument.default_value:
             continue
+        sums = argument.name == "alpha" and name.rstrip("_") in ("add", "sub", "rsub")  # no one passes it
         plain = argument.name in ("self", "other", "exponent", "value", "min", "max")
         yield Constant(
-            key, argument.name, float(value), name if plain else argument.name, "" if plain else argument.name
+            key,
+            argument.name,
+            float(value),
+            name if plain or sums else argument.name,
+            "" if plain or sums else argument.name,
         )
 
 

@@ -21,7 +21,7 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     tried, held = 0, context.pair.torch_weights
     groups = list(alike(held))
     everywhere = _everywhere(groups, held)
-    for changes in (everywhere, *(_changes(group, held) for group in groups)):
+    for changes in (everywhere, *(_changes(group, held) for group in groups), _norms(held)):
         for weights, cause, text, fix in changes:
             tried += 1
             if tried > MOST or context.late:
@@ -50,6 +50,23 @@ def alike(weights: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
         parent = owner.rpartition(".")[0]
         groups.setdefault((parent, tuple(sorted(shapes.items()))), []).append(owner)
     yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _norms(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[dict[str, Any], str, str, str]]:
+    """Yield norms in the place of others, wherever these are: a norm that is used at two places."""
+    owners: dict[str, dict[str, Any]] = {}
+    for name, value in weights.items():
+        owner, _, last = name.rpartition(".")
+        owners.setdefault(owner, {})[last] = np.shape(value)
+    flat = {owner: shapes for owner, shapes in owners.items() if owner and all(len(one) < 2 for one in shapes.values())}
+    for a, b in itertools.permutations(flat, 2):
+        if flat[a] == flat[b] and a.rpartition(".")[0] != b.rpartition(".")[0]:
+            yield (
+                {f"{b}.{last}": weights[f"{a}.{last}"] for last in flat[b]},
+                "modules shared",
+                f"JAX uses {a} in the place of {b} as well",
+                f"Use {b} where torch does.",
+            )
 
 
 def _everywhere(

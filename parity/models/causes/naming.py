@@ -17,6 +17,7 @@ NAMES = (
     ("another formula: mask", "the opposite one", "mask polarity"),
     ("mask", r"-?(\d{2,}|inf)|e\+", "mask fill"),
     ("another formula", "(max|avg)_pool", "pooling"),
+    ("constant|another formula", r"\((broadcast_in_dim|full|zeros|ones)\b", "constant"),
     ("constant|another formula", r"^1 in|has 0 \(mul", "term left out"),
 )
 """A pattern of the cause, one of the text, and the name in models; the first that fits."""

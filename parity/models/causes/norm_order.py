@@ -52,7 +52,10 @@ def _to_last(context: Context, norms: list[str], calls: list[str], arrays: Any) 
                 return result
 
         with Sums():
-            return context.torch(*arrays)
+            found = context.torch(*arrays)
+        if next(norm_of, None) is not None:
+            raise ValueError("expected a sum after each norm: one that comes after none was left out, not moved")
+        return found
 
 
 def _to_first(context: Context, norms: list[str], calls: list[str], arrays: Any) -> Any:

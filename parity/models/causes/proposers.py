@@ -16,6 +16,7 @@ from parity.models.causes import (
     pooling,
     positions,
     precision,
+    repeats,
     shifts,
     terms,
     turned,
@@ -35,8 +36,12 @@ def _constants(context: Context) -> Iterator[Diagnosis]:
     yield from _searched(context, proof.IN_PLACE)
 
 
+def _order(context: Context) -> Iterator[Diagnosis]:
+    yield from _searched(context, proof.IN_ORDER)
+
+
 def _rest(context: Context) -> Iterator[Diagnosis]:
-    factor, *rest = (stage for stage in proof.STAGES if stage not in proof.IN_PLACE)
+    factor, *rest = (stage for stage in proof.STAGES if stage not in (*proof.IN_PLACE, *proof.IN_ORDER))
     yield from _searched(context, (*rest, factor))  # a factor comes last: a length of an axis is many things
 
 
@@ -71,6 +76,8 @@ PROPOSERS: tuple[Proposer, ...] = (
     shifts.propose,
     exchange.propose,
     norm_order.propose,
+    repeats.propose,
+    _order,
     moved.propose,
     terms.propose,
     _rest,

@@ -84,6 +84,7 @@ def jax_tree(model: Any) -> JaxTree:
 
     Raises:
         TypeError: It is none of these.
+        ValueError: Its weights are shapes without numbers.
 
     Example:
         >>> tree = jax_tree((lambda params, x: x @ params["w"], {"w": np.zeros((3, 2))}))
@@ -95,6 +96,11 @@ def jax_tree(model: Any) -> JaxTree:
         if reader.reads(model):
             made = reader.read(model)
             assert isinstance(made, JaxTree)
+            if empty := [path for path, one in made.arrays.items() if type(one).__name__ == "ShapeDtypeStruct"]:
+                raise ValueError(
+                    f"the JAX model: expected weights with numbers, got a shape alone in {empty[0]}: make the model"
+                    " outside of eval_shape"
+                )
             return made
     raise TypeError(
         "the JAX model: expected a Flax NNX module, an Equinox module, (Equinox module, state), (Linen module,"

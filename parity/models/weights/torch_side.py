@@ -88,8 +88,18 @@ def dtype_name(tensor: Any) -> str:
 
 
 def array_of(tensor: Any) -> np.ndarray:
-    """Return a tensor as an array on the host; types that NumPy lacks as float32."""
+    """Return a tensor as an array on the host; types that NumPy lacks as float32.
+
+    Raises:
+        ValueError: It is on the meta device.
+    """
     import torch
+
+    if tensor.is_meta:
+        raise ValueError(
+            "the torch model: expected weights with numbers, got one on the meta device: make the model on a device, or"
+            " load its state dict with assign=True"
+        )
 
     value = tensor.detach().cpu()
     if value.dtype in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
