@@ -75,7 +75,9 @@ ENVIRONMENTS = (
     Environment("torch-newest", "3.13", ("torch", "safetensors", "numpy"), TORCH),
     Environment("both-lowest", "3.11", ("torch==2.12.1", *JAX_LOWEST, "rich==13.0.0", "scikit-learn==1.5.0"), BOTH),
     Environment("both-newest", "3.13", ("torch", *JAX_NEWEST, "rich", "scikit-learn"), (*TORCH, *JAX, *BOTH)),
-    Environment("both-newest-python-3.14", "3.14", ("torch", *JAX_NEWEST, "rich", "scikit-learn"), (*TORCH, *JAX, *BOTH)),
+    Environment(
+        "both-newest-python-3.14", "3.14", ("torch", *JAX_NEWEST, "rich", "scikit-learn"), (*TORCH, *JAX, *BOTH)
+    ),
 )
 LEAST = {
     "test_jax.py": 58,
