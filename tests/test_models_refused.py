@@ -98,3 +98,36 @@ def test_sizes_that_do_not_fit_are_the_cause():
     found = parity.compare_models(Narrow(), Wide(), (X,)).first.diagnosis
     assert found.cause == "weights not paired"
     assert "a.weight [5, 6]" in found.text
+
+
+class Deeper(nn.Module):
+    """One layer more than the models that the map is of."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(3, 3)
+
+
+class DeeperPort(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self):
+        self.a, self.b = (nnx.Linear(width, 3, rngs=nnx.Rngs(0)) for width in (6, 3))
+
+
+@pytest.mark.parametrize("source", ["made", "from a file"])
+def test_a_weight_that_the_map_does_not_name_is_not_left_out_in_silence(source, tmp_path):
+    found = parity.map_weights(MODEL, GOOD)
+    if source == "from a file":
+        found.save(tmp_path / "map.toml")
+        found = parity.WeightMap.load(tmp_path / "map.toml")
+    found.load_into_jax(MODEL, Port())
+    model, port = Deeper(), DeeperPort()
+    before = model.b.weight.clone()
+    with pytest.raises(ValueError, match=r"only in torch: b\.weight: the map does not name it"):
+        found.load_into_jax(model, port)
+    with pytest.raises(ValueError, match=r"only in JAX: b\.kernel: the map does not name it"):
+        found.load_into_torch(port, model)
+    loaded = found.load_into_jax(model, port, partial=True)
+    assert np.array_equal(loaded.a.kernel[...], model.a.weight.detach().numpy().T)
+    assert torch.equal(model.b.weight, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,8 @@ class WeightMap:
         Raises:
             ValueError: The map leaves weights unpaired or ambiguous, or does not fit the models.
         """
-        self._complete(partial)
         torch, jax = self._trees(torch_model, jax_model)
+        self._complete(torch, jax, partial)
         values = torch.weights()
         made = {path: jax.weights()[path].copy() for path in {path for pair in self.pairs for path in pair.jax}}
         for pair in self.pairs:
@@ -172,8 +172,8 @@ class WeightMap:
             ValueError: The map leaves weights unpaired or ambiguous, does not fit the models, or two JAX weights that
                 are one in torch differ. Nothing is written then.
         """
-        self._complete(partial)
         torch, jax = self._trees(torch_model, jax_model)
+        self._complete(torch, jax, partial)
         values, own = jax.weights(), torch.weights()
         made = {name: own[name].copy() for name in {name for pair in self.pairs for name in pair.torch}}
         written: dict[str, WeightPair] = {}
@@ -234,8 +234,14 @@ class WeightMap:
                     f" have {[torch.leaves[name].shape for name in pair.torch]} and {jax.leaves[pair.jax[0]].shape}"
                 )
 
-    def _complete(self, partial: bool) -> None:
-        lines = [*map(str, self.ambiguous), *self.unpaired.lines()]
+    def _complete(self, torch: TorchTree, jax: JaxTree, partial: bool) -> None:
+        # The models may have more weights than those that the map was made of, and a map from a file lists none.
+        names, paths = ({name for pair in self.pairs for name in getattr(pair, side)} for side in ("torch", "jax"))
+        new = {*torch.leaves, *jax.leaves} - {*self.unpaired.torch, *self.unpaired.jax}
+        reasons = dict.fromkeys(new, "the map does not name it") | dict(self.unpaired.reasons)
+        found = Unpaired.of(torch.leaves, jax.leaves, names, paths, reasons)
+        lost = [name for name in self.unpaired.torch if name not in found.torch]
+        lines = [*map(str, self.ambiguous), *replace(found, torch=(*found.torch, *lost)).lines()]
         if lines and not partial:
             more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
             raise ValueError(
