@@ -25,6 +25,9 @@ from parity.verdict.bounds import UNIT
 
 Arrays = dict[str, np.ndarray]
 
+ASK = ". inputs= is what both are called with: a tuple in order, a dict by name, or models.Inputs(torch=..., jax=...)"
+"""What to do where a model does not run."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -104,7 +107,7 @@ class LiveTorch:
         except Exception as error:
             if setting.double:
                 raise NotInFloat64(f"the torch model does not run in float64 ({said(error)})") from error
-            raise ValueError(f"the torch model does not run on these inputs: {said(error)}") from error
+            raise ValueError(f"the torch model does not run on these inputs: {said(error)}{ASK}") from error
 
 
 class LiveJax:
@@ -169,7 +172,7 @@ class LiveJax:
         if not gave:
             if setting.double:
                 raise NotInFloat64(f"the JAX model does not run in float64 ({_both(errors)})")
-            raise ValueError(f"the JAX model does not run on these inputs: {_both(errors)}") from errors[-1]
+            raise ValueError(f"the JAX model does not run on these inputs: {_both(errors)}{ASK}") from errors[-1]
         raise ValueError(
             f"the outputs do not correspond: the torch model gives {shapes(wanted or {})}; the JAX model {gave}"
         )
