@@ -1,5 +1,8 @@
 """Every program of the layer is lowered for platforms that are not here: no decision is taken from the host's devices.
 
+But for one: how reproducible gradients compute integers, with `engine="auto"`. A host with a GPU of fast float64
+lowers float64 products for CUDA too. The bits are the same.
+
 A program that is exported for four platforms at once runs on this one with the bits of the program that was never
 exported. What a GPU answers is not shown here.
 """

@@ -120,7 +120,7 @@ class Planted(matrix.Processes):
         ([(1, "no such interpreter")], "no such interpreter"),
         ([(0, ""), (1, "no such version")], "no such version"),
         ([(0, ""), (0, ""), (1, "1 failed, 90 passed")], "1 failed"),
-        ([(0, ""), (0, ""), (0, "3 passed")], "only 3 tests passed, 75 are expected"),
+        ([(0, ""), (0, ""), (0, "3 passed")], "only 3 tests passed, 81 are expected"),
     ],
 )
 def test_what_fails_is_said(tmp_path, outcomes, says):
@@ -128,10 +128,10 @@ def test_what_fails_is_said(tmp_path, outcomes, says):
 
 
 def test_what_passes_is_a_row(tmp_path):
-    outcomes = [(0, ""), (0, ""), (0, "75 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')]
+    outcomes = [(0, ""), (0, ""), (0, "81 passed"), (0, '[{"name": "jax", "version": "0.8.3"}]')]
     result = matrix.run(BY_NAME["jax-lowest"], tmp_path, Planted(outcomes))
     assert result.failed is None
-    row = "| jax-lowest | 3.11 | jax 0.8.3 | test_jax, test_equinox, test_nnx, test_private_names_jax | 75 | passed |"
+    row = "| jax-lowest | 3.11 | jax 0.8.3 | test_jax, test_equinox, test_nnx, test_private_names_jax | 81 | passed |"
     assert row in matrix.markdown([result])
 
 
@@ -154,7 +154,7 @@ def test_a_misspelt_name_is_refused(capsys):
 
 
 def test_an_environment_without_its_python_is_named_at_the_end_and_fails(monkeypatch, capsys):
-    ran = lambda one, *_: matrix.Result(one, 75, None, {}, 1.0)  # noqa: E731
+    ran = lambda one, *_: matrix.Result(one, 81, None, {}, 1.0)  # noqa: E731
     monkeypatch.setattr(matrix, "run", ran)
     monkeypatch.setattr(matrix, "_interpreter", lambda version: None if version == "3.13" else "python")
     said = "jax-newest: DID NOT RUN: Python 3.13 is not here"
@@ -230,6 +230,6 @@ def test_what_a_killed_run_left_is_removed_by_the_next(hanging, monkeypatch):
     process.wait()
     assert len(list(folders.iterdir())) == 1
     monkeypatch.setattr(tempfile, "tempdir", str(folders))
-    monkeypatch.setattr(matrix, "run", lambda one, *_: matrix.Result(one, 75, None, {}, 1.0))
+    monkeypatch.setattr(matrix, "run", lambda one, *_: matrix.Result(one, 81, None, {}, 1.0))
     assert matrix.main(["--run", "jax-lowest"]) == 0
     assert list(folders.iterdir()) == []
