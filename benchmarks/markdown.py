@@ -47,7 +47,7 @@ def section(found: dict[str, Any]) -> str:
         worst = one["misses"][0] if one["misses"] else None
         told = f"{worst['value']:.2f}: {worst['id']}" if worst else ""
         lines.append(f"| {name} | {one['at most']:g} | " + " | ".join(str(one[v]) for v in VERDICTS) + f" | {told} |")
-    lines += ["", f"{found['line']}. GPU: not measured."]
+    lines += ["", f"{found['line']}. A GPU: [one run](gpu.md)."]
     lines += [_growth(curve) for curve in found["growth"] if curve["over"] == "p"]
     return "\n".join(lines) + "\n"
 
