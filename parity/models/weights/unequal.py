@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,9 @@ def explain(expected: np.ndarray, got: np.ndarray) -> tuple[str, str]:
         ('permutation', 'equal after a permutation of axis 0: [2, 0, 1]')
         >>> explain(one, one / 8)
         ('scale', "JAX's is torch's times 0.125")
+        >>> kernel = np.arange(36.0).reshape(2, 2, 3, 3)
+        >>> explain(kernel, kernel.swapaxes(0, 1)[..., ::-1, ::-1])
+        ('permutation', 'equal after a transpose of the axes [1, 0, 2, 3], and then axes 2, 3 are reversed')
     """
     ours, theirs = expected.astype(np.float64), got.astype(np.float64)
     if not np.isfinite(ours).all() or not np.isfinite(theirs).all():
@@ -91,8 +95,20 @@ def explain(expected: np.ndarray, got: np.ndarray) -> tuple[str, str]:
             shown = str(order) if len(order) <= 12 else f"[{', '.join(map(str, order[:8]))}, ...]"
             return "permutation", f"equal after a permutation of axis {axis}: {shown}"
     if _near(np.sort(ours, axis=None), np.sort(theirs, axis=None), close):
-        return "permutation", "the same numbers in another order"
+        return "permutation", _reversed(ours, theirs, close) or "the same numbers in another order"
     return _computed(ours, theirs, close)
+
+
+def _reversed(ours: np.ndarray, theirs: np.ndarray, close: float) -> str | None:
+    """Return in words which axes are reversed, after a transpose or without: kernels of transposed convolutions are."""
+    every = tuple(range(theirs.ndim))
+    for axes in (every, *_transposes(theirs.shape)):
+        turned = theirs.transpose(axes)
+        for flipped in (some for count in range(1, theirs.ndim + 1) for some in itertools.combinations(every, count)):
+            if _near(ours, np.flip(turned, flipped), close):
+                also = "" if axes == every else f"a transpose of the axes {list(axes)}, and then "
+                return f"equal after {also}axes {', '.join(map(str, flipped))} are reversed"
+    return None
 
 
 def _may_be_moved(ours: np.ndarray, theirs: np.ndarray, close: float) -> bool:
