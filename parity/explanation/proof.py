@@ -187,8 +187,12 @@ def _conjugates(at: Bench) -> Diagnosis | None:
     return _first(operators.conjugates(at), at)
 
 
+def _conventions(at: Bench) -> Diagnosis | None:
+    return _first(conventions.claims(at), at)
+
+
 def _operators(at: Bench) -> Diagnosis | None:
-    return _first(itertools.chain(conventions.claims(at), operators.claims(at)), at)
+    return _first(operators.claims(at), at)
 
 
 def _ordered(at: Bench) -> Diagnosis | None:
@@ -230,6 +234,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _rates,
     optimizer_steps.decay,
     _conjugates,
+    _conventions,
     _ordered,
     _operators,
     inputs.unused,
@@ -245,7 +250,8 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
-IN_PLACE, FORMULAS, IN_ORDER = (_replaced, _operators), (_operators,), (_ordered, _moved, _streams)
+FORMULAS, IN_ORDER = (_conventions, _operators), (_ordered, _moved, _streams)
+IN_PLACE = (_replaced, *FORMULAS)
 """Stages of a number or an operator in the place of another, of operators alone, and of another order or place."""
 
 
