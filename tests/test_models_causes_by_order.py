@@ -110,7 +110,7 @@ DECODER = {
     "a finite fill": ("h.1", "mask fill", "-2"),
     "no fill": ("h.1", "mask fill", "0 in JAX where torch has -inf"),
     "another axis": ("h.1", "default argument: dim", "axis 3 in torch where JAX has axis 2"),
-    "heads put together": ("h.1", "arrangement: reshape without transpose", "a reshape alone"),
+    "heads put together": ("h.1", "arrangement: reshaped", "a reshape alone"),
     "parallel": ("h.1", "another operand", "native_layer_norm"),
     "residual of the norm": ("h.1", "another operand", "what native_layer_norm returns"),
     "one norm": ("h.1", "modules shared", "ln_1 in the place of ln_2"),

@@ -111,7 +111,7 @@ def _read(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     for group in groups([step for step in steps if np.ndim(step.operands.get(operand)) > 2], TURNS):  # type: ignore[arg-type]
         yield Claim(
             Change(framework, {step.key: partial(_reshaped, operand=operand) for step in group}),
-            "arrangement: reshape without transpose",
+            "arrangement: reshaped",
             f"axes exchanged ({group[0].name}, of shape {list(np.shape(group[0].operands[operand]))})",
             "a reshape alone, which reads the numbers in their old order",
             "Exchange the axes before the reshape on both sides: (batch, heads, length, size) to (batch, length, ...).",
