@@ -69,6 +69,7 @@ REASONS = {
     "form": "anything that can be compared with ==",
     "runs": "cells of the pair's own kind",
     "compiler": "options that torch.compile or XLA know",
+    "qconfig": "what torch.ao.quantization puts on a module; not for users",
 }
 """Why a parameter or a field of this name may be anything, wherever it is."""
 
@@ -92,6 +93,7 @@ RETURNS = {
     "listed": "an entry of a list of known differences, as its file has it",
     "as_dict": "a record as JSON has it",
     "content": "a report as JSON has it",
+    "qconfig": "as it was put there",
 }
 """Why a function of this name, of whatever class or face, may return anything."""
 
