@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Operand, Operation, Program, Step, set_result
+from parity.explanation.programs.program import SUMS, Operand, Operation, Program, Step, is_number, set_result
 from parity.explanation.substitution import Bench, Change
 
-ADDS = ("add", "add_", "add_any")
 COUNTS = ("sum", "reduce_sum", "mean", "mm", "dot_general", "cumsum")
 """Operators that count what a mask keeps."""
 
@@ -28,7 +27,7 @@ def _terms(program: Program) -> Iterator[Claim]:
     halved = {source for step in program.steps if _halves(step) for source in step.sources.values()}
     for step in program.steps:
         arrays = [o for o, v in step.operands.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
-        if step.name not in ADDS or len(arrays) != 2 or step.operands.get("alpha", 1) != 1 or step.result is None:
+        if step.name not in SUMS or len(arrays) != 2 or step.operands.get("alpha", 1) != 1 or step.result is None:
             continue
         for times in (2, 1) if step.key in halved else () if step.result.ndim else (1,):
             for operand, which in zip(arrays, ("first", "second"), strict=True):
@@ -49,8 +48,7 @@ def _halves(step: Step) -> bool:
 
 
 def _numbers(step: Step) -> list[float]:
-    return [float(v) for v in step.operands.values() if isinstance(v, int | float) or (
-        isinstance(v, np.ndarray) and v.ndim == 0 and v.dtype.kind in "fi")]  # fmt: skip
+    return [float(v) for v in step.operands.values() if is_number(v)]
 
 
 def _only(operand: Operand, times: int) -> Any:

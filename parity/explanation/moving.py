@@ -12,7 +12,17 @@ import numpy as np
 
 from parity.explanation.activations import ACTIVATIONS, SPELT
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Edit, Edits, Key, Operand, Operation, Program, Step
+from parity.explanation.programs.program import (
+    Edit,
+    Edits,
+    Key,
+    Operand,
+    Operation,
+    Program,
+    Step,
+    first_of,
+    with_first,
+)  # fmt: skip
 from parity.explanation.substitution import MASKED, Bench, Change
 
 NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm", "native_batch_norm")
@@ -139,16 +149,6 @@ def _first_taken(operand: Operand) -> Edit:
         return taken.clone()
 
     return edit
-
-
-def first_of(result: Any) -> Any:
-    """Return a result, or the first of several."""
-    return result[0] if isinstance(result, tuple | list) else result
-
-
-def with_first(result: Any, first: Any) -> Any:
-    """Return a result, or several, of which the first is another."""
-    return type(result)([first, *result[1:]]) if isinstance(result, tuple | list) else first
 
 
 def _masks(program: Program) -> Iterator[Claim]:

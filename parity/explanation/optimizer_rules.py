@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.optimizer_steps import STEPS, is_number, is_round, reaches_root
+from parity.explanation.optimizer_steps import STEPS, is_round, reaches_root
 from parity.explanation.programs.program import (
+    SUMS,
     Edit,
     Key,
     Operand,
     Operation,
     Program,
     Step,
+    is_number,
     set_operand,
     set_result,
 )  # fmt: skip
@@ -209,7 +211,7 @@ def _dampening(bench: Bench, program: Program) -> Iterator[Claim]:
     leaves = bench.numbers[0].theta
     found: dict[float, dict[Key, Edit]] = {}
     for step in program.steps:
-        if step.name not in ("add", "add_", "add_any"):
+        if step.name not in SUMS:
             continue
         alpha, other = step.operands.get("alpha", 1), step.operands.get("other")
         if alpha != 1 and _is_leaf(other, leaves) and _scaled(by_key.get(step.sources.get("self"))) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand
+from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, is_number, set_operand
 from parity.explanation.substitution import ROUNDING, SHRINK, Bench, Change, distance, other
 from parity.records import WHO, Diagnosis
 
@@ -261,11 +261,3 @@ def reaches_root(key: Key, steps: Any) -> bool:
 
 def _kept(operand: Operand) -> Callable[[Operation], Any]:
     return lambda operation: operation.operands[operand]
-
-
-def is_number(value: Any) -> bool:
-    """Return whether an operand is one number."""
-    return not isinstance(value, bool) and (
-        isinstance(value, int | float)
-        or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "f")
-    )

@@ -11,7 +11,18 @@ import numpy as np
 
 from parity.explanation.claims import Claim, place
 from parity.explanation.moving import NORMS
-from parity.explanation.programs.program import Edit, Edits, Key, Operand, Operation, Program, Step
+from parity.explanation.programs.program import (
+    SUMS,
+    Edit,
+    Edits,
+    Key,
+    Operand,
+    Operation,
+    Program,
+    Step,
+    first_of,
+    with_first,
+)  # fmt: skip
 from parity.explanation.substitution import Bench, Change, where_they_part
 
 MOST = 1500
@@ -19,8 +30,6 @@ MOST = 1500
 
 MOST_STREAMS = 400
 """Of those of sums and norms alone."""
-
-ADDS = ("add", "add_", "add_any")
 
 FIX = "Follow what goes into that step on both sides: a name may be used again for what it was before."
 
@@ -41,7 +50,7 @@ def streams(bench: Bench) -> Iterator[Claim]:
     for framework in ("torch", "jax"):
         program = bench.programs[framework]
         wanted = [
-            step for step in program.steps if step.name in (*ADDS, *NORMS) and bench.in_focus(framework, [step.key])
+            step for step in program.steps if step.name in (*SUMS, *NORMS) and bench.in_focus(framework, [step.key])
         ]
         yield from islice(_rewired(bench, program, wanted), MOST_STREAMS)
 
@@ -141,15 +150,14 @@ def _taken(source: Key, to: Key, operand: Operand | None = None) -> Edits:
 
     def keep(operation: Operation) -> Any:
         result = operation.compute(operation.operands)
-        first = result[0] if isinstance(result, tuple | list) else result
+        first = first_of(result)
         held["value"] = first.clone() if hasattr(first, "clone") else first
         return result
 
     def use(operation: Operation) -> Any:
         if operand is not None:
             return operation.compute({**operation.operands, operand: held["value"]})
-        result = operation.compute(operation.operands)
-        return type(result)([held["value"], *result[1:]]) if isinstance(result, tuple | list) else held["value"]
+        return with_first(operation.compute(operation.operands), held["value"])
 
     return {source: keep, to: use}
 

@@ -159,6 +159,9 @@ PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "dot", "mv", "dot_general
 SOFTMAXES = ("_softmax", "_safe_softmax", "exp")
 
 
+SUMS = ("add", "add_", "add_any")
+"""Operators that add two arrays."""
+
 ADDS = ("add", "sub", "rsub", "max", "maximum", "clamp", "clamp_min", "clip", "add_any")
 ROOTS = ("sqrt", "rsqrt", "log", "log1p", "log2", "pow", "integer_pow", "reciprocal")
 PASSES = (
@@ -223,3 +226,21 @@ def _leads(
         reached = [user.key for user in following if user.name in ON_THE_WAY and user.name not in ends]
         seen.update(reached)
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Return whether an operand is one number."""
+    return not isinstance(value, bool) and (
+        isinstance(value, int | float)
+        or (isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind == "f")
+    )
+
+
+def first_of(result: Any) -> Any:
+    """Return a result, or the first of several."""
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def with_first(result: Any, first: Any) -> Any:
+    """Return a result, or several, of which the first is another."""
+    return type(result)([first, *result[1:]]) if isinstance(result, tuple | list) else first

@@ -206,14 +206,8 @@ def _constants(
         if argument.name in UNTOLD and argument.has_default_value() and value == argument.default_value:
             continue
         sums = argument.name == "alpha" and name.rstrip("_") in ("add", "sub", "rsub")  # no one passes it
-        plain = argument.name in ("self", "other", "exponent", "value", "min", "max")
-        yield Constant(
-            key,
-            argument.name,
-            float(value),
-            name if plain or sums else argument.name,
-            "" if plain or sums else argument.name,
-        )
+        own = argument.name not in ("self", "other", "exponent", "value", "min", "max") and not sums
+        yield Constant(key, argument.name, float(value), argument.name if own else name, argument.name if own else "")
 
 
 def _numpy(leaf: Any) -> np.ndarray:

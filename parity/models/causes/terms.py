@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Operation, Step
+from parity.explanation.programs.program import SUMS, Operation, Step
 from parity.explanation.substitution import Change
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
 
-ADDS = ("add", "add_", "add_any")
 SELECTS = ("where", "masked_fill", "masked_fill_", "select_n", "_where")
 
 
@@ -99,7 +98,7 @@ def _masked(context: Context, framework: str) -> Iterator[Claim]:
 
 
 def _is_sum(step: Step) -> bool:
-    return step.name in ADDS and step.result is not None and step.result.dtype.kind == "f" and step.result.ndim > 0
+    return step.name in SUMS and step.result is not None and step.result.dtype.kind == "f" and step.result.ndim > 0
 
 
 def _terms(step: Step) -> tuple[Any, Any]:
