@@ -1,6 +1,7 @@
 """What is shown, drawn and written of a benchmark's run, from figures that are known."""
 
 import io
+import pathlib
 
 import pytest
 from rich.console import Console
@@ -85,7 +86,8 @@ def test_the_text_for_the_readme_is_that_of_the_figures():
     assert "| `rows`, packed | 0.90..1.10 |" in text
     assert "0.67 + 0.30 p (masked, no point further off than 0.00)" in text
     assert "20.00: torch/host overhead/rows/masked/forward" in text
-    assert "GPU: not measured" in text
+    assert "A GPU: [one run](gpu.md)" in text
+    assert (pathlib.Path(__file__).parents[1] / "docs" / "evidence" / "gpu.md").is_file()
     assert FOUND["line"] in text
     assert "commit abc1234" in text
 
