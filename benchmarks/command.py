@@ -237,7 +237,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with versions, machine, commit")
     parser.add_argument("--add", action="store_true", help="go on from the --json file: measure what it lacks")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how time and memory grow (png, svg)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the README's section")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of docs/evidence/speed.md")
     parser.add_argument("--against", type=Path, metavar="FILE", help="name the rows that differ from this --json file")
     asked = parser.parse_args(arguments)
     for option in ("json", "plot", "markdown"):

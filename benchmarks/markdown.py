@@ -1,4 +1,4 @@
-"""The figures as the README has them: made from the stored file, never by hand."""
+"""The table of docs/evidence/speed.md: made from the stored file, never by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = 0.1
 
 
 def section(found: dict[str, Any]) -> str:
-    """Return the README's section from what `python -m benchmarks --json FILE` kept.
+    """Return the section of docs/evidence/speed.md from what `python -m benchmarks --json FILE` kept.
 
     Args:
         found: The file's content.

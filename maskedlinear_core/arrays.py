@@ -32,7 +32,7 @@ def register_reader(array_type: type, reader: Reader) -> None:
 def register_viewer(framework: str, viewer: Callable[[np.ndarray], Any]) -> None:
     """Let every mask also hold its positions as a framework's array, without a copy.
 
-    This is for frameworks whose compiler traces only its own arrays. Masks made earlier do not have the view.
+    This is for frameworks whose compiler traces only its own arrays. Masks that were made before do not get the view.
 
     Args:
         framework: The name under which `views` holds it.

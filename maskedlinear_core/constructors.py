@@ -14,7 +14,7 @@ from maskedlinear_core.masks import Blocks, Columns, Elements, Mask, Rows, Subma
 
 
 def columns(index: Index) -> Columns:
-    """Train whole columns of the weight, i.e. what is learned from some input features.
+    """Train whole columns of the weight: the weights of some input features.
 
     Args:
         index: Sequence of ints, integer vector (NumPy, torch or JAX), slice, or bool vector of length
@@ -38,7 +38,7 @@ def columns(index: Index) -> Columns:
 
 
 def rows(index: Index) -> Rows:
-    """Train whole rows of the weight, i.e. what some output features learn.
+    """Train whole rows of the weight: the weights of some output features.
 
     Args:
         index: As for `columns`, over the out_features.
@@ -58,14 +58,15 @@ def rows(index: Index) -> Rows:
 
 
 def submatrix(rows: Index, columns: Index) -> Submatrix:
-    """Train the crossings of some rows with some columns.
+    """Train the entries where some rows and some columns cross.
 
     Args:
         rows: As for `rows`.
         columns: As for `columns`.
 
     Returns:
-        The mask (SPEC S1). Cost and kept input shrink as for `columns`, cost also as for `rows`.
+        The mask (SPEC S1). The product for dW costs its share of the dense one, and only these columns of the input are
+        kept for the backward.
 
     Raises:
         TypeError: An index is not made of integers or bools.
@@ -88,8 +89,8 @@ def blocks(grid: SupportsArray | Sequence[Sequence[bool]], block_shape: Sequence
         block_shape: (rows, columns) of one block; the weight's shape is the grid's times this.
 
     Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one, up to a third of the blocks; of
-        more, the dense one, which takes less time than as many small products.
+        The mask (SPEC S1). If at most a third of the blocks train, the product for dW costs their share of the dense
+        one. If more do, it is the dense one, which then takes less time than many small products.
 
     Raises:
         TypeError: The grid is not bool, or traced; the block shape is not a pair of integers.
@@ -125,7 +126,7 @@ def elements(array: SupportsArray | Sequence[Sequence[bool]]) -> Elements:
 
 
 def as_mask(value: Any) -> Mask:
-    """Return what `grad_mask=` may be as a mask: a mask itself, or a plain bool array (SPEC S1).
+    """Return the mask for an argument `grad_mask=`, which is a mask or a plain bool array (SPEC S1).
 
     Raises:
         TypeError: It is neither.
@@ -144,7 +145,7 @@ def as_mask(value: Any) -> Mask:
 
 
 def as_bias_mask(value: Any) -> Any:
-    """Return what `bias_mask=` may be as an array, whose dtype and shape nobody checked: one itself, or a sequence.
+    """Return the array for an argument `bias_mask=`, an array or a sequence. Its dtype and shape are not checked.
 
     Raises:
         TypeError: It is neither.

@@ -46,7 +46,7 @@ LARGEST = 2**30
 
 
 class Unread(NamedTuple):
-    """Positions along an axis that a program finds by itself: they cannot be read now.
+    """Traced positions along an axis: they have no values yet, and the compiled program canonicalizes them itself.
 
     Attributes:
         name: Of the mask kind, for messages.
@@ -79,8 +79,8 @@ class Positions(NamedTuple):
 def submatrix(rows: np.ndarray | None, columns: np.ndarray | None, shape: Shape) -> Positions:
     """Return rows crossed with columns; None is all of an axis.
 
-    All of an axis becomes None: no gather. Nothing of the rows is said as nothing of the columns, so that a
-    frozen layer keeps nothing of its input whichever way it was written.
+    All of an axis becomes None: no gather. An empty selection of rows becomes an empty selection of columns, so
+    that a frozen layer keeps nothing of its input, however its mask was written.
     """
     if rows is not None and rows.size == shape[0]:
         rows = None
@@ -158,9 +158,9 @@ def cheapest(array: np.ndarray) -> Positions:
 
 
 def row_chunks(rows: int) -> list[tuple[int, int]]:
-    """Return the ranges of rows in which a dense product is made whose entries are then taken: two halves.
+    """Return the ranges of rows, two halves, in which a dense product is made before the wanted entries are taken.
 
-    So nothing is of the weight's size, where there are two rows. Smaller parts cost more: quarters of 1024 x 1024 at
+    So no array has the size of a weight of two rows or more. Smaller parts cost more: quarters of 1024 x 1024 at
     batch 2048 take 1.13 times as long as the whole product in torch on a CPU, halves 1.05 times; and each takes a
     compiler its time.
 
@@ -213,7 +213,7 @@ GATHERED = 2**24
 
 
 def blocks_at_once(batch: int, grid_shape: Shape, block_shape: Shape) -> int:
-    """Return of how many blocks to gather rows and columns of a batch: no more numbers than come in, or than is little.
+    """Return for how many blocks at once to gather from a batch: the copies shall not be larger than its arrays.
 
     Example:
         >>> blocks_at_once(8192, (64, 64), (64, 64)), blocks_at_once(16, (64, 64), (64, 64))

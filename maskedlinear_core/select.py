@@ -124,18 +124,18 @@ def model_top_k(
     Args:
         scores: `Scores`; or the scores of each layer by name, or a pytree of them: nested dicts and lists, or in JAX
             anything that `jax.tree` knows. Each of the layer's shape (out_features, in_features). In a pytree of
-            NNX, whose kernels are (in_features, out_features), each leaf says by its name which it is.
-        density: Share of all candidates to train, 0 to 1: of n floor(density * n + 1/2). This or `count` is given.
+            NNX the leaf `kernel` is taken as (in_features, out_features).
+        density: Share of all candidates to train, 0 to 1: floor(density * n + 1/2) of n. Give this or `count`.
         count: How many candidates to train.
         along: As for `top_k`.
-        per_layer_max: At most so many candidates of each layer (an integer), or such a share of them (a float).
+        per_layer_max: The most candidates of each layer: a number (an integer) or a share (a float).
         block_shape: As for `top_k`.
 
     Returns:
         The mask of each layer by its dotted name, as `mask_linears` takes them.
 
     Raises:
-        TypeError: Scores that are no arrays of real numbers, or a wrong kind of argument.
+        TypeError: Scores that are not arrays of real numbers, or an argument of a wrong type.
         ValueError: A NaN score, a density outside of [0, 1], or more candidates wanted than there may be.
 
     Example:
@@ -167,7 +167,7 @@ class Scores:
     """Scores of the layers of a model, gathered over batches, for `model_top_k`.
 
     Args:
-        of: What is summed up in every `add`: "gradient" |g|, "fisher" g^2, "weight" |w|, "weight_gradient" |w g|.
+        of: What each `add` adds to the score: "gradient" |g|, "fisher" g^2, "weight" |w|, "weight_gradient" |w g|.
 
     Raises:
         ValueError: Another word.
@@ -194,7 +194,7 @@ class Scores:
         return {name: total / self.count for name, total in self._sums.items()}
 
     def add(self, gradients: Any = None, weights: Any = None) -> None:
-        """Take the gradients of a batch, the weights, or both, as this kind of score asks.
+        """Add the scores of a batch, from its gradients, the weights, or both: whichever this kind of score needs.
 
         Args:
             gradients: A torch module after `backward` (its `.grad` are read: zero them before each batch); or arrays

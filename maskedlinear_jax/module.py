@@ -156,7 +156,7 @@ class MaskedLinear:
         seed: int | None = None,
         key: Array | None = None,
     ) -> Self:
-        """Return the layer of the original `LinearCraft`: the columns at `location` learn.
+        """Return a layer whose columns at `location` learn, with the arguments and initial values of `LinearCraft`.
 
         Args:
             in_features: I.

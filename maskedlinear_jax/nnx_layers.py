@@ -205,7 +205,7 @@ class Layer(nnx.Module):
         return None if self.bias_positions is None else np.asarray(self.bias_positions.get_value())
 
     def repack(self, grad_mask: MaskLike, optimizer: nnx.Optimizer[Any] | None = None, *, model: Any = None) -> None:
-        """Let other positions learn from now on. What they were trained to stays.
+        """Let other positions learn from now on. The weight does not change: trained values stay in it.
 
         Args:
             grad_mask: The new mask.

@@ -33,7 +33,7 @@ class PackedLinear:
     The layer is a pytree of values, bias_values, grad_mask, bias_mask and the bits of what is frozen: the matrix
     and, if part of the bias is frozen, the bias. These travel as unsigned integers, so that nothing which goes by
     dtype (`partition`, `equinox.partition`, `jax.grad`, weight decay) takes them for parameters; `base` is the
-    matrix in floats, `weight` and `bias` are put together of all. Under jit the change of view costs nothing.
+    matrix in floats, `weight` and `bias` are made of all of these. Under jit the conversion from bits costs nothing.
 
     Args:
         in_features: I.
@@ -146,7 +146,7 @@ class PackedLinear:
         seed: int | None = None,
         key: Array | None = None,
     ) -> Self:
-        """Return the packed form of the original `LinearCraft`: see `MaskedLinear.from_location`.
+        """Return a packed layer whose columns at `location` learn: see `MaskedLinear.from_location`.
 
         Example:
             >>> PackedLinear.from_location(20, 3, np.array([1, 5]), seed=0).values.shape
@@ -201,7 +201,7 @@ class PackedLinear:
         return base.at[index].set(self.bias_values)
 
     def repack(self, grad_mask: MaskLike) -> Self:
-        """Return a layer of which other positions learn. What the others were trained to stays.
+        """Return a layer of which other positions learn. The weight is the same: trained values stay in it.
 
         For another mask of the same kind and count nothing recompiles. The state of an optimizer is a value of its
         own: `repack_state` makes the one for the new layer. JAX cannot tell a state of the old positions from one of

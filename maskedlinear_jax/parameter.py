@@ -18,14 +18,13 @@ from maskedlinear_jax import lowering
 def masked_parameter(weight: Array, grad_mask: MaskLike) -> Array:
     """Return where(M, W, stop_gradient(W)): the same values, of which only the masked ones learn.
 
-    For what has no layer here: convolutions, scales of norms, recurrent weights. All derivatives, of any order and
-    mode, are the framework's own.
+    For parameters that have no layer here: convolutions, scales of norms, recurrent weights. All derivatives, of any
+    order and mode, are the framework's own.
 
     Args:
         weight: W, of any shape and any float or complex dtype.
-        grad_mask: M: a bool array of the weight's shape. Or a mask over (out, in), the first two axes: `rows` of
-            a weight of one axis or more, any kind of one with two axes or more, whose other axes follow. True = the
-            gradient flows.
+        grad_mask: M: a bool array of the weight's shape, or a mask over its first two axes (out, in), broadcast over
+            the others. For a weight of one axis it must be `rows`. True = the gradient flows.
 
     Returns:
         An array of the weight's shape and dtype.

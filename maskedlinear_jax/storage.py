@@ -28,26 +28,26 @@ from maskedlinear_jax.stacked import depth
 def save_packed(path: Target, model: Any, *, with_base: bool = False) -> int:
     """Store everything that learns in a model in one file: nothing that training moved is left out.
 
-    These are the masks, packed values and biases of the masked layers, and every other array of floats in the model.
-    The file costs the trainable share of a checkpoint: the values, and about a byte per value for elements at one in a
-    hundred, next to nothing for the other kinds. `load_packed` of either framework reads it. What shall not be stored
-    must be no leaf of floats (`mask_linears(..., freeze_others=True)`).
+    The file holds the masks, packed values and biases of the masked layers, and every other array of floats in the
+    model. Its size is the trainable share of a checkpoint, and the positions: about a byte per value for elements at
+    one in a hundred, next to nothing for the other kinds. `load_packed` of either framework reads it. With
+    `mask_linears(..., freeze_others=True)` the other arrays are constants, and are not stored.
 
-    A file goes over the matrices that the layers were made with. Where `repack` froze what a packed layer had learned,
-    its matrix is stored as well, and the file is larger. Use `with_base=True` where no layer can tell: the mask of a
-    `MaskedLinear` was changed in training, an optimizer without `hold_frozen` moved it, or nothing of a repacked layer
-    learns any more.
+    A file is loaded over the matrices that the layers were made with. If `repack` froze entries that a packed layer had
+    learned, its matrix is stored as well, and the file is larger. Use `with_base=True` in three cases that a layer
+    cannot notice: the mask of a `MaskedLinear` was changed in training, an optimizer without `hold_frozen` moved its
+    frozen entries, or nothing of a repacked layer learns any more.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: A pytree that contains `MaskedLinear` or `PackedLinear` layers, or is one.
-        with_base: Store the matrices as well, so that the file alone makes the layers.
+        with_base: Store the matrices as well, so that the layers can be made from the file alone.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        ValueError: The model has no such layer, or something in it learns whose dtype has no form in a file.
+        ValueError: The model has no such layer, or something in it learns whose dtype cannot be stored.
         OSError: The file cannot be written; what was there is as it was.
         ImportError: safetensors is missing (the extra `storage`).
 

@@ -159,7 +159,7 @@ class MaskedMultiheadAttention(HeldModule, Attention):
         Args:
             grad_masks: By projection ("q_proj", "k_proj", "v_proj"), each over (embed_dim, its input's features).
             bias_masks: By projection: bool vectors (embed_dim,).
-            optimizer: Of no use: the parameters stay.
+            optimizer: Ignored: the parameters stay the same.
         """
         self.grad_masks = {**self.grad_masks, **grad_masks}
         given = {name: mask for name, mask in bias_masks.items() if mask is not None}

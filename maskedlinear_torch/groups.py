@@ -12,10 +12,10 @@ from maskedlinear_torch.packed_module import PackedLinear
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options: Any) -> list[dict[str, Any]]:
-    """Return what learns in a model as groups for an optimizer: weights, which decay, and all else, which does not.
+    """Return what learns in a model as parameter groups: weights with decay, everything else without.
 
-    To decay what has two axes or more is wrong for packed layers: the values of a mask of single entries have one axis,
-    and of whole blocks three. Here the values of a packed layer are weights.
+    The usual rule, to decay parameters of two axes or more, is wrong for packed layers: the packed values of `elements`
+    have one axis. Here the values of a packed layer count as weights.
 
     Args:
         model: Any module, with or without masked layers.

@@ -1,7 +1,7 @@
-"""Exact sums of products: what computes the reproducible answer (SPEC S9; the arithmetic is in core/precision.py).
+"""Exact sums of products: what computes the reproducible answer (SPEC S9; see maskedlinear_core/precision.py).
 
 An engine is handed two operands, whose contraction vectors lie along one of their axes, and a bilinear
-function that contracts them: a product of a kind (kinds.py). It turns each operand into integers, applies
+function that contracts them: a product of a kind (kinds/). It turns each operand into integers, applies
 the function to those, exactly, and rounds once to float64 and once to float32:
 
     integers(v)     X = round_half_even(v 2^(p - E)), cut into digits

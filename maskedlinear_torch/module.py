@@ -29,8 +29,8 @@ from maskedlinear_torch.tensors import PositionsBuffer
 class Layer(HeldModule):
     """What the layers have in common: their masks.
 
-    Positions are tensors of the layer that nothing which goes over buffers can reach: averages, casts, broadcasts.
-    Where models are stacked for `torch.func.vmap` they must be buffers, so each has one that stands for it.
+    Positions are tensors of the layer, but not buffers, so code that averages, casts or broadcasts buffers does not
+    change them. `torch.func.vmap` over stacked models needs buffers, so each has an empty one that represents it there.
     """
 
     in_features: int
@@ -383,7 +383,7 @@ class MaskedLinear(Layer, nn.Linear):
     def from_location(
         cls, in_features: int, out_features: int, location: np.ndarray, bias: bool = True, *, seed: int | None = None
     ) -> Self:
-        """Return the layer of the original `LinearCraft`: the columns at `location` learn.
+        """Return a layer whose columns at `location` learn, with the arguments and initial values of `LinearCraft`.
 
         Args:
             in_features: I.

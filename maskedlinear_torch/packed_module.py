@@ -41,8 +41,8 @@ class PackedLinear(Layer):
 
     Parameters: `values` (what `pack` gives) and `bias_values` (the trainable entries of the bias); and `base`
     (out_features, in_features) and, if part of the bias is frozen, `bias_base` (out_features,), which never
-    require a gradient. `weight` and `bias` are put together of these, and what is written to them in place goes to
-    these. The state_dict is that of `nn.Linear`, its weight and bias written out; `save_packed` stores the share.
+    require a gradient. `weight` and `bias` are made of these, and a write in place to them goes to these. The
+    state_dict is that of `nn.Linear`, with the whole weight and bias; `save_packed` stores the trainable share.
 
     On a CPU a layer keeps its matrix with the values in their places, and writes them into it when they changed.
 
@@ -166,7 +166,7 @@ class PackedLinear(Layer):
     def from_location(
         cls, in_features: int, out_features: int, location: np.ndarray, bias: bool = True, *, seed: int | None = None
     ) -> Self:
-        """Return the packed form of the original `LinearCraft`: see `MaskedLinear.from_location`.
+        """Return a packed layer whose columns at `location` learn: see `MaskedLinear.from_location`.
 
         Example:
             >>> PackedLinear.from_location(20, 3, np.array([1, 5])).values.shape
@@ -242,7 +242,7 @@ class PackedLinear(Layer):
         self.repack(grad_mask)
 
     def repack(self, grad_mask: MaskLike, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Let other positions learn from now on. What they were trained to stays; what learns anew starts from there.
+        """Let other positions learn from now on. The weight does not change: trained values stay in it.
 
         For another mask of the same kind and count everything changes in place, and nothing recompiles.
         Otherwise `values` becomes another parameter. A gradient moves along: that of new positions is zero.

@@ -33,26 +33,26 @@ _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 def save_packed(path: Target, model: nn.Module, *, with_base: bool = False) -> int:
     """Store everything that learns in a model in one file: nothing that training moved is left out.
 
-    These are the masks, packed values and biases of the masked layers, every other parameter that requires a gradient,
-    and the buffers of the state_dict, such as the running statistics of BatchNorm. The file costs the trainable share
-    of a checkpoint: the values, and about a byte per value for elements at one in a hundred, next to nothing for the
-    other kinds. `load_packed` of either framework reads it. Let what shall not learn take no gradient
-    (`mask_linears(..., freeze_others=True)`), and it is not stored.
+    The file holds the masks, packed values and biases of the masked layers, every other parameter that requires a
+    gradient, and the buffers of the state_dict, such as the running statistics of BatchNorm. Its size is the trainable
+    share of a checkpoint, and the positions: about a byte per value for elements at one in a hundred, next to nothing
+    for the other kinds. `load_packed` of either framework reads it. A parameter that takes no gradient is not stored
+    (`mask_linears(..., freeze_others=True)`).
 
-    A file goes over the matrices that the layers were made with. Where frozen entries are others by now (an optimizer
-    without `hold_frozen` moved them, an average rounded them, they were written, another mask froze what had learned)
-    the layer's matrix is stored as well, and the file is larger.
+    A file is loaded over the matrices that the layers were made with. If frozen entries of a layer have changed since
+    (moved by an optimizer without `hold_frozen`, rounded by an average, written to, or trained before another mask
+    froze them), its matrix is stored as well, and the file is larger.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: Contains `MaskedLinear` or `PackedLinear` layers, or is one.
-        with_base: Store the matrices as well, so that the file alone makes the layers.
+        with_base: Store the matrices as well, so that the layers can be made from the file alone.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        ValueError: The model has no such layer, or something in it learns whose dtype has no form in a file.
+        ValueError: The model has no such layer, or something in it learns whose dtype cannot be stored.
         OSError: The file cannot be written; what was there is as it was.
         ImportError: safetensors is missing (the extra `storage`).
 

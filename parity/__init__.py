@@ -1,4 +1,4 @@
-"""The harness that holds a torch operator to its JAX twin, cell by cell: any two functions."""
+"""Compare a torch function or model with its JAX twin, cell by cell, and say why they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m parity`: the grid, then the training run (see `python -m parity --help`)."""
+"""`python -m parity`: the grid, then both training runs (see `python -m parity --help`)."""
 
 import sys
 

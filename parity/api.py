@@ -1,4 +1,4 @@
-"""One call: hold any torch function to its JAX twin."""
+"""One call: compare any torch function with its JAX twin."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def compare(
 ) -> Report:  # fmt: skip
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
-    Both run in float64 and must agree there (meaning); each run in a lower dtype is held to its own framework's
-    float64 run, and the two frameworks' errors to each other (precision). SPEC S11; `parity.verdict.float64` says how.
+    Both run in float64 and must agree there (meaning). Each run in a lower dtype is compared with the float64 run of
+    its own framework, and the errors of the two frameworks with each other (precision). See SPEC S11.
 
     Args:
-        torch_fn: A function of torch tensors, or an `nn.Module`. Weights that it brings along (of a module, or closed
-            over) are found, paired with JAX's by their values, and become inputs: they are cast and differentiated.
+        torch_fn: A function of torch tensors, or an `nn.Module`. Its weights (of a module, or in a closure) are found,
+            paired with JAX's by their values, and become inputs: they are cast and differentiated.
         jax_fn: The same function of JAX arrays, or a module of Flax NNX, Equinox, or Linen (bound).
         inputs: The arguments: a tuple of NumPy arrays, or of nested dicts, lists and tuples of them, of any shape;
             `parity.Args(x, w, stride=2)` where there are keywords, or arguments that are no arrays;
@@ -51,20 +51,20 @@ def compare(
         transforms: Names from `parity.operator.transforms`, and `Transform`s of your own; None for those that fit.
         dtypes: Names of dtypes; None for float64, float32 and bfloat16.
         devices: "cpu", "cuda"; None for the CPU.
-        known: Differences that are known, each a dict with patterns for `transform`, `world`, `dtype` and `data`, and
-            a `reason`. They are no failures; one that does not show is.
+        known: Differences that you expect, each a dict with patterns for `transform`, `world`, `dtype` and `data`, and
+            a `reason`. They are not failures. An entry that no cell confirms is one.
         name: Of the pair; None for the torch function's.
-        oracle: A NumPy function that says what is right, in float64; or an `Oracle`, of each transform.
+        oracle: A NumPy function that computes the right answer in float64, or an `Oracle` with one for each transform.
         worlds: Names of worlds; None for all.
         data: Kinds of data from `parity.operator.data`; None for all.
-        seed: Of the numbers.
-        quick: Whether only "forward" and "vjp" run, of the transforms that would.
+        seed: Of all random numbers.
+        quick: Whether to run "forward" and "vjp" only.
         fail_fast: Whether to stop at the first cell that fails.
-        jobs: How many threads compile JAX's programs, beside what runs.
+        jobs: How many threads compile JAX programs while cells run.
         progress: Called with each record as soon as it is there.
         strict: Whether a difference at the edge of the range (an intermediate that overflows, a subnormal that is
-            flushed, the sign of a zero that cancels) is a failure; it is reported apart in any case.
-        tolerance: `parity.Tolerance(reason, rtol=, atol=)`: what results may be off by beside what rounding explains.
+            flushed, the sign of a zero that cancels) is a failure. It always has a verdict of its own, "edge".
+        tolerance: `parity.Tolerance(reason, rtol=, atol=)`: by how much results may differ in addition to rounding.
 
     Raises:
         TypeError: An input is not of NumPy, or a function cannot be called.

@@ -1,4 +1,4 @@
-"""The crossings of rows with columns."""
+"""The entries where some rows and some columns cross."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskedlinear_core.positions import Positions, Shape, Unread
 
 
 class Submatrix(Mask):
-    """The crossings of some rows with some columns."""
+    """The entries where some rows and some columns cross."""
 
     def __init__(self, rows: Any, columns: Any) -> None:
         self.rows = as_index("submatrix rows", rows)

@@ -23,8 +23,8 @@ from parity.report.environment import environment
 from parity.report.report import Report
 
 description = (
-    f"Hold the torch function of every pair in a file to its JAX twin. A pair: {HOW}. An entry of `known` that no cell "
-    "confirms is a failure too; it is looked for where no option narrows the cells."
+    f"Compare the torch function of every pair in a file with its JAX twin. A pair: {HOW}. An entry of `known` "
+    "that no cell confirms is a failure too, unless an option leaves cells out."
 )
 
 

@@ -14,8 +14,8 @@ from parity import needs, suites
 from parity.names import unknown
 
 OWN = {
-    "check": "hold the torch function of every pair in a file to its JAX twin",
-    "model": "hold the JAX model in a file to its torch model, module by module",
+    "check": "compare the torch function of every pair in a file with its JAX twin",
+    "model": "compare the JAX model in a file with its torch model, module by module",
     "compare-records": "say in which cells two records that --json wrote differ",
 }
 """Commands of parity itself: the modules parity.cli.NAME, with `add_arguments` and `run` as a suite has them."""
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = f"Without a command, `{DEFAULT}` runs. " if DEFAULT in commands else ""  # an installed parity has none
     top = argparse.ArgumentParser(
         prog="parity",
-        description="Hold torch functions to their JAX twins: those of a file, or of a suite that comes with parity.",
+        description="Compare torch functions with their JAX twins: those of a file, or of a suite of parity.",
         epilog=f"{default}{EPILOG} `parity COMMAND --help` lists a command's options.",
     )
     top.add_argument("--version", action="store_true", help="print what a report of a fault needs, and stop")

@@ -1,4 +1,4 @@
-"""`python -m parity model FILE.py`: hold a JAX model to its torch model, module by module."""
+"""`python -m parity model FILE.py`: compare a JAX model with its torch model, module by module."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOW = (
 )
 
 description = (
-    f"Hold the JAX model in a file to its torch model. In the file, {HOW}. "
+    f"Compare the JAX model in a file with its torch model. In the file, {HOW}. "
     "`parity.compare_models` says what each may be. The file runs in this process."
 )
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fail-fast", action="store_true", help="stop after the first run in which a module differs")
     parser.add_argument("--strict", action="store_true", help="a weight without a partner fails too")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="run one model only, and keep what the other needs")
-    parser.add_argument("--against", type=Path, metavar="DIR", help="hold the model to one that --dump kept")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare the model with one that --dump kept")
     parser.add_argument("--side", choices=("torch", "jax"), help="which model --dump runs, where FILE.py has both")
     parser.add_argument("--float32", action="store_true", help="with --dump: run in float32, not in float64")
     parser.add_argument("--optimizer", metavar="NAME", help="whose steps are compared: sgd, adam, adamw or rmsprop")

@@ -1,4 +1,4 @@
-"""Whole models: a torch model held to its JAX port, module by module."""
+"""Whole models: a torch model compared with its JAX port, module by module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call: hold a JAX model to the torch model that it is a port of, module by module."""
+"""One call: compare a torch model with its JAX port, module by module."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def compare_models(
     """Compare a torch model with its JAX port: which module is wrong, why, and the fix.
 
     Both models run on the same inputs, in float64 where both can. Modules that hold the same weights are paired, and
-    each JAX module is run on what its torch module was given: an error that it makes itself is told from one that it
-    inherits. Neither model is changed. SPEC S12.
+    each JAX module runs on the inputs of its torch module. So an error of its own is told from one that it inherits.
+    Neither model is changed. See SPEC S12.
 
     Args:
         torch_model: An `nn.Module`; or a `parity.models.Dump` of one that ran where JAX is not installed.
         jax_model: A Flax NNX module; an Equinox module, or `(module, state)`; a Flax Linen pair `(module, variables)`;
-            or a function of a pytree with its weights, `(function, params)`, called as `function(params, *inputs)`; a
-            function that holds its own weights, which are neither paired nor perturbed then; or
-            a `parity.models.Dump` of one that ran where torch is not installed.
+            or a function with its pytree of weights, `(function, params)`, called as `function(params, *inputs)`; or a
+            function that holds its own weights, which are then neither paired nor perturbed; or a
+            `parity.models.Dump` of one that ran where torch is not installed.
         inputs: A tuple of arrays, a dict of keywords, `parity.Args`, or `parity.models.Inputs(torch=..., jax=...)`
             where the two take them differently; None for those of a dump. An Equinox module that takes one example is
             mapped over the first axis.
         weights: A `WeightMap`; None for `parity.map_weights`.
-        modules: Paths of torch modules, and of the JAX modules that they are, where weights do not tell.
+        modules: The path of a JAX module by the path of its torch module, where weights do not decide.
         mode: "eval" or "train": what both models are put into.
         loss: Of the torch model's output, for the gradients; None for a random projection of all outputs.
         perturb: Whether the models are compared a second time with weights of order one, the same on both sides:
@@ -57,9 +57,9 @@ def compare_models(
         progress: Called with the path of each module before it is judged.
 
     Raises:
-        TypeError: A model or the inputs are of no kind that is known.
-        ValueError: A model does not run on the inputs, or the two give no output that corresponds, or no number; an
-            option is of no use.
+        TypeError: A model or the inputs are of an unknown kind.
+        ValueError: A model does not run on the inputs, the two have no corresponding output or no number in it, or an
+            option has no effect.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, torch

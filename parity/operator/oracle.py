@@ -1,4 +1,4 @@
-"""What a pair says is right: answers for each transform, and kinds of data on which they are met bit for bit."""
+"""The right answers of a pair for each transform, and the kinds of data on which they are met bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STAGES = 4
 
 @dataclass(frozen=True)
 class Oracle:
-    """What is right, for each transform that it knows; the others are held to the float64 runs.
+    """The right answer for each transform that it knows; other transforms are compared with the float64 runs.
 
     Attributes:
         answers: By name of transform, a function of the numbers that returns float64 arrays by name of output.
@@ -33,8 +33,8 @@ class Oracle:
         stages: How often a result is stored on its way, per order of derivative and once more.
 
     Raises:
-        TypeError: Something is no function where one is expected.
-        ValueError: There is no answer, or a majorant of a transform that has none.
+        TypeError: An answer or a majorant is not a function.
+        ValueError: There is no answer at all, or a transform has a majorant and no answer.
 
     Example:
         >>> square = Oracle({"vjp": lambda n: {"by x": 2 * n.theta[0] * n.cotangents[0]}})
@@ -65,7 +65,7 @@ class Exact:
     """A kind of data on which an oracle's answers are met bit for bit.
 
     Attributes:
-        why: What makes that a fair demand, as a failure says it.
+        why: Why the answer must be exact there; a failure prints it.
         zeros: Whether the signs of zeros count.
     """
 

@@ -64,31 +64,31 @@ class Pair:
         dtypes: Names of dtypes; None for float64, float32 and bfloat16.
         worlds: Names of worlds; None for all.
         data: Kinds of data: of `parity.operator.data`, or of the pair's own `numbers`; None for all of the former.
-        oracle: A NumPy float64 function that says what is right of the function, or an `Oracle`, of each transform;
-            None where the two are held to one another.
-        known: Differences that are known and right, each a dict with patterns for `transform`, `world`, `dtype` and
-            `data`, and a `reason`. They are no failures; an entry that holds for no cell is one. With `error`, a
-            regular expression, every such cell must raise an error that it is found in; with `crashes`, True, such
-            cells end the process and are not run.
-        note: What a reader of the report should know.
+        oracle: A NumPy float64 function that computes the right result of the function, or an `Oracle` with the right
+            answer of each transform; None to compare the two functions with each other.
+        known: Differences that you expect, each a dict with patterns for `transform`, `world`, `dtype` and
+            `data`, and a `reason`. They are not failures. An entry that no cell confirms is one. With `error`, a
+            regular expression, every such cell must raise an error whose text matches. With `crashes=True` such
+            cells would end the process, and are not run.
+        note: A remark for readers of the report.
         exact: The kinds of data on which the oracle's answers must be met bit for bit.
         frozen: Which entries of an output must be +0.0 bit for bit: bool arrays by name of output, or a function of
             the transform, the output and the numbers that returns one, or None for no entry.
-        numbers: Makes the `Numbers` for a kind of data, a dtype (whose values they must be) and a seed; what it leaves
-            out is drawn. For a kind of `parity.operator.data` it may return None: then all is.
+        numbers: Makes the `Numbers` for a kind of data, a dtype (whose values they must be) and a seed. What it leaves
+            out is drawn at random. For a kind of `parity.operator.data` it may return None: then all is drawn.
         runs: Which cells there are of all that could be; None for the usual ones.
         compiler: Options of the compiled worlds for a cell: `backend` and others of torch.compile, or
             `compiler_options` and others of jax.jit.
         cell: Makes the pair's cells: `Cell`, or what says more than it.
-        form: All that a compiled program depends on beside the numbers: where it is equal, what was compiled for the
-            pair before serves this one. None where it serves the pair alone.
-        tolerance: What results may be off by besides, with a reason, which is printed; None for nothing.
+        form: Everything that a compiled program depends on besides the numbers. Pairs of equal form share compiled
+            programs. None if the pair shares none.
+        tolerance: By how much results may differ in addition to rounding, with the reason, which is printed.
         weights: How many arrays the functions brought along, which are the last argument now (`brought`).
 
     Raises:
-        TypeError: A function cannot be called, an input is not of NumPy, or what is promised is of another type.
-        ValueError: There is no input, an entry of `known` has no reason, an exact kind no oracle, a frozen output is
-            by something that is no argument, or two transforms have one name.
+        TypeError: A function cannot be called, an input is not of NumPy, or an option has a wrong type.
+        ValueError: There is no input, an entry of `known` has no reason, an exact kind has no oracle, `frozen` names a
+            derivative by something that is not an argument, or two transforms have one name.
 
     Example:
         >>> Pair(torch=abs, jax=abs, inputs=(np.ones(3),), name="abs").make(0)[0].shape

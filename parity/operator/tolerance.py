@@ -9,15 +9,15 @@ from typing import SupportsFloat
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What results may be off by beside what rounding explains, and why. The reason is printed with what it lets pass.
+    """By how much results may differ in addition to rounding, and why. The report prints the reason where it counts.
 
     Attributes:
-        reason: Why that is right for these functions.
-        rtol: Of the size of an element; a number of any library, such as `np.finfo(np.float32).eps`.
+        reason: Why these functions may differ so much.
+        rtol: Relative to the size of an element; a number of any library, such as `np.finfo(np.float32).eps`.
         atol: Of any element.
 
     Raises:
-        TypeError: The reason is no text, or what is tolerated no number.
+        TypeError: The reason is not a string, or a tolerance is not a number.
         ValueError: There is no reason, or nothing is tolerated.
 
     Example:
