@@ -1,4 +1,4 @@
-"""A name that is not known: what was expected, what came, and what is nearest."""
+"""The message for an unknown name: what was expected, what came, and which name is nearest."""
 
 from __future__ import annotations
 

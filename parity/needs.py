@@ -1,4 +1,4 @@
-"""Packages that a part of parity needs, and which extra brings each: what is missing is said with how to get it."""
+"""Packages that a part of parity needs, and the extra that installs each, for the error when one is missing."""
 
 from __future__ import annotations
 

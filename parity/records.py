@@ -81,7 +81,7 @@ class Diagnosis:
     """Why two results differ.
 
     Attributes:
-        cause: A slug.
+        cause: Its short name.
         text: What was seen, in words.
         fix: What to do.
     """

@@ -1,4 +1,4 @@
-"""Folders for temporary files: they go with their process, or, if it was killed, with the next that makes one."""
+"""Folders for temporary files. Each is removed when its process ends or, if that was killed, when the next is made."""
 
 from __future__ import annotations
 

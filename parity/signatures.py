@@ -1,4 +1,4 @@
-"""What the parameters of a user's function are called."""
+"""The names of the parameters of a user's function."""
 
 from __future__ import annotations
 

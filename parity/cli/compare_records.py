@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = description, None
     parser.add_argument("before", type=Path, metavar="A.json", help="a record that --json wrote")
     parser.add_argument("after", type=Path, metavar="B.json", help="another")
-    parser.add_argument("--part", action="store_true", help="B has some of A's cells only: compare those")
+    parser.add_argument("--part", action="store_true", help="compare only the cells that B has")
     parser.add_argument("--all", action="store_true", help=f"print every difference, not {SHOWN} only")
     parser.add_argument(
         "--field", action="append", metavar="NAME", choices=FIELDS,

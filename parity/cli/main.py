@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Compare torch functions with their JAX twins: those of a file, or of a suite of parity.",
         epilog=f"{default}{EPILOG} `parity COMMAND --help` lists a command's options.",
     )
-    top.add_argument("--version", action="store_true", help="print what a report of a fault needs, and stop")
+    top.add_argument("--version", action="store_true", help="print the versions that a bug report needs, and stop")
     below = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     parsers = {
         name: below.add_parser(

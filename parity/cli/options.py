@@ -25,18 +25,18 @@ def add_pairs(made: argparse.ArgumentParser) -> None:
     for name in CHOICES:
         made.add_argument(f"--{name}", action="append", metavar="NAME", help=f"only this {name}; may be repeated")
     made.add_argument("--quick", action="store_true", help=f"only the transforms {' and '.join(QUICK)}")
-    made.add_argument("--strict", action="store_true", help="a difference at the edge of the range fails too")
-    made.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="what a cell may take (60)")
+    made.add_argument("--strict", action="store_true", help="a difference at the edge of the range is a failure, too")
+    made.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="time limit of a cell (60)")
     add_run(made)
-    made.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at, with everything in it")
+    made.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, in one file")
     made.add_argument("--md", type=Path, metavar="FILE", help="write a table in Markdown")
-    made.add_argument("--json", type=Path, metavar="FILE", help="keep every record, and the inputs of those that fail")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write every record, and the inputs of cells that fail")
 
 
 def add_run(made: argparse.ArgumentParser) -> None:
     """Add the options of commands that run cells."""
-    made.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that run side by side")
+    made.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="how many processes run cells (1)")
     made.add_argument("--fail-fast", action="store_true", help="stop at the first cell that fails")
     made.add_argument("--list", action="store_true", help="print the cells and stop")
 

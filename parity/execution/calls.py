@@ -1,4 +1,4 @@
-"""What a world is asked to run: a function, a program, and the numbers; and what comes back."""
+"""A call (a function, a program, and the numbers that go in) and its outputs, for every framework alike."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from parity.operator.trees import is_float
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of a call: NumPy, floats as float64 whose values the dtype holds exactly.
+    """The numbers of a call, in NumPy: floats are float64 arrays of values that the dtype holds exactly.
 
     Attributes:
         arguments: The arguments, as the functions take them.
-        theta: Their floating leaves; of complex ones the real and the imaginary part, so that a derivative is that of
-            real numbers, which both frameworks define alike (JAX's gradient by a complex number is the conjugate of
+        theta: Their floating leaves. A complex leaf is two: its real and its imaginary part. So every derivative is by
+            real numbers, which both frameworks define alike (for complex numbers JAX's gradient is the conjugate of
             torch's).
-        names: What these are called.
-        owners: The number of the argument that each belongs to.
+        names: The name of each leaf of theta.
+        owners: For each leaf of theta, the number of the argument that it belongs to.
         cotangents: One for each floating output.
-        directions: Two tangents of theta; a pair's own transforms may want more.
-        copies: Of each leaf of theta, COPIES in a stack.
-        scales: Factors of the outputs in the test function <c u, f^2> / 2, one for each; none for 1.
-        more: What the pair's own transforms use besides, by name: arrays, or trees of them.
-        about: What the pair's own oracle wants to know besides: it goes into no program.
+        directions: Two tangents of theta, or more for a pair's own transforms.
+        copies: COPIES versions of each leaf of theta, stacked, for vmap.
+        scales: The factor u of each output in the test function <c u, f^2> / 2; empty for 1.
+        more: Further arrays, or trees of them, by name, for a pair's own transforms.
+        about: Anything that a pair's own oracle needs and no program does.
     """
 
     arguments: tuple[Any, ...]

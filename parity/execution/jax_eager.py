@@ -1,8 +1,8 @@
-"""What transforms.py needs of JAX where nothing is compiled as a whole: few programs for what is not the function's.
+"""What transforms.py needs of JAX where nothing is compiled as a whole: few programs for all but the function itself.
 
-Eager JAX compiles one program for each operation, shape and dtype. Of a small function's cells, two thirds of these
-programs come from around the function: a Jacobian's basis, and its rows sorted into places; the sum of a test function.
-Here NumPy makes the basis and sorts the rows, and the test function is one program. The function itself is
+Eager JAX compiles one program for each operation, shape and dtype. In the cells of a small function two thirds of these
+programs do not belong to the function: they make the basis of a Jacobian, reorder its rows, and sum up a test function.
+Here NumPy makes the basis and reorders the rows, and the test function is one program. The function itself is
 differentiated as before: by `jax.vjp`, `jax.jvp` and `jax.vmap`, operation by operation.
 """
 

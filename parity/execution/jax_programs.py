@@ -1,6 +1,7 @@
-"""What a JAX program does inside: the types of the numbers that it computes with, and where it leaves the range.
+"""What a JAX program does inside: the dtypes in which it computes, and where it leaves the range.
 
-Read off the jaxpr, calls in it included. Twin of torch_programs.py, as far as the frameworks allow.
+This is read from the jaxpr, and from those of the functions that it calls. Twin of torch_programs.py, as far as the
+frameworks allow.
 """
 
 from __future__ import annotations

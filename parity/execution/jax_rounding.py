@@ -1,8 +1,8 @@
-"""How rounding moves a JAX program: every result in it that is rounded is moved.
+"""How rounding moves a JAX program: every rounded result in it is moved.
 
-Twin of `Rounding` in torch_programs.py. It measures what the formula of a JAX function loses, where that is not the
-formula that torch has: the derivative that JAX makes of `0.5 * minimum(x, d)**2 + d * (x - minimum(x, d))` adds d and
-takes it away again, and no small x is left of it.
+Twin of `Rounding` in torch_programs.py. It measures what the formula of a JAX function loses, if torch has another
+formula. An example is the derivative of `0.5 * minimum(x, d)**2 + d * (x - minimum(x, d))`: JAX adds d and subtracts it
+again, so a small x is lost.
 """
 
 from __future__ import annotations

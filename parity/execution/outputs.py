@@ -1,4 +1,4 @@
-"""Running: what the functions of a pair give, in any world and dtype. Everything is run once and kept."""
+"""The outputs of the functions of a pair, in any world and dtype. Everything runs once and is kept."""
 
 from __future__ import annotations
 

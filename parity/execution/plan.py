@@ -1,4 +1,4 @@
-"""Planning: the cells of a pair (SPEC S11)."""
+"""Which cells a comparison of a pair has (SPEC S11)."""
 
 from __future__ import annotations
 

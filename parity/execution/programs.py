@@ -1,4 +1,4 @@
-"""What is read off a program of either framework: the types that it computes in, and where it leaves the range."""
+"""What is read from a program of either framework: the dtypes in which it computes, and where it leaves the range."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Formulas that operators of torch stand for, where the operators do otherwise on numbers at the edge.
+"""Formulas of operators of torch, for operators that differ from them on numbers at the edge of the range.
 
-A term that is zero times a number that is not there (padding, a neighbour beyond the border) is left out: computed, it
-is NaN where the number beside it is infinite. A factor that underflows is not computed.
+A term of zero times a number that does not exist (padding, a neighbour beyond the border) is left out: computed, it
+would be NaN if the other number is infinite. A factor that underflows is not computed.
 """
 
 from __future__ import annotations

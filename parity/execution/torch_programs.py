@@ -1,7 +1,7 @@
-"""What a torch program does inside: the operators that it runs, the types of its numbers, and how rounding moves it.
+"""What a torch program does inside: the operators that it runs, their dtypes, and how rounding moves it.
 
-Everything is seen from a `TorchDispatchMode`: it is handed every operator, those of derivatives included. Twin of
-jax_programs.py, as far as the frameworks allow.
+A `TorchDispatchMode` sees every operator, those of derivatives included. Twin of jax_programs.py, as far as the
+frameworks allow.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Why two functions differ."""
+"""Why two functions differ: causes.py tries the causes in order, and proof.py proves those found in the programs."""

@@ -1,4 +1,4 @@
-"""What may be wrong, with the change that would prove it."""
+"""A claim: a possible cause, with the change of a program that would prove it."""
 
 from __future__ import annotations
 

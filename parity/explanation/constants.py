@@ -1,4 +1,4 @@
-"""Constants: a number on one side where the other has another, or none."""
+"""Constants: a number on one side where the other side has another number, or none."""
 
 from __future__ import annotations
 

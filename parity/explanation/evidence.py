@@ -1,4 +1,4 @@
-"""What is known of a cell that differs, for the diagnoses to look at."""
+"""What is known of a cell that differs: the input of every diagnosis."""
 
 from __future__ import annotations
 

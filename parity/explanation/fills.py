@@ -1,7 +1,7 @@
-"""Fills: a finite number that stands for infinity, as in a masked score, and is none where infinities go in.
+"""Fills: a large finite number in place of infinity, as in a masked score. It differs where infinities go in.
 
 `jax.nn.dot_product_attention` writes -0.7 times the largest float where a key is masked, torch writes -inf. The two
-are one function at all finite scores. Where every other score of a row is -inf, JAX attends to what is masked.
+are one function at all finite scores. Where every other score of a row is -inf, JAX attends to masked keys.
 """
 
 from __future__ import annotations

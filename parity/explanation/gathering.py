@@ -1,4 +1,4 @@
-"""What is known of a cell that is not identical: the runs of it, gathered for the diagnoses."""
+"""Gathers the runs of a cell that is not identical, for the diagnoses (evidence.py)."""
 
 from __future__ import annotations
 

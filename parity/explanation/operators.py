@@ -1,4 +1,4 @@
-"""Operators: another function, axis, mode or comparison in the place of one, anywhere in a program."""
+"""Operators: another function, axis, mode or comparison, anywhere in a program."""
 
 from __future__ import annotations
 

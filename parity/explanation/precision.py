@@ -1,7 +1,7 @@
-"""Why a result loses precision: inputs that are rounded, results that are kept in 16 bits, or a formula that cancels.
+"""Why a result loses precision: rounded inputs, results kept in 16 bits, or a formula that cancels.
 
-A number of the dtype's own (a factor in bfloat16 alone) is no loss of precision. The two are told apart by the program
-that the function has in that dtype, run in float64: what is left of the error is no rounding.
+A constant that depends on the dtype (another factor in bfloat16 alone) is no loss of precision. To tell the two apart,
+the program that the function has in that dtype runs in float64: the error that remains there is not rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The search for a proved cause: what the two programs have differently, and that it is all."""
+"""The search for a proved cause: a difference of the two programs, and the proof that it is the only one."""
 
 from __future__ import annotations
 

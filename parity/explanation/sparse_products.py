@@ -1,7 +1,7 @@
 """Zero times infinity: NaN in a dense product, where the other side leaves the zero out.
 
-An image is resized by a matrix that is zero outside of each window, a column is chosen by a matrix of zeros and ones.
-On numbers such a function is the same as one that reads the window alone.
+Some functions multiply by a matrix of many zeros: to resize an image, or to select a column. For finite numbers this
+gives the same results as reading the window alone.
 """
 
 from __future__ import annotations

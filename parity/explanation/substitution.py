@@ -1,8 +1,8 @@
 """Proof by substitution: a change of one program after which the two functions agree, on these numbers and on others.
 
-A claim "X on one side where the other has Y" is made where the program with Y in the place of X gives the other's
-results to nine digits, on the numbers of the cell and on fresh ones of the same shapes. Programs run in float64
-throughout for it, whatever types they pass through.
+"X on one side where the other has Y" is claimed only if the program with Y in place of X gives the results of the other
+side to nine digits, on the numbers of the cell and on fresh ones of the same shapes. For this programs run in float64
+throughout, also where they would cast to another dtype.
 """
 
 from __future__ import annotations

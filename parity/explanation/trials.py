@@ -1,4 +1,4 @@
-"""Trials that tell causes apart: points beside a cell's, finite differences, a dtype's own program in float64."""
+"""Trials that tell causes apart: points near those of a cell, finite differences, the same program in float64."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What two processes say to each other: whole messages behind a token, read before a deadline.
+"""Messages between two processes: each is whole, begins with a token, and is read before a deadline.
 
-Whoever else writes on the pipe (a function that writes to any file descriptor, the child of one that forks) does not
-know the token: what it writes is seen, and taken for no answer.
+Others may write on the pipe: a function that writes to any file descriptor, or the child of one that forks. They do not
+know the token, so what they write is not taken for an answer.
 """
 
 from __future__ import annotations

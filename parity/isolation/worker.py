@@ -1,6 +1,6 @@
-"""What runs in the process of the cells: it loads the pairs, plans, and runs one cell after the other as it is asked.
+"""The process that runs cells: it loads the pairs, plans the cells, and runs each when the supervisor asks for it.
 
-Only cells, records and texts cross to the supervisor; the functions themselves stay here.
+Only cells, records and texts are sent to the supervisor. The functions themselves stay here.
 """
 
 from __future__ import annotations

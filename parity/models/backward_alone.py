@@ -1,8 +1,8 @@
 """The backward of each module alone: which module turns a right gradient into a wrong one.
 
-Where whole models give other gradients though their outputs agree, every module is run backward by itself: on what
-torch's module was given, and from the same random numbers in the place of the gradient of its output. A `stop_gradient`
-or a `custom_vjp` in a module shows there, and nowhere else.
+If the outputs of two models agree and their gradients do not, each module runs backward alone: on the inputs of torch's
+module, and with the same random numbers as the gradient of its output. Only this shows a `stop_gradient` or a
+`custom_vjp` in a module.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How far the output of a JAX module may be from that of its torch module, element by element (SPEC S11).
 
-Both run in float64 on the same numbers. Where nothing in either is computed or kept in less, the bound is of float64;
-else it is of the least precise type that either uses. What rounding does to an element is measured: the torch module
-is run again with every rounding made anew (`parity.verdict.sensitivity` has the argument and the constants).
+Both run in float64 on the same numbers. If neither computes or stores anything in a lower dtype, the bound is that of
+float64. Otherwise it is that of the lowest dtype that either uses. How far rounding moves an element is measured: the
+torch module runs again with random rounding errors (see `parity.verdict.sensitivity`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What two passes over the models say: a report, with the first module that makes an error, and why."""
+"""The report of two passes over the models, with the first module that makes an error, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict on one pair of modules: the error it makes by itself, on torch's inputs, beside the one it inherits."""
+"""The verdict on one pair of modules: its own error, on torch's inputs, and the error that it inherits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which array of one framework is which of the other's: by value, by name, by position, with axes in another order."""
+"""Which arrays of the two frameworks correspond: by value, name or position, also with axes in another order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which module of one model is which of the other: those that hold the same paired weights."""
+"""Which modules of the two models correspond: those that hold the same paired weights."""
 
 from __future__ import annotations
 

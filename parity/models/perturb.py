@@ -1,8 +1,8 @@
-"""Weights of order one, the same on both sides: what the initial values hide shows with them.
+"""Weights of order one, the same on both sides: they show what initial values hide.
 
-A norm whose scale is one, a bias that is zero, a projection of size 0.02: with such numbers a dropped bias or a wrong
-base of rotary positions changes almost nothing. Only weights that both models have are changed: a table of positions
-that one of them computes and the other keeps is none.
+With a norm whose scale is one, a bias of zeros, or a projection of size 0.02, a missing bias or a wrong base of rotary
+positions changes almost nothing. Only weights that both models have are changed. A table of positions that one model
+computes and the other stores is not such a weight.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whether a JAX function is compiled as one program, or runs operator by operator: what takes less time before it runs.
+"""Whether a JAX function is compiled as one program or runs operator by operator: whichever is ready sooner.
 
 A small program of JAX takes longer to compile than to run. Operator by operator, each operator of each shape is
-compiled once, so a model of many equal layers is quick; a model whose layers all differ is quicker as one program.
+compiled once, so a model of many equal layers is quick. A model whose layers all differ is quicker as one program.
 """
 
 from __future__ import annotations

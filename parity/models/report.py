@@ -18,29 +18,29 @@ KINDS = {"json": ("", ""), "html": ("page", "render"), "md": ("text", "markdown"
 
 @dataclass
 class Module:
-    """A torch module beside the JAX module that holds the same weights.
+    """A torch module and the JAX module that holds the same weights.
 
     Attributes:
         path: Of the torch module; "" for the model itself.
         jax_path: Of the JAX module; "layers[3]" is the fourth of a stack.
         verdict: "identical", "within bound", "differs", "unsupported" or "not judged".
-        own_error: The largest error of the JAX module on torch's inputs, relative to a typical output; None where
-            nothing was compared.
-        inherited_error: The same where the whole model runs.
+        own_error: The largest error of the JAX module on torch's inputs, relative to a typical output; None if nothing
+            was compared.
+        inherited_error: The largest error of its output when the whole model runs.
         diagnosis: Why it differs, and the fix; only where it makes an error of its own.
         makes: Whether it makes an error of its own: it differs, and nothing in it does.
-        reason: What else is to be said.
+        reason: A remark on the verdict.
         finding: The worst element.
         ratio: The largest error over its bound.
-        dtype: The arithmetic that the bound is of.
+        dtype: The dtype whose arithmetic the bound is for.
         torch_type: The class of the torch module.
         jax_type: The class of the JAX module.
         calls: How often the model calls it.
-        call: Which call is shown: the worst.
+        call: The number of the call that is shown, which is the worst.
         perturbed: Whether the difference shows with perturbed weights only.
-        parent: The nearest module around it, as a place in `ModelReport.modules`.
-        seconds: What judging took.
-        order: When torch begins it.
+        parent: The module that contains it, as an index into `ModelReport.modules`.
+        seconds: How long judging took.
+        order: Its place in the order in which torch calls the modules.
     """
 
     path: str
@@ -66,26 +66,26 @@ class Module:
 
 @dataclass
 class ModelReport:
-    """What a comparison of two models saw.
+    """The result of a comparison of two models.
 
     Attributes:
         name: Of the pair.
-        modules: Every pair of modules, in the order in which torch begins them: the model itself first.
+        modules: Every pair of modules, in the order in which torch calls them: the model itself first.
         first: The first module that makes an error of its own, or None.
         weights: The `WeightMap`: `.pairs`, `.unpaired`, `.unequal`.
         gradients: Of every paired weight: `.torch`, `.jax`, `.verdict`, `.error`.
         unpaired: Paths of modules that ran and have no partner, of "torch" and of "jax".
-        training: Of every running statistic after a forward in "train", and of every parameter after a step of the
-            optimizer: the same.
+        training: The same for every running statistic after a forward in "train", and for every parameter after a step
+            of the optimizer.
         steps: Of the optimizer: `.distances` and `.losses`, one a step; None where no step was asked for.
-        notes: What else is to be known of the run.
+        notes: Remarks on the run.
         mode: "eval" or "train".
         framework: Of the JAX model: "nnx", "linen", "equinox" or "function".
-        precision: What both ran in.
-        seed: Of the random numbers.
+        precision: The dtype in which both ran.
+        seed: Of all random numbers.
         perturbed: Whether perturbed weights were tried too.
         strict: Whether weights without a partner are a failure.
-        command: Which command makes it, without --only; "" where none is known.
+        command: The command that makes this report, without --only; "" if there is none.
         environment: Versions, machine and commit.
     """
 

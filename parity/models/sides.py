@@ -1,6 +1,6 @@
-"""The two models of a comparison as it sees them: weights by name, and the calls of a run. Here those that can run.
+"""The two models of a comparison: their weights by name, and the calls of a run. These are models that can run here.
 
-`parity.models.dump` has the same of a model that ran elsewhere.
+`parity.models.dump` does the same for a model that ran elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gradients of one model for its weights and its inputs, each framework by itself: the other need not be installed."""
+"""Gradients of one model for its weights and its inputs, in one framework: the other need not be installed."""
 
 from __future__ import annotations
 

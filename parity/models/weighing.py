@@ -1,4 +1,4 @@
-"""Whether arrays of both frameworks are equal up to rounding, which is measured on torch's whole program."""
+"""Whether arrays of the two frameworks are equal up to rounding, whose effect is measured on torch's whole program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a call as people write it: arrays, and what is none, by position and by keyword."""
+"""The arguments of a call as people write it: arrays and other values, by position and by keyword."""
 
 from __future__ import annotations
 

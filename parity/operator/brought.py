@@ -1,6 +1,6 @@
-"""Weights that a function brings along: of a module, of a closure, of what it calls. They become inputs.
+"""The weights in a function: of a module, of a closure, of functions that it calls. They become inputs.
 
-Everything runs in several dtypes, and what is brought along has one. So arrays of floats are found (in an `nn.Module`,
+Functions run in several dtypes, and the weights in them have one. So arrays of floats are found (in an `nn.Module`,
 a Flax or an Equinox module, in closures, globals, partials and bound methods of the user's own code), paired between
 the frameworks by their values, in any order of axes, and given to both functions as one more argument: they are rounded
 and cast as other inputs are, and differentiated. Buffers, frozen parameters, and arrays whose partner or order of axes

@@ -1,8 +1,9 @@
-"""Kinds of data: the user's own numbers, and the points where frameworks part from each other.
+"""Kinds of data: the user's own numbers, and special numbers where frameworks tend to differ.
 
-A kind has variants, which run in the same compiled programs; a cell is judged on all of them. Special values go into
-the first floating argument and into all of its shape, as where two operands meet both must be special; then into each
-argument alone, and into all of them. The user's own numbers are drawn several times: errors in a few numbers hide.
+A kind has variants, which run in the same compiled programs. A cell is judged on all of them. Special values go into
+the first floating argument and all others of its shape, because some faults need both operands to be special; then
+into each argument alone, and into all of them. The user's own numbers are drawn several times, because few numbers
+hide errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pair brings itself (answers, majorants, numbers, frozen entries) and does not work: the cell says so."""
+"""Faults in what a pair supplies (answers, majorants, numbers, frozen entries): the cell reports them as such."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known to differ or to be refused: entries with patterns and a reason, which hold or are failures."""
+"""Known differences and refusals: entries with patterns and a reason. One that no cell confirms is a failure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The transforms of any function, as data: programs that both frameworks run.
 
-A program is written once, on the names that torch.func and JAX share; each world lends its own `ops`
+A program is written once, on the names that torch.func and JAX share; each framework supplies its own `ops`
 (torch_backend.py, jax_backend.py). It gets `f(*theta)`, a function of the floating leaves of the arguments that
 returns a tuple of the floating leaves of the result, and the arrays `a` (`calls.Numbers`), and returns arrays by
 name. Keywords that a program gives to `f` reach the function.
@@ -29,20 +29,20 @@ MOST_DENSE = 128
 
 @dataclass(frozen=True)
 class Transform:
-    """One transform; a pair may bring its own, beside those here or in the place of one (`Pair.transforms`).
+    """One transform. A pair may add transforms of its own, or replace one (`Pair.transforms`).
 
     Attributes:
         name: Its name.
-        order: Of derivative: how often results are stored on the way.
-        program: What a world runs.
-        everything: Whether it is the function itself, with outputs that are no floats.
-        dense: How many numbers a result of it has for each that goes in: 0 for as many.
-        keywords: What the function is called with under this transform, besides its arguments.
-        outside: Whether torch.compile compiles the function, which is then differentiated outside, rather than all.
-        same: Outputs that must have the bits of another: its name, and why. An oracle says nothing of that other.
-        finish: Turns the outputs, NumPy in float64, into what is compared; also gets the numbers.
-        values: Whether values are compared, or what is frozen only (`Pair.frozen`).
-        clause: What it holds the functions to: a clause of the SPEC, or of yours.
+        order: The order of the derivative. Results are rounded once more for each order.
+        program: The program that each framework runs.
+        everything: Whether it is the function itself, so that outputs that are not floats count as well.
+        dense: By which power of the input's size the result is larger than the function's output: 1 for a Jacobian.
+        keywords: Keywords that the function gets under this transform, besides its arguments.
+        outside: Whether torch.compile compiles only the function, and it is differentiated outside.
+        same: Outputs that must have the bits of another output: its name, and why. An oracle need not answer it.
+        finish: Turns the outputs, NumPy in float64, into what is compared. It gets the numbers, too.
+        values: Whether values are compared, or only frozen entries (`Pair.frozen`).
+        clause: What the transform tests: a clause of the SPEC, or of yours.
 
     Example:
         >>> from parity.execution.calls import Call, Numbers

@@ -1,4 +1,4 @@
-"""Nested dicts, lists, tuples and dataclasses of arrays, of either framework: taken apart, and put together."""
+"""Nested dicts, lists, tuples and dataclasses of arrays, of either framework: flattened, and rebuilt."""
 
 from __future__ import annotations
 

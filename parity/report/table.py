@@ -1,4 +1,4 @@
-"""A report as a person reads it: a matrix of verdicts, and every failure in words."""
+"""A report to read: a matrix of verdicts, and every failure in words."""
 
 from __future__ import annotations
 

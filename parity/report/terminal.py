@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what a file keeps of it."""
+"""What a run prints, and what is written to files."""
 
 from __future__ import annotations
 

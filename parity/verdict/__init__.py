@@ -1,1 +1,1 @@
-"""What the verdict is: held to an oracle, to a float64 run, or to bits."""
+"""The verdict: results are compared with an oracle, with a float64 run, or by bits."""

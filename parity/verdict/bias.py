@@ -1,9 +1,9 @@
-"""Errors in one direction: a factor of a result that hides within the bound of each element shows in their mean.
+"""Errors in one direction: a wrong factor that stays within the bound of each element shows in the mean.
 
-Of n elements with errors e, values y and inherent units h (`sensitivity.inherent`), the factor that fits best,
-weighted by 1/h^2, is 1 + b with b = sum(e y / h^2) / sum(y^2 / h^2). Rounding errors have no direction: b goes to zero
-as 1/sqrt(n). What has one is constants that are rounded, and functions that libraries approximate: by a fraction of
-what the results are off by at all. A factor of 1 + 4 units in the last place is a b of 8 u.
+Let n elements have errors e, values y and inherent units h (`sensitivity.inherent`). The factor that fits best,
+weighted by 1/h^2, is 1 + b with b = sum(e y / h^2) / sum(y^2 / h^2). Rounding errors have no direction, so b goes to
+zero as 1/sqrt(n). Rounded constants have one, and so do functions that libraries approximate, by a fraction of their
+whole error. A factor of 1 + 4 units in the last place is a b of 8 u.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What shows over many numbers only: errors in one direction (bias.py), and a framework that errs more than the other.
+"""What shows only over many numbers: errors in one direction (bias.py), and one framework with larger errors.
 
-The user's own numbers are drawn several times, of the same shapes, so that programs that were compiled run again. How
-rounding moves an element is measured on the first draw; on the others it is taken to be, beside its size, the same.
-It is measured only where results in units of the elements alone do not settle it (`Slope.is_settled`), and where the
-numbers are so many (`data.ENOUGH`) that their mean says more than each of their bounds.
+The user's own numbers are drawn several times, with the same shapes, so that compiled programs are used again. How far
+rounding moves an element is measured on the first draw. The other draws use that measure, scaled by the size of the
+element. It is measured only if results in units of the elements do not decide (`Slope.is_settled`), and if there are
+enough numbers (`data.ENOUGH`) for their mean to say more than the bound of each.
 """
 
 from __future__ import annotations

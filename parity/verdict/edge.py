@@ -1,14 +1,17 @@
-"""Differences beyond the edge of the range: an intermediate that overflows, a subnormal that is flushed.
+"""Differences at the edge of the range: an intermediate overflows, a subnormal is flushed.
 
-They say how two programs are built, and nothing of the function at ordinary numbers. A difference is one of them only
-where the two agree on the user's own numbers, and a program leaves the range on those at hand. A sweep that leaves the
-range is drawn again below smaller powers of two, where it does not: what differs there is no matter of the range
-(softplus is x beyond a threshold of 20, and exp(-4096) is zero).
+They show how two programs are built, and say nothing of the function at ordinary numbers. A difference is at the edge
+only if the two agree on the user's own numbers, and a program leaves the range on the numbers of the cell. A sweep that
+leaves the range is drawn again below smaller powers of two, so that it does not. What differs there is no matter of the
+range (softplus is x beyond a threshold of 20, and exp(-4096) is zero).
 
-What goes in as NaN or infinity is no such edge: a function says what it makes of them. Four things are: a derivative
-by an input that reaches no output that is a number; which of infinity and NaN a derivative is, where each output that
-the input reaches has some; what a kernel makes of them that does otherwise than its formula, or than in float64
-(torch's gelu of infinity is NaN in float32); and a large number that stands for infinity beside true ones.
+For inputs of NaN or infinity the results count, as what a function makes of them is part of it. Four differences are at
+the edge all the same:
+
+- in a derivative by an input that reaches only outputs that are NaN or infinite,
+- between infinity and NaN in a derivative, if each output that the input reaches holds some of them,
+- where a kernel differs from its formula, or from itself in float64 (torch's gelu of infinity is NaN in float32),
+- where a large number stands for infinity beside true infinities.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Held to a float64 reference: where no oracle judges a cell, the float64 runs stand in for what is right.
+"""Compared with a float64 reference: where no oracle judges a cell, the float64 runs take its place.
 
-*Meaning*: both functions run in float64, on the same numbers, and must agree there to a float64 bound.
-*Precision*: a run in a lower dtype is held against the float64 run of its own framework on the same numbers, whose
+*Meaning*: both functions run in float64, on the same numbers, and must agree there within a float64 bound.
+*Precision*: a run in a lower dtype is compared with the float64 run of its own framework on the same numbers, whose
 values that dtype holds exactly. *Ratio*: then the errors of the two are compared over many numbers (draws.py).
-What JAX does is held against torch, so that a difference in meaning is in the cells of JAX; where the user says what
-is right (an oracle), results of both are held against that first.
+JAX is compared with torch, so a difference in meaning shows in the cells of JAX. If the user gives an oracle, results
+of both are compared with it first.
 """
 
 from __future__ import annotations

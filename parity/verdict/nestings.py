@@ -1,8 +1,8 @@
 """Derivatives that an operator of torch gives wrongly in forward mode, or in one nesting of transforms.
 
-Torch's tangents of some operators are wrong, and those of others take what the forward kept (a norm's mean, a
-factorisation) for constants, so that what differentiates them is wrong (pytorch #198017 collects them). The port is not
-to blame.
+Some operators of torch have wrong tangents. Others treat what the forward saved (the mean of a norm, a factorisation)
+as a constant, so that derivatives of their derivatives are wrong (pytorch #198017 collects them). This is not the fault
+of the port.
 """
 
 from __future__ import annotations

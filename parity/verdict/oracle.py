@@ -1,6 +1,6 @@
-"""Held to an oracle: a pair says what is right, and how far off rounding may be or that bits are equal.
+"""Compared with an oracle: a pair gives the right answer, and either a bound for rounding or the demand of equal bits.
 
-Such a cell runs once. The float64 runs, which stand in for what is right elsewhere (float64.py), are left out.
+Such a cell runs once. The float64 runs, which are the reference elsewhere (float64.py), are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The way of a cell: it is run (execution/outputs.py), judged by one of three regimes, explained, and recorded.
+"""The way of a cell: it is run (execution/outputs.py), judged in one of three ways, explained, and recorded.
 
-A cell is *held to an oracle* (oracle.py) where its pair says what is right and how far off rounding may be; else it is
-*held to a float64 reference* (float64.py). Where bits must be equal, both hold it *to bits* (bits.py).
+If the pair has an oracle with a bound for rounding, the cell is compared with the oracle (oracle.py), otherwise with a
+float64 reference (float64.py). If bits must be equal, both compare bits (bits.py).
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
 """How far a correct computation of an unknown function may be from its float64 run, element by element.
 
-Nothing is known of the function but its program. So the program is run again in float64 with every rounding made anew,
-at random: each result of an operator that rounds is moved by up to a unit of the dtype, what goes into a sum of n
-numbers by sqrt(n) units, and fused operators are taken apart first (execution/torch_programs.py). What that does to an
-element, s in the root mean square of some draws, is what rounding does to it: cancellation shows, wherever it is, and
-an element that only moved or was chosen does not move. An element's bound is of that element alone:
+Only the program of the function is known. So it runs again in float64 with random rounding errors: each result of an
+operator that rounds is moved by up to a unit of the dtype, and each input of a sum of n numbers by sqrt(n) units. Fused
+operators are taken apart first (execution/torch_programs.py). How far an element moves, s in the root mean square of
+some draws, is how far rounding moves it. So cancellation shows wherever it is, and an element that was only copied or
+selected does not move. The bound of an element depends on that element alone:
 
     bound = 8 s + stages u |y| + stages * the smallest normal number
 
-8 is for few draws and for errors beyond the mean: movements are twice as large as roundings are, so a correct result
-is off by a sixteenth of it, in the mean. The other term is for what a program does not show: functions that a library
-approximates (XLA's are off by a few units), and other formulas for one thing. In float64 both sides err, each with a
-formula of its own: eight times that term (bounds.ORACLE); and what either formula loses in float32 by itself, scaled.
+The factor 8 allows for few draws and for errors above the mean. Movements are twice as large as rounding errors, so the
+mean error of a correct result is a sixteenth of 8 s. The other term allows for what a program does not show: functions
+that a library approximates (XLA's are off by a few units), and different formulas for one function. In float64 both
+sides have errors, each by its own formula. There this term is eight times as large (bounds.ORACLE), and what either
+formula loses in float32 is added, scaled to float64.
 
-At a kink a run that is moved takes the other branch, and s is as large as the jump: no difference would be seen. At
-points that are chosen (zeros, ties, kinks) jumps do not count: s is measured by movements of 2^-26 and of 2^-34, and
-where the smaller one does not do about 2^8 times less, it is a jump, and no rounding error.
+At a kink a moved run takes the other branch, so s is as large as the jump, and would hide any difference. So jumps do
+not count at chosen points (zeros, ties, kinks): s is measured with movements of 2^-26 and of 2^-34, and if the smaller
+movement does not have about 2^8 times less effect, the effect is a jump and not a rounding error.
 
-Where torch does not run the function, what goes in is moved instead.
+If torch cannot run the function like this, its inputs are moved instead.
 """
 
 from __future__ import annotations

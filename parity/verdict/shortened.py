@@ -1,10 +1,13 @@
-"""Large arrays, shortened: special numbers are special at any size, and what a function makes of them is its program.
+"""Large arrays, shortened: a function runs the same program on special numbers at any size, so fewer of them will do.
 
-Every kind of data but the user's own numbers is run on fewer numbers, where both programs are then the same, operator
-by operator, with each axis as it was or shorter by powers of one factor. At full size run: the user's own numbers; a
-program that is another one on shorter arrays (a size that is written in it, a loop over an axis) or raises there; every
-kind on which shorter arrays show a difference; and every kind of points once, where NaN, infinities and the signs of
-zeros must be in the same places, or all of it is judged there.
+Every kind of data but the user's own numbers runs on fewer numbers, if both programs are then the same, operator by
+operator, with each axis unchanged or shorter by powers of one factor. These run at full size:
+
+- the user's own numbers,
+- a program that changes on shorter arrays (a size written into it, a loop over an axis) or raises there,
+- every kind of data on which the shorter arrays show a difference,
+- every kind of special points once: NaN, infinities and the signs of zeros must be in the same places. If they are
+  not, the cell is judged at full size.
 """
 
 from __future__ import annotations

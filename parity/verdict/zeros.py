@@ -1,7 +1,7 @@
-"""Whether the sign of a zero says something: it does where the function comes from that side, and not where it cancels.
+"""Whether the sign of a zero counts: it does if nearby numbers have that sign, and does not if a zero cancels.
 
-`tanh(-0.0)` is -0.0, as `tanh` of what is just below zero is negative. The mean of zeros taken from zeros is +0.0 or
--0.0 as the formula has it: of numbers just beside them it is of either sign.
+`tanh(-0.0)` is -0.0, and `tanh` of a small negative number is negative: the sign counts. The mean of zeros, subtracted
+from zeros, is +0.0 or -0.0, depending on the formula, and for numbers near zero it has either sign: it does not count.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A program of either framework as a list of steps, any of which can be changed when it runs again.
 
-Both frameworks' programs run in float64 throughout here, whatever types they pass through: what is asked is whether
-two functions are one in real numbers once a step is changed.
+Here the programs of both frameworks run in float64 throughout, also where they would cast to another dtype. The
+question is whether two functions are the same in real numbers once a step is changed.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What goes into each module of a model and comes out of it, and each module run alone: one file a framework."""
+"""The inputs and outputs of each module of a model, and each module run alone: one file for each framework."""

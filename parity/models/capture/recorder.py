@@ -1,8 +1,8 @@
-"""Calls of the modules of a JAX model, whatever transformations they are made in.
+"""Calls of the modules of a JAX model, inside any transformation.
 
-Values are seen by an operator that gives back what it takes. Under `jax.disable_jit` it runs with numbers, also inside
-of vmap, scan, cond, remat and gradients; its batching rule keeps which axes are batches, outermost first. So a module
-that is written for one example, and mapped, is captured with the whole batch, and run alone with the whole batch.
+An identity operator sees the values. Under `jax.disable_jit` it runs with numbers, also inside of vmap, scan, cond,
+remat and gradients. Its batching rule remembers which axes are batches, outermost first. So a module that is written
+for one example, and mapped, is captured and run alone with the whole batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights of a torch model and its JAX port: which is which, whether they are equal, and loading either way."""
+"""Weights of a torch model and its JAX port: which belong together, whether they are equal, and how to load them."""
 
 from parity.models.weights.jax_side import JaxTree as JaxTree
 from parity.models.weights.jax_side import jax_tree as jax_tree

@@ -1,7 +1,7 @@
-"""Blocks that a pairing crosses: what it says of one layer contradicts what it says of another.
+"""Blocks that a pairing crosses: the pairing of one layer contradicts that of another.
 
-Names and numbers are read layer by layer. Where they send two layers of one block to two blocks, or the blocks of a
-stage to blocks in another order, they do not tell: only values, or the user, do.
+Names and numbers are read layer by layer. If they send two layers of one block to two blocks, or the blocks of a stage
+to blocks in another order, they are not used. Then only values, or the user, can decide.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The weights of a function of a pytree: `(function, params)`, as Haiku and hand-written models have them.
 
-A function alone holds its own weights, where nobody can read them: it has none here, and is judged as it is.
+A function without `params` holds its own weights, which cannot be read. It counts as one without weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers that are alike, paired by those beside them: a norm belongs to the convolution before it.
+"""Layers of equal shapes, paired by their neighbours: a norm belongs to the convolution before it.
 
 Linen numbers the layers of a module by class, in the order in which they are made (`Conv_0`, `BatchNorm_0`), and
 torch's names (`bn1`, `downsample.1`) say nothing of that order. Where shapes tell the convolutions apart, the norms go

@@ -12,8 +12,8 @@ from parity.cli import options
 from parity.cli.console import console, verdict
 from parity.names import unknown
 
-description = "golden hashes, grid, training, precision and benchmark on a GPU, with one report to carry back"
-commands = {"gpu": "all that is to be run on a GPU, with one report to carry back"}
+description = "golden hashes, grid, training, precision and benchmark on a GPU, with one report to take along"
+commands = {"gpu": "all checks and measurements for a GPU, with one report to take along"}
 
 PRETEND = ("cpu",)
 OUTPUT = Path("gpu-report.json")
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=OUTPUT, metavar="FILE", help=f"the report ({OUTPUT})")
     parser.add_argument("--pretend", metavar="NAME", help="cpu: a quick rehearsal there; its report says so")
     parser.add_argument("--quick", action="store_true", help="a selection of each step")
-    parser.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
     jobs = max(min(MOST_JOBS, (os.cpu_count() or 1) - 1), 1)
     parser.add_argument("--jobs", type=int, default=jobs, metavar="N", help=f"processes of the grid ({jobs} here)")
     parser.add_argument("--only", action="append", metavar="STEP", help="only this step; may be repeated")

@@ -20,7 +20,7 @@ from parity.report.environment import environment
 from parity.suites.masked_linear import written
 from parity.suites.masked_linear.records import PRECISIONS, TIERS, Cell
 
-description = "the torch and the JAX twin of masked_linear, held to one oracle"
+description = "the torch and the JAX twin of masked_linear, compared with one oracle"
 commands = {
     "all": "the grid of the masked linear layer, then both training runs",
     "grid": "every case of the masked linear layer under every transform, held to one oracle",
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--md", type=Path, metavar="FILE", help="write the grid as a table in Markdown")
     parser.add_argument("--write", type=Path, metavar="FILE", help="with golden: make the hashes, on the CPU")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw how native runs part and reproducible ones do not (png, svg)"
+        "--plot", type=Path, metavar="FILE", help="plot how far native and reproducible runs drift apart (png, svg)"
     )
     parser.add_argument("--summary", type=Path, metavar="FILE", help="keep counts and extremes, on one page")
 

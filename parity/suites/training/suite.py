@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or all (cpu)")
     parser.add_argument("--precision", action="append", metavar="NAME", help="only this precision; may be repeated")
-    parser.add_argument("--seed", type=int, default=0, help="of all numbers (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
     parser.add_argument("--quick", action="store_true", help="fewer steps, in under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep what the runs showed")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="keep extremes, on one page")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw how native runs part and reproducible ones do not (png, svg)"
+        "--plot", type=Path, metavar="FILE", help="plot how far native and reproducible runs drift apart (png, svg)"
     )
 
 
