@@ -1,4 +1,4 @@
-"""The bits of floats as unsigned integers, which nothing that goes by dtype takes for numbers that learn."""
+"""The bits of floats as unsigned integers: code that selects parameters by dtype does not select them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of a pytree that learn no more: kept as their bits, so that nothing which goes by dtype sees them."""
+"""Constant arrays of a pytree, stored as their bits: code that selects parameters by dtype does not select them."""
 
 from __future__ import annotations
 

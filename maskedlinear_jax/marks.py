@@ -1,8 +1,8 @@
-"""Tells whether the constant matrix of a packed layer is still the one that it was made with.
+"""Whether the constant matrix of a packed layer is still the one that the layer was made with.
 
-A file of what learned goes over that matrix. Another mask freezes what has learned before, and the matrix then is
-another. What it holds at trainable positions is never read: a mark is left there. It goes wherever the layer goes,
-through compiled code and checkpoints too.
+A file of `save_packed` is loaded over that matrix. If another mask froze entries that had learned, the matrix is another
+one. The entries of the matrix at trainable positions are never read, so a mark is stored there. It stays with the layer
+in compiled code and in checkpoints.
 """
 
 from __future__ import annotations

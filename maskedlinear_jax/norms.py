@@ -1,4 +1,4 @@
-"""Layers inside of what computes their weight anew: no part of such a weight can be held (SPEC S8)."""
+"""Masked layers inside a norm that recomputes their weight: their frozen entries cannot be held (SPEC S8)."""
 
 from __future__ import annotations
 

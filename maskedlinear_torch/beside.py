@@ -1,4 +1,4 @@
-"""What users put into a layer beside what such a layer has: it goes along to the layer that replaces it (SPEC S8)."""
+"""Parameters, buffers and modules that users add to a layer: they move to the layer that replaces it (SPEC S8)."""
 
 from __future__ import annotations
 

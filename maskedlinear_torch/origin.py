@@ -1,8 +1,7 @@
 """Whether the frozen entries of a layer are those that it was made with (SPEC S8).
 
-A file of what learned goes over the matrix that a layer was made with. Decay and averages move all frozen entries
-alike, so some of them tell. Where another mask freezes what has learned before, that is no part of the first matrix
-either.
+A file of `save_packed` is loaded over the matrix that a layer was made with. Decay and averages move all frozen entries,
+so it is enough to look at some of them. If another mask froze entries that had learned, the matrix is another one, too.
 """
 
 from __future__ import annotations

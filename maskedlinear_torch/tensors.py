@@ -1,4 +1,4 @@
-"""Tensors with a duty: a constant that never learns, positions that nothing averages, a weight written through."""
+"""Special tensors: a constant that never learns, positions that nothing averages, a weight whose writes reach the layer."""
 
 from __future__ import annotations
 
