@@ -1,8 +1,8 @@
 """Whether the constant matrix of a packed layer is still the one that the layer was made with.
 
-A file of `save_packed` is loaded over that matrix. If another mask froze entries that had learned, the matrix is another
-one. The entries of the matrix at trainable positions are never read, so a mark is stored there. It stays with the layer
-in compiled code and in checkpoints.
+A file of `save_packed` is loaded over that matrix. If another mask froze entries that had learned, the matrix has
+changed. The entries of the matrix at trainable positions are never read, so a mark is stored there. It stays with the
+layer in compiled code and in checkpoints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Special tensors: a constant that never learns, positions that nothing averages, a weight whose writes reach the layer."""
+"""Special tensors: a constant that never learns, positions that nothing averages, a weight that passes on writes."""
 
 from __future__ import annotations
 
