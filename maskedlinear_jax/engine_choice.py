@@ -30,7 +30,7 @@ def choose(precision: Any, function: str, input: Array, weight: Array) -> Produc
 
     Raises:
         TypeError, ValueError: No precision, no group of workers, a dtype without a reproducible answer, more bits
-            than there are, or sums too long for an engine that was asked for.
+            than there are, sums too long for an engine that was asked for, or of a symbolic length.
         RuntimeError: A device that is here fails the known-answer test: where a program is lowered for it.
     """
     settings = core.as_precision(precision)
@@ -42,6 +42,8 @@ def choose(precision: Any, function: str, input: Array, weight: Array) -> Produc
         checks.group(settings.group, all(isinstance(name, str) for name in names), "the name of a mesh axis")
     engine = "float64" if settings.engine == "auto" else settings.engine  # of digits, when a program of them is lowered
     for terms in (*weight.shape, math.prod(input.shape[:-1])):
+        if not isinstance(terms, int | np.integer):
+            checks.refuse_symbolic(function, terms)
         core.check_terms(settings, engine, terms)
     return ReproducibleProducts(settings, _engine_on)
 

@@ -162,6 +162,28 @@ def test_every_program_is_exported_for_all_platforms(name, precision):
         same_bits(exported.call(*args), every(*args))
 
 
+@masked_and_packed
+def test_a_program_for_every_batch_size(packed):
+    """Of a batch whose size is a symbol: what learns can be trained further in what was read."""
+    mask, (size,) = MASKS["columns"], jax.export.symbolic_shape("b")
+    learned, x = (pack(W, grad_mask=mask) if packed else W), jax.ShapeDtypeStruct((size, I), jnp.float32)
+
+    def layer(x, learned, precision="native"):
+        if packed:
+            return packed_linear(x, W, learned, grad_mask=mask, precision=precision)
+        return masked_linear(x, learned, grad_mask=mask, precision=precision)
+
+    exported = jax.export.export(jax.jit(layer), platforms=PLATFORMS)(x, learned)
+    exported = jax.export.deserialize(exported.serialize(vjp_order=1))
+    for size in (1, 5):
+        gradients = [jax.grad(loss_of(one), 1)(X[:size], learned) for one in (jax.jit(layer), exported.call)]
+        same_bits(gradients[1], gradients[0])
+    with pytest.raises(
+        ValueError, match="expected lengths that are numbers for precision='reproducible', got the symb"
+    ):
+        jax.export.export(jax.jit(functools.partial(layer, precision="reproducible")))(x, learned)
+
+
 @pytest.mark.parametrize("precision", ["native", "reproducible"])
 def test_a_layer_in_a_branch_for_fewer_platforms(precision):
     """As in jax #21799: a rule of lowering is asked for the platforms of the branch, not for those of the program."""
