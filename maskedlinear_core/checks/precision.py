@@ -188,7 +188,7 @@ def refuse_symbolic(function: str, length: object) -> NoReturn:
     """
     raise ValueError(
         f"{function}: expected lengths that are numbers for precision='reproducible', got the symbolic {length}: how "
-        "many bits are kept depends on the length of a sum; export a program for each batch size, or use precision='native'"
+        "many bits are kept depends on the length of a sum; export one program for each size, or use precision='native'"
     )
 
 
