@@ -62,8 +62,8 @@ def reproducible(*, bits: int | None = None, engine: Engine = "auto", group: Any
             as two products allow (29 at K = 1024). More take four products (at most 43 at K = 1024).
         engine: What computes the integers: "float64" products, or products of short digits in "float32" or
             "int8", for devices without float64. "auto" takes float64 on CPUs and on GPUs that have it at half of
-            float32's rate, else float32. The choice never shows in the bits. Under `jax.jit` it is that of the first
-            device; name an engine to lower a program for another platform.
+            float32's rate, else float32. The choice never shows in the bits. In JAX it is made where a program is
+            lowered, for the platforms that it is lowered for.
         group: Workers over which the batch is spread: a `torch.distributed.ProcessGroup`, or in JAX the name
             of a mesh axis inside `shard_map`. The gradients of weight and bias are then those of the whole batch, the
             same on every worker for any number of workers. Do not reduce them again, by DistributedDataParallel or

@@ -185,7 +185,8 @@ class Scores:
 
     def __init__(self, of: str = "gradient") -> None:
         selection_checks.kind_of_score(of, tuple(_SCORES))
-        self.of, self.count = of, 0
+        self.of: str = of
+        self.count: int = 0
         self._sums: dict[str, np.ndarray] = {}
 
     @property

@@ -230,8 +230,11 @@ class Digits:
         return factors(x, jnp.ones_like(w))[0] + factors(jnp.ones_like(x), w)[0]
 
 
-FLOAT32 = Digits("float32", jnp.dtype(jnp.float32))
-INT8 = Digits("int8", jnp.dtype(jnp.int8))
+ENGINES: dict[str, Float64 | Digits] = {
+    "float64": Float64(),
+    "float32": Digits("float32", jnp.dtype(jnp.float32)),
+    "int8": Digits("int8", jnp.dtype(jnp.int8)),
+}
 
 
 def _exponent_or_nan(vector_max: Array) -> Array:

@@ -26,7 +26,7 @@ from jax import Array
 from maskedlinear_core import precision
 from maskedlinear_core.checks import precision as checks
 from maskedlinear_jax import _compat, collectives
-from maskedlinear_jax.integer_products import FLOAT32, Digits, Float64, Operand, flush, largest, operand
+from maskedlinear_jax.integer_products import ENGINES, Digits, Float64, Operand, flush, largest, operand
 from maskedlinear_jax.kinds.sums import flat
 
 
@@ -36,22 +36,23 @@ class Arithmetic:
 
     Attributes:
         settings: What was asked for.
-        engine: What adds on the device of the weight, or of the host.
-        float64_on: Platforms that add in float64; a program that is lowered for another adds digits in float32. All
-            engines give the same bits, where their numbers are what they are on a CPU: a TPU has no float64. None where
-            an engine was asked for.
+        engine_on: What adds in a program that is lowered for a platform, by what was asked for and the platform. It is
+            asked there and not before: a program may be traced on one host and run on another. All engines give the
+            same bits, where their numbers are what they are on a CPU: a TPU has no float64.
+        engine: What adds, once the platform is known.
     """
 
     settings: precision.Reproducible
-    engine: Float64 | Digits
-    float64_on: tuple[str, ...] | None = None
+    engine_on: Callable[[precision.Engine, str], precision.Engine]
+    engine: Float64 | Digits = ENGINES["float64"]
 
     def on(self, platform: str) -> Arithmetic:
         """Return the arithmetic of a program that is lowered for a platform."""
-        if self.float64_on is None:
-            return self
-        engine = Float64() if platform in self.float64_on else FLOAT32
-        return Arithmetic(self.settings, engine)
+        return self.by(self.engine_on(self.settings.engine, platform))
+
+    def by(self, engine: str) -> Arithmetic:
+        """Return the arithmetic of an engine."""
+        return Arithmetic(self.settings, self.engine_on, ENGINES[engine])
 
 
 class Operands(NamedTuple):
@@ -209,6 +210,16 @@ class Canonical:
         return u
 
 
+@dataclass(frozen=True)
+class IsFloat64:
+    """Whether a program adds in float64: a constant, since it is computed where the program is lowered."""
+
+    arithmetic: Arithmetic
+
+    def compute(self, of: Operands, kind: Any) -> Array:
+        return jnp.asarray(self.arithmetic.engine == Float64())
+
+
 Op = Apply | InputGrad | WeightGrad | BatchSum | BatchExpand | Canonical
 
 
@@ -247,9 +258,22 @@ def canonicalize(array: Array) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _over_workers(op: Op, of: Operands, kind: Any) -> Array:
+def _over_workers(op: WeightGrad | BatchSum, of: Operands, kind: Any) -> Array:
+    # No primitive: the axes of a mesh have names while a program is traced, and none where it is lowered.
     leaves, tree = jax.tree.flatten((of, kind))
-    return _lowering(*leaves, op=op, tree=tree, axes=(), platforms=PLATFORMS)
+    arithmetic = op.arithmetic
+    runs = {
+        name: functools.partial(_run, dataclasses.replace(op, arithmetic=arithmetic.by(name)), tree) for name in ENGINES
+    }
+    if arithmetic.settings.engine != "auto":
+        return runs[arithmetic.settings.engine](*leaves)
+
+    def on_cuda(*leaves: Array) -> Array:
+        question: Any = IsFloat64(arithmetic)  # without operands it has no derivatives
+        is_float64 = evaluate(question, Operands(None, None, None), None)
+        return jax.lax.cond(is_float64, runs["float64"], runs["float32"], *leaves)
+
+    return jax.lax.platform_dependent(*leaves, cpu=runs["float64"], cuda=on_cuda, default=runs["float32"])
 
 
 @_over_workers.defjvp
@@ -290,18 +314,19 @@ _TYPES: dict[Any, Any] = {}
 
 @functools.cache
 def _compiled(op: Op, tree: Any, axes: tuple[Any, ...]) -> Callable[..., Array]:
-    return jax.jit(_batched(functools.partial(_run, op, tree), axes))
+    return jax.jit(lambda *leaves: _bind(op, tree, axes, leaves))
 
 
 def _implementation(*leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], aval: Any) -> Array:
-    return _compiled(op, tree, axes)(*leaves)
+    with jax.disable_jit(False):  # as JAX does with primitives of its own
+        return _compiled(op, tree, axes)(*leaves)
 
 
 def _lowering(
     *leaves: Array, op: Op, tree: Any, axes: tuple[Any, ...], platforms: tuple[str, ...], aval: Any = None
 ) -> Array:
     ops = {name: _on(op, name) for name in platforms}
-    runs = {op: _batched(functools.partial(_run, op, tree), axes) for op in ops.values()}
+    runs = {op: _program(op, tree, axes) for op in ops.values()}
     (first, *others) = runs.values()
     if not others:
         return first(*leaves)
@@ -310,12 +335,17 @@ def _lowering(
     return jax.lax.platform_dependent(*leaves, **by_name, default=runs[last])
 
 
+@functools.cache
+def _program(op: Op, tree: Any, axes: tuple[Any, ...]) -> Callable[..., Array]:
+    # Compiled by itself so that it is traced once, and stands once in a program that uses it often.
+    return jax.jit(_batched(functools.partial(_run, op, tree), axes))
+
+
 def _on(op: Op, platform: str) -> Op:
     """Return the product as a program that is lowered for a platform computes it."""
-    return op if isinstance(op, Canonical) else dataclasses.replace(op, arithmetic=op.arithmetic.on(platform))
-
-
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+    if isinstance(op, Canonical | BatchExpand):  # nothing is added up
+        return op
+    return dataclasses.replace(op, arithmetic=op.arithmetic.on(platform))
 
 
 def _output_type(*leaves: Any, aval: Any, **params: Any) -> Any:

@@ -54,14 +54,7 @@ def choose(precision: Any, function: str, input: Tensor, weight: Tensor) -> Prod
     for terms in (*weight.shape, input.shape[:-1].numel()):
         core.check_terms(settings, engine, terms)
     _known_answer(engine, str(weight.device))
-    return ReproducibleProducts(settings, _ENGINES[engine])
-
-
-_ENGINES: dict[str, integer_products.Float64 | integer_products.Digits] = {
-    "float64": integer_products.Float64(),
-    "float32": integer_products.FLOAT32,
-    "int8": integer_products.INT8,
-}
+    return ReproducibleProducts(settings, integer_products.ENGINES[engine])
 
 
 def _engine(asked: core.Engine, device: torch.device) -> core.Engine:
@@ -91,7 +84,9 @@ def _tested(engine: str, device: str, *flags: Any) -> None:
     def answer() -> Any:
         x, w = (torch.from_numpy(array).to(device) for array in (problem.x, problem.w))
         with torch.no_grad():
-            return ReproducibleProducts(core.Reproducible(), _ENGINES[engine]).linear(x, w).cpu().numpy()
+            return (
+                ReproducibleProducts(core.Reproducible(), integer_products.ENGINES[engine]).linear(x, w).cpu().numpy()
+            )
 
     # In a thread of its own: there no transform, tracer or autocast is active.
     with ThreadPoolExecutor(1) as thread:

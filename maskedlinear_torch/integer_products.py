@@ -233,8 +233,11 @@ class Digits:
         return factors(x, torch.ones_like(w))[0] + factors(torch.ones_like(x), w)[0]
 
 
-FLOAT32 = Digits("float32", torch.float32)
-INT8 = Digits("int8", torch.int8)
+ENGINES: dict[str, Float64 | Digits] = {
+    "float64": Float64(),
+    "float32": Digits("float32", torch.float32),
+    "int8": Digits("int8", torch.int8),
+}
 
 
 def _exponent_or_nan(vector_max: Tensor) -> Tensor:

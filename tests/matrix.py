@@ -1,7 +1,7 @@
 """The lowest and the newest version of every dependency, each in an environment of its own, made by uv.
 
     python -m tests.matrix --list
-    python -m tests.matrix --run jax-lowest [--run ...] [--quick] [--here] [--markdown FILE]
+    python -m tests.matrix --run jax-lowest [--run ...] [--quick] [--here] [--limit SECONDS] [--markdown FILE]
 
 An environment of a twin holds one framework and no other; those called `both` hold both, for files that are traded
 and for `parity`. What runs there is tests/versions/, whose answers are exact or golden hashes, and the canaries of
@@ -218,6 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="as --here, but what does not run is no failure; it is said at the end",
     )
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="test what this installs, not the checkout")
+    parser.add_argument(
+        "--limit", type=float, metavar="SECONDS", help="fail if all of it takes longer, its downloads counted"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the results as a table")
     asked = parser.parse_args(arguments)
     known = {one.name: one for one in ENVIRONMENTS}
@@ -239,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in chosen if one not in absent]
     if not chosen:
         parser.error("none of these has its Python here; without --here and --allow-absent, uv fetches it")
-    results = []
+    results, started = [], time.perf_counter()
     wheel = asked.wheel and asked.wheel.resolve(strict=True)
     folder, processes, pool = _scratch().make_folder(), Processes(), ThreadPoolExecutor(SIDE_BY_SIDE)
     try:
@@ -254,13 +257,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         processes.end()
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(folder, ignore_errors=True)
+    took = _since(started)
+    print(f"{len(results)} environments in {took:.0f} s")
+    is_late = asked.limit is not None and took > asked.limit
+    if is_late:
+        print(
+            f"expected at most {asked.limit:.0f} s, got {took:.0f} s: a download was slow, the machine was busy, or "
+            "there is too much to run; give another --limit if this machine is a slow one"
+        )
     # Last, where it is seen: what ran says nothing of these.
     for one in absent:
         told = "" if asked.allow_absent else "; install it, or let it be with --allow-absent"
         print(f"{one.name}: DID NOT RUN: Python {one.python} is not here{told}")
     if asked.markdown:
         asked.markdown.write_text(markdown(results), "utf-8")
-    return int(any(one.failed is not None for one in results) or bool(absent and not asked.allow_absent))
+    is_red = any(one.failed is not None for one in results) or bool(absent and not asked.allow_absent)
+    return int(is_red or is_late)
 
 
 def _scratch() -> ModuleType:

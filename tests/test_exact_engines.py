@@ -192,9 +192,12 @@ def test_engine_that_suits_a_gpu(capability, engine, monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: tuple(map(int, device.compute_capability.split(".")))
     )
-    for module in (torch_choice, jax_choice):
-        assert module._engine("auto", Gpu(compute_capability=capability)) == engine
-        assert module._engine("int8", Gpu(compute_capability=capability)) == "int8"
+    gpu, another = Gpu(compute_capability=capability), Gpu(compute_capability="8.9")
+    for asked, found in (("auto", engine), ("int8", "int8")):
+        assert torch_choice._engine(asked, gpu) == found
+        assert jax_choice._engine(asked, "cuda", [gpu]) == found
+    # One program runs on all.
+    assert jax_choice._engine("auto", "cuda", [gpu, another]) == "float32"
 
 
 def test_engine_of_other_devices():
@@ -203,8 +206,14 @@ def test_engine_of_other_devices():
 
     assert torch_choice._engine("auto", torch.device("cpu")) == "float64"
     assert torch_choice._engine("auto", torch.device("mps")) == "float32"
-    assert jax_choice._engine("auto", jax.devices()[0]) == "float64"
-    assert jax_choice._engine("auto", Gpu(platform="tpu")) == "float32"
+    assert jax_choice._engine("auto", "cpu", jax.devices("cpu")) == "float64"
+    assert jax_choice._engine("auto", "tpu", [Gpu(platform="tpu")]) == "float32"
+    # Not here: nothing is known of it but its platform.
+    assert [jax_choice._engine("auto", name, []) for name in ("cpu", "cuda", "rocm")] == [
+        "float64",
+        "float32",
+        "float32",
+    ]
 
 
 @pytest.mark.parametrize("engine", ["float32", "int8"])

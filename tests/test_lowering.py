@@ -1,13 +1,15 @@
 """Every program of the layer is lowered for platforms that are not here: no decision is taken from the host's devices.
 
-But for one: how reproducible gradients compute integers, with `engine="auto"`. A host with a GPU of fast float64
-lowers float64 products for CUDA too. The bits are the same.
+But for one, and that where a program is lowered, not where it is traced: how reproducible gradients compute integers,
+with `engine="auto"`. A host with a GPU of fast float64 lowers float64 products for CUDA. The bits are the same.
 
-A program that is exported for four platforms at once runs on this one with the bits of the program that was never
-exported. What a GPU answers is not shown here.
+A program that is exported for four platforms at once, written and read, runs on this one with the bits of the program
+that was never exported. What a GPU answers is not shown here.
 """
 
-from pathlib import Path
+import functools
+import itertools
+import types
 
 import equinox as eqx
 import jax
@@ -17,7 +19,6 @@ import optax
 import pytest
 from flax import nnx
 
-import maskedlinear_jax
 from maskedlinear_jax import (
     MaskedEmbedding,
     MaskedLinear,
@@ -39,6 +40,8 @@ from maskedlinear_jax import (
     submatrix,
 )
 from maskedlinear_jax.equinox import train_new_tokens as train_new_tokens_of_equinox
+from maskedlinear_jax.kinds import Kind
+from maskedlinear_jax.lowering import resolve
 from maskedlinear_jax.nnx import mask_linears as mask_linears_of_nnx
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -66,41 +69,56 @@ PRECISIONS = {
 X, W, B = (jnp.asarray(rng.integers(-4, 5, shape), jnp.float32) for shape in ((5, I), (O, I), (O,)))
 
 
-def program(mask, precision, *, packed):
-    """Return what every transform makes of a layer, as one function of (x, learned, b), and what to call it with."""
+def loss_of(layer, **keywords):
+    return lambda *args: (layer(*args, **keywords) ** 2).sum()
 
-    def layer(x, learned, b, **keywords):
-        if packed:
+
+def norm_of_gradients(layer):
+    gradients = jax.grad(loss_of(layer), (0, 1, 2))
+    return lambda *args: sum((one**2).sum() for one in gradients(*args))
+
+
+TRANSFORMS = {
+    "forward": lambda layer, args: layer(*args),
+    "grad": lambda layer, args: jax.grad(loss_of(layer), (0, 1, 2))(*args),
+    "vjp": lambda layer, args: jax.vjp(layer, *args)[1](jnp.ones((len(X), O))),
+    "jvp": lambda layer, args: jax.jvp(functools.partial(layer, forward_mode=True), args, args),
+    "jacfwd": lambda layer, args: jax.jacfwd(functools.partial(layer, forward_mode=True), 2)(*args),
+    "jacrev": lambda layer, args: jax.jacrev(layer, 1)(X[:1], *args[1:]),
+    "hessian": lambda layer, args: jax.hessian(loss_of(layer, forward_mode=True), 1)(*args),
+    "vmap": lambda layer, args: jax.vmap(jax.grad(loss_of(layer), (0, 1, 2)), (0, None, None))(X[:, None], *args[1:]),
+    "scan": lambda layer, args: jax.lax.scan(
+        lambda total, row: (total + loss_of(layer)(row[None], *args[1:]), None), 0.0, args[0]
+    )[0],
+    "checkpoint": lambda layer, args: jax.grad(jax.checkpoint(loss_of(layer)), 1)(*args),
+    "grad of grad": lambda layer, args: jax.grad(norm_of_gradients(layer), (0, 1, 2))(*args),
+}
+FORMS = ("masked", "packed")
+masked_and_packed = pytest.mark.parametrize("packed", [False, True], ids=FORMS)
+
+
+def program(mask, precision):
+    """Return what every transform makes of both forms of a layer, as one function, and what to call it with.
+
+    JAX lowers once what they share.
+    """
+    learned = {"masked": W, "packed": pack(W, grad_mask=mask)}
+
+    def layer(form, x, learned, b, **keywords):
+        if form == "packed":
             return packed_linear(x, W, learned, b, grad_mask=mask, precision=precision, **keywords)
         return masked_linear(x, learned, b, grad_mask=mask, precision=precision, **keywords)
 
-    def loss(*args):
-        return (layer(*args) ** 2).sum()
-
-    gradients = jax.grad(loss, (0, 1, 2))
-
-    def norm(*args):
-        return sum((one**2).sum() for one in gradients(*args))
-
     def every(x, learned, b):
         return {
-            "forward": layer(x, learned, b),
-            "gradients": gradients(x, learned, b),
-            "gradients by example": jax.vmap(gradients, (0, None, None))(x[:, None], learned, b),
-            "gradients of gradients": jax.grad(norm, (0, 1, 2))(x, learned, b),
-            "tangent": jax.jvp(lambda *args: layer(*args, forward_mode=True), (x, learned, b), (x, learned, b)),
-            "jacobian": jax.jacrev(layer, 1)(x[:1], learned, b),
-            "rematerialised": jax.grad(jax.checkpoint(loss), 1)(x, learned, b),
-            "scanned": jax.lax.scan(lambda total, row: (total + loss(row[None], learned, b), None), 0.0, x)[0],
+            form: {
+                name: transform(functools.partial(layer, form), (x, learned[form], b))
+                for name, transform in TRANSFORMS.items()
+            }
+            for form in FORMS
         }
 
-    return every, (X, pack(W, grad_mask=mask) if packed else W, B)
-
-
-def masked_and_packed_program(mask, precision):
-    """Return both forms as one function: JAX lowers once what they share."""
-    (masked, first), (packed, second) = (program(mask, precision, packed=packed) for packed in (False, True))
-    return lambda first, second: (masked(*first), packed(*second)), (first, second)
+    return jax.jit(every), (X, learned, B)
 
 
 def same_bits(got, want):
@@ -109,37 +127,61 @@ def same_bits(got, want):
         np.testing.assert_array_equal(np.asarray(other), np.asarray(leaf), str(path))
 
 
-RUN = [(name, "native") for name in MASKS] + [("submatrix", "reproducible"), ("submatrix", "reproducible float64")]
-"""Other products of integers compile for minutes; `tests/test_exact_engines.py` holds their bits to these."""
-masked_and_packed = pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
-
-
-@masked_and_packed
-@pytest.mark.parametrize(("name", "precision"), RUN)
-def test_a_program_exported_for_all_platforms_runs_here(name, precision, packed):
-    every, args = program(MASKS[name], PRECISIONS[precision], packed=packed)
-    exported = jax.export.export(jax.jit(every), platforms=PLATFORMS)(*args)
-    assert exported.platforms == PLATFORMS
-    assert "callback" not in exported.mlir_module()
-    same_bits(exported.call(*args), every(*args))
-
-
-ANOTHER = ("many blocks", "few elements", "all", "nothing")
-"""Other numbers of a kind that is there already: with int8 one of each kind is enough."""
-EXPORTED = [(name, "reproducible") for name in MASKS]
-EXPORTED += [(name, "reproducible int8") for name in MASKS if name not in ANOTHER]
-
-
-@pytest.mark.parametrize(("name", "precision"), EXPORTED)
-def test_reproducible_programs_of_every_kind_are_exported_for_all_platforms(name, precision):
-    """In float64 for a CPU and in digits of float32 for the others; in digits of int8 where that is asked for."""
-    both, args = masked_and_packed_program(MASKS[name], PRECISIONS[precision])
-    exported = jax.export.export(jax.jit(both), platforms=PLATFORMS)(*args)
+def exported_for_all(function, args):
+    """Return a program as one that was written to a file for all platforms, and read again."""
+    exported = jax.export.deserialize(jax.export.export(function, platforms=PLATFORMS)(*args).serialize())
     assert exported.platforms == PLATFORMS
     text = exported.mlir_module()
     assert "callback" not in text
-    assert ("f64" in text) == (precision == "reproducible")
+    return exported, text
+
+
+KINDS = {name: mask for name, mask in MASKS.items() if name not in ("many blocks", "all", "nothing")}
+EXPORTED = [(name, how) for name in MASKS for how in PRECISIONS if name in KINDS or how == "native"]
+RUN = [*itertools.product(MASKS, ("native",)), ("submatrix", "reproducible")]
+"""Other reproducible programs compile for many seconds; `tests/test_exact_engines.py` holds their bits."""
+
+
+def test_the_list_of_programs_is_complete():
+    found = {type(resolve(mask, (O, I), packed=form == "packed")) for mask in KINDS.values() for form in FORMS}
+    assert found == {kind for kind in Kind.by_name.values() if "test" not in kind.__module__}
+    assert len(EXPORTED) * len(FORMS) * len(TRANSFORMS) == 726
+    assert set(RUN) <= set(EXPORTED)
+
+
+@pytest.mark.parametrize(("name", "precision"), EXPORTED)
+def test_every_program_is_exported_for_all_platforms(name, precision):
+    """With float64 for a CPU and digits of float32 for the others, or the engine that is asked for."""
+    every, args = program(MASKS[name], PRECISIONS[precision])
+    exported, text = exported_for_all(every, args)
+    assert ("f64" in text) == (precision in ("reproducible", "reproducible float64"))
     assert ("xi8>" in text) == (precision == "reproducible int8")
+    made = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    assert {form: set(found) for form, found in made.items()} == {form: set(TRANSFORMS) for form in FORMS}
+    if (name, precision) in RUN:
+        same_bits(exported.call(*args), every(*args))
+
+
+@masked_and_packed
+def test_a_program_for_every_batch_size(packed):
+    """Of a batch whose size is a symbol: what learns can be trained further in what was read."""
+    mask, (size,) = MASKS["columns"], jax.export.symbolic_shape("b")
+    learned, x = (pack(W, grad_mask=mask) if packed else W), jax.ShapeDtypeStruct((size, I), jnp.float32)
+
+    def layer(x, learned, precision="native"):
+        if packed:
+            return packed_linear(x, W, learned, grad_mask=mask, precision=precision)
+        return masked_linear(x, learned, grad_mask=mask, precision=precision)
+
+    exported = jax.export.export(jax.jit(layer), platforms=PLATFORMS)(x, learned)
+    exported = jax.export.deserialize(exported.serialize(vjp_order=1))
+    for size in (1, 5):
+        gradients = [jax.grad(loss_of(one), 1)(X[:size], learned) for one in (jax.jit(layer), exported.call)]
+        same_bits(gradients[1], gradients[0])
+    with pytest.raises(
+        ValueError, match="expected lengths that are numbers for precision='reproducible', got the symb"
+    ):
+        jax.export.export(jax.jit(functools.partial(layer, precision="reproducible")))(x, learned)
 
 
 @pytest.mark.parametrize("precision", ["native", "reproducible"])
@@ -161,20 +203,20 @@ def gradient(precision):
     return jax.jit(jax.grad(loss, (0, 1)))
 
 
-@pytest.mark.parametrize(("platform", "engine"), [("cpu", "float64"), ("cuda", "float32"), ("tpu", "float32")])
-def test_the_engine_of_a_platform_is_the_one_that_can_be_asked_for(platform, engine):
-    """So what is exported with no engine named has the programs of both engines in it."""
-    chosen, asked = (
-        gradient(PRECISIONS[name]).trace(X, W).lower(lowering_platforms=(platform,)).as_text()
-        for name in ("reproducible", f"reproducible {engine}")
-    )
-    assert chosen == asked
+@functools.cache
+def traced(name):
+    return gradient(PRECISIONS[name]).trace(X, W)
+
+
+ENGINE_OF = {"cpu": "float64", "cuda": "float32", "rocm": "float32", "tpu": "float32"}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_what_adds_up_is_decided_by_what_a_program_is_lowered_for(platform):
     """A TPU has no float64: what is exported for one on a CPU must not use it. Products of digits keep all bits."""
-    text = gradient("reproducible").trace(X, W).lower(lowering_platforms=(platform,)).as_text()
+    text = traced("reproducible").lower(lowering_platforms=(platform,)).as_text()
+    asked = traced(f"reproducible {ENGINE_OF[platform]}").lower(lowering_platforms=(platform,)).as_text()
+    assert text == asked
     assert ("f64" in text) == (platform == "cpu")
     if platform != "cpu":
         products = [line for line in text.splitlines() if "dot_general" in line]
@@ -182,12 +224,24 @@ def test_what_adds_up_is_decided_by_what_a_program_is_lowered_for(platform):
         assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
+@pytest.mark.parametrize(("capability", "is_float64"), [("9.0", True), ("8.9", False)])
+def test_a_gpu_that_is_here_is_asked_where_a_program_is_lowered_for_it(capability, is_float64, monkeypatch):
+    """As on an H100 and an L4. A program of workers has both, of which a constant chooses one."""
+    gpu = types.SimpleNamespace(compute_capability=capability, process_index=jax.process_index() + 1)
+    program, workers = gradient("reproducible").trace(X, W), summed_over_workers().trace(jnp.ones((8, I)), W)
+    devices = jax.devices
+    monkeypatch.setattr(jax, "devices", lambda name=None: [gpu] if name == "cuda" else devices(name))
+    assert ("f64" in program.lower(lowering_platforms=("cuda",)).as_text()) == is_float64
+    text = workers.lower(lowering_platforms=("cuda",)).as_text()
+    assert f"dense<{str(is_float64).lower()}> : tensor<i1>" in text
+    assert "f64" not in program.lower(lowering_platforms=("tpu",)).as_text()
+
+
 def test_an_engine_that_was_asked_for_is_used_on_every_platform():
-    text = gradient(PRECISIONS["reproducible float64"]).trace(X, W).lower(lowering_platforms=("tpu",)).as_text()
-    assert "f64" in text
+    assert "f64" in traced("reproducible float64").lower(lowering_platforms=("tpu",)).as_text()
 
 
-def test_sums_over_workers_are_decided_by_what_a_program_is_lowered_for():
+def summed_over_workers():
     mesh = jax.sharding.Mesh(jax.devices(), ("d",))
 
     def part(x, w):
@@ -195,8 +249,11 @@ def test_sums_over_workers_are_decided_by_what_a_program_is_lowered_for():
         return jax.grad(loss)(w)
 
     spec = jax.sharding.PartitionSpec
-    whole = jax.shard_map(part, mesh=mesh, in_specs=(spec("d"), spec()), out_specs=spec())
-    traced = jax.jit(whole).trace(jnp.ones((8, I)), W)
+    return jax.jit(jax.shard_map(part, mesh=mesh, in_specs=(spec("d"), spec()), out_specs=spec()))
+
+
+def test_sums_over_workers_are_decided_by_what_a_program_is_lowered_for():
+    traced = summed_over_workers().trace(jnp.ones((8, I)), W)
     for platform in ("cpu", "tpu"):
         assert ("f64" in traced.lower(lowering_platforms=(platform,)).as_text()) == (platform == "cpu")
 
@@ -371,6 +428,19 @@ def test_only_a_cpu_writes_large_operands_and_sums_in_pieces():
     assert "optimization_barrier" not in on_cuda
 
 
-def test_nothing_asks_for_the_host_s_devices_while_tracing():
-    sources = Path(maskedlinear_jax.__file__).parent.rglob("*.py")
-    assert not [path.name for path in sources if "default_backend" in path.read_text("utf-8")]
+ASKS = ("default_backend", "devices", "local_devices", "device_count", "local_device_count", "process_index")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nothing_asks_for_the_host_s_devices_while_tracing(precision, monkeypatch):
+    workers, args = summed_over_workers(), (jnp.ones((8, I)), W)
+    every, (x, learned, b) = program(MASKS["columns"], PRECISIONS[precision])
+
+    def ask(*_, **__):
+        raise AssertionError("asked for devices while tracing")
+
+    for name in ASKS:
+        monkeypatch.setattr(jax, name, ask)
+    jax.clear_caches()
+    every.trace(x, learned, b)
+    workers.trace(*args)

@@ -168,6 +168,22 @@ def test_an_environment_without_its_python_is_named_at_the_end_and_fails(monkeyp
     assert "none of these has its Python here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("limit", "code"), [("60", 0), ("0", 1)])
+def test_a_run_that_takes_too_long_fails(limit, code, monkeypatch, capsys):
+    """It passed in ten minutes, where four were promised and nothing looked."""
+    monkeypatch.setattr(matrix, "run", lambda one, *_: matrix.Result(one, 81, None, {}, 1.0))
+    assert matrix.main(["--run", "jax-lowest", "--limit", limit]) == code
+    said = capsys.readouterr().out
+    assert "1 environments in 0 s" in said
+    assert ("expected at most 0 s, got 0 s: a download was slow" in said) == bool(code)
+
+
+def test_ci_holds_the_quick_part_to_four_minutes():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "MOST_MATRIX_SECONDS=240\n" in script
+    assert re.search(r'tests\.matrix --quick .*--limit "\$MOST_MATRIX_SECONDS"', script)
+
+
 UV = """#!/bin/sh
 # Makes a file in the environment, and then hangs in a process of its own.
 [ "$1" = venv ] && { for last; do :; done; mkdir "$last"; exit 0; }

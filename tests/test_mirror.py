@@ -76,11 +76,15 @@ ONLY_DEFINED_IN_ONE = {
         "_Exact", "_is_differentiated", "_check_group",  # an autograd.Function
         # A primitive, and what is in its rules.
         "_over_workers", "_over_workers_jvp", "_run", "_batched", "_bind", "_compiled", "_implementation", "_lowering",
+        "_program", "IsFloat64",  # once in a program; what is asked where it is lowered
         "_output_type", "_batch", "_tangent", "_transpose", "_pulled", "_base_shape", "_index", "_on",
         "_wide",
     },
     "products.py": {"as_learned"},  # torch chooses a product by whether a gradient is recorded
-    "engine_choice.py": {"_tested"},  # Dynamo calls the test as a constant
+    "engine_choice.py": {
+        "_tested",  # Dynamo calls the test as a constant
+        "_engine_on",  # JAX asks where a program is lowered, which may not be where it is traced
+    },
     "functional.py": {
         "_autocast",  # JAX has no autocast
         "_refuse_array", "_check", "_fits",  # in torch at each call, in JAX when it traces

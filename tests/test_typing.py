@@ -1,12 +1,15 @@
 """What a user's type checker sees: a page of code for each face, and no `Any` without a reason.
 
-The pages are checked by mypy, as strictly as `mypy --strict`, and by pyright in `.ci/run`; here they run.
+The pages are checked in `.ci/run`: by `mypy --strict` against the installed packages, and by pyright's strict mode.
+The settings of a plain `mypy` in the checkout are as strict with them. Here they run.
 """
 
 import functools
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 import typing
 from pathlib import Path
@@ -241,6 +244,24 @@ def test_every_page_is_checked():
     checked = {name.rpartition(".")[2] for name in project["tool"]["mypy"]["modules"]}
     assert checked == set(PAGES)
     assert project["tool"]["basedpyright"]["include"] == ["tests/user_pages"]
+    for name in PAGES:
+        first = (Path(__file__).parent / "user_pages" / f"{name}.py").read_text("utf-8").splitlines()[0]
+        assert first == "# pyright: strict" or ("torch" not in name and first.startswith("# pyright: strict, ")), name
+
+
+def test_the_pages_are_checked_as_strictly_as_mypy_says():
+    """What `--strict` turns on is a list that grows with mypy; `no_implicit_reexport` was missing here."""
+    told = subprocess.run([sys.executable, "-m", "mypy", "--help"], capture_output=True, text=True, check=True).stdout
+    listed = re.search(r"Strict mode; enables the following flags:([^A-Z]*?)--disable-error-code", told)[1]
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in re.sub(r"\s+", "", listed).split(",")}
+    assert len(flags) >= 12
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
+    (pages,) = [one for one in project["overrides"] if one["module"] == ["tests.user_pages.*"]]
+    (imported,) = [one for one in project["overrides"] if "implicit_reexport" in one]
+    assert {name.partition(".")[0] for name in imported["module"]} == {face.partition(".")[0] for face in FACES}
+    settings = project | imported | pages
+    off = {flag for flag in flags if settings.get(flag.removeprefix("no_"), None) is not (flag[:3] != "no_")}
+    assert off <= {"warn_unused_configs", "strict_bytes"}  # of the file of settings; on by default
 
 
 def test_every_annotation_is_found_when_it_runs():

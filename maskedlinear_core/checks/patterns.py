@@ -12,7 +12,7 @@ class LeftOut(UserWarning):
     """Layers that a wildcard matched and that stay as they were; `left` tells why, by dotted name."""
 
     def __init__(self, left: Mapping[str, str]) -> None:
-        self.left = dict(left)
+        self.left: dict[str, str] = dict(left)
         listed = "; ".join(f"{name or 'the model itself'}: {why}" for name, why in self.left.items())
         super().__init__(
             f"mask_linears left {len(self.left)} of the layers that the patterns match as they were: {listed}. "

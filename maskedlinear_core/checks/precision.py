@@ -180,6 +180,18 @@ def refuse_batched_cotangents() -> NoReturn:
     )
 
 
+def refuse_symbolic(function: str, length: object) -> NoReturn:
+    """Refuse a length that is known only when an exported program is called.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"{function}: expected lengths that are numbers for precision='reproducible', got the symbolic {length}: how "
+        "many bits are kept depends on the length of a sum; export one program for each size, or use precision='native'"
+    )
+
+
 def refuse_device(device: object, engine: str, wrong: str) -> NoReturn:
     """Refuse to compute on a device that failed the known-answer test.
 

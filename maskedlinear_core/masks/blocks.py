@@ -10,7 +10,7 @@ import numpy as np
 from maskedlinear_core import positions
 from maskedlinear_core.arrays import is_framework_array, read, visible
 from maskedlinear_core.checks import mask as mask_checks
-from maskedlinear_core.indices import as_index
+from maskedlinear_core.indices import Index, as_index
 from maskedlinear_core.masks.base import Mask, unchecked
 from maskedlinear_core.positions import Positions, Shape, Unread
 
@@ -25,9 +25,9 @@ class Blocks(Mask):
         if values is None:
             mask_checks.traced_blocks()
         mask_checks.bool_matrix("blocks", "grid", values.shape, values.dtype.name)
-        self.block_shape = mask_checks.block_shape(block_shape)
+        self.block_shape: Shape = mask_checks.block_shape(block_shape)
         self.grid_shape: Shape = (values.shape[0], values.shape[1])
-        self.numbers = as_index("blocks", np.flatnonzero(values))  # the trainable blocks, row by row
+        self.numbers: Index = as_index("blocks", np.flatnonzero(values))  # the trainable blocks, row by row
 
     @property
     def shape(self) -> Shape:

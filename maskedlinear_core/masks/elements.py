@@ -10,7 +10,7 @@ import numpy as np
 from maskedlinear_core import positions
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read, views, visible
 from maskedlinear_core.checks import mask as mask_checks
-from maskedlinear_core.indices import as_index
+from maskedlinear_core.indices import Index, as_index
 from maskedlinear_core.masks.base import Mask, unchecked
 from maskedlinear_core.positions import Positions, Shape, Unread
 
@@ -83,7 +83,7 @@ class Entries(Mask):
     """Single elements by their flat positions, row by row: what `packed` makes of elements."""
 
     def __init__(self, index: Any, shape: Shape) -> None:
-        self.index = as_index("entries", index)
+        self.index: Index = as_index("entries", index)
         self._shape = shape
 
     @property

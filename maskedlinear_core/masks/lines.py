@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from maskedlinear_core import positions
-from maskedlinear_core.indices import as_index
+from maskedlinear_core.indices import Index, as_index
 from maskedlinear_core.masks.base import Mask, unchecked
 from maskedlinear_core.positions import Positions, Shape, Unread
 
@@ -18,7 +18,7 @@ class Lines(Mask):
     axis: int
 
     def __init__(self, index: Any) -> None:
-        self.index = as_index(self.kind, index)
+        self.index: Index = as_index(self.kind, index)
 
     @property
     def leaves(self) -> tuple[Any, ...]:

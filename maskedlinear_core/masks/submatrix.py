@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from maskedlinear_core import positions
-from maskedlinear_core.indices import as_index
+from maskedlinear_core.indices import Index, as_index
 from maskedlinear_core.masks.base import Mask, unchecked
 from maskedlinear_core.positions import Positions, Shape, Unread
 
@@ -15,8 +15,8 @@ class Submatrix(Mask):
     """The entries where some rows and some columns cross."""
 
     def __init__(self, rows: Any, columns: Any) -> None:
-        self.rows = as_index("submatrix rows", rows)
-        self.columns = as_index("submatrix columns", columns)
+        self.rows: Index = as_index("submatrix rows", rows)
+        self.columns: Index = as_index("submatrix columns", columns)
 
     @property
     def leaves(self) -> tuple[Any, ...]:

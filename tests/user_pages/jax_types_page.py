@@ -1,3 +1,6 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportMissingTypeStubs=false
+# (JAX, Flax and Equinox leave types open, and optax ships none.)
 """What a type checker takes the results of the JAX twin and its adapters for: `assert_type` fails where a type is lost.
 
 optax has no types for mypy, so what is of optax is not looked at here. A pytree of lists and dicts whose layers are

@@ -1,3 +1,6 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportMissingTypeStubs=false
+# (JAX, Flax and Equinox leave types open, and optax ships none.)
 """A page of a user's code in Flax NNX, checked by `mypy --strict` and pyright, and run (tests/test_typing.py)."""
 
 from pathlib import Path

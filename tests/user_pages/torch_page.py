@@ -1,3 +1,4 @@
+# pyright: strict
 """A page of a user's code in torch, checked by `mypy --strict` and pyright, and run (tests/test_typing.py)."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# pyright: strict
 """What a type checker takes the results of the torch twin for: `assert_type` fails where a type is lost.
 
 A model that goes through a function of ours is of its own class afterwards, so `model = mask_linears(model, ...)` is
