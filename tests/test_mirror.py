@@ -114,7 +114,7 @@ ONLY_DEFINED_IN_ONE = {
         "_call_the_layer",  # torch's fast path of transformers reads past a layer's forward
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
         "_refuse_other_gradients",  # called by compiled code
-        "_is_model", "_check_masks", "_check_state",
+        "_is_model", "_check_masks", "_left_out", "_check_state",
         "_holds",  # masks are found by the model's paths, and cannot be seen by an update
         "_has_positions",  # torch's modules cannot lose theirs
         "_by_name",  # a tensor alone is no mapping; to JAX an array is a pytree
