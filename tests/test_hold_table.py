@@ -87,13 +87,15 @@ def page():
                 lines.append(f"| {name} | {frozen} of {FROZEN.sum()} |")
         lines.append("")
     lines += [
-        "A hold in JAX is a part of the program that updates, and does not see the rest of it. These move frozen entries:",
+        "A hold in JAX is a part of the program that updates, and does not see the rest of it. These move frozen",
+        "entries:",
         "",
         *[f"- {name};" for name in cases.UNSEEN],
         "",
-        "Put `hold_frozen` around all of it, or the frozen entries back with `keep_frozen`. `assert_frozen` finds what moved.",
+        "Put `hold_frozen` around all of it, or the frozen entries back with `keep_frozen`. `assert_frozen` finds what",
+        "moved.",
         "",
-        "`python -m benchmarks.held_steps` measures what a held step costs: see [the cost of a hold](../explanation/cost.md).",
+        "`python -m benchmarks.held_steps` measures what a held step costs; [the figures](../explanation/cost.md).",
         "",
     ]
     return "\n".join(lines)
