@@ -140,7 +140,7 @@ ONLY_DEFINED_IN_ONE = {
                   "partition", "combine", "_is_float", "_name_of_dtype",
                   "beside"},  # what a pytree's leaves are: in torch beside.py
     "moments.py": {  # an optimizer's state is a value of its own in JAX, and hangs on parameters in torch
-        "_read",  # a state of few bits is a tensor of its own class
+        "begin", "_read",  # a state of few bits is a tensor of its own class
         "Moved", "MovedBias", "repack_state", "packed_layers", "names", "numbers", "_moved", "_fresh",
     },
     "_compat.py": set(),  # private names of a framework have no twin
