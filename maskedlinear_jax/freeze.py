@@ -297,22 +297,36 @@ def _check_masks(held: Any, gradients: Any, params: Any) -> None:
     # of a layer with another mask; a penalty on the whole weight reaches all of them. It may be zero for small ones (a
     # threshold, a number too small for the dtype): then no weight that it leaves out is larger than one it reaches.
     weights = by_path(params)
-    counts: dict[str, Any] = {}
+    parts: dict[str, tuple[Any, Any, Any]] = {}
     for path, gradient in by_path(gradients).items():
         where, weight = trains(held, path, gradient) if is_framework_array(gradient) else None, weights.get(path)
-        if where is None or weight is None:
-            continue
-        size, moves = jnp.abs(weight).astype(jnp.float32), ~where & (gradient != 0)
-        least = jnp.where(moves, size, jnp.inf).min(initial=jnp.inf)
-        left_out = jnp.where(~where & (gradient == 0), size, 0).max(initial=0)
-        counts[".".join(path)] = jnp.where(left_out > least, moves.sum(), 0)
-    if not any(map(_compat.is_tracer, counts.values())):
-        _refuse_other_gradients(list(counts), list(counts.values()))
-    else:
-        # Compiled code has numbers only when it runs: then it stops with the same words.
-        stop = functools.partial(jax.debug.callback, functools.partial(_refuse_other_gradients, list(counts)))
-        found = jnp.stack(list(counts.values()))
+        if where is not None and weight is not None:
+            parts[".".join(path)] = where, gradient, weight
+    if not parts:
+        return
+    # One look at the gradients, in most steps all there is: XLA's smallest and largest number take far longer.
+    reached = jnp.stack([(~where & (gradient != 0)).any() for where, gradient, _ in parts.values()]).any()
+    refuse = functools.partial(_refuse_other_gradients, list(parts))
+    if not _compat.is_tracer(reached):
+        if reached:
+            refuse([_left_out(*one) for one in parts.values()])
+        return
+
+    # Compiled code has numbers only when it runs: then it stops with the same words.
+    def look() -> None:
+        found = jnp.stack([_left_out(*one) for one in parts.values()])
+        stop = functools.partial(jax.debug.callback, refuse)
         jax.lax.cond(found.any(), stop, lambda found: None, found)
+
+    jax.lax.cond(reached, look, lambda: None)
+
+
+def _left_out(where: Any, gradient: Any, weight: Any) -> Any:
+    # How many frozen weights a gradient reaches, if it leaves out a larger one; else 0.
+    size, moves = jnp.abs(weight).astype(jnp.float32), ~where & (gradient != 0)
+    least = jnp.where(moves, size, jnp.inf).min(initial=jnp.inf)
+    left_out = jnp.where(~where & (gradient == 0), size, 0).max(initial=0)
+    return jnp.where(left_out > least, moves.sum(), 0)
 
 
 def _refuse_other_gradients(names: list[str], counts: Any) -> None:

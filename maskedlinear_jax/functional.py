@@ -60,6 +60,8 @@ def masked_linear(
     """
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Array | np.ndarray) and not (name == "bias" and value is None):
+            if hasattr(value, "grad_mask"):
+                call_checks.refuse_layer(name, type(value).__name__)
             call_checks.refuse_array(name, value)
     call_checks.flag("forward_mode", forward_mode)
     mask = constructors.as_mask(grad_mask)

@@ -85,7 +85,8 @@ def mask_linears(
         bias_masks: As there.
         freeze_others: As there.
         strict: As there.
-        optimizer: Of this model. Where a mask of a packed layer changes its moments move along, in place.
+        optimizer: Of this model. Where a mask of a packed layer changes its moments move along, in place. Where a
+            layer is packed now, it steps with the layer's values instead of the kernel, from no history.
         values_dtype: As there.
         precision: As there.
 
@@ -137,10 +138,10 @@ def mask_linears(
     moved: dict[moments.Path, Any] = {}
     for name, (mask, bias_mask) in changes.items():
         moved |= found[name].node._change(mask, bias_mask, tuple(name.split(".")) if name else ())
-    if optimizer is not None:
-        move_moments(optimizer, model, moved)
     if freeze_others:
         _freeze_others(model, {name for name, mask in biases.items() if mask is not None})
+    if optimizer is not None:
+        move_moments(optimizer, model, moved, has_others=freeze_others or (packed and bool(made)))
     return model
 
 

@@ -534,10 +534,12 @@ def _check_plain(name: str, linear: Any) -> None:
     convert_checks.not_stacked(name, linear.kernel.ndim, 2)
 
 
-def move_moments(optimizer: Any, model: nnx.Module, moved: dict[moments.Path, Any]) -> None:
-    """Take the moments of an optimizer along where packed values moved, in place."""
+def move_moments(
+    optimizer: Any, model: nnx.Module, moved: dict[moments.Path, Any], *, has_others: bool = False
+) -> None:
+    """Take the moments of an optimizer along where packed values moved, in place; or where there are others."""
     changed = {path: one for path, one in moved.items() if not one.stays}
-    if not changed:
+    if not (changed or has_others):
         return
     fresh = nnx.Optimizer(model, optimizer.tx, wrt=optimizer.wrt)
     state = moments.move(optimizer.opt_state, fresh.opt_state, changed)

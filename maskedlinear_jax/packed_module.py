@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from maskedlinear_core import constructors, masks
 from maskedlinear_core.annotations import BiasMaskLike, HasWeightAndBias, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
+from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, described
 from maskedlinear_jax import lowering, marks, packing, rule
@@ -231,6 +232,8 @@ class PackedLinear:
 
     def __call__(self, input: Array, *, forward_mode: bool = False) -> Array:
         """Return y of shape (*batch, out_features) for x of shape (*batch, in_features)."""
+        if hasattr(input, "grad_mask"):
+            call_checks.refuse_layer("input", type(input).__name__, function="packed_linear")
         return packing.packed_linear(
             input, self.base, self.values, self.bias,
             grad_mask=self.grad_mask, forward_mode=forward_mode, precision=self.precision,

@@ -89,7 +89,8 @@ def mask_linears(
             `bias_masks` names them.
         strict: Refuse every layer that a pattern matches and that cannot be converted. By default only a pattern
             without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
-        optimizer: Where a packed layer's mask changes, its moments move along (see `PackedLinear.repack`).
+        optimizer: Where a packed layer's mask changes, its moments move along (see `PackedLinear.repack`). Where a
+            layer is packed now, it steps with the layer's values instead of the weight, from no history.
         values_dtype: Of packed values; None = the weight's.
         precision: Of the masked layers, as for `masked_linear`.
 
@@ -421,6 +422,11 @@ def _make(
             changes.append(functools.partial(steps.replaced, old.weight, made[id(module)], "values", how))
             if biases[name] is not None:
                 changes.append(functools.partial(steps.replaced, old.bias, made[id(module)], "bias_values", how))
+            if options.optimizer is not None:
+                new: Any = made[id(module)]
+                changes.append(functools.partial(moments.begin, options.optimizer, old.weight, new.values))
+                if biases[name] is not None:
+                    changes.append(functools.partial(moments.begin, options.optimizer, old.bias, new.bias_values))
         if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
             inside.setdefault(prefix, {})
     for prefix, grad_masks in inside.items():

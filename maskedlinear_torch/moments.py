@@ -48,6 +48,17 @@ def move(optimizer: Any, old: Tensor, new: nn.Parameter, came_from: Tensor) -> N
                 own[new] = moved
 
 
+def begin(optimizer: Any, old: Tensor, new: nn.Parameter) -> None:
+    """Let an optimizer step with a parameter instead of another, with no history: of a layer that is packed now."""
+    for group in steps.groups_of(optimizer):
+        group["params"] = [new if one is old else one for one in group["params"]]
+    for one in steps.optimizers_of(optimizer):
+        _compat.restart_lbfgs(one)
+        own = vars(one).get("state")  # a wrapper may show the state of what it wraps
+        if isinstance(own, dict):
+            own.pop(old, None)
+
+
 def numbers(old: masks.Mask, new: masks.Mask, values: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return where packed values for a mask came from, as `move` takes it.
 

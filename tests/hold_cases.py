@@ -396,7 +396,7 @@ STILL = {
 """Cases whose frozen entries need not move without a hold either: their gradient is zero, and nothing decays."""
 
 
-def updated(make, wrap=lambda tx: tx, steps=STEPS, params=None):
+def updated(make, wrap=lambda tx: tx, steps=STEPS, apply=mj.apply_updates):
     """An optax transformation, held or not, over a dict with a masked weight and one that trains."""
 
     def case(hold):
@@ -408,10 +408,15 @@ def updated(make, wrap=lambda tx: tx, steps=STEPS, params=None):
         for _ in range(steps):
             grads = jax.grad(lambda split: jnp.square(outputs(split, rest)).mean())(split)
             updates, state = tx.update(grads, state, split)
-            split = mj.apply_updates(split, updates)
+            split = apply(split, updates)
         return mj.combine(split, rest)["a"]
 
     return case
+
+
+def layer_in_jax():
+    """The layer of the cases."""
+    return mj.MaskedLinear(I, O, bias=False, grad_mask=MASK, seed=0)
 
 
 def outputs(split, rest):
@@ -502,3 +507,31 @@ JAX = {
     "masks of a part of the parameters": by_masks,
     "Flax NNX, wrt= of a part": nnx_part,
 }  # fmt: skip
+
+
+def by_hand(inner):
+    """A transformation of a user's own, which optax knows nothing of, around another: decay after it."""
+
+    def update(updates, state, params=None):
+        updates, state = inner.update(updates, state, params)
+        return jax.tree.map(lambda update, one: update - 0.01 * one, updates, params), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def added_with_decay(params, updates):
+    """A user's own way to add updates."""
+    return jax.tree.map(lambda one, update: 0.99 * one + update, params, updates)
+
+
+def added_as_average(params, updates):
+    """Polyak's average of what was and what is."""
+    return optax.incremental_update(optax.apply_updates(params, updates), params, 0.3)
+
+
+UNSEEN = {
+    "a function of your own around the hold that adds to its updates": updated(decayed, by_hand),
+    "decay of your own where updates are added": updated(decayed, apply=added_with_decay),
+    "an average of parameters, which rounds": updated(decayed, apply=added_as_average),
+}
+"""In JAX a hold is a part of the program that updates, and does not see the rest of it."""

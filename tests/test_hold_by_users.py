@@ -225,3 +225,40 @@ def test_held_in_jax(name):
         params, state = step(params, state)
     assert mj.assert_frozen({"w": layer.weight}, {"w": params.weight}, {"w": MASK}) == O * len(FROZEN)
     assert bool(np.any(np.asarray(params.weight) != np.asarray(layer.weight)))
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "masked"])
+def test_labels_that_are_a_layer_themselves_are_told_how_to_be_handed(packed):
+    """Since a layer can be called, optax calls them: the text was of an input that is no array, to be converted."""
+    layer = (mj.PackedLinear if packed else mj.MaskedLinear)(I, O, grad_mask=MASK, seed=0)
+    params, _ = mj.partition(layer)
+    labels = jax.tree.map(lambda leaf: "a", params)
+    with pytest.raises(TypeError, match=r"got a layer \((Masked|Packed)Linear\).* hand it lambda params: labels"):
+        optax.multi_transform({"a": optax.sgd(0.1)}, labels).init(params)
+    made = optax.multi_transform({"a": optax.sgd(0.1)}, lambda params: labels)
+    made.init(params)
+
+
+def test_a_compiled_step_refuses_another_mask_and_takes_a_penalty_and_a_threshold():
+    """One look tells whether frozen entries are reached at all; what reaches them is looked at in that case alone."""
+    layer = mj.MaskedLinear(I, O, bias=False, grad_mask=MASK, seed=0)
+    params, rest = mj.partition(layer)
+    held = mj.hold_frozen(optax.sgd(0.1), layer)
+
+    @jax.jit
+    def step(params, rest, penalty):
+        def loss(params):
+            weight = params.weight
+            large = jax.numpy.where(abs(weight) > 0.3, weight, 0.0)
+            whole = mj.combine(params, rest)(X.numpy()).sum()
+            return whole + penalty[0] * (weight**2).sum() + penalty[1] * (large**2).sum()
+
+        updates, _ = held.update(jax.grad(loss)(params), held.init(params), params)
+        return mj.apply_updates(params, updates)
+
+    for penalty in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        moved = step(params, rest, np.float32(penalty))
+        assert mj.assert_frozen(layer, mj.combine(moved, rest)) == O * len(FROZEN)
+    _, other = mj.partition(layer.replace(grad_mask=columns([2])))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="has a layer with another mask"):
+        jax.block_until_ready(step(params, other, np.float32((0.0, 0.0))))

@@ -56,6 +56,16 @@ def test_without_a_hold_it_moves(name):
     assert moved(cases.TORCH[name], BARE["torch"])[0] > 0
 
 
+@pytest.mark.parametrize("name", cases.UNSEEN)
+def test_what_a_hold_in_jax_does_not_see_is_found_and_put_back(name):
+    """The page says so, and what to do."""
+    start = cases.layer_in_jax()
+    after = cases.UNSEEN[name](mj.hold_frozen)
+    with pytest.raises(AssertionError, match="frozen entries moved"):
+        mj.assert_frozen(start, after)
+    assert mj.assert_frozen(start, mj.keep_frozen(after, start, start)) == FROZEN.sum()
+
+
 def page():
     lines = [
         "# What `hold_frozen` holds",
@@ -76,6 +86,18 @@ def page():
                 frozen, _ = moved(case, HOLD[framework])
                 lines.append(f"| {name} | {frozen} of {FROZEN.sum()} |")
         lines.append("")
+    lines += [
+        "A hold in JAX is a part of the program that updates, and does not see the rest of it. These move frozen",
+        "entries:",
+        "",
+        *[f"- {name};" for name in cases.UNSEEN],
+        "",
+        "Put `hold_frozen` around all of it, or the frozen entries back with `keep_frozen`. `assert_frozen` finds what",
+        "moved.",
+        "",
+        "`python -m benchmarks.held_steps` measures what a held step costs; [the figures](../explanation/cost.md).",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -85,6 +107,7 @@ def test_the_page_has_every_case():
     told = [row[0].removeprefix("| ") for row in rows if row[0] != "| moved by"]
     assert told == [name for _, name in ALL]
     assert {row[1].removesuffix(" |") for row in rows if row[0] != "| moved by"} == {f"0 of {FROZEN.sum()}"}
+    assert [line[2:-1] for line in PAGE.read_text("utf-8").splitlines() if line.startswith("- ")] == [*cases.UNSEEN]
 
 
 if __name__ == "__main__":

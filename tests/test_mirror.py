@@ -118,7 +118,7 @@ ONLY_DEFINED_IN_ONE = {
         "_call_the_layer",  # torch's fast path of transformers reads past a layer's forward
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
         "_refuse_other_gradients",  # called by compiled code
-        "_is_model", "_check_masks", "_check_state",
+        "_is_model", "_check_masks", "_left_out", "_check_state",
         "_holds",  # masks are found by the model's paths, and cannot be seen by an update
         "_has_positions",  # torch's modules cannot lose theirs
         "_by_name",  # a tensor alone is no mapping; to JAX an array is a pytree
@@ -144,7 +144,7 @@ ONLY_DEFINED_IN_ONE = {
                   "partition", "combine", "_is_float", "_name_of_dtype",
                   "beside"},  # what a pytree's leaves are: in torch beside.py
     "moments.py": {  # an optimizer's state is a value of its own in JAX, and hangs on parameters in torch
-        "_read",  # a state of few bits is a tensor of its own class
+        "begin", "_read",  # a state of few bits is a tensor of its own class
         "Moved", "MovedBias", "repack_state", "packed_layers", "names", "numbers", "_moved", "_fresh",
     },
     "_compat.py": set(),  # private names of a framework have no twin

@@ -33,6 +33,13 @@ def steps(layer, optimizer, count=3):
         optimizer.step()
 
 
+class Wrapping:
+    """What has another optimizer, as Accelerate's does."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.step = optimizer, optimizer.step
+
+
 class MasterCopy(torch.optim.Optimizer):
     """Of somebody else: float64 copies and marks of 8 bits in its state."""
 
@@ -415,3 +422,47 @@ def test_h2_decay_moves_no_frozen_bias_of_a_packed_layer_with_axes():
 def test_h5_an_entry_of_a_bias_that_begins_to_learn_has_what_the_optimizer_makes():
     moved = moments.MovedBias(_bias_mask([0, 1]), _bias_mask([1, 3]), (2,), (2,))
     assert moved.carry(jnp.array([5.0, 6.0]), jnp.array([0.5, 0.5])).tolist() == [6.0, 0.5]
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, Wrapping], ids=["the optimizer", "a wrapper"])
+@pytest.mark.parametrize("first", [None, OLD], ids=["plain", "masked"])
+def test_h5_an_optimizer_that_is_handed_steps_with_the_values_of_a_layer_that_is_packed_now(first, wrap):
+    """Pruning or freezing in the middle of training: it was taken, and its next step raised."""
+    model = torch.nn.Sequential(torch.nn.Linear(I, O), torch.nn.Linear(O, O))
+    if first is not None:
+        mt.mask_linears(model, {"0": first})
+    inner = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=0.1)
+    steps(model, inner)
+    other, before = inner.state[model[1].weight]["momentum_buffer"].clone(), model[0].weight.detach().clone()
+    mt.mask_linears(
+        model, {"0": NEW["more"]}, packed=True, bias_masks={"0": [True, False, True, False]}, optimizer=wrap(inner)
+    )
+    assert torch.equal(inner.state[model[1].weight]["momentum_buffer"], other)
+    assert {id(one) for one in inner.param_groups[0]["params"]} == {
+        id(one) for one in model.parameters() if one.requires_grad
+    }
+    assert model[0].values not in inner.state
+    steps(model, inner, 1)
+    alone = inner.state[model[0].values]["momentum_buffer"]
+    assert torch.equal(alone, model[0].values.grad.add(mt.pack(before, grad_mask=NEW["more"]), alpha=0.1))
+    assert mt.assert_frozen({"w": before}, {"w": model[0].weight}, {"w": NEW["more"]}) == O * 3
+    assert (model[0].weight != before).any(0).tolist() == NEW["more"].to_array((1, I))[0].tolist()
+
+
+@pytest.mark.parametrize("freeze_others", [False, True])
+def test_h5_an_optimizer_of_nnx_that_is_handed_steps_with_the_values_of_a_layer_that_is_packed_now(freeze_others):
+    """It was taken, and its next step raised of pytrees."""
+    model = nnx.Sequential(nnx.Linear(I, O, rngs=nnx.Rngs(0)), nnx.Linear(O, O, rngs=nnx.Rngs(1)))
+    optimizer = nnx.Optimizer(model, optax.adamw(RATE, weight_decay=0.1), wrt=nnx.Param)
+    gradient = nnx.grad(lambda model: jnp.square(model(jnp.ones(I)) - 1).sum())
+    optimizer.update(model, gradient(model))
+    other, before = optimizer.opt_state[0].mu["layers"][1]["kernel"][...], nnx.clone(model)
+    mn.mask_linears(model, {"layers.0": NEW["more"]}, packed=True, freeze_others=freeze_others, optimizer=optimizer)
+    mu = optimizer.opt_state[0].mu["layers"]
+    assert not mu[0]["values"][...].any()
+    if not freeze_others:
+        assert mu[1]["kernel"][...].tolist() == other.tolist()
+    optimizer.update(model, gradient(model))
+    moved = model.layers[0].kernel[...] != before.layers[0].kernel[...]
+    assert moved.any(1).tolist() == NEW["more"].to_array((1, I))[0].tolist()
+    assert bool((model.layers[1].kernel[...] == before.layers[1].kernel[...]).all()) == freeze_others

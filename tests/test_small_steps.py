@@ -271,7 +271,9 @@ def test_two_layers_of_one_parameter_step_as_a_whole():
 
 def test_the_measurement_runs(capsys):
     sizes = ["--width", "32", "--depth", "1", "--batch", "4", "--rounds", "3"]
-    held_steps.main([*sizes, "--optimizer", "SGD, momentum", "--optimizer", "Muon"])
+    optimizers = ["--optimizer", "SGD, momentum", "--optimizer", "Muon", "--optimizer", "optax.adamw"]
+    held_steps.main([*sizes, *optimizers])
     text = capsys.readouterr().out
-    assert text.count("ratio") == 2 * len(held_steps.KINDS) + 1
+    assert text.count("ratio") == 3 * len(held_steps.KINDS) + 1
     assert "Muon, elements: 0.0 M numbers, held" in text
+    assert "optax.adamw, few elements: 0.0 M numbers, held" in text

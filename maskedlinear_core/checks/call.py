@@ -99,6 +99,18 @@ def refuse_array(name: str, value: object, *, function: str = "masked_linear") -
     raise TypeError(f"{function}: expected {name} to be an array, got {type(value).__name__}; convert it first")
 
 
+def refuse_layer(name: str, kind: str, *, function: str = "masked_linear") -> NoReturn:
+    """Refuse a layer in an array's place, which optax puts there where it takes a tree for a function.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{function}: expected {name} to be an array, got a layer ({kind}); labels for optax.multi_transform or "
+        "optax.partition that are a layer can be called, so optax calls them: hand it lambda params: labels"
+    )
+
+
 def refuse_layout(name: str, layout: str, *, function: str = "masked_linear") -> NoReturn:
     """Refuse a tensor that is no dense array of numbers where only such a one will do.
 
