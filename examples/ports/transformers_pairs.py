@@ -4,9 +4,10 @@ Nothing is downloaded but the package: models are small, their weights random, e
 no Flax models, so 4.57.6 goes into a folder of its own:
 
     pip install --no-deps --target DIR 'transformers==4.57.6' 'tokenizers<=0.23' 'huggingface_hub<1'
-    PYTHONPATH=DIR python examples/ports/transformers_pairs.py [--only TEXT] [--known] [--markdown FILE]
+    PYTHONPATH=DIR python examples/ports/transformers_pairs.py [--only TEXT] [--known | --sweep] [--markdown FILE]
 
-`--known` runs the configurations of faults that are known instead: what the report names is printed.
+`--known` runs the configurations of faults that are known instead: what the report names is printed. `--sweep` turns
+each switch of each configuration, one at a time (transformers_switches.py).
 """
 
 import argparse
@@ -22,9 +23,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from transformers_switches import switches
 
 import parity
 import parity.models
@@ -115,14 +118,26 @@ KNOWN = (
 """Switches that Flax models are known to ignore."""
 
 
+CLIP = jnp.clip
+
+
+def clip(array, *bounds, a_min=None, a_max=None, **others):
+    """`jax.numpy.clip` with the names of its bounds that Flax T5 uses and that JAX has dropped."""
+    if a_min is not None or a_max is not None:
+        return CLIP(array, a_min, a_max)
+    return CLIP(array, *bounds, **others)
+
+
+jnp.clip = clip
+
+
 def build(name, changes):
     """Return a torch model, its Flax port with the same weights, and inputs, of a configuration."""
     kind, settings = MODELS[name]
-    base = "CLIPVision" if name == "CLIPVision" else name
-    config = getattr(transformers, f"{base}Config")(**(settings | changes))
+    config = getattr(transformers, f"{name}Config")(**(settings | changes))
     torch.manual_seed(0)
-    model = getattr(transformers, f"{base}Model")(config).eval()
-    made = getattr(transformers, f"Flax{base}Model")
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    made = getattr(transformers, f"Flax{name}Model")
     shape = (1, 16, 16, 3) if kind == "image" else (1, 8)
     port = made(config, seed=0) if kind == "both" else made(config, seed=0, input_shape=shape)
     variables = port.params if kind == "image" and "batch_stats" in port.params else {"params": port.params}
@@ -189,17 +204,24 @@ def main():
     """Compare the pairs and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names that have one of these texts, with commas between")
-    parser.add_argument("--known", action="store_true", help="configurations of known faults")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--known", action="store_true", help="configurations of known faults")
+    which.add_argument("--sweep", action="store_true", help="each switch of each configuration, one at a time")
     parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
     options = parser.parse_args()
-    todo = [(name, changes) for name, changes, _ in KNOWN] if options.known else [(name, {}) for name in MODELS]
+    todo = [(name, {}) for name in MODELS]
+    if options.known:
+        todo = [(name, changes) for name, changes, _ in KNOWN]
+    if options.sweep:
+        todo = [(name, changes) for name, (_, settings) in MODELS.items() for changes in switches(name, settings)]
+    kind = "known" if options.known else "sweep" if options.sweep else "default"
     rows = []
     for name, changes in todo:
         if any(text in name for text in options.only.split(",")):
             rows.append(compared(name, changes))
             print(*rows[-1], file=sys.stderr, flush=True)
             if options.markdown is not None:  # after each, so that a run that is stopped leaves what it saw
-                write(options.markdown, "known" if options.known else "default", page(rows, options))
+                write(options.markdown, kind, page(rows, options))
     print(page(rows, options))
 
 
