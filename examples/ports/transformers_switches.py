@@ -1,4 +1,4 @@
-"""The switches of a configuration that `transformers_pairs.py --sweep` turns one at a time, by the name of the setting."""
+"""The switches of a configuration that `transformers_pairs.py --sweep` turns, one at a time."""
 
 import inspect
 
@@ -37,7 +37,7 @@ SWITCHES = {
     "rescale_embeddings": (True,), "scale_embedding": (True, False), "tie_word_embeddings": (True, False),
     "type_vocab_size": (1,), "slow_but_exact": (True,), "pretraining_tp": (2,), "pooler_output_size": (16,),
 }  # fmt: skip
-"""By the name of a setting: the values that are tried. A model is tried with those that it has and that are not its own."""
+"""By the name of a setting: the values that are tried, in each model that has the setting, but for its own value."""
 
 
 def switches(name, settings):
