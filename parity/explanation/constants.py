@@ -21,6 +21,9 @@ TURNS = 8
 SELECTS = ("where", "_where", "masked_fill", "masked_fill_", "select_n")
 """Operators that fill in a number."""
 
+COUNTS = ("diagonal", "correction", "ddof")
+"""Roles of integers in operators of floats."""
+
 NOTHING = {"mul": 1.0, "div": 1.0, **dict.fromkeys(SELECTS, 0.0)}
 """What a factor is that one side leaves out, and what is filled in where a side multiplies by its mask.
 
@@ -71,7 +74,7 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
             nothing += [c.value for c in there if c.name in SELECTS] if fills else []
             for value in dict.fromkeys((*theirs.values, *nothing, *_made(bench, theirs.framework))):
                 # What stands among integers, such as the length that a negative index is counted from, is none.
-                fits = not value % 1 if whole else value not in theirs.whole
+                fits = not value % 1 if whole else value not in theirs.whole or group[0].role in COUNTS
                 if value != group[0].value and not bench.late and fits:
                     found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)
                     if bench.proves(found.change):
