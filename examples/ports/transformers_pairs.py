@@ -4,9 +4,10 @@ Nothing is downloaded but the package: models are small, their weights random, e
 no Flax models, so 4.57.6 goes into a folder of its own:
 
     pip install --no-deps --target DIR 'transformers==4.57.6' 'tokenizers<=0.23' 'huggingface_hub<1'
-    PYTHONPATH=DIR python examples/ports/transformers_pairs.py [--only TEXT] [--known] [--markdown FILE]
+    PYTHONPATH=DIR python examples/ports/transformers_pairs.py [--only TEXT] [--known | --sweep] [--markdown FILE]
 
-`--known` runs the configurations of faults that are known instead: what the report names is printed.
+`--known` runs the configurations of faults that are known instead: what the report names is printed. `--sweep` turns
+each switch of each configuration, one at a time (transformers_switches.py).
 """
 
 import argparse
@@ -22,9 +23,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from transformers_switches import switches
 
 import parity
 import parity.models
@@ -101,8 +104,29 @@ MODELS = {
     "Dinov2": ("image", VISION),
     "ResNet": ("image", NET),
     "RegNet": ("image", NET | {"layer_type": "y", "groups_width": 4}),
+    "Marian": ("both", BART | {"pad_token_id": 0}),
+    "MT5": ("both", T5),
+    "CLIPText": ("text", SMALL | {"eos_token_id": 49}),
+    "CLIP": (
+        "text and image",
+        {"text_config": SMALL | {"eos_token_id": 49}, "vision_config": VISION, "projection_dim": 24},
+    ),
+    "Whisper": ("speech", BART | {"num_mel_bins": 6, "max_source_positions": 12, "max_target_positions": 40,
+                                  "pad_token_id": 0, "decoder_start_token_id": 1}),
+    "Wav2Vec2": ("wave", SMALL | {"conv_dim": (8, 12), "conv_stride": (5, 2), "conv_kernel": (10, 3),
+                                  "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+                                  "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
 }  # fmt: skip
 """By the name of their classes: what they take, and a small configuration."""
+
+HEADS = {
+    "BertForMaskedLM": "Bert", "BertForSequenceClassification": "Bert", "RobertaForTokenClassification": "Roberta",
+    "DistilBertForQuestionAnswering": "DistilBert", "ElectraForPreTraining": "Electra", "GPT2LMHeadModel": "GPT2",
+    "GPTNeoForCausalLM": "GPTNeo", "LlamaForCausalLM": "Llama", "OPTForCausalLM": "OPT", "BloomForCausalLM": "Bloom",
+    "BartForConditionalGeneration": "Bart", "T5ForConditionalGeneration": "T5", "ViTForImageClassification": "ViT",
+    "WhisperForConditionalGeneration": "Whisper", "Wav2Vec2ForCTC": "Wav2Vec2",
+}  # fmt: skip
+"""Classes with a head, and whose configuration they have."""
 
 KNOWN = (
     ("Llama", {"rope_theta": 500000.0}, "rope base"),
@@ -115,41 +139,74 @@ KNOWN = (
 """Switches that Flax models are known to ignore."""
 
 
+CLIP = jnp.clip
+
+
+def clip(array, *bounds, a_min=None, a_max=None, **others):
+    """`jax.numpy.clip` with the names of its bounds that Flax T5 uses and that JAX has dropped."""
+    if a_min is not None or a_max is not None:
+        return CLIP(array, a_min, a_max)
+    return CLIP(array, *bounds, **others)
+
+
+jnp.clip = clip
+
+
 def build(name, changes):
     """Return a torch model, its Flax port with the same weights, and inputs, of a configuration."""
-    kind, settings = MODELS[name]
-    base = "CLIPVision" if name == "CLIPVision" else name
-    config = getattr(transformers, f"{base}Config")(**(settings | changes))
+    model_type = HEADS.get(name, name)
+    kind, settings = MODELS[model_type]
+    config = getattr(transformers, f"{model_type}Config")(**(settings | changes))
     torch.manual_seed(0)
-    model = getattr(transformers, f"{base}Model")(config).eval()
-    made = getattr(transformers, f"Flax{base}Model")
-    shape = (1, 16, 16, 3) if kind == "image" else (1, 8)
-    port = made(config, seed=0) if kind == "both" else made(config, seed=0, input_shape=shape)
+    made = name if name in HEADS else f"{name}Model"
+    model = getattr(transformers, made)(config).eval()
+    given = known(2 if "Roberta" in name else 0, config)
+    flax = getattr(transformers, f"Flax{made}")
+    shape = {"text": (1, 8), "image": (1, 16, 16, 3), "speech": (1, 6, 24), "wave": (1, 200)}.get(kind)
+    if kind == "text and image":
+        shape = ((1, 8), (1, 16, 16, 3))
+    port = flax(config, seed=0) if shape is None else flax(config, seed=0, input_shape=shape)
     variables = port.params if kind == "image" and "batch_stats" in port.params else {"params": port.params}
-    return (
-        model,
-        (port.module, jax.tree.map(np.asarray, dict(variables))),
-        inputs(kind, port.module, 2 if "Roberta" in name else 0),
-    )
+    return model, (port.module, jax.tree.map(np.asarray, dict(variables))), inputs(kind, port.module, given)
 
 
-def inputs(kind, module, first=0):
-    """Return what both models take: of text the ids and a mask, of images pixels, channels first and last."""
+TAKEN = {
+    "text": ("input_ids", "attention_mask"),
+    "both": ("input_ids", "attention_mask", "decoder_input_ids"),
+    "image": ("pixel_values",),
+    "text and image": ("input_ids", "pixel_values", "attention_mask"),
+    "speech": ("input_features", "decoder_input_ids"),
+    "wave": ("input_values",),
+}
+"""What both models are given, by kind."""
+ASKED = ("position_ids", "token_type_ids", "decoder_attention_mask", "decoder_position_ids", "head_mask")
+"""What Flax modules ask for beside, where torch's have a default that says the same."""
+
+
+def known(first, config):
+    """Return numbers for every argument that some model takes."""
     rng = np.random.default_rng(0)
-    if kind == "image":
-        pixels = rng.standard_normal((2, 3, 16, 16)).astype(np.float32)
-        return parity.models.Inputs(torch={"pixel_values": pixels}, jax={"pixel_values": pixels.transpose(0, 2, 3, 1)})
-    ids, mask = rng.integers(3, 50, (2, 8)), np.ones((2, 8), np.int64)
+    channels = getattr(config, "num_channels", 3)
+    ids, mask = rng.integers(3, 49, (2, 8)), np.ones((2, 8), np.int64)
+    ids[:, -1] = 49  # the end of a text, which CLIP looks for
     places = np.broadcast_to(np.arange(first, first + 8), (2, 8))  # RoBERTa's begin after the padding's id
-    known = {
+    return {
+        "pixel_values": rng.standard_normal((2, channels, 16, 16)).astype(np.float32),
+        "input_features": rng.standard_normal((2, 6, 24)).astype(np.float32),
+        "input_values": rng.standard_normal((2, 200)).astype(np.float32),
         "input_ids": ids, "attention_mask": mask, "position_ids": places, "token_type_ids": np.zeros((2, 8), np.int64),
         "decoder_input_ids": ids[:, ::-1].copy(), "decoder_attention_mask": mask, "decoder_position_ids": places,
         "head_mask": None,
     }  # fmt: skip
-    taken = inspect.signature(type(module).__call__).parameters
-    flax = {key: value for key, value in known.items() if key in taken}
-    both = ("input_ids", "attention_mask") if kind == "text" else ("input_ids", "attention_mask", "decoder_input_ids")
-    return parity.models.Inputs(torch={key: known[key] for key in both}, jax=flax)
+
+
+def inputs(kind, module, given):
+    """Return what both models take; images have their channels first in torch, last in Flax."""
+    asked = [name for name in ASKED if name in inspect.signature(type(module).__call__).parameters]
+    flax = {name: given[name] for name in (*TAKEN[kind], *asked)}
+    if "pixel_values" in flax:
+        flax["pixel_values"] = flax["pixel_values"].transpose(0, 2, 3, 1)
+    return parity.models.Inputs(torch={name: given[name] for name in TAKEN[kind]}, jax=flax)
 
 
 def compared(name, changes):
@@ -189,17 +246,24 @@ def main():
     """Compare the pairs and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names that have one of these texts, with commas between")
-    parser.add_argument("--known", action="store_true", help="configurations of known faults")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--known", action="store_true", help="configurations of known faults")
+    which.add_argument("--sweep", action="store_true", help="each switch of each configuration, one at a time")
     parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
     options = parser.parse_args()
-    todo = [(name, changes) for name, changes, _ in KNOWN] if options.known else [(name, {}) for name in MODELS]
+    todo = [(name, {}) for name in (*MODELS, *HEADS)]
+    if options.known:
+        todo = [(name, changes) for name, changes, _ in KNOWN]
+    if options.sweep:
+        todo = [(name, changes) for name, (_, settings) in MODELS.items() for changes in switches(name, settings)]
+    kind = "known" if options.known else "sweep" if options.sweep else "default"
     rows = []
     for name, changes in todo:
         if any(text in name for text in options.only.split(",")):
             rows.append(compared(name, changes))
             print(*rows[-1], file=sys.stderr, flush=True)
             if options.markdown is not None:  # after each, so that a run that is stopped leaves what it saw
-                write(options.markdown, "known" if options.known else "default", page(rows, options))
+                write(options.markdown, kind, page(rows, options))
     print(page(rows, options))
 
 

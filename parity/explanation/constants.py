@@ -21,6 +21,9 @@ TURNS = 8
 SELECTS = ("where", "_where", "masked_fill", "masked_fill_", "select_n")
 """Operators that fill in a number."""
 
+COUNTS = ("diagonal", "correction", "ddof")
+"""Roles of integers in operators of floats."""
+
 NOTHING = {"mul": 1.0, "div": 1.0, **dict.fromkeys(SELECTS, 0.0)}
 """What a factor is that one side leaves out, and what is filled in where a side multiplies by its mask.
 
@@ -69,11 +72,21 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
             nothing = [NOTHING[group[0].name]] if group[0].name in NOTHING else []  # the other may leave it out
             there = bench.programs[other(mine.framework)].constants
             nothing += [c.value for c in there if c.name in SELECTS] if fills else []
-            for value in dict.fromkeys((*theirs.values, *nothing)):
-                if value != group[0].value and not bench.late and not (whole and value % 1):
+            for value in dict.fromkeys((*theirs.values, *nothing, *_made(bench, theirs.framework))):
+                # What stands among integers, such as the length that a negative index is counted from, is none.
+                fits = not value % 1 if whole else value not in theirs.whole or group[0].role in COUNTS
+                if value != group[0].value and not bench.late and fits:
                     found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)
                     if bench.proves(found.change):
                         yield found
+
+
+def _made(bench: Bench, framework: str) -> Iterator[float]:
+    """Yield the scalars that a program makes, as the logarithm of a base: the other may have them as numbers."""
+    for step in bench.programs[framework].steps:
+        value = step.result
+        if value is not None and value.shape == () and value.dtype.kind == "f" and step.name in ("log", "neg", "sqrt"):
+            yield float(value)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class _Side:
     framework: str
     constants: list[Constant]
     values: list[float]
+    whole: frozenset[float]
 
 
 def _without_counterpart(bench: Bench, framework: str) -> _Side:
@@ -90,7 +104,8 @@ def _without_counterpart(bench: Bench, framework: str) -> _Side:
     alone = [c for c in mine if not there[round_key(c.value)]]
     values = list(dict.fromkeys(c.value for c in alone if not math.isnan(c.value)))
     beside = [c for c in mine if c not in alone]
-    return _Side(framework, [*alone, *beside], values)
+    floats = {c.value for c in alone if not _is_whole(bench, framework, (c,))}
+    return _Side(framework, [*alone, *beside], values, frozenset(values) - floats)
 
 
 def _groups(constants: list[Constant]) -> Iterator[tuple[Constant, ...]]:
@@ -134,6 +149,20 @@ def solved(bench: Bench) -> Iterator[Replacement]:
                     break
 
 
+def aligned(bench: Bench) -> Iterator[Replacement]:
+    """Yield all constants of an operator at once, each by the one of its rank: frequencies with another factor."""
+    for framework in ("jax", "torch"):
+        mine, theirs = (bench.programs[name].constants for name in (framework, other(framework)))
+        for name in dict.fromkeys(c.name for c in mine):
+            values = [sorted({c.value for c in side if c.name == name}) for side in (mine, theirs)]
+            by_rank = dict(zip(*values, strict=False))
+            moved = tuple(c for c in mine if c.name == name and by_rank.get(c.value, c.value) != c.value)
+            if len(values[0]) == len(values[1]) > 1 and moved:
+                found = Replacement(framework, moved, tuple(by_rank[c.value] for c in moved), True)
+                if bench.proves(found.change):
+                    yield found
+
+
 def linked(bench: Bench) -> Iterator[Replacement]:
     """Yield pairs of constants that change together: label smoothing's 0.9 and 0.1/K, a momentum and what it leaves."""
     for framework in ("jax", "torch"):
@@ -171,9 +200,12 @@ def written(value: float) -> str:
     """Return a constant as people write it.
 
     Example:
-        >>> written(1e-5), written(0.9), written(12.0)
-        ('1e-05', '0.9', '12')
+        >>> written(1e-5), written(0.9), written(12.0), written(-math.log(10000))
+        ('1e-05', '0.9', '12', '-log(10000)')
     """
+    power = math.exp(min(abs(value), 50.0)) if abs(value) > 2 and value % 1 else 0.0
+    if power and math.isclose(power, round(power), rel_tol=1e-13) and round(power) % 10 == 0:
+        return f"{'-' if value < 0 else ''}log({round(power)})"
     return f"{value:.12g}"
 
 

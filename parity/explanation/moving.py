@@ -87,6 +87,7 @@ def _movable(program: Program) -> Iterator[_Moving]:
 
 def _of(program: Program, moving: _Moving) -> Iterator[Claim]:
     at, shape = moving.step, getattr(moving.step.result, "shape", ())
+    yield _left_out(moving)  # what is left out may look like what stands where it changes nothing
     place = {step.key: number for number, step in enumerate(program.steps)}
     for step in program.steps:
         if step.key == at.key or step.result is None or step.result.dtype.kind != "f" or step.name in PLAIN:
@@ -98,6 +99,20 @@ def _of(program: Program, moving: _Moving) -> Iterator[Claim]:
             for operand, values in step.operands.items():
                 if isinstance(values, np.ndarray) and values.shape == shape and values.dtype.kind == "f":
                     yield _claim(moving, step, operand, "after", "before")
+
+
+def _left_out(moving: _Moving) -> Claim:
+    name = SPELT.get(moving.step.name, moving.step.name)
+    what = "norm" if name in NORMS else "factor" if name == "mul" else "activation"
+    other = moving.step.operands.get("other" if moving.operand == "self" else "self")
+    by = f" by {other:.12g}" if what == "factor" and isinstance(other, int | float) else ""
+    return Claim(
+        Change("torch", {moving.step.key: _first_taken(moving.operand)}),
+        f"{what} left out",
+        f"a step ({name}{by})",
+        "none",
+        f"Apply {name}{by} on both sides.",
+    )
 
 
 def _claim(moving: _Moving, step: Step, operand: Operand | None, has: str, needs: str) -> Claim:

@@ -24,7 +24,7 @@ from parity.explanation.activations import (
     logistic,
 )
 from parity.explanation.claims import Claim, place
-from parity.explanation.programs.program import Edit, Key, Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.substitution import Bench, Change, where_they_part
 
 GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
@@ -39,11 +39,13 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _thresholds(steps)
     yield from _reductions(steps)
     yield from _resizes(steps)
+    yield from _logarithms(steps)
+    for framework in ("torch", "jax"):  # before comparisons: ELU whose mask is turned around is ReLU
+        yield from _activations(framework, bench.programs[framework].steps)
     for framework in ("torch", "jax"):
         yield from _comparisons(framework, bench.programs[framework].steps)
-    for framework in ("torch", "jax"):
-        yield from _activations(framework, bench.programs[framework].steps)
     yield from _paddings(steps)
+    yield from _dilations(steps)
 
 
 def conjugates(bench: Bench) -> Iterator[Claim]:
@@ -210,6 +212,17 @@ def _thresholds(steps: Sequence[Step]) -> Iterator[Claim]:
             "Pass threshold= alike, or write log(1 + exp(x)) as torch.logaddexp(x, 0); the difference is at most "
             "exp(-threshold) / beta.",
         )
+
+
+def _logarithms(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield softmax for its logarithm, and the other way round."""
+    names = {"_log_softmax": ("log_softmax", "softmax", np.exp), "_softmax": ("softmax", "log_softmax", np.log)}
+    for group in _grouped(steps, lambda step: step.name in names):
+        has, needs, function = names[group[0].name]
+        yield Claim(
+            _change("torch", group, set_result(function)), "another formula: softmax", has, needs,
+            "Take the logarithm on both sides: nll_loss wants log_softmax, a cross entropy takes logits.",
+        )  # fmt: skip
 
 
 def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
@@ -400,7 +413,7 @@ def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
             and step.result.shape == values.shape
         )
 
-    for group in _grouped(steps, is_activation):
+    for group in (*_grouped(steps, is_activation), *_by_source(steps, is_activation, operand)):
         for name, function in ACTIVATIONS.items():
             if name != SPELT.get(group[0].name, group[0].name):
                 yield Claim(
@@ -410,6 +423,18 @@ def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                     name,
                     "Use the same activation on both sides.",
                 )
+
+
+def _by_source(steps: Sequence[Step], wanted: Callable[[Step], bool], operand: Operand) -> Iterator[list[Step]]:
+    """Yield steps of one name that follow one operator: the activations after norms, and not those of a gate."""
+    names = {step.key: step.name for step in steps}
+    groups: dict[tuple[str, str], list[Step]] = {}
+    for step in steps:
+        if wanted(step) and operand in step.sources:
+            groups.setdefault((step.name, names.get(step.sources[operand], "")), []).append(step)
+    for (name, _), group in groups.items():
+        if 1 < len(group) < sum(step.name == name for step in steps):
+            yield group
 
 
 def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
@@ -471,6 +496,39 @@ def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
             yield Claim(
                 _change("torch", group, wrapped), "padding", "padding with zeros", f"{mode} padding", "Pad alike."
             )
+
+
+def _dilations(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield convolutions without holes, and with holes of 1, where the padding goes with them."""
+    for wanted, needs in ((lambda d: d > 1, 1), (lambda d: d == 1, 2)):
+        for group in _grouped(steps, lambda step, f=wanted: any(map(f, _holes(step)))):  # type: ignore[misc]
+            for kept in ("end", "start", "middle"):
+                yield Claim(
+                    _change("torch", group, partial(_with_holes, needs=needs, kept=kept)),
+                    "default argument: dilation",
+                    f"dilation {' and '.join(dict.fromkeys(str(tuple(_holes(step))) for step in group))} "
+                    f"({group[0].name})",
+                    f"dilation {needs}",
+                    "Pass dilation= in torch and kernel_dilation= in Flax alike, each with the padding that it needs.",
+                )
+
+
+def _holes(step: Step) -> list[int]:
+    found = step.operands.get("dilation") if step.name == "convolution" else None
+    return found if isinstance(found, list) and step.operands.get("transposed") is False else []
+
+
+def _with_holes(operation: Operation, needs: int, kept: str) -> Any:
+    """Return what a convolution gives with another dilation, cut or padded to the same shape."""
+    import torch.nn.functional as F
+
+    usual = operation.compute(operation.operands).shape
+    found = operation.compute({**operation.operands, "dilation": [needs] * len(operation.operands["dilation"])})
+    sides: list[int] = []
+    for n, m in zip(reversed(usual[2:]), reversed(found.shape[2:]), strict=True):
+        before = {"end": n - m, "start": 0, "middle": (n - m) // 2}[kept]
+        sides += [before, n - m - before]
+    return F.pad(found, sides)  # a negative padding cuts
 
 
 NEVER_LEFT_OUT = (

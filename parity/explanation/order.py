@@ -16,8 +16,8 @@ from parity.explanation.substitution import Bench, Change
 TURNS = ("transpose", "permute")
 JOINS = ("cat", "concatenate", "stack")
 SPLITS = ("split", "unsafe_split", "split_with_sizes", "chunk", "unsafe_chunk")
-MOST_PARTS = 4
-"""Of a concatenation, or of what is taken apart: they are put in every order."""
+MOST_PARTS, MANY_PARTS = 4, 12
+"""Of a concatenation, or of what is taken apart: up to so many are put in every order, up to so many in some."""
 
 OFFSETS = (1, -1, 2, -2)
 COUNTS = ("arange", "iota")
@@ -55,21 +55,47 @@ def _parts(step: Step) -> int:
     return len(tensors) if tensors is not None else sum(isinstance(one, int) for one in step.operands)
 
 
+def _orders(count: int) -> Iterator[tuple[int, ...]]:
+    """Yield every other order of a few parts, and some of many.
+
+    These are two parts exchanged, all turned round, all of a period alike, and pairs taken apart, as sines and cosines.
+
+    Example:
+        >>> len(list(_orders(3))), len(list(_orders(6)))
+        (5, 24)
+    """
+    usual = tuple(range(count))
+    found = itertools.permutations(usual) if count <= MOST_PARTS else itertools.chain(
+        (tuple(b if at == a else a if at == b else at for at in usual) for a, b in itertools.combinations(usual, 2)),
+        (tuple(at - at % n + order[at % n] for at in usual)
+         for n in (2, 3) if count % n == 0 for order in itertools.permutations(range(n))),
+        (usual[::-1],), _pairs_apart(usual),
+    )  # fmt: skip
+    yield from (order for order in dict.fromkeys(found) if order != usual)
+
+
+def _pairs_apart(usual: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield (0, 2, 4, 1, 3, 5) and the way back, with or without a first part that stays."""
+    first = len(usual) % 2
+    apart = (*usual[:first], *usual[first::2], *usual[first + 1 :: 2])
+    yield apart
+    yield tuple(apart.index(at) for at in usual)
+
+
 def _joined(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     for group in groups(steps, JOINS):
         count = _parts(group[0])
-        if not 1 < count <= MOST_PARTS or any(_parts(step) != count for step in group):
+        if not 1 < count <= MANY_PARTS or any(_parts(step) != count for step in group):
             continue
-        for order in itertools.permutations(range(count)):
-            if order != tuple(range(count)):
-                yield Claim(
-                    Change(framework, {step.key: _permuted(order) for step in group}),
-                    "concat order",
-                    f"{count} parts put together in their order ({group[0].name}"
-                    f"{f', {len(group)} times' if len(group) > 1 else ''})",
-                    f"them in the order {', '.join(str(one + 1) for one in order)}",
-                    "Put the parts together in one order: weights that follow are laid out for it.",
-                )  # fmt: skip
+        for order in _orders(count):
+            yield Claim(
+                Change(framework, {step.key: _permuted(order) for step in group}),
+                "concat order",
+                f"{count} parts put together in their order ({group[0].name}"
+                f"{f', {len(group)} times' if len(group) > 1 else ''})",
+                f"them in the order {', '.join(str(one + 1) for one in order)}",
+                "Put the parts together in one order: weights that follow are laid out for it.",
+            )  # fmt: skip
 
 
 def _permuted(order: Sequence[int]) -> Edit:
@@ -85,17 +111,16 @@ def _permuted(order: Sequence[int]) -> Edit:
 def _split(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     """Yield parts of what is taken apart in another order: gates, or queries, keys and values."""
     for group in groups(steps, SPLITS):
-        for count in range(2, MOST_PARTS + 1):
-            for order in itertools.permutations(range(count)):
-                times = f", {len(group)} times" if len(group) > 1 else ""
-                if order != tuple(range(count)):
-                    yield Claim(
-                        Change(framework, {step.key: partial(_reordered, order=order) for step in group}),
-                        "split order",
-                        f"{count} parts in their order ({group[0].name}{times})",
-                        f"them in the order {', '.join(str(one + 1) for one in order)}",
-                        "Take the parts in one order: an LSTM of torch has its gates as i, f, g, o, a GRU as r, z, n.",
-                    )
+        times = f", {len(group)} times" if len(group) > 1 else ""
+        for count in range(2, MANY_PARTS + 1):
+            for order in _orders(count):
+                yield Claim(
+                    Change(framework, {step.key: partial(_reordered, order=order) for step in group}),
+                    "split order",
+                    f"{count} parts in their order ({group[0].name}{times})",
+                    f"them in the order {', '.join(str(one + 1) for one in order)}",
+                    "Take the parts in one order: an LSTM of torch has its gates as i, f, g, o, a GRU as r, z, n.",
+                )
 
 
 def _reordered(operation: Operation, order: Sequence[int]) -> Any:

@@ -95,7 +95,7 @@ def _solved(at: Bench) -> Diagnosis | None:
 
 
 def _linked(at: Bench) -> Diagnosis | None:
-    return _best(constants.linked(at), at)
+    return _best(itertools.chain(constants.aligned(at), constants.linked(at)), at)
 
 
 def _factor(at: Bench) -> Diagnosis | None:
@@ -400,7 +400,11 @@ def _named_by_size(
 ) -> str:  # fmt: skip
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
     sizes = set(constants.sizes(at))
+    if len(pairs) > 2:
+        return ""  # frequencies, say
     for mine, theirs in pairs:
+        if "log(" in written(mine) + written(theirs):
+            continue  # of a base: the logarithms of 1000 and 10000 have the ratio of 3 and 4
         if mine in sizes and theirs in (mine - 1, mine + 1) and mine > 2:
             return "ddof"
         if divides and theirs in sizes and mine == theirs - 1 > 1:

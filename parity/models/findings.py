@@ -259,6 +259,8 @@ def _diagnosis(
     if found is not None:
         return found
     where = f"{pair.torch.path or 'the model'} ({torch_call.class_name})"
+    if below and (apart := _without_partner(asked, pair.torch.path)) is not None:
+        return apart
     if below:
         unsure = [module.path for module in below if module.verdict not in AGREES]
         each = f"each of them agrees but {', '.join(unsure[:3])}, which could not be judged" if unsure else (
@@ -280,10 +282,27 @@ def _diagnosis(
         )
     if not asked.map.pairs and asked.torch_weights and asked.tree.leaves:
         return _unpaired_weights(asked)
+    if (apart := _without_partner(asked, pair.torch.path)) is not None:
+        return apart
     weights = " with the same weights" if pair.weights else "" if asked.map.pairs else ", and no weights are paired"
     searched_for = NOT_SEARCHED if searched.elsewhere else "no known cause explains it"
     text = f"{where} gives another result on the same input{weights}; {searched_for}"
     return Diagnosis(UNKNOWN, text, f"compare its forward with {jax_call.class_name} in JAX")
+
+
+def _without_partner(asked: Comparison, path: str) -> Diagnosis | None:
+    """Say of a module of which all that is paired agrees that it holds weights that no weight of JAX is paired with."""
+    left = [name for name in asked.map.unpaired.torch if not path or name.startswith(f"{path}.")]
+    if not left:
+        return None
+    why = next((asked.map.unpaired.reasons[name] for name in left if name in asked.map.unpaired.reasons), "")
+    more = f" and {len(left) - 1} more have" if len(left) > 1 else " has"
+    return Diagnosis(
+        "weights not paired",
+        f"Likely: what is paired in {path or 'the model'} agrees, but {left[0]}{more} no partner in JAX"
+        + (f": {why}" if why else ""),
+        "Build both with the same sizes; where names and layouts differ, say which is which: rules=[parity.Rule(..)]",
+    )
 
 
 def _unpaired_weights(asked: Comparison) -> Diagnosis:

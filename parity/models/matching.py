@@ -61,7 +61,24 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
     wanted = [(at, leaf) for at, leaf in enumerate(jax_call.inputs) if leaf.is_array and leaf.value.dtype.kind != "b"]
     if kind != "all":
         wanted = [(at, leaf) for at, leaf in wanted if leaf.is_float]
-    for choose in (_by_value, _by_name, _by_position):
+    # Where JAX's module is given one array twice, each stands for what torch's is given at its place.
+    ours, theirs = ([leaf.name for leaf in call.inputs if leaf.is_array] for call in (torch_call, jax_call))
+
+    def in_place(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
+        place = theirs.index(leaf.name)
+        return _by_value(leaf, [one for one in free if ours.index(one.name) == place], likely)
+
+    def zeros(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
+        """Return what looks like a mask, as zeros do, where JAX's module is given another array of its shape."""
+        place = theirs.index(leaf.name)
+        here = [one for one in free if ours.index(one.name) == place and one.value.shape == leaf.value.shape]
+        return (
+            (here[0], here[0].value)
+            if here and leaf.is_float and here[0].is_float and not is_mask(leaf.value)
+            else None
+        )
+
+    for choose in (in_place, _by_value, _by_name, _by_position, zeros):
         for at, leaf in list(wanted) if not (kind == "main" and fed.arrays) else []:
             found = choose(leaf, free, _likely(jax_call))
             if found is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from parity.models.matching import feed, pair_outputs, rearranged
 from parity.models.pairing import Pair
+from parity.models.weights.matching import ORDER
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Calls:
         arrays: What both are called with in isolation, in torch's layout.
         torch_weights: Parameters and buffers of the torch module and of what is below it, by relative name.
         unpaired: Names of those that have no counterpart in JAX.
+        by_order: Names of those that are paired by their order of definition alone.
         fixed: Arrays by their place that the JAX module does not take.
     """
 
@@ -67,6 +69,9 @@ class Calls:
         prefix = f"{self.path}." if self.path else ""
         paired = {name for one in pair.weights for name in one.torch}
         self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)
+        self.by_order = {
+            name.removeprefix(prefix) for one in pair.weights if one.evidence == ORDER for name in one.torch
+        }
         self._inputs = [*self._input_orders(), *self._mask_orders()]
         taken = {one.number for one in self._inputs}
         self.fixed = {number: one for number, one in enumerate(self.arrays) if number not in taken}

@@ -28,8 +28,22 @@ def propose(context: Context) -> Iterator[Diagnosis]:
                 return
             tensors = {name: torch.from_numpy(np.array(value, np.float64)) for name, value in weights.items()}
             if context.agree(lambda *arrays, w=tensors: context.pair.torch_function(w, *arrays)):
-                yield Diagnosis(cause, f"{text}; with that changed in torch the two agree.", fix)
+                if set(weights) <= context.pair.by_order:
+                    yield _of_the_map(weights)
+                else:
+                    yield Diagnosis(cause, f"{text}; with that changed in torch the two agree.", fix)
                 return
+
+
+def _of_the_map(weights: Mapping[str, Any]) -> Diagnosis:
+    """Return that the weights may be paired wrongly, where nothing but their order says which is which."""
+    names = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+    return Diagnosis(
+        "weights: paired by order",
+        f"Likely: {names} are paired with each other's weights of JAX: nothing but the order of definition says which "
+        "is which, and the other way round the two agree. Else JAX uses one in the other's place.",
+        "Say which weight is which: weights=parity.map_weights(torch_model, jax_model, rules=[Rule(...)]).",
+    )
 
 
 def alike(weights: Mapping[str, np.ndarray]) -> Iterator[list[str]]:

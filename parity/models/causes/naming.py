@@ -18,7 +18,8 @@ NAMES = (
     ("mask", r"-?(\d{2,}|inf)|e\+", "mask fill"),
     ("another formula", "(max|avg)_pool", "pooling"),
     ("constant|another formula", r"\((broadcast_in_dim|full|zeros|ones)\b", "constant"),
-    ("constant|another formula", r"^1 in|has 0 \(mul", "term left out"),
+    ("constant|another formula", r"^1 in|has 0 \(mul|^0 in \w+ where \w+ has 1 \(mul", "term left out"),
+    ("another formula", r"^mul \(step \d+\) in \w+ where \w+ has none", "factor left out"),
 )
 """A pattern of the cause, one of the text, and the name in models; the first that fits."""
 

@@ -1,4 +1,4 @@
-"""Norms before sublayers on one side, after the sum on the other."""
+"""Norms before sublayers on one side, after the sum on the other; and before or after the pooling."""
 
 from __future__ import annotations
 
@@ -31,6 +31,58 @@ def propose(context: Context) -> Iterator[Diagnosis]:
                 FIX,
             )
             return
+    last = norms[-1:]
+    for moved, mine, theirs in ((_before_pooling, "after", "before"), (_after_pooling, "before", "after")):
+        if context.agree(lambda *arrays, m=moved: m(context, last, arrays)):
+            yield Diagnosis(
+                "norm order",
+                f"{last[0]} stands {theirs} the pooling in JAX, {mine} it in torch; with it moved in torch the two "
+                "agree.",
+                "Pool and normalise in one order.",
+            )
+            return
+
+
+POOLS = ("aten::mean", "aten::amax", "aten::sum")
+
+
+def _before_pooling(context: Context, norms: list[str], arrays: Any) -> Any:
+    """Run the model with a norm on what is pooled."""
+
+    def pool(state: _State, func: Any, args: Any, kwargs: Any) -> Any:
+        x, width = args[0], next(iter(state.modules[norms[0]].parameters())).shape[0]
+        channels = -1 if x.shape[-1] == width else 1
+        normed = state.apply(norms[0], x.movedim(channels, -1)).movedim(-1, channels)
+        return func(normed, *args[1:], **kwargs)
+
+    return _with_pooling(context, norms, arrays, pool)
+
+
+def _after_pooling(context: Context, norms: list[str], arrays: Any) -> Any:
+    """Run the model with a norm on the result of the pooling."""
+    return _with_pooling(
+        context, norms, arrays, lambda state, func, args, kwargs: state.apply(norms[0], func(*args, **kwargs))
+    )
+
+
+def _with_pooling(context: Context, norms: list[str], arrays: Any, pool: Any) -> Any:
+    """Run the model without its norm, and with another function for the one pooling among its own operations."""
+    pooled = 0
+    with _bypassed(norms) as state:
+
+        class Pooling(torch_dispatch_mode()):  # type: ignore[misc]
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                nonlocal pooled
+                if state.busy or torch_schema(func).name not in POOLS or len(state.depth) != 1:
+                    return func(*args, **(kwargs or {}))
+                pooled += 1
+                return pool(state, func, args, kwargs or {})
+
+        with Pooling():
+            found = context.torch(*arrays)
+    if pooled != 1:
+        raise ValueError(f"expected one pooling that the norm can be moved past, there are {pooled}")
+    return found
 
 
 def _is_norm(module: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,13 +15,15 @@ from parity.explanation.substitution import Change
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
 
-ALONG: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "the first": lambda x, axis: np.take(x, 0, axis),
-    "the last": lambda x, axis: np.take(x, -1, axis),
-    "the mean": lambda x, axis: np.mean(x, axis),
-    "the maximum": lambda x, axis: np.max(x, axis),
-    "the sum": lambda x, axis: np.sum(x, axis),
+Axes = tuple[int, ...]
+ALONG: dict[str, Callable[[np.ndarray, Axes], np.ndarray]] = {
+    "the first": lambda x, axes: np.take(x, 0, axes[0]),
+    "the last": lambda x, axes: np.take(x, -1, axes[0]),
+    "the mean": lambda x, axes: np.mean(x, axes),
+    "the maximum": lambda x, axes: np.max(x, axes),
+    "the sum": lambda x, axes: np.sum(x, axes),
 }
+OF_ONE_AXIS = ("the first", "the last")
 TAKEN = {"select": "one", "mean": "the mean", "amax": "the maximum", "max": "the maximum", "sum": "the sum"}
 WINDOWS = ("max_pool2d_with_indices", "max_pool2d", "avg_pool2d")
 FIX = "Pool alike on both sides."
@@ -43,25 +46,27 @@ def _along(steps: Any) -> Iterator[Claim]:
         values, dim = step.operands.get("self"), step.operands.get("dim")
         if step.name not in TAKEN or not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             continue
-        axes = dim if isinstance(dim, list) else [dim]
-        if len(axes) != 1 or not isinstance(axes[0], int) or values.ndim < 2:
+        axes = tuple(dim) if isinstance(dim, list) else (dim,)
+        if not axes or not all(isinstance(axis, int) for axis in axes) or values.ndim < 2:
             continue
         has = "the first" if step.name == "select" and step.operands.get("index") == 0 else TAKEN[step.name]
+        count = math.prod(values.shape[axis] for axis in axes)
+        along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(str(axis % values.ndim) for axis in axes)}"
         for needs, function in ALONG.items():
-            if needs != has:
+            if needs != has and (len(axes) == 1 or needs not in OF_ONE_AXIS):
                 yield Claim(
-                    Change("torch", {step.key: partial(_taken, function=function, axis=axes[0])}),
+                    Change("torch", {step.key: partial(_taken, function=function, axes=axes)}),
                     "pooling",
-                    f"{has} of {values.shape[axes[0]]} along axis {axes[0]} is taken",
+                    f"{has} of {count} along {along} is taken",
                     needs,
                     FIX,
                 )
 
 
-def _taken(operation: Operation, function: Callable[[np.ndarray, int], np.ndarray], axis: int) -> Any:
+def _taken(operation: Operation, function: Callable[[np.ndarray, Axes], np.ndarray], axes: Axes) -> Any:
     result = operation.compute(operation.operands)
     first = result[0] if isinstance(result, tuple) else result
-    values = function(operation.numpy(operation.operands["self"]), axis)
+    values = function(operation.numpy(operation.operands["self"]), axes)
     changed = operation.like(values.reshape(operation.numpy(first).shape), first)
     return (changed, *result[1:]) if isinstance(result, tuple) else changed
 

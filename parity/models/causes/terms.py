@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,7 +41,11 @@ def _added(context: Context, framework: str) -> Iterator[Claim]:
     if framework == "torch":
         groups.sort(key=lambda group: context.scopes.get(group[0].key, "?").count(".") + 1)
     whole = [group[0] for group in groups]
-    for group in [*groups, *([whole] if len(whole) > 1 else [])]:
+    kinds: dict[Any, list[Step]] = {}
+    for step in whole:  # in a model whose layers are lists of parts, the sums of all layers
+        kinds.setdefault(tuple(_kind(context, framework, step, one) for one in _terms(step)), []).append(step)
+    alike = [kind for kind in kinds.values() if 1 < len(kind) < len(whole)]
+    for group in [*groups, *alike, *([whole] if len(whole) > 1 else [])]:
         left, right = _terms(group[0])
         for dropped, kept in ((left, right), (right, left)):
             term, other = group[0].operands[dropped], group[0].operands[kept]
@@ -48,7 +53,7 @@ def _added(context: Context, framework: str) -> Iterator[Claim]:
                 continue
             name = _made_by(context, framework, group[0], dropped)
             goes_in = group[0].sources.get(dropped)
-            residual = term.tobytes() in stream or (
+            residual = (term.tobytes() in stream and other.tobytes() not in stream) or (
                 goes_in is not None and goes_in in _ancestors(steps, group[0].sources.get(kept))
             )
             what = "the residual" if residual else f"what {name} returns" if name else "a term"
@@ -115,6 +120,12 @@ def _made_by(context: Context, framework: str, step: Step, operand: Any) -> str:
         return ""
     scope = context.scopes.get(step.sources[operand], "")
     return scope if scope != context.scopes.get(step.key, "") else ""
+
+
+def _kind(context: Context, framework: str, step: Step, operand: Any) -> str:
+    """Return the name of the list of parts that made a term, or nothing."""
+    found = re.sub(r"\d+", "#", _made_by(context, framework, step, operand))
+    return found if "#" in found else ""
 
 
 def _ancestors(steps: Sequence[Step], key: Any) -> set[Any]:

@@ -95,11 +95,22 @@ class _Mapping:
             split_fused(theirs, ours, torch=False, values=values[::-1]),
         )
         torch, jax = owners_of(ours), owners_of(theirs)
-        matches = self._settled(self._matched(torch, jax))
+        matches = self._settled(self._matched(*self._without_misfits(torch, jax)))
         self._pair(matches)
         self._rest(ours, theirs)
         self._misfits(torch, jax)
         return WeightMap.of(self.torch, self.jax, self._in_order(), self.ambiguous, self._unpaired())
+
+    def _without_misfits(self, torch: list[Owner], jax: list[Owner]) -> tuple[list[Owner], list[Owner]]:
+        """Leave out layers of one path whose shapes do not fit: each is the other in another size, and no third."""
+        by_path = {_path(one): one for one in jax}
+        pairs = [(one, by_path[_path(one)]) for one in torch if len(_path(one)) > 1 and _path(one) in by_path]
+        apart = [(one, other) for one, other in pairs if roles_paired(one, other) and not fits(one, other)]
+        for one, other in apart:
+            text = _misfit(one.main, other.main)
+            self.reasons[one.main.leaf.name] = self.reasons[other.main.leaf.name] = text
+        left = {id(owner) for pair in apart for owner in pair}
+        return [one for one in torch if id(one) not in left], [one for one in jax if id(one) not in left]
 
     def _rest(self, ours: list[Item], theirs: list[Item]) -> None:
         """Pair what is left of layers that one side cuts otherwise, by names or equal values: a tied head's bias."""
@@ -158,6 +169,8 @@ class _Mapping:
         if len(taken) == 2 * len(made) > 0:
             left = [tuple([one for one in side if id(one) not in taken] for side in group) for group in groups]
             matches = [*self._in_groups(left), *made]
+        beside = {id(one.torch): one for one in neighbours.named_after(matches)}
+        matches = [beside.get(id(one.torch), one) for one in matches]
         for family in [*unsure, *crossed(matches), *_against_order(matches)]:
             _open(matches, family)
         return matches
@@ -306,6 +319,10 @@ class _Mapping:
         paths = {path for pair in self.pairs for path in pair.jax}
         found = Unpaired.of(self.torch.leaves, self.jax.leaves, names, paths, self.reasons)
         return replace(found, torch=(*found.torch, *self.lost), reasons={**found.reasons, **self.lost})
+
+
+def _path(owner: Owner) -> tuple[str, ...]:
+    return tuple(str(part).lower() for part in owner.parts if part != "params")
 
 
 def _open(matches: Sequence[Match], family: Sequence[Match]) -> None:

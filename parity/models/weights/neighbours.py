@@ -7,7 +7,8 @@ with them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from parity.models.weights.items import Owner
@@ -45,6 +46,51 @@ def families(matches: Sequence[Match]) -> list[tuple[list[Match], bool]]:
                     found.append((made, [one.place for one in known] == sorted(one.place for one in known)))
                     break
     return found
+
+
+def named_after(matches: Sequence[Match]) -> list[Match]:
+    """Return layers that only their order tells apart, each with the torch layer beside the one it is named after.
+
+    `expand_bn` belongs to `expand_conv`: where that is torch's `expand`, it is the norm beside it. A tree of sorted
+    names, or a module of NNX that was merged, has no order of definition.
+    """
+    unsure = [one for one in matches if one.evidence in ("", ORDER) or one.rivals]
+    known = [one for one in matches if not any(one is other for other in unsure)]
+    places = {one.torch.place: one.torch for one in unsure}
+    found: list[Match] = []
+    for group in _exchangeable(unsure):
+        counts = Counter(word for one in group for word in _ends(one.jax))
+        own = [{word for word in _ends(one.jax) if counts[word] == 1} for one in group]
+        beside = [
+            [one.torch.place for one in known if one.jax.parts[:-1] == layer.jax.parts[:-1] and _ends(one.jax) & words]
+            for layer, words in zip(group, own, strict=True)
+        ]
+        if any(len(one) != 1 for one in beside):
+            continue
+        for side in reversed(SIDES):
+            ours = [places.get(place + side) for (place,) in beside]
+            if {id(one) for one in ours} == {id(one.torch) for one in group}:
+                found += [Match(one, layer.jax, 0.0, BESIDE) for one, layer in zip(ours, group, strict=True) if one]
+                break
+    return found
+
+
+def _exchangeable(matches: Sequence[Match]) -> list[list[Match]]:
+    groups: list[list[Match]] = []
+    for one in matches:
+        for group in groups:
+            if fits(one.torch, group[0].jax) and fits(group[0].torch, one.jax):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return [group for group in groups if len(group) > 1]
+
+
+def _ends(owner: Owner) -> set[tuple[int, str]]:
+    """Return the first and the last word of a layer's name, and which of them it is."""
+    words = re.split(r"_|(?<=[a-z])(?=[A-Z])", str(owner.parts[-1]) if owner.parts else "")
+    return {(0, words[0]), (-1, words[-1])} if len(words) > 1 else set()
 
 
 def _homes(matches: Sequence[Match]) -> dict[Parts, Parts]:

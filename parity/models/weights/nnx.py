@@ -49,6 +49,7 @@ def read(model: Any) -> JaxTree:
 
     def replace(values: Mapping[str, Any]) -> Any:
         clone = nnx.clone(model)
+        _order_as(clone, model, set())
         for path, value in values.items():
             variable = clone
             for part in leaves[path].parts:
@@ -80,6 +81,28 @@ def _variables(node: Any, parts: Parts, owner: Any, above: set[int]) -> Iterator
     elif isinstance(node, nnx.Module | nnx.Object):
         for key, child in _compat.nnx_attributes(node).items():
             yield from _variables(child, (*parts, key), node, inside)
+
+
+def _order_as(made: Any, model: Any, seen: set[int]) -> None:
+    """Put the attributes of a clone in the order of definition, which Flax's clones lose."""
+    from flax import nnx
+
+    if id(made) in seen:
+        return
+    seen.add(id(made))
+    if isinstance(model, nnx.List | list | tuple):
+        for one, other in zip(made, model, strict=True):
+            _order_as(one, other, seen)
+    elif isinstance(model, Mapping):
+        for key in model:
+            _order_as(made[key], model[key], seen)
+    elif isinstance(model, nnx.Module | nnx.Object):
+        held = vars(made)
+        ordered = {key: held[key] for key in vars(model) if key in held} | held
+        held.clear()
+        held.update(ordered)
+        for key, child in _compat.nnx_attributes(model).items():
+            _order_as(held[key], child, seen)
 
 
 def _child(node: Any, name: str) -> Any:
