@@ -16,6 +16,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
+from maskedlinear_jax.constant import Constant
 from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
 from maskedlinear_jax.frozen_state import keep_state
 from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
@@ -248,6 +249,10 @@ def _is_layer(node: Any) -> bool:
     return isinstance(node, MaskedLinear | PackedLinear)
 
 
+def _is_layer_or_constant(node: Any) -> bool:
+    return _is_layer(node) or isinstance(node, Constant)
+
+
 def _is_mask_or_none(node: Any) -> bool:
     return node is None or isinstance(node, Mask)
 
@@ -355,8 +360,10 @@ def _named_arrays(tree: Any) -> dict[str, Any]:
         if isinstance(tree, kind):
             return named(tree)[0]
     found: dict[str, Any] = {}
-    for name, node in _named(tree, _is_layer).items():
-        if _is_layer(node):
+    for name, node in _named(tree, _is_layer_or_constant).items():
+        if isinstance(node, Constant):
+            found |= _inside(name, node)
+        elif _is_layer(node):
             for one, layer in stacked.layers_of(name, node).items():
                 parts = {"weight": layer.weight, "bias": layer.bias}
                 found |= {_join(one, part): array for part, array in parts.items() if hasattr(array, "shape")}
@@ -371,8 +378,10 @@ def _named_masks(tree: Any) -> dict[str, Any]:
         if isinstance(tree, kind):
             return named(tree)[1]
     found: dict[str, Any] = {}
-    for name, node in _named(tree, _is_layer).items():
-        if _is_layer(node):
+    for name, node in _named(tree, _is_layer_or_constant).items():
+        if isinstance(node, Constant):
+            found |= dict.fromkeys(_inside(name, node), False)
+        elif _is_layer(node):
             for one, layer in stacked.layers_of(name, node).items():
                 if not _has_positions(layer.grad_mask):
                     frozen_checks.refuse_no_positions(type(layer).__name__, "assert_frozen")
@@ -384,6 +393,11 @@ def _named_masks(tree: Any) -> dict[str, Any]:
         elif _is_float(node):
             found[name] = None
     return found
+
+
+def _inside(name: str, constant: Constant) -> dict[str, Any]:
+    # The arrays of floats that a constant holds, which is what `freeze_others` makes of a parameter.
+    return {_join(name, one): leaf for one, leaf in _named(constant.value, None).items() if _is_float(leaf)}
 
 
 def _join(*names: str) -> str:

@@ -23,6 +23,7 @@ from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
 from maskedlinear_jax import _compat, freeze, module, packed_module, stacked, storage
 from maskedlinear_jax.bits import as_bits
+from maskedlinear_jax.constant import Constant as _Constant
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
 from maskedlinear_jax.freeze import keep_frozen as keep_frozen
@@ -57,6 +58,7 @@ from maskedlinear_jax.nnx_layers import Layer as _Layer
 from maskedlinear_jax.nnx_layers import MaskedLinear as MaskedLinear
 from maskedlinear_jax.nnx_layers import PackedLinear as PackedLinear
 from maskedlinear_jax.nnx_layers import Positions as Positions
+from maskedlinear_jax.nnx_layers import Thawed as _Thawed
 from maskedlinear_jax.nnx_layers import ValuesPositions as _ValuesPositions
 from maskedlinear_jax.nnx_layers import has_own_call as _has_own_call
 from maskedlinear_jax.nnx_layers import take_beside as _take_beside
@@ -216,13 +218,19 @@ def load_packed(path: Source, model: nnx.Module | None = None, *, rename: Rename
         form = _form_of(layer)
         given = {"grad_mask": loaded.grad_mask, "precision": getattr(layer, "arithmetic", Native())}
         if not form.is_embedding:
-            given["bias_mask"] = loaded.bias_mask
+            given["bias_mask"] = layer.bias_mask if _has_thawed_bias(layer) else loaded.bias_mask
         made[name] = (form.packed if packed else form.masked).from_linear(linear, **given)
         if packed:
             made[name].values.set_value(loaded.values)
         _take_beside(made[name], layer, form.masked.plain)
+        if _has_thawed_bias(layer):
+            _freeze_bias(made[name])
     for name in contents.layers.keys() - made.keys():
-        _fill(places[name].node, found[name])
+        layer = places[name].node
+        is_frozen = _has_thawed_bias(layer)
+        _fill(layer, found[name])
+        if is_frozen:
+            _freeze_bias(layer)
     for name in contents.others:
         variables[name].set_value(found[name])
     return _replace(model, places, made)
@@ -249,7 +257,7 @@ def _stack(layer: Any, depth: int) -> Any:
         matrix = jnp.swapaxes(lines, -1, -2)
     bias: Any = vars(layer).get("bias_values" if layer.is_packed else "bias")
     bias = None if bias is None else bias.get_value()
-    mask, bias_mask = layer.grad_mask, layer.bias_mask
+    mask, bias_mask = layer.grad_mask, _bias_mask_of(layer)
     if not layer.is_packed:
         return module.MaskedLinear.tree_unflatten(Native(), (matrix, bias, mask, bias_mask))
     leaves = layer.values.get_value(), bias, mask, bias_mask, as_bits(matrix), None
@@ -315,6 +323,25 @@ def _set_plain(layer: Any, weight: Any, bias: Any) -> None:
         layer.bias.set_value(bias.reshape(layer.bias.shape))
 
 
+_BIASES = ("bias_values", "bias")
+
+
+def _has_thawed_bias(layer: Any) -> bool:
+    # Whether `freeze_others` froze the bias.
+    return any(isinstance(vars(layer).get(own), _Thawed) for own in _BIASES)
+
+
+def _freeze_bias(layer: Any) -> None:
+    for own in _BIASES:
+        if isinstance(variable := vars(layer).get(own), nnx.Param):
+            setattr(layer, own, _Thawed(variable.get_value(), **variable.get_metadata()))
+
+
+def _bias_mask_of(layer: Any) -> Any:
+    # What of the bias learns: nothing of one that is frozen.
+    return np.zeros(layer.out_features, bool) if _has_thawed_bias(layer) else layer.bias_mask
+
+
 def _pytree(layer: Any) -> Any:
     # The layer as one of the package's own.
     plain: Any = layer.to_linear() if isinstance(layer, _Layer) else layer
@@ -326,7 +353,7 @@ def _pytree(layer: Any) -> Any:
     if not isinstance(layer, _Layer):
         everything = constructors.columns(slice(None))
         return module.MaskedLinear.tree_unflatten(Native(), (weight, bias, everything, None))
-    mask, bias_mask = layer.grad_mask, layer.bias_mask
+    mask, bias_mask = layer.grad_mask, _bias_mask_of(layer)
     if not layer.is_packed:
         return module.MaskedLinear.tree_unflatten(Native(), (weight, bias, mask, bias_mask))
     held = layer.base.get_value()  # type: ignore[attr-defined]
@@ -363,14 +390,28 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         if getattr(layer, "bias", None) is not None:
             name = ".".join(map(str, (*path, "bias")))
             arrays[name] = layer.bias.get_value() if isinstance(layer.bias, nnx.Variable) else layer.bias
-            positions = layer.bias_positions
-            trains[name] = None if positions is None else positions.get_value()
+            trains[name] = _bias_mask_of(layer)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if (path[:-1] not in layers or path[-1] not in _OF_LAYERS) and module._is_float(variable.get_value()):
             arrays[".".join(map(str, path))] = variable.get_value()
             trains[".".join(map(str, path))] = None
+    for name, value in _thawed(model).items():
+        arrays[name], trains[name] = value, False
     return arrays, trains
 
 
+def _thawed(model: nnx.Module) -> dict[str, Any]:
+    # What `freeze_others` froze beside the masked layers.
+    layers = {path for path, node in nnx.iter_graph(model) if isinstance(node, _Layer)}
+    return {
+        ".".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(nnx.state(model, _Thawed))
+        if path[:-1] not in layers or path[-1] not in _OF_LAYERS
+    }
+
+
 freeze.register_models(nnx.Module, _grad_masks, _frozen_parts)
-_summary_of_models(nnx.Module, lambda model: _tree(model, stacks=True))
+_summary_of_models(
+    nnx.Module,
+    lambda model: _tree(model, stacks=True) | {name: _Constant(value) for name, value in _thawed(model).items()},
+)
