@@ -62,6 +62,7 @@ USAGE = {
     "unknown world": (["--world", "jax"], "expected one of torch-eager"),
     "unknown device": (["--device", "tpu"], "expected one of cpu, cuda, all"),
     "unknown command": (["girds"], "did you mean 'grid'?"),
+    "another name for a command": (["compare", "pairs.py"], "compare: no command; `check FILE` compares"),
     "unknown option": (["--tolerance", "1"], "unrecognized arguments: --tolerance"),
     "no such combination": (["grid", "--case", "columns", "--tier", "random"], "no cell is all of that at once"),
     "negative seed": (["--seed", "-1"], "expected 0 or more, got -1"),

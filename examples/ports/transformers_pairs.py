@@ -162,7 +162,12 @@ def build(name, changes):
     model = getattr(transformers, made)(config).eval()
     given = known(2 if "Roberta" in name else 0, config)
     flax = getattr(transformers, f"Flax{made}")
-    shape = {"text": (1, 8), "image": (1, 16, 16, 3), "speech": (1, 6, 24), "wave": (1, 200)}.get(kind)
+    shape = {
+        "text": (1, 8),
+        "image": (1, 16, 16, given["pixel_values"].shape[1]),
+        "speech": (1, 6, 24),
+        "wave": (1, 200),
+    }.get(kind)
     if kind == "text and image":
         shape = ((1, 8), (1, 16, 16, 3))
     port = flax(config, seed=0) if shape is None else flax(config, seed=0, input_shape=shape)
@@ -271,7 +276,12 @@ def page(rows, options):
     """Return rows as a section of a page."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "jax", "flax"))
     what = "Configurations that are known to differ" if options.known else "Default configurations"
-    how = (" --known" if options.known else "") + (f" --only {options.only}" if options.only else "")
+    what = "Each switch turned" if options.sweep else what
+    how = (
+        (" --known" if options.known else "")
+        + (" --sweep" if options.sweep else "")
+        + (f" --only {options.only}" if options.only else "")
+    )
     lines = [
         f"## transformers {transformers.__version__}: torch beside Flax. {what}", "",
         f"Made by `python examples/ports/transformers_pairs.py{how}` on {datetime.date.today()} with {versions}. Each "
@@ -279,6 +289,14 @@ def page(rows, options):
         f"{len(rows)} pairs were compared; {sum(row[2] == 'same function' for row in rows)} are the same function.", "",
         "| model | configuration | verdict | first module and cause |", "|---|---|---|---|",
     ]  # fmt: skip
+    if options.sweep:
+        alike: dict[str, list[str]] = {}
+        for name, changes, verdict, _, _ in rows:
+            if verdict == "same function":
+                alike.setdefault(name, []).extend(f"{key} = {value}" for key, value in changes.items())
+        lines[-2:-2] = ["The same function with each of these:", ""]
+        lines[-2:-2] = [*(f"- {name}: {', '.join(settings)}." for name, settings in alike.items()), "", "The rest:", ""]
+        rows = [row for row in rows if row[2] != "same function"]
     for name, changes, verdict, said, _ in rows:
         lines.append(f"| {name} | {changes or 'default'} | {verdict} | {' '.join(said.split()).replace('|', '/')} |")
     return "\n".join(lines) + "\n"

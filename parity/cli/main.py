@@ -23,6 +23,13 @@ OWN = {
 MOVED = {"bench": "python -m benchmarks"}
 """Commands that went elsewhere."""
 
+MEANT = {
+    "compare": "`check FILE` compares the operators of a file, `model FILE` two models",
+    "models": "`model FILE` compares two models",
+    "test": "`check FILE` compares the operators of a file",
+}
+"""Commands that people look for, and what they are called."""
+
 DEFAULT = "all"
 EPILOG = "Exit code: 0 as promised, 1 if something differs or is unexpectedly unsupported, 2 for bad usage."
 
@@ -65,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{name}: it runs from a checkout or the sdist, with `python -m parity`; what is installed has no suites"
         )
     if name not in commands:
+        if name in MEANT:
+            top.error(f"{name}: no command; {MEANT[name]}")
         top.error(unknown("command", name, [*commands], shown=None))
     try:
         with needs.named(f"parity {name}"):

@@ -413,7 +413,7 @@ def _named_by_size(
             return "reduction"
         # Terms that are added divide nothing: a K - 1 in label smoothing counts the other classes.
         odd = not adds and (solved or len(written(theirs)) > 6 or len(written(mine)) > 6)
-        ratios = [n / (n - 1) for n in sizes if n > 1]
+        ratios = [n / (n - 1) for n in sizes if n > 2]  # twice is many things
         if (
             mine
             and theirs
