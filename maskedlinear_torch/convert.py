@@ -419,14 +419,7 @@ def _make(
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             old: Any = module
-            changes.append(functools.partial(steps.replaced, old.weight, made[id(module)], "values", how))
-            if biases[name] is not None:
-                changes.append(functools.partial(steps.replaced, old.bias, made[id(module)], "bias_values", how))
-            if options.optimizer is not None:
-                new: Any = made[id(module)]
-                changes.append(functools.partial(moments.begin, options.optimizer, old.weight, new.values))
-                if biases[name] is not None:
-                    changes.append(functools.partial(moments.begin, options.optimizer, old.bias, new.bias_values))
+            changes += _taken_over(old.weight, getattr(old, "bias", None), made[id(module)], how, options.optimizer)
         if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
             inside.setdefault(prefix, {})
     for prefix, grad_masks in inside.items():
@@ -441,12 +434,28 @@ def _make(
             )
             how = f"mask_linears(packed=True) of {prefix or 'the attention'!r}"
             now: Any = made[id(attention)]
-            changes.append(functools.partial(steps.replaced, attention.in_proj_weight, now.in_proj, "values", how))
+            weight, bias = attention.in_proj_weight, attention.in_proj_bias
+            changes += _taken_over(weight, bias, now.in_proj, how, options.optimizer)
         else:
             if not isinstance(attention, MaskedMultiheadAttention):
                 made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
             changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks))
     return made, changes
+
+
+def _taken_over(
+    weight: nn.Parameter, bias: nn.Parameter | None, layer: Any, how: str, optimizer: torch.optim.Optimizer | None
+) -> list[Callable[[], None]]:
+    """Return what lets packed values take the place of parameters: in a step's checks, and in an optimizer."""
+    pairs = [(weight, "values")]
+    if bias is not None and layer.bias_values is not bias:  # all of it trains: the parameter itself
+        pairs.append((bias, "bias_values"))
+    changes: list[Callable[[], None]] = []
+    for old, name in pairs:
+        changes.append(functools.partial(steps.replaced, old, layer, name, how))
+        if optimizer is not None:
+            changes.append(functools.partial(moments.begin, optimizer, old, getattr(layer, name)))
+    return changes
 
 
 def _converted(module: Any, mask: masks.Mask, bias_mask: np.ndarray | None, options: _Options) -> nn.Module:

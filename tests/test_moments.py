@@ -449,6 +449,23 @@ def test_h5_an_optimizer_that_is_handed_steps_with_the_values_of_a_layer_that_is
     assert (model[0].weight != before).any(0).tolist() == NEW["more"].to_array((1, I))[0].tolist()
 
 
+def test_h5_an_optimizer_that_is_handed_steps_with_the_values_of_attention_that_is_packed_now():
+    model = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    optimizer, x = torch.optim.AdamW(model.parameters(), lr=RATE), torch.ones(2, 3, 8)
+
+    def step():
+        model(x, x, x)[0].sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    model = mt.mask_linears(model, {"*": mt.columns([1])}, packed=True, optimizer=optimizer)
+    assert {id(one) for one in optimizer.param_groups[0]["params"]} == {
+        id(one) for one in model.parameters() if one.requires_grad
+    }
+    step()
+
+
 @pytest.mark.parametrize("freeze_others", [False, True])
 def test_h5_an_optimizer_of_nnx_that_is_handed_steps_with_the_values_of_a_layer_that_is_packed_now(freeze_others):
     """It was taken, and its next step raised of pytrees."""

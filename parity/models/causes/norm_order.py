@@ -32,8 +32,8 @@ def propose(context: Context) -> Iterator[Diagnosis]:
             )
             return
     last = norms[-1:]
-    for moved, mine, theirs in ((_before_pooling, "after", "before"), (_after_pooling, "before", "after")):
-        if context.agree(lambda *arrays, m=moved: m(context, last, arrays)):
+    for pooled, mine, theirs in ((_before_pooling, "after", "before"), (_after_pooling, "before", "after")):
+        if context.agree(lambda *arrays, m=pooled: m(context, last, arrays)):
             yield Diagnosis(
                 "norm order",
                 f"{last[0]} stands {theirs} the pooling in JAX, {mine} it in torch; with it moved in torch the two "
