@@ -100,7 +100,8 @@ ONLY_DEFINED_IN_ONE = {
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
         "_parts", "_check_linear", "_check_parameters", "_check_freezing", "_attention_check", "_make",
-        "_check_form", "_has_own_forward", "_change", "_replace", "_freeze_others", "_output_layer", "_token_embedding",
+        "_check_form", "_has_own_forward", "_taken_over", "_change", "_replace", "_freeze_others",
+        "_output_layer", "_token_embedding",
         "leaves_of", "weights_of", "embeddings", "new_tokens",  # of pytrees of several libraries
         "_is_own_embedding", "_all_learns",
     },
@@ -123,6 +124,7 @@ ONLY_DEFINED_IN_ONE = {
         "_has_positions",  # torch's modules cannot lose theirs
         "_by_name",  # a tensor alone is no mapping; to JAX an array is a pytree
         "_nothing", "_named", "_named_arrays", "_named_masks", "_join",  # a transformation of pytrees
+        "_is_layer_or_constant", "_inside",  # torch's frozen parameters are parameters
     },
     "frozen_entries.py": {
         "Places", "_run", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it

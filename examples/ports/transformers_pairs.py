@@ -200,8 +200,8 @@ def known(first, config):
         "input_features": rng.standard_normal((2, 6, 24)).astype(np.float32),
         "input_values": rng.standard_normal((2, 200)).astype(np.float32),
         "input_ids": ids, "attention_mask": mask, "position_ids": places, "token_type_ids": np.zeros((2, 8), np.int64),
-        "decoder_input_ids": ids[:, ::-1].copy(), "decoder_attention_mask": mask, "decoder_position_ids": places,
-        "head_mask": None,
+        "decoder_input_ids": rng.integers(3, 49, (2, 8)), "decoder_attention_mask": mask,
+        "decoder_position_ids": places, "head_mask": None,
     }  # fmt: skip
 
 

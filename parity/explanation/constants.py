@@ -72,21 +72,22 @@ def replacements(bench: Bench) -> Iterator[Replacement]:
             nothing = [NOTHING[group[0].name]] if group[0].name in NOTHING else []  # the other may leave it out
             there = bench.programs[other(mine.framework)].constants
             nothing += [c.value for c in there if c.name in SELECTS] if fills else []
-            for value in dict.fromkeys((*theirs.values, *nothing, *_made(bench, theirs.framework))):
+            for value in dict.fromkeys((*theirs.values, *nothing, *_logarithms(bench, theirs.framework))):
                 # What stands among integers, such as the length that a negative index is counted from, is none.
-                fits = not value % 1 if whole else value not in theirs.whole or group[0].role in COUNTS
+                counted = value in theirs.whole and value not in nothing and group[0].role not in COUNTS
+                fits = not value % 1 if whole else not counted
                 if value != group[0].value and not bench.late and fits:
                     found = Replacement(mine.framework, group, (value,) * len(group), value in theirs.values)
                     if bench.proves(found.change):
                         yield found
 
 
-def _made(bench: Bench, framework: str) -> Iterator[float]:
-    """Yield the scalars that a program makes, as the logarithm of a base: the other may have them as numbers."""
+def _logarithms(bench: Bench, framework: str) -> Iterator[float]:
+    """Yield the logarithms of numbers that a program makes, as of a base: the other may have them as numbers."""
     for step in bench.programs[framework].steps:
         value = step.result
-        if value is not None and value.shape == () and value.dtype.kind == "f" and step.name in ("log", "neg", "sqrt"):
-            yield float(value)
+        if step.name == "log" and value is not None and value.shape == () and value.dtype.kind == "f":
+            yield from (float(value), -float(value))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
     ours, theirs = ([leaf.name for leaf in call.inputs if leaf.is_array] for call in (torch_call, jax_call))
 
     def in_place(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
+        if not leaf.is_float or is_mask(leaf.value):
+            return None  # masks are alike anywhere
         place = theirs.index(leaf.name)
         return _by_value(leaf, [one for one in free if ours.index(one.name) == place], likely)
 
