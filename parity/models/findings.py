@@ -293,7 +293,7 @@ def _diagnosis(
 def _without_partner(asked: Comparison, path: str) -> Diagnosis | None:
     """Say of a module of which all that is paired agrees that it holds weights that no weight of JAX is paired with."""
     left = [name for name in asked.map.unpaired.torch if not path or name.startswith(f"{path}.")]
-    if not left:
+    if not left or not asked.map.pairs:  # nothing is paired: that is said apart, or the function holds its weights
         return None
     why = next((asked.map.unpaired.reasons[name] for name in left if name in asked.map.unpaired.reasons), "")
     more = f" and {len(left) - 1} more have" if len(left) > 1 else " has"
