@@ -77,9 +77,9 @@ PROPOSERS: tuple[Proposer, ...] = (
     exchange.propose,
     norm_order.propose,
     repeats.propose,
+    terms.propose,
     _order,
     moved.propose,
-    terms.propose,
     _rest,
 )
 """Where causes are looked for, in this order: what fits few differences first."""
