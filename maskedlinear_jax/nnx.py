@@ -54,11 +54,11 @@ from maskedlinear_jax.nnx_general import PackedLinearGeneral as PackedLinearGene
 from maskedlinear_jax.nnx_layers import _OF_LAYERS
 from maskedlinear_jax.nnx_layers import UNNORMED as _UNNORMED
 from maskedlinear_jax.nnx_layers import Frozen as Frozen
+from maskedlinear_jax.nnx_layers import FrozenParam as _FrozenParam
 from maskedlinear_jax.nnx_layers import Layer as _Layer
 from maskedlinear_jax.nnx_layers import MaskedLinear as MaskedLinear
 from maskedlinear_jax.nnx_layers import PackedLinear as PackedLinear
 from maskedlinear_jax.nnx_layers import Positions as Positions
-from maskedlinear_jax.nnx_layers import Thawed as _Thawed
 from maskedlinear_jax.nnx_layers import ValuesPositions as _ValuesPositions
 from maskedlinear_jax.nnx_layers import has_own_call as _has_own_call
 from maskedlinear_jax.nnx_layers import take_beside as _take_beside
@@ -218,16 +218,16 @@ def load_packed(path: Source, model: nnx.Module | None = None, *, rename: Rename
         form = _form_of(layer)
         given = {"grad_mask": loaded.grad_mask, "precision": getattr(layer, "arithmetic", Native())}
         if not form.is_embedding:
-            given["bias_mask"] = layer.bias_mask if _has_thawed_bias(layer) else loaded.bias_mask
+            given["bias_mask"] = layer.bias_mask if _has_frozen_bias(layer) else loaded.bias_mask
         made[name] = (form.packed if packed else form.masked).from_linear(linear, **given)
         if packed:
             made[name].values.set_value(loaded.values)
         _take_beside(made[name], layer, form.masked.plain)
-        if _has_thawed_bias(layer):
+        if _has_frozen_bias(layer):
             _freeze_bias(made[name])
     for name in contents.layers.keys() - made.keys():
         layer = places[name].node
-        is_frozen = _has_thawed_bias(layer)
+        is_frozen = _has_frozen_bias(layer)
         _fill(layer, found[name])
         if is_frozen:
             _freeze_bias(layer)
@@ -326,20 +326,20 @@ def _set_plain(layer: Any, weight: Any, bias: Any) -> None:
 _BIASES = ("bias_values", "bias")
 
 
-def _has_thawed_bias(layer: Any) -> bool:
+def _has_frozen_bias(layer: Any) -> bool:
     # Whether `freeze_others` froze the bias.
-    return any(isinstance(vars(layer).get(own), _Thawed) for own in _BIASES)
+    return any(isinstance(vars(layer).get(own), _FrozenParam) for own in _BIASES)
 
 
 def _freeze_bias(layer: Any) -> None:
     for own in _BIASES:
         if isinstance(variable := vars(layer).get(own), nnx.Param):
-            setattr(layer, own, _Thawed(variable.get_value(), **variable.get_metadata()))
+            setattr(layer, own, _FrozenParam(variable.get_value(), **variable.get_metadata()))
 
 
 def _bias_mask_of(layer: Any) -> Any:
     # What of the bias learns: nothing of one that is frozen.
-    return np.zeros(layer.out_features, bool) if _has_thawed_bias(layer) else layer.bias_mask
+    return np.zeros(layer.out_features, bool) if _has_frozen_bias(layer) else layer.bias_mask
 
 
 def _pytree(layer: Any) -> Any:
@@ -395,17 +395,17 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         if (path[:-1] not in layers or path[-1] not in _OF_LAYERS) and module._is_float(variable.get_value()):
             arrays[".".join(map(str, path))] = variable.get_value()
             trains[".".join(map(str, path))] = None
-    for name, value in _thawed(model).items():
+    for name, value in _frozen_others(model).items():
         arrays[name], trains[name] = value, False
     return arrays, trains
 
 
-def _thawed(model: nnx.Module) -> dict[str, Any]:
+def _frozen_others(model: nnx.Module) -> dict[str, Any]:
     # What `freeze_others` froze beside the masked layers.
     layers = {path for path, node in nnx.iter_graph(model) if isinstance(node, _Layer)}
     return {
         ".".join(map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(nnx.state(model, _Thawed))
+        for path, variable in nnx.to_flat_state(nnx.state(model, _FrozenParam))
         if path[:-1] not in layers or path[-1] not in _OF_LAYERS
     }
 
@@ -413,5 +413,5 @@ def _thawed(model: nnx.Module) -> dict[str, Any]:
 freeze.register_models(nnx.Module, _grad_masks, _frozen_parts)
 _summary_of_models(
     nnx.Module,
-    lambda model: _tree(model, stacks=True) | {name: _Constant(value) for name, value in _thawed(model).items()},
+    lambda model: _tree(model, stacks=True) | {name: _Constant(value) for name, value in _frozen_others(model).items()},
 )

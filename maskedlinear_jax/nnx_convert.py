@@ -21,10 +21,10 @@ from maskedlinear_jax.nnx_general import MaskedLinearGeneral, PackedLinearGenera
 from maskedlinear_jax.nnx_layers import (
     COMPUTES,
     UNNORMED,
+    FrozenParam,
     Layer,
     MaskedLinear,
     PackedLinear,
-    Thawed,
     _check_plain,
     has_own_call,
     is_normed,
@@ -216,7 +216,9 @@ def unmask_linears(model: nnx.Module) -> nnx.Module:
     found = places(model, Layer)
     made = _plain(found, "unmask_linears")
     model = replace(model, found, made)
-    _set_variables(model, lambda variable: Thawed.back(variable) if isinstance(variable, Thawed) else variable)
+    _set_variables(
+        model, lambda variable: FrozenParam.back(variable) if isinstance(variable, FrozenParam) else variable
+    )
     return model
 
 
@@ -375,7 +377,7 @@ def _freeze_others(model: nnx.Module, biases: set[str]) -> None:
     def freeze(variable: Any) -> Any:
         if not isinstance(variable, nnx.Param) or id(variable) in learns:
             return variable
-        return frozen.setdefault(id(variable), Thawed(variable.get_value(), **variable.get_metadata()))
+        return frozen.setdefault(id(variable), FrozenParam(variable.get_value(), **variable.get_metadata()))
 
     _set_variables(model, freeze)
 

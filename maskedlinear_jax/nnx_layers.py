@@ -79,13 +79,12 @@ class Whole(nnx.Variable[Any]):
         object.__setattr__(self, "_source", (name, read, read()))
 
 
-class Thawed(Frozen):
+class FrozenParam(Frozen):
     """A parameter that learns no more, and may again: what `freeze_others` makes of an `nnx.Param`."""
 
-    @staticmethod
-    def back(variable: Thawed) -> nnx.Param[Any]:
+    def back(self) -> nnx.Param[Any]:
         """Return the parameter that this was."""
-        return nnx.Param(variable.get_value(), **variable.get_metadata())
+        return nnx.Param(self.get_value(), **self.get_metadata())
 
 
 COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)

@@ -138,7 +138,10 @@ def exported_for_all(function, args):
 
 KINDS = {name: mask for name, mask in MASKS.items() if name not in ("many blocks", "all", "nothing")}
 EXPORTED = [(name, how) for name in MASKS for how in PRECISIONS if name in KINDS or how == "native"]
-RUN = [*itertools.product(MASKS, ("native",)), ("submatrix", "reproducible")]
+RUN = [
+    *itertools.product(MASKS, ("native",)),
+    *itertools.product(("submatrix",), ("reproducible", "reproducible float64")),
+]
 """Other reproducible programs compile for many seconds; `tests/test_exact_engines.py` holds their bits."""
 
 

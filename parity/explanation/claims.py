@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from parity.explanation.programs.program import Step
+from parity.explanation.programs.program import Edit, Step
 from parity.explanation.substitution import Change, other
 from parity.records import WHO, Diagnosis
 
@@ -45,3 +46,22 @@ def place(step: Step) -> str:
         '3.1'
     """
     return ".".join(str(part) for part in (step.key if isinstance(step.key, tuple) else (step.key,)))
+
+
+def grouped(steps: Sequence[Step], wanted: Callable[[Step], bool]) -> Iterator[list[Step]]:
+    """Yield all steps that are wanted and of one name together, then each alone."""
+    groups: dict[str, list[Step]] = {}
+    for step in steps:
+        if wanted(step):
+            groups.setdefault(step.name, []).append(step)
+    for group in groups.values():
+        yield group
+        for turns in (2, 3):  # what a loop does at one place
+            yield from (group[at::turns] for at in range(turns if len(group) >= 2 * turns else 0))
+        if len(group) > 1:
+            yield from ([step] for step in group)
+
+
+def change_all(framework: str, group: Sequence[Step], edit: Edit) -> Change:
+    """Return one edit of several steps."""
+    return Change(framework, {step.key: edit for step in group})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from parity.explanation import windows
 from parity.explanation.activations import (
     ACTIVATIONS,
     AS,
@@ -23,7 +22,7 @@ from parity.explanation.activations import (
     gelu_tanh,
     logistic,
 )
-from parity.explanation.claims import Claim, place
+from parity.explanation.claims import Claim, change_all, grouped, place
 from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.substitution import Bench, Change, where_they_part
 
@@ -38,14 +37,14 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _switches(steps, bench.programs["jax"].steps)
     yield from _thresholds(steps)
     yield from _reductions(steps)
-    yield from _resizes(steps)
+    yield from windows.resizes(steps)
     yield from _logarithms(steps)
     for framework in ("torch", "jax"):  # before comparisons: ELU whose mask is turned around is ReLU
         yield from _activations(framework, bench.programs[framework].steps)
     for framework in ("torch", "jax"):
         yield from _comparisons(framework, bench.programs[framework].steps)
-    yield from _paddings(steps)
-    yield from _dilations(steps)
+    yield from windows.paddings(steps)
+    yield from windows.dilations(steps)
 
 
 def conjugates(bench: Bench) -> Iterator[Claim]:
@@ -74,7 +73,7 @@ def conjugates(bench: Bench) -> Iterator[Claim]:
     for framework in ("torch", "jax"):
         for step in bench.programs[framework].steps:
             if step.result is not None and step.result.dtype.kind == "c":
-                change = _change(framework, [step], set_result(np.conj))
+                change = change_all(framework, [step], set_result(np.conj))
                 yield Claim(change, cause, f"{step.name} (step {place(step)})", "its conjugate", fix)
 
 
@@ -84,36 +83,22 @@ def left_out(bench: Bench) -> Iterator[Claim]:
         yield from _left_out(framework, bench.programs[framework].steps, where_they_part(bench, framework))
 
 
-def _grouped(steps: Sequence[Step], wanted: Callable[[Step], bool]) -> Iterator[list[Step]]:
-    """Yield all steps that are wanted and of one name together, then each alone."""
-    groups: dict[str, list[Step]] = {}
-    for step in steps:
-        if wanted(step):
-            groups.setdefault(step.name, []).append(step)
-    for group in groups.values():
-        yield group
-        for turns in (2, 3):  # what a loop does at one place
-            yield from (group[at::turns] for at in range(turns if len(group) >= 2 * turns else 0))
-        if len(group) > 1:
-            yield from ([step] for step in group)
-
-
-def _change(framework: str, group: Sequence[Step], edit: Edit) -> Change:
-    return Change(framework, {step.key: edit for step in group})
-
-
 def _gelus(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     cause = "default argument: approximate"
-    for group in _grouped(steps, lambda step: step.name == "gelu" and framework == "torch"):
+    for group in grouped(steps, lambda step: step.name == "gelu" and framework == "torch"):
         exact = group[0].operands.get("approximate", "none") == "none"
         for name, function in (
             (TANH if exact else EXACT, gelu_tanh if exact else gelu),
             (QUICK, lambda x: x * logistic(1.702 * x)),
         ):
             yield Claim(
-                _change(framework, group, set_unary(function, "self")), cause, EXACT if exact else TANH, name, GELU_FIX
+                change_all(framework, group, set_unary(function, "self")),
+                cause,
+                EXACT if exact else TANH,
+                name,
+                GELU_FIX,
             )
-    for group in _grouped(steps, lambda step: step.name in HALVES):
+    for group in grouped(steps, lambda step: step.name in HALVES):
         has, argument = HALVES[group[0].name]
         for needs, function in AS.items():
             if needs == has:
@@ -126,7 +111,7 @@ def _gelus(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                 return 1 - value if name == "erfc" else (1 + value) / 2 if name in ("logistic", "sigmoid") else value
 
             operand = 0 if framework == "jax" else "self"
-            yield Claim(_change(framework, group, set_unary(half, operand)), cause, has, needs, GELU_FIX)
+            yield Claim(change_all(framework, group, set_unary(half, operand)), cause, has, needs, GELU_FIX)
 
 
 # What an ATen operator is told: its switches, axes, modes.
@@ -152,17 +137,17 @@ def _switches(steps: Sequence[Step], others: Sequence[Step]) -> Iterator[Claim]:
     # The other runs fewer of them, so one along another axis is one that does nothing.
     fewer = 0 < sum(step.name == "reduce_max" for step in others) < sum(counted.values())
     fewer &= not any(step.name in ("scan", "while") for step in others)
-    for group in _grouped(steps, lambda step: any(isinstance(v, bool) for v in step.operands.values())):
+    for group in grouped(steps, lambda step: any(isinstance(v, bool) for v in step.operands.values())):
         for name, value in group[0].operands.items():
             if isinstance(value, bool) and name in SWITCHES:
                 yield Claim(
-                    _change("torch", group, set_operand((name, not value))),
+                    change_all("torch", group, set_operand((name, not value))),
                     f"default argument: {name}",
                     f"{name}={value} ({group[0].name})",
                     f"{name}={not value}",
                     SWITCHES[str(name)],
                 )
-    for group in _grouped(steps, lambda step: "dim" in step.operands and step.result is not None):
+    for group in grouped(steps, lambda step: "dim" in step.operands and step.result is not None):
         dim, values = group[0].operands["dim"], group[0].operands.get("self")
         if not isinstance(values, np.ndarray):
             continue
@@ -174,7 +159,7 @@ def _switches(steps: Sequence[Step], others: Sequence[Step]) -> Iterator[Claim]:
         for axis in range(values.ndim):
             if axis != now and not (fewer and len(group) < counted.get(group[0].name, 0)):
                 yield Claim(
-                    _change("torch", group, set_operand(("dim", axis if single else [axis]))),
+                    change_all("torch", group, set_operand(("dim", axis if single else [axis]))),
                     "default argument: dim",
                     f"{group[0].name} along axis {now}",
                     f"axis {axis}",
@@ -202,10 +187,10 @@ def _axes_exchanged(group: Sequence[Step]) -> Iterator[Claim]:
 
 def _thresholds(steps: Sequence[Step]) -> Iterator[Claim]:
     """Yield softplus without the threshold beyond which torch's is x itself: JAX has none."""
-    for group in _grouped(steps, lambda step: step.name == "softplus"):
+    for group in grouped(steps, lambda step: step.name == "softplus"):
         now = group[0].operands.get("threshold", 20)
         yield Claim(
-            _change("torch", group, set_operand(("threshold", math.inf))),
+            change_all("torch", group, set_operand(("threshold", math.inf))),
             "default argument: threshold",
             f"threshold {now:g} of softplus, beyond which it is x itself,",
             "no threshold",
@@ -217,10 +202,10 @@ def _thresholds(steps: Sequence[Step]) -> Iterator[Claim]:
 def _logarithms(steps: Sequence[Step]) -> Iterator[Claim]:
     """Yield softmax for its logarithm, and the other way round."""
     names = {"_log_softmax": ("log_softmax", "softmax", np.exp), "_softmax": ("softmax", "log_softmax", np.log)}
-    for group in _grouped(steps, lambda step: step.name in names):
+    for group in grouped(steps, lambda step: step.name in names):
         has, needs, function = names[group[0].name]
         yield Claim(
-            _change("torch", group, set_result(function)), "another formula: softmax", has, needs,
+            change_all("torch", group, set_result(function)), "another formula: softmax", has, needs,
             "Take the logarithm on both sides: nll_loss wants log_softmax, a cross entropy takes logits.",
         )  # fmt: skip
 
@@ -228,7 +213,7 @@ def _logarithms(steps: Sequence[Step]) -> Iterator[Claim]:
 def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
     fix = "Say on both sides whether it is the sum or the mean (reduction=, or sum and mean)."
     cause = "default argument: reduction"
-    for group in _grouped(steps, lambda step: step.name in ("mean", "sum")):
+    for group in grouped(steps, lambda step: step.name in ("mean", "sum")):
         step = group[0]
         values = step.operands.get("self")
         if not isinstance(values, np.ndarray) or step.result is None or not step.result.size or not values.size:
@@ -240,13 +225,13 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
             return result * count if mean else result / count
 
         other = "sum" if step.name == "mean" else "mean"
-        yield Claim(_change("torch", group, scaled), cause, f"a {step.name}", f"a {other}", fix)
-    for group in _grouped(steps, lambda step: "reduction" in step.operands):
+        yield Claim(change_all("torch", group, scaled), cause, f"a {step.name}", f"a {other}", fix)
+    for group in grouped(steps, lambda step: "reduction" in step.operands):
         for value, name in ((0, "none"), (1, "mean"), (2, "sum")):
             if value != group[0].operands["reduction"]:
                 now = ("none", "mean", "sum")[group[0].operands["reduction"]]
                 yield Claim(
-                    _change("torch", group, set_operand(("reduction", value))),
+                    change_all("torch", group, set_operand(("reduction", value))),
                     cause,
                     f"reduction={now!r} ({group[0].name})",
                     f"{name!r}",
@@ -254,77 +239,11 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
                 )
 
 
-def _resizes(steps: Sequence[Step]) -> Iterator[Claim]:
-    import torch
-
-    kinds = {
-        "bilinear": ("upsample_bilinear2d", "_upsample_bilinear2d_aa"),
-        "bicubic": ("upsample_bicubic2d", "_upsample_bicubic2d_aa"),
-    }
-    names = {
-        "upsample_bilinear2d": "bilinear",
-        "_upsample_bilinear2d_aa": "bilinear with antialiasing",
-        "upsample_bicubic2d": "bicubic",
-        "_upsample_bicubic2d_aa": "bicubic with antialiasing",
-        "upsample_nearest2d": "nearest",
-        "_upsample_nearest_exact2d": "nearest-exact",
-    }
-    pairs = [pair for plain in kinds.values() for pair in (plain, plain[::-1])]
-    nearest = ("upsample_nearest2d", "_upsample_nearest_exact2d")
-    for mine, theirs in (
-        *pairs,
-        nearest,
-        nearest[::-1],
-        ("upsample_bilinear2d", "upsample_bicubic2d"),
-        ("upsample_bicubic2d", "upsample_bilinear2d"),
-        ("upsample_bilinear2d", "_upsample_bicubic2d_aa"),
-    ):
-        for group in _grouped(steps, partial(_is, name=mine)):
-
-            def resized(operation: Operation, theirs: str = theirs) -> Any:
-                o = operation.operands
-                size = o.get("output_size")
-                if size is None:
-                    size = [int(n * s) for n, s in zip(o["input"].shape[2:], o["scale_factors"], strict=True)]
-                call = getattr(torch.ops.aten, theirs).default
-                x = o.get("self", o.get("input"))
-                return call(x, size) if "nearest" in theirs else call(x, size, bool(o.get("align_corners")))
-
-            aa = ("_aa" in mine) != ("_aa" in theirs)
-            cause = "default argument: antialias" if aa else "default argument: mode"
-            step = group[0]
-            source = step.operands.get("self", step.operands.get("input"))
-            if (
-                aa
-                and "cubic" in mine
-                and step.result is not None
-                and all(new >= old for new, old in zip(step.result.shape, source.shape, strict=True))
-            ):
-                # Where nothing shrinks there is no antialiasing: torch has another kernel for it.
-                kernels = ("the cubic kernel of a = -0.75", "that of a = -0.5")
-                has, needs = kernels if "_aa" in theirs else kernels[::-1]
-                yield Claim(
-                    _change("torch", group, resized), "another formula: cubic kernel", has, needs,
-                    "torch's bicubic has a = -0.75, with antialias=True a = -0.5, as jax.image.resize: pass that.",
-                )  # fmt: skip
-                continue
-            fix = (
-                "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True."
-                if aa
-                else "Use the same method: torch's nearest is no method of jax.image.resize, its nearest-exact is."
-            )
-            yield Claim(_change("torch", group, resized), cause, names[mine], names[theirs], fix)
-
-
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 CHOICES: dict[str, str | int] = {"masked_fill": "mask", "masked_fill_": "mask", "where": "condition", "select_n": 0}
 """Operators that choose by a mask, and which operand that is."""
-
-
-def _is(step: Step, name: str) -> bool:
-    return step.name == name
 
 
 def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
@@ -336,7 +255,7 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
         "ge": np.greater_equal,
     }
     left, right = (0, 1) if framework == "jax" else ("self", "other")
-    for group in _grouped(steps, lambda step: step.name in COMPARISONS):
+    for group in grouped(steps, lambda step: step.name in COMPARISONS):
         for name, function in functions.items():
             if name == group[0].name:
                 continue
@@ -347,23 +266,23 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                 return operation.like(f(a, b), result)
 
             yield Claim(
-                _change(framework, group, compared),
+                change_all(framework, group, compared),
                 "another formula: mask",
                 f"a comparison by {COMPARISONS[group[0].name]}",
                 COMPARISONS[name],
                 fix,
             )
-    for group in _grouped(
+    for group in grouped(
         steps, lambda step: step.result is not None and step.result.dtype == bool and step.result.size > 1
     ):
         yield Claim(
-            _change(framework, group, set_result(np.logical_not)),
+            change_all(framework, group, set_result(np.logical_not)),
             "another formula: mask",
             f"a mask ({group[0].name})",
             "the opposite one",
             fix,
         )
-    for group in _grouped(steps, lambda step: step.name in CHOICES):
+    for group in grouped(steps, lambda step: step.name in CHOICES):
 
         def opposite(operation: Operation) -> Any:
             place = CHOICES[operation.name]
@@ -373,13 +292,13 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
 
         if isinstance(group[0].operands.get(CHOICES[group[0].name]), np.ndarray):
             yield Claim(
-                _change(framework, group, opposite),
+                change_all(framework, group, opposite),
                 "another formula: mask",
                 f"the mask of {group[0].name}",
                 "the opposite one",
                 fix,
             )
-    for group in _grouped(steps, lambda step: step.name in ("tril", "triu")):
+    for group in grouped(steps, lambda step: step.name in ("tril", "triu")):
         for other in ("tril", "triu"):
             for diagonal in (-1, 0, 1):
 
@@ -391,7 +310,7 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                 now = group[0].operands.get("diagonal", 0)
                 if framework == "torch" and (other, diagonal) != (group[0].name, now):
                     yield Claim(
-                        _change(framework, group, cut),
+                        change_all(framework, group, cut),
                         "another formula: mask",
                         f"{group[0].name} with diagonal {now}",
                         f"{other} with diagonal {diagonal}",
@@ -413,11 +332,11 @@ def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
             and step.result.shape == values.shape
         )
 
-    for group in (*_grouped(steps, is_activation), *_by_source(steps, is_activation, operand)):
+    for group in (*grouped(steps, is_activation), *_by_source(steps, is_activation, operand)):
         for name, function in ACTIVATIONS.items():
             if name != SPELT.get(group[0].name, group[0].name):
                 yield Claim(
-                    _change(framework, group, set_unary(function, operand)),
+                    change_all(framework, group, set_unary(function, operand)),
                     "another formula: activation",
                     f"{SPELT.get(group[0].name, group[0].name)} as the activation",
                     name,
@@ -435,100 +354,6 @@ def _by_source(steps: Sequence[Step], wanted: Callable[[Step], bool], operand: O
     for (name, _), group in groups.items():
         if 1 < len(group) < sum(step.name == name for step in steps):
             yield group
-
-
-def _paddings(steps: Sequence[Step]) -> Iterator[Claim]:
-    """Yield other paddings of convolutions and pools with a result of the same shape: SAME pads the end more."""
-    import torch
-    import torch.nn.functional as F
-
-    fix = (
-        "SAME pads by what the stride leaves over, the end more than the beginning: pass the padding of torch as "
-        "pairs to JAX, or F.pad first in torch."
-    )
-    for group in _grouped(steps, lambda step: "padding" in step.operands and "stride" in step.operands):
-        o = group[0].operands
-        source = "input" if "input" in o else "self"
-        if o.get("transposed") or not isinstance(o["padding"], list):
-            continue
-        spatial = np.ndim(o[source]) - 2
-        padding = list(o["padding"]) * (spatial // max(len(o["padding"]), 1))
-        pool = "weight" not in o
-        sides = [
-            [
-                (low, high)
-                for low in range(2 * p + 1)
-                for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
-                if high >= 0 and (low, high) != (p, p)
-            ]
-            if p
-            else [(0, 1), (1, 0), (1, 1)]
-            for p in padding
-        ]
-        alike = [pairs for pairs in zip(*sides, strict=False)] if len({tuple(s) for s in sides}) == 1 else []
-        for pairs in alike or itertools.islice(itertools.product(*sides), 40):
-
-            def padded(operation: Operation, pairs: Any = pairs, source: str = source, pool: bool = pool) -> Any:
-                o = operation.operands
-                flat = [n for low, high in reversed(pairs) for n in (low, high)]
-                fill = -math.inf if pool and "max" in operation.name else 0.0
-                wider = torch.nn.functional.pad(o[source], flat, value=fill)
-                return operation.compute({**o, source: wider, "padding": [0] * len(o["padding"])})
-
-            yield Claim(
-                _change("torch", group, padded),
-                "padding",
-                f"padding {tuple(padding)} on either side ({group[0].name})",
-                f"{tuple(pairs)} before and after",
-                fix,
-            )
-        for mode in ("reflect", "replicate", "circular"):
-            if not any(padding):
-                continue
-
-            def wrapped(operation: Operation, mode: str = mode, source: str = source, padding: Any = padding) -> Any:
-                o = operation.operands
-                flat = [n for p in reversed(padding) for n in (p, p)]
-                return operation.compute(
-                    {**o, source: F.pad(o[source], flat, mode=mode), "padding": [0] * len(o["padding"])}
-                )
-
-            yield Claim(
-                _change("torch", group, wrapped), "padding", "padding with zeros", f"{mode} padding", "Pad alike."
-            )
-
-
-def _dilations(steps: Sequence[Step]) -> Iterator[Claim]:
-    """Yield convolutions without holes, and with holes of 1, where the padding goes with them."""
-    for wanted, needs in ((lambda d: d > 1, 1), (lambda d: d == 1, 2)):
-        for group in _grouped(steps, lambda step, f=wanted: any(map(f, _holes(step)))):  # type: ignore[misc]
-            for kept in ("end", "start", "middle"):
-                yield Claim(
-                    _change("torch", group, partial(_with_holes, needs=needs, kept=kept)),
-                    "default argument: dilation",
-                    f"dilation {' and '.join(dict.fromkeys(str(tuple(_holes(step))) for step in group))} "
-                    f"({group[0].name})",
-                    f"dilation {needs}",
-                    "Pass dilation= in torch and kernel_dilation= in Flax alike, each with the padding that it needs.",
-                )
-
-
-def _holes(step: Step) -> list[int]:
-    found = step.operands.get("dilation") if step.name == "convolution" else None
-    return found if isinstance(found, list) and step.operands.get("transposed") is False else []
-
-
-def _with_holes(operation: Operation, needs: int, kept: str) -> Any:
-    """Return what a convolution gives with another dilation, cut or padded to the same shape."""
-    import torch.nn.functional as F
-
-    usual = operation.compute(operation.operands).shape
-    found = operation.compute({**operation.operands, "dilation": [needs] * len(operation.operands["dilation"])})
-    sides: list[int] = []
-    for n, m in zip(reversed(usual[2:]), reversed(found.shape[2:]), strict=True):
-        before = {"end": n - m, "start": 0, "middle": (n - m) // 2}[kept]
-        sides += [before, n - m - before]
-    return F.pad(found, sides)  # a negative padding cuts
 
 
 NEVER_LEFT_OUT = (
@@ -560,7 +385,7 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                 and values.ndim
             ):
                 yield Claim(
-                    _change(framework, [step], _only(operand)),
+                    change_all(framework, [step], _only(operand)),
                     "another formula",
                     f"{step.name} (step {place(step)})",
                     "none",
@@ -568,7 +393,7 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                 )
         if result.ndim:
             yield Claim(
-                _change(framework, [step], set_result(np.negative)),
+                change_all(framework, [step], set_result(np.negative)),
                 "another formula: sign",
                 f"{step.name} (step {place(step)})",
                 "its negative",

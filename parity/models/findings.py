@@ -259,8 +259,6 @@ def _diagnosis(
     if found is not None:
         return found
     where = f"{pair.torch.path or 'the model'} ({torch_call.class_name})"
-    if below and (apart := _without_partner(asked, pair.torch.path)) is not None:
-        return apart
     if below:
         unsure = [module.path for module in below if module.verdict not in AGREES]
         each = f"each of them agrees but {', '.join(unsure[:3])}, which could not be judged" if unsure else (
@@ -269,6 +267,8 @@ def _diagnosis(
         text = f"the code between the children of {where}: {each}, and the whole does not"
         text += f" ({NOT_SEARCHED})" if searched.elsewhere else ""
         near = _between(one, judgement, below)
+        if (apart := _without_partner(asked, one, pair.torch.path)) is not None:
+            return replace(apart, text=apart.text + near)
         fix = f"compare what {torch_call.class_name}.forward and {jax_call.class_name}"
         return Diagnosis(BETWEEN, text + near, f"{fix} do there, line by line")
     if judgement.found.own_error is None:
@@ -282,7 +282,7 @@ def _diagnosis(
         )
     if not asked.map.pairs and asked.torch_weights and asked.tree.leaves:
         return _unpaired_weights(asked)
-    if (apart := _without_partner(asked, pair.torch.path)) is not None:
+    if (apart := _without_partner(asked, one, pair.torch.path)) is not None:
         return apart
     weights = " with the same weights" if pair.weights else "" if asked.map.pairs else ", and no weights are paired"
     searched_for = NOT_SEARCHED if searched.elsewhere else "no known cause explains it"
@@ -290,17 +290,21 @@ def _diagnosis(
     return Diagnosis(UNKNOWN, text, f"compare its forward with {jax_call.class_name} in JAX")
 
 
-def _without_partner(asked: Comparison, path: str) -> Diagnosis | None:
-    """Say of a module of which all that is paired agrees that it holds weights that no weight of JAX is paired with."""
-    left = [name for name in asked.map.unpaired.torch if not path or name.startswith(f"{path}.")]
+def _without_partner(asked: Comparison, one: Pass, path: str) -> Diagnosis | None:
+    """Say of a module that no weight of JAX is paired with some that are used in it, if there are any."""
+    ran = {call.path for call in one.torch_calls}
+    left = [
+        name
+        for name in asked.map.unpaired.torch
+        if (not path or name.startswith(f"{path}.")) and name.rpartition(".")[0] in ran
+    ]
     if not left or not asked.map.pairs:  # nothing is paired: that is said apart, or the function holds its weights
         return None
     why = next((asked.map.unpaired.reasons[name] for name in left if name in asked.map.unpaired.reasons), "")
     more = f" and {len(left) - 1} more have" if len(left) > 1 else " has"
     return Diagnosis(
         "weights not paired",
-        f"Likely: what is paired in {path or 'the model'} agrees, but {left[0]}{more} no partner in JAX"
-        + (f": {why}" if why else ""),
+        f"Likely: {left[0]}{more} no partner in JAX" + (f": {why}" if why else ""),
         "Build both with the same sizes; where names and layouts differ, say which is which: rules=[parity.Rule(..)]",
     )
 

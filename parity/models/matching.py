@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,26 +62,9 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
     wanted = [(at, leaf) for at, leaf in enumerate(jax_call.inputs) if leaf.is_array and leaf.value.dtype.kind != "b"]
     if kind != "all":
         wanted = [(at, leaf) for at, leaf in wanted if leaf.is_float]
-    # Where JAX's module is given one array twice, each stands for what torch's is given at its place.
-    ours, theirs = ([leaf.name for leaf in call.inputs if leaf.is_array] for call in (torch_call, jax_call))
-
-    def in_place(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
-        if not leaf.is_float or is_mask(leaf.value):
-            return None  # masks are alike anywhere
-        place = theirs.index(leaf.name)
-        return _by_value(leaf, [one for one in free if ours.index(one.name) == place], likely)
-
-    def zeros(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:
-        """Return what looks like a mask, as zeros do, where JAX's module is given another array of its shape."""
-        place = theirs.index(leaf.name)
-        here = [one for one in free if ours.index(one.name) == place and one.value.shape == leaf.value.shape]
-        return (
-            (here[0], here[0].value)
-            if here and leaf.is_float and here[0].is_float and not is_mask(leaf.value)
-            else None
-        )
-
-    for choose in (in_place, _by_value, _by_name, _by_position, zeros):
+    arrays = ([leaf for leaf in call.inputs if leaf.is_array] for call in (jax_call, torch_call))
+    here = {theirs.name: ours for theirs, ours in zip(*arrays, strict=False)}
+    for choose in (partial(_in_place, here), _by_value, _by_name, _by_position, partial(_of_shape, here)):
         for at, leaf in list(wanted) if not (kind == "main" and fed.arrays) else []:
             found = choose(leaf, free, _likely(jax_call))
             if found is None:
@@ -109,6 +93,29 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
 def _likely(target: Call) -> int:
     """Return which arrangement of an image is likely where all its lengths are one: of `_orders`."""
     return (1 if target.trace is not None else 2) if target.moved else 0
+
+
+def _in_place(
+    here: Mapping[str, Leaf], leaf: Leaf, free: Sequence[Leaf], likely: int
+) -> tuple[Leaf, np.ndarray] | None:
+    """Return the equal array at the same place: where JAX's module is given one twice, each stands for its own.
+
+    Masks are alike anywhere.
+    """
+    if not leaf.is_float or is_mask(leaf.value):
+        return None
+    return _by_value(leaf, [one for one in free if one is here.get(leaf.name)], likely)
+
+
+def _of_shape(
+    here: Mapping[str, Leaf], leaf: Leaf, free: Sequence[Leaf], likely: int
+) -> tuple[Leaf, np.ndarray] | None:
+    """Return what looks like a mask, as zeros do, where JAX's module is given another array of its shape."""
+    for one in free:
+        alike = one.is_float and leaf.is_float and one.value.shape == leaf.value.shape
+        if one is here.get(leaf.name) and alike and not is_mask(leaf.value):
+            return one, one.value
+    return None
 
 
 def _by_value(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, np.ndarray] | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from parity.models.weights import blocks
 from parity.models.weights.items import Owner
-from parity.models.weights.matching import BESIDE, VALUES, Match, fits
+from parity.models.weights.matching import BESIDE, VALUES, Match, exchangeable, together
 from parity.models.weights.tree import Parts
 
 Pair = tuple[Parts, Parts]
@@ -25,15 +25,7 @@ def crossed(matches: Sequence[Match]) -> list[list[Match]]:
         if ours and theirs and one.evidence not in (VALUES, BESIDE):
             inside[ours, theirs].append(one)
     doubtful = [one for pair in _spread(list(inside)) | _turned(list(inside)) for one in inside[pair]]
-    found: list[list[Match]] = []
-    for one in doubtful:
-        for group in found:
-            if _in_name(one) == _in_name(group[0]) and _exchangeable(one, group[0]):
-                group.append(one)
-                break
-        else:
-            found.append([one])
-    return [group for group in found if len(group) > 1]
+    return together(doubtful, lambda one, other: _in_name(one) == _in_name(other) and exchangeable(one, other))
 
 
 def _block(owner: Owner) -> Parts:
@@ -42,10 +34,6 @@ def _block(owner: Owner) -> Parts:
 
 def _in_name(one: Match) -> Parts:
     return blocks.inside(one.torch.parts)
-
-
-def _exchangeable(one: Match, other: Match) -> bool:
-    return fits(one.torch, other.jax) and fits(other.torch, one.jax)
 
 
 def _spread(pairs: Sequence[Pair]) -> set[Pair]:

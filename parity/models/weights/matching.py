@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +63,24 @@ def fits(torch: Owner, jax: Owner) -> bool:
             role = "weight" if VALUE in (ours, theirs) else ours
             return bool(layouts_of(main.leaf, jax.items[theirs].leaf, role=role))
     return False
+
+
+def exchangeable(one: Match, other: Match) -> bool:
+    """Return whether the layers of two matches fit the other way round as well."""
+    return fits(one.torch, other.jax) and fits(other.torch, one.jax)
+
+
+def together(matches: Iterable[Match], alike: Callable[[Match, Match], bool] = exchangeable) -> list[list[Match]]:
+    """Return the matches that are alike, in groups of two or more."""
+    groups: list[list[Match]] = []
+    for one in matches:
+        for group in groups:
+            if alike(one, group[0]):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return [group for group in groups if len(group) > 1]
 
 
 class Names:

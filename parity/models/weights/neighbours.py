@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from parity.models.weights.items import Owner
-from parity.models.weights.matching import BESIDE, ORDER, Match, fits
+from parity.models.weights.matching import BESIDE, ORDER, Match, fits, together
 from parity.models.weights.tree import Parts
 
 SIDES = (-1, 1)
@@ -58,7 +58,7 @@ def named_after(matches: Sequence[Match]) -> list[Match]:
     known = [one for one in matches if not any(one is other for other in unsure)]
     places = {one.torch.place: one.torch for one in unsure}
     found: list[Match] = []
-    for group in _exchangeable(unsure):
+    for group in together(unsure):
         counts = Counter(word for one in group for word in _ends(one.jax))
         own = [{word for word in _ends(one.jax) if counts[word] == 1} for one in group]
         beside = [
@@ -73,18 +73,6 @@ def named_after(matches: Sequence[Match]) -> list[Match]:
                 found += [Match(one, layer.jax, 0.0, BESIDE) for one, layer in zip(ours, group, strict=True) if one]
                 break
     return found
-
-
-def _exchangeable(matches: Sequence[Match]) -> list[list[Match]]:
-    groups: list[list[Match]] = []
-    for one in matches:
-        for group in groups:
-            if fits(one.torch, group[0].jax) and fits(group[0].torch, one.jax):
-                group.append(one)
-                break
-        else:
-            groups.append([one])
-    return [group for group in groups if len(group) > 1]
 
 
 def _ends(owner: Owner) -> set[tuple[int, str]]:

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import nn
 
-from parity.models import Inputs
 from tests.model_ports.fault import Fault, Port
-from tests.model_ports.strangers.loading import floats, loaded, words
+from tests.model_ports.strangers.loading import floats, images, loaded, words
 
 
 class TorchGemma(nn.Module):
@@ -329,11 +328,6 @@ def neox(model: Any, **options: Any) -> Any:
     return port
 
 
-def _images(seed: int, size: int = 16) -> Inputs:
-    (x,) = floats(2, 3, size, size)(seed)
-    return Inputs(torch=(x,), jax=(x.transpose(0, 2, 3, 1),))
-
-
 def _masked(seed: int) -> tuple[np.ndarray, np.ndarray]:
     keep = np.ones((2, 6), np.int32)
     keep[0, 4:] = 0
@@ -352,7 +346,7 @@ PORTS = (
         Fault("mask left out", {"masked": False}, "attn|", "mask"),
         Fault("eps", {"eps": 1e-6}, "norm", "eps"),
     )),
-    Port("unet", lambda seed: TorchUnet(), loaded(lambda **o: NnxUnet(nnx.Rngs(0), **o)), _images, (
+    Port("unet", lambda seed: TorchUnet(), loaded(lambda **o: NnxUnet(nnx.Rngs(0), **o)), images(), (
         Fault("eps of GroupNorm", {"eps": 1e-6}, "norm1", "eps"),
         Fault("number of groups", {"groups": 2}, "norm2", "group"),
         Fault("skip last", {"skip_first": False}, "", "order|arrangement|concat|parts|exchanged"),
@@ -360,7 +354,7 @@ PORTS = (
         Fault("max pool", {"pool": nnx.max_pool}, "", "pool"),
         Fault("bilinear", {"resize": "bilinear"}, "", "interpol|resize|upsample"),
     )),
-    Port("vit", lambda seed: TorchVit(), loaded(lambda **o: NnxVit(nnx.Rngs(0), **o)), _images, (
+    Port("vit", lambda seed: TorchVit(), loaded(lambda **o: NnxVit(nnx.Rngs(0), **o)), images(), (
         Fault("patches by columns", {"turned": True}, "", "arrangement|order|transposed"),
         Fault("mean pooled", {"pool": "mean"}, "", "pool"),
         Fault("heads before q k v", {"heads_first": True}, "", "head order|arrangement|interleaved"),

@@ -15,7 +15,7 @@ from torch import nn
 
 from parity.models import Inputs
 from tests.model_ports.fault import Fault, Port
-from tests.model_ports.strangers.loading import floats, loaded
+from tests.model_ports.strangers.loading import floats, loaded, seeded
 
 
 class TorchDit(nn.Module):
@@ -245,12 +245,8 @@ class NnxQueries(nnx.Module):
         return self.norm3(x + self.linear2(self.act(self.linear1(x))))
 
 
-def _seeded(make: type[nn.Module]) -> Any:
-    return lambda seed: (torch.manual_seed(seed), make().eval())[1]
-
-
 PORTS = (
-    Port("dit", _seeded(TorchDit), loaded(lambda **o: EqxDit(jax.random.key(0), **o)), _timed, (
+    Port("dit", seeded(TorchDit), loaded(lambda **o: EqxDit(jax.random.key(0), **o)), _timed, (
         Fault("period of the times", {"period": 1000.0}, "", "rope|period|constant|base|angles"),
         Fault("sine first", {"sine first": True}, "", "order|exchanged|parts|concat"),
         Fault("scale without one", {"one": 0.0}, "", "constant|term"),
@@ -259,7 +255,7 @@ PORTS = (
         Fault("activation of the condition left out", {"act": False}, "", "activation|term"),
         Fault("gelu exact", {"approximate": False}, "", "approximate"),
     )),
-    Port("gcn", _seeded(TorchGcn), gcn, _graph, (
+    Port("gcn", seeded(TorchGcn), gcn, _graph, (
         Fault("no loops", {"loops": 0.0}, "", "constant|term"),
         Fault("normed by rows", {"by_rows": True}, "", "formula|constant|norm|root|axes|axis"),
         Fault("edges turned", {"turned": True}, "", "transposed|axes"),
@@ -267,7 +263,7 @@ PORTS = (
         Fault("softmax along the nodes", {"axis": 0}, "", "dim|axis"),
         Fault("softmax without logarithm", {"logs": False}, "", "formula|log|activation"),
     )),
-    Port("radiance field", _seeded(TorchField), field, floats(7, 3), (
+    Port("radiance field", seeded(TorchField), field, floats(7, 3), (
         Fault("without pi", {"pi": 1.0}, "", "constant|angles|base"),
         Fault("sines before cosines", {"apart": True}, "", "order|parts|arrangement|exchanged"),
         Fault("skip last", {"skip_first": False}, "", "order|parts|exchanged"),
@@ -276,7 +272,7 @@ PORTS = (
         Fault("density first", {"colours_first": False}, "", "order|parts|exchanged"),
         Fault("frequencies by 1.5", {"base": 1.5}, "", "constant|angles|base"),
     )),
-    Port("dilated", _seeded(TorchWave), loaded(lambda **o: NnxWave(nnx.Rngs(0), **o)), _waves, (
+    Port("dilated", seeded(TorchWave), loaded(lambda **o: NnxWave(nnx.Rngs(0), **o)), _waves, (
         Fault("no holes", {"holes": 1}, "", "dilation"),
         Fault("SAME", {"padding": "SAME"}, r"filters\.0|gates\.0|", "padding|causal"),
         Fault("filter and gate exchanged", {"exchanged": True}, r"|filters\.0|gates\.0", "exchanged"),
@@ -284,7 +280,7 @@ PORTS = (
         Fault("residual left out", {"residual": False}, "", "residual"),
         Fault("no activation at the end", {"before": False}, "", "activation|term"),
     )),
-    Port("queries", _seeded(TorchQueries), loaded(lambda **o: NnxQueries(nnx.Rngs(0), **o)),
+    Port("queries", seeded(TorchQueries), loaded(lambda **o: NnxQueries(nnx.Rngs(0), **o)),
          lambda seed: (*floats(2, 6, 16)(seed), *floats(2, 6, 16)(seed + 1)), (
         Fault("keys without places", {"keys": False}, "", "term"),
         Fault("places in values too", {"values": True}, "", "term|operand"),

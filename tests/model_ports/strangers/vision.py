@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import nn
 
-from parity.models import Inputs
 from tests.model_ports.fault import Fault, Port
-from tests.model_ports.strangers.loading import floats, loaded
+from tests.model_ports.strangers.loading import floats, images, loaded, seeded
 
 
 class TorchConvNext(nn.Module):
@@ -251,17 +250,8 @@ class NnxQuantised(nnx.Module):
         return self.dec(z + jax.lax.stop_gradient(q - z) if self.straight else q)
 
 
-def _images(seed: int, channels: int = 3) -> Inputs:
-    (x,) = floats(2, channels, 16, 16)(seed)
-    return Inputs(torch=(x,), jax=(x.transpose(0, 2, 3, 1),))
-
-
-def _seeded(make: type[nn.Module]) -> Any:
-    return lambda seed: (torch.manual_seed(seed), make().eval())[1]
-
-
 PORTS = (
-    Port("convnext", _seeded(TorchConvNext), loaded(lambda **o: NnxConvNext(nnx.Rngs(0), **o)), _images, (
+    Port("convnext", seeded(TorchConvNext), loaded(lambda **o: NnxConvNext(nnx.Rngs(0), **o)), images(), (
         Fault("eps", {"eps": 1e-5}, r"stages\.0\.norm", "eps"),
         Fault("gelu by tanh", {"approximate": True}, r"stages\.0|", "approximate"),
         Fault("layer scale left out", {"gamma": False}, r"stages\.0|", "factor left out"),
@@ -269,22 +259,22 @@ PORTS = (
         Fault("norm before the pooling", {"before": True}, "", "norm order|order"),
         Fault("maximum pooled", {"pool": jnp.max}, "", "pool"),
     )),
-    Port("swin", _seeded(TorchSwin), loaded(lambda **o: NnxSwin(nnx.Rngs(0), **o)), floats(2, 8, 8, 8), (
+    Port("swin", seeded(TorchSwin), loaded(lambda **o: NnxSwin(nnx.Rngs(0), **o)), floats(2, 8, 8, 8), (
         Fault("rolled the other way", {"roll": 2}, "", "roll|shift|position|order"),
         Fault("relative places turned", {"turned": True}, "", "transposed|order|arrangement|axes|position"),
         Fault("the mask of shifted windows left out", {"masked": False}, "", "mask|term"),
         Fault("scale", {"scale": 8**-0.5}, "", "scale"),
         Fault("windows by columns", {"columns": True}, "", "arrangement|order|transposed"),
     )),
-    Port("mixer", _seeded(TorchMixer), loaded(lambda **o: NnxMixer(nnx.Rngs(0), **o)), _images, (
+    Port("mixer", seeded(TorchMixer), loaded(lambda **o: NnxMixer(nnx.Rngs(0), **o)), images(), (
         Fault("gelu by tanh", {"approximate": True}, "", "approximate"),
         Fault("the first token pooled", {"first": True}, "", "pool"),
         Fault("skip left out", {"skip": False}, "", "residual"),
         Fault("last norm left out", {"last": False}, "", "norm|term|not used|module"),
         Fault("eps", {"eps": 1e-5}, "norm1", "eps"),
     )),
-    Port("squeeze", _seeded(TorchSqueeze), loaded(lambda **o: NnxSqueeze(nnx.Rngs(0), **o)),
-         lambda seed: _images(seed, 4), (
+    Port("squeeze", seeded(TorchSqueeze), loaded(lambda **o: NnxSqueeze(nnx.Rngs(0), **o)),
+         images(4), (
         Fault("relu for silu", {"act": jax.nn.relu}, "", "activation"),
         Fault("relu in the gate", {"inner": jax.nn.relu}, "", "activation"),
         Fault("hard sigmoid", {"gate": jax.nn.hard_sigmoid}, "", "activation"),
@@ -293,7 +283,7 @@ PORTS = (
         Fault("the maximum squeezed", {"squeeze": jnp.max}, "", "pool"),
         Fault("gate left out", {"gated": False}, "", "factor left out"),
     )),
-    Port("quantised", _seeded(TorchQuantised), loaded(lambda **o: NnxQuantised(nnx.Rngs(0), **o)), floats(3, 5, 6), (
+    Port("quantised", seeded(TorchQuantised), loaded(lambda **o: NnxQuantised(nnx.Rngs(0), **o)), floats(3, 5, 6), (
         Fault("no straight gradient", {"straight": False}, "|encoder", "gradient|stopped|detach"),
         Fault("distance without two", {"doubled": 1.0}, "", "constant|factor left out"),
         Fault("the furthest code", {"furthest": True}, "", "formula|order|argm|sign|pool|constant"),

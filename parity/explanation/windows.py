@@ -1,0 +1,175 @@
+"""Convolutions, pools and resizes: what lies in a window, at the edges, and between the numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from parity.explanation.claims import Claim, change_all, grouped
+from parity.explanation.programs.program import Operation, Step
+
+
+def resizes(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield resizes by another method, with antialiasing or without."""
+    import torch
+
+    kinds = {
+        "bilinear": ("upsample_bilinear2d", "_upsample_bilinear2d_aa"),
+        "bicubic": ("upsample_bicubic2d", "_upsample_bicubic2d_aa"),
+    }
+    names = {
+        "upsample_bilinear2d": "bilinear",
+        "_upsample_bilinear2d_aa": "bilinear with antialiasing",
+        "upsample_bicubic2d": "bicubic",
+        "_upsample_bicubic2d_aa": "bicubic with antialiasing",
+        "upsample_nearest2d": "nearest",
+        "_upsample_nearest_exact2d": "nearest-exact",
+    }
+    pairs = [pair for plain in kinds.values() for pair in (plain, plain[::-1])]
+    nearest = ("upsample_nearest2d", "_upsample_nearest_exact2d")
+    for mine, theirs in (
+        *pairs,
+        nearest,
+        nearest[::-1],
+        ("upsample_bilinear2d", "upsample_bicubic2d"),
+        ("upsample_bicubic2d", "upsample_bilinear2d"),
+        ("upsample_bilinear2d", "_upsample_bicubic2d_aa"),
+    ):
+        for group in grouped(steps, partial(_is, name=mine)):
+
+            def resized(operation: Operation, theirs: str = theirs) -> Any:
+                o = operation.operands
+                size = o.get("output_size")
+                if size is None:
+                    size = [int(n * s) for n, s in zip(o["input"].shape[2:], o["scale_factors"], strict=True)]
+                call = getattr(torch.ops.aten, theirs).default
+                x = o.get("self", o.get("input"))
+                return call(x, size) if "nearest" in theirs else call(x, size, bool(o.get("align_corners")))
+
+            aa = ("_aa" in mine) != ("_aa" in theirs)
+            cause = "default argument: antialias" if aa else "default argument: mode"
+            step = group[0]
+            source = step.operands.get("self", step.operands.get("input"))
+            if (
+                aa
+                and "cubic" in mine
+                and step.result is not None
+                and all(new >= old for new, old in zip(step.result.shape, source.shape, strict=True))
+            ):
+                # Where nothing shrinks there is no antialiasing: torch has another kernel for it.
+                kernels = ("the cubic kernel of a = -0.75", "that of a = -0.5")
+                has, needs = kernels if "_aa" in theirs else kernels[::-1]
+                yield Claim(
+                    change_all("torch", group, resized), "another formula: cubic kernel", has, needs,
+                    "torch's bicubic has a = -0.75, with antialias=True a = -0.5, as jax.image.resize: pass that.",
+                )  # fmt: skip
+                continue
+            fix = (
+                "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True."
+                if aa
+                else "Use the same method: torch's nearest is no method of jax.image.resize, its nearest-exact is."
+            )
+            yield Claim(change_all("torch", group, resized), cause, names[mine], names[theirs], fix)
+
+
+def _is(step: Step, name: str) -> bool:
+    return step.name == name
+
+
+def paddings(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield other paddings of convolutions and pools with a result of the same shape: SAME pads the end more."""
+    import torch
+    import torch.nn.functional as F
+
+    fix = (
+        "SAME pads by what the stride leaves over, the end more than the beginning: pass the padding of torch as "
+        "pairs to JAX, or F.pad first in torch."
+    )
+    for group in grouped(steps, lambda step: "padding" in step.operands and "stride" in step.operands):
+        o = group[0].operands
+        source = "input" if "input" in o else "self"
+        if o.get("transposed") or not isinstance(o["padding"], list):
+            continue
+        spatial = np.ndim(o[source]) - 2
+        padding = list(o["padding"]) * (spatial // max(len(o["padding"]), 1))
+        pool = "weight" not in o
+        sides = [
+            [
+                (low, high)
+                for low in range(2 * p + 1)
+                for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
+                if high >= 0 and (low, high) != (p, p)
+            ]
+            if p
+            else [(0, 1), (1, 0), (1, 1)]
+            for p in padding
+        ]
+        alike = [pairs for pairs in zip(*sides, strict=False)] if len({tuple(s) for s in sides}) == 1 else []
+        for pairs in alike or itertools.islice(itertools.product(*sides), 40):
+
+            def padded(operation: Operation, pairs: Any = pairs, source: str = source, pool: bool = pool) -> Any:
+                o = operation.operands
+                flat = [n for low, high in reversed(pairs) for n in (low, high)]
+                fill = -math.inf if pool and "max" in operation.name else 0.0
+                wider = torch.nn.functional.pad(o[source], flat, value=fill)
+                return operation.compute({**o, source: wider, "padding": [0] * len(o["padding"])})
+
+            yield Claim(
+                change_all("torch", group, padded),
+                "padding",
+                f"padding {tuple(padding)} on either side ({group[0].name})",
+                f"{tuple(pairs)} before and after",
+                fix,
+            )
+        for mode in ("reflect", "replicate", "circular"):
+            if not any(padding):
+                continue
+
+            def wrapped(operation: Operation, mode: str = mode, source: str = source, padding: Any = padding) -> Any:
+                o = operation.operands
+                flat = [n for p in reversed(padding) for n in (p, p)]
+                return operation.compute(
+                    {**o, source: F.pad(o[source], flat, mode=mode), "padding": [0] * len(o["padding"])}
+                )
+
+            yield Claim(
+                change_all("torch", group, wrapped), "padding", "padding with zeros", f"{mode} padding", "Pad alike."
+            )
+
+
+def dilations(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield convolutions without holes, and with holes of 1, where the padding goes with them."""
+    for wanted, needs in ((lambda d: d > 1, 1), (lambda d: d == 1, 2)):
+        for group in grouped(steps, lambda step, f=wanted: any(map(f, _holes(step)))):  # type: ignore[misc]
+            for kept in ("end", "start", "middle"):
+                yield Claim(
+                    change_all("torch", group, partial(_with_holes, needs=needs, kept=kept)),
+                    "default argument: dilation",
+                    f"dilation {' and '.join(dict.fromkeys(str(tuple(_holes(step))) for step in group))} "
+                    f"({group[0].name})",
+                    f"dilation {needs}",
+                    "Pass dilation= in torch and kernel_dilation= in Flax alike, each with the padding that it needs.",
+                )
+
+
+def _holes(step: Step) -> list[int]:
+    found = step.operands.get("dilation") if step.name == "convolution" else None
+    return found if isinstance(found, list) and step.operands.get("transposed") is False else []
+
+
+def _with_holes(operation: Operation, needs: int, kept: str) -> Any:
+    """Return what a convolution gives with another dilation, cut or padded to the same shape."""
+    import torch.nn.functional as F
+
+    usual = operation.compute(operation.operands).shape
+    found = operation.compute({**operation.operands, "dilation": [needs] * len(operation.operands["dilation"])})
+    sides: list[int] = []
+    for n, m in zip(reversed(usual[2:]), reversed(found.shape[2:]), strict=True):
+        before = {"end": n - m, "start": 0, "middle": (n - m) // 2}[kept]
+        sides += [before, n - m - before]
+    return F.pad(found, sides)  # a negative padding cuts
