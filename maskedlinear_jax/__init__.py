@@ -25,7 +25,6 @@ from maskedlinear_jax import convert as _convert
 from maskedlinear_jax import lowering as _lowering
 from maskedlinear_jax.convert import mask_linears as mask_linears
 from maskedlinear_jax.convert import merged as merged
-from maskedlinear_jax.convert import train_new_tokens as train_new_tokens
 from maskedlinear_jax.convert import unmask_linears as unmask_linears
 from maskedlinear_jax.embedding import MaskedEmbedding as MaskedEmbedding
 from maskedlinear_jax.embedding import PackedEmbedding as PackedEmbedding
@@ -39,6 +38,7 @@ from maskedlinear_jax.module import MaskedLinear as MaskedLinear
 from maskedlinear_jax.module import combine as combine
 from maskedlinear_jax.module import partition as partition
 from maskedlinear_jax.moments import repack_state as repack_state
+from maskedlinear_jax.new_tokens import train_new_tokens as train_new_tokens
 from maskedlinear_jax.packed_module import PackedLinear as PackedLinear
 from maskedlinear_jax.packing import pack as pack
 from maskedlinear_jax.packing import packed_linear as packed_linear

@@ -14,7 +14,6 @@ from jax.typing import DTypeLike
 from maskedlinear_core import constructors, masks, patterns
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Native, as_precision
 from maskedlinear_jax.bits import as_bits
@@ -109,7 +108,7 @@ def mask_linears(
         {'in': PackedLinear(in_features=4, out_features=3, bias=True, grad_mask=columns([1]))}
     """
     return convert(
-        model, masks, _OWN, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others, strict=strict,
+        model, masks, OWN, packed=packed, bias_masks=bias_masks, freeze_others=freeze_others, strict=strict,
         values_dtype=values_dtype, precision=precision,
     )  # fmt: skip
 
@@ -178,56 +177,11 @@ def merge(model: Any) -> Any:
     return jax.tree_util.tree_map_with_path(plain, model, is_leaf=_is_layer)
 
 
-def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, packed: bool = True,
-                     freeze_others: bool = True) -> Any:  # fmt: skip
-    """Return a pytree model of whose tokens the new ones learn, in the embedding and in the head, and nothing else.
-
-    For models whose vocabulary has grown. A head that is `embedding.attend` stays tied: one matrix, one mask.
-
-    Args:
-        model: A pytree with an embedding of this package; the adapters have this function for their libraries.
-        first: The number of the first new token: the old vocabulary's size.
-        embedding: The embedding's dotted path, where the model has several.
-        packed: The new rows are leaves of their own, so no optimizer can move the others; else `hold_frozen` is
-            needed with weight decay and momentum.
-        freeze_others: Let all else learn no more (see `mask_linears`).
-
-    Returns:
-        The new model.
-
-    Raises:
-        TypeError, ValueError: No such token, no embedding, or one that cannot be converted (see `mask_linears`).
-
-    Example:
-        >>> plain = MaskedEmbedding(6, 4, grad_mask=constructors.columns(slice(None)), seed=0)
-        >>> train_new_tokens({"tokens": plain}, first=4)
-        {'tokens': PackedEmbedding(6, 4, grad_mask=rows([4, 5]))}
-    """
-    not_of_flax(model, "train_new_tokens")
-    masks = new_tokens(embeddings(model, _OWN), first, embedding)
-    return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)
-
-
 def embeddings(model: Any, adapter: Adapter) -> dict[str, int]:
     """Return how many tokens each embedding of a pytree has, by its dotted path."""
     nodes = _nodes(model, adapter)[0].items()
     parts = {name: part for name, node in nodes if (part := _part(name, node, adapter)) is not None}
     return {name: part.shape[0] for name, part in parts.items() if part.is_embedding}
-
-
-def new_tokens(found: Mapping[str, int], first: int, name: str | None) -> dict[str, masks.Mask]:
-    """Return the mask of the new tokens for the one embedding of a model, by its dotted path.
-
-    Example:
-        >>> new_tokens({"tokens": 6}, 4, None)
-        {'tokens': rows([4, 5])}
-    """
-    if name is not None:
-        found = {one: tokens for one, tokens in found.items() if one == name}
-    if len(found) != 1:
-        embedding_checks.refuse_no_embedding(sorted(found))
-    ((one, tokens),) = found.items()
-    return {one: constructors.rows(np.arange(embedding_checks.first_token(first, tokens), tokens))}
 
 
 def convert(
@@ -505,7 +459,8 @@ def _shape(layer: Any) -> tuple[int, int]:
     return layer.weight.shape[0], layer.weight.shape[1]
 
 
-_OWN = Adapter((
+OWN = Adapter((
     Form(_is_own, check_own, _shape, MaskedLinear, PackedLinear),
     Form(_is_own_embedding, check_own, _shape, MaskedEmbedding, PackedEmbedding, is_embedding=True),
 ))  # fmt: skip
+"""The layers of this package."""

@@ -16,7 +16,7 @@ from maskedlinear_core import storage as core_storage
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike, Rename, Source, Target
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
-from maskedlinear_jax import convert, embedding, module, norms, packed_module, storage
+from maskedlinear_jax import convert, embedding, module, new_tokens, norms, packed_module, storage
 from maskedlinear_jax.constant import Constant
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import grad_masks as grad_masks
@@ -257,7 +257,7 @@ def train_new_tokens(
         >>> model["tokens"].values.shape
         (2, 4)
     """
-    masks = convert.new_tokens(convert.embeddings(_open(model), _ADAPTER), first, embedding)
+    masks = new_tokens.new_tokens(convert.embeddings(_open(model), _ADAPTER), first, embedding)
     ties, _ = _shared(model)
     masks |= {other: mask for name, mask in masks.items() for other in ties.get(name, [])}
     return mask_linears(model, masks, packed=packed, freeze_others=freeze_others)

@@ -15,7 +15,8 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Native, as_precision
 from maskedlinear_jax import moments
-from maskedlinear_jax.convert import Form, is_from, new_tokens
+from maskedlinear_jax.convert import Form, is_from
+from maskedlinear_jax.new_tokens import new_tokens
 from maskedlinear_jax.nnx_embedding import MaskedEmbed, PackedEmbed, check_embed
 from maskedlinear_jax.nnx_general import MaskedLinearGeneral, PackedLinearGeneral, check_general, shape_of
 from maskedlinear_jax.nnx_layers import (

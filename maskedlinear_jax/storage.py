@@ -19,7 +19,7 @@ from maskedlinear_core.precision import Native
 from maskedlinear_core.storage import Contents, Numbers, Stored
 from maskedlinear_jax import marks, packing
 from maskedlinear_jax.bits import as_bits
-from maskedlinear_jax.convert import _OWN, Form, has_weight, not_of_flax
+from maskedlinear_jax.convert import OWN, Form, has_weight, not_of_flax
 from maskedlinear_jax.module import MaskedLinear, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 from maskedlinear_jax.stacked import depth
@@ -142,7 +142,7 @@ def load_packed(
             a layer whose frozen entries are not those the values were trained over. It is a ValueError.
         OSError: The file cannot be read.
     """
-    return load(path, model, rename, _OWN.forms)
+    return load(path, model, rename, OWN.forms)
 
 
 def load(path: Any, model: Any, rename: Any, forms: tuple[Form, ...]) -> Any:
@@ -222,7 +222,7 @@ def _alone(name: str, stored: Stored) -> Any:
     if stored.base is None:
         storage_checks.refuse_layer_alone(name)
     plain = MaskedLinear.tree_unflatten(Native(), (_array(stored.base), None, stored.mask, None))
-    return _filled(plain, stored, _OWN.forms, is_alone=True)
+    return _filled(plain, stored, OWN.forms, is_alone=True)
 
 
 def _filled(module: Any, stored: Stored, forms: tuple[Form, ...], *, is_alone: bool = False) -> Any:

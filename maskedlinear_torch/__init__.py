@@ -23,7 +23,6 @@ from maskedlinear_core import submatrix as submatrix
 from maskedlinear_torch import convert as _convert
 from maskedlinear_torch import lowering as _lowering
 from maskedlinear_torch.convert import mask_linears as mask_linears
-from maskedlinear_torch.convert import train_new_tokens as train_new_tokens
 from maskedlinear_torch.convert import unmask_linears as unmask_linears
 from maskedlinear_torch.embedding import MaskedEmbedding as MaskedEmbedding
 from maskedlinear_torch.embedding import PackedEmbedding as PackedEmbedding
@@ -33,6 +32,7 @@ from maskedlinear_torch.freeze import hold_frozen as hold_frozen
 from maskedlinear_torch.functional import masked_linear as masked_linear
 from maskedlinear_torch.groups import parameter_groups as parameter_groups
 from maskedlinear_torch.module import MaskedLinear as MaskedLinear
+from maskedlinear_torch.new_tokens import train_new_tokens as train_new_tokens
 from maskedlinear_torch.packed_module import PackedLinear as PackedLinear
 from maskedlinear_torch.packing import pack as pack
 from maskedlinear_torch.packing import packed_linear as packed_linear
