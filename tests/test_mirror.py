@@ -101,9 +101,13 @@ ONLY_DEFINED_IN_ONE = {
         # In place, and attention whose projections are no modules.
         "_parts", "_check_linear", "_check_parameters", "_check_freezing", "_attention_check", "_make",
         "_check_form", "_has_own_forward", "_taken_over", "_change", "_replace", "_freeze_others",
-        "_output_layer", "_token_embedding",
-        "leaves_of", "weights_of", "embeddings", "new_tokens",  # of pytrees of several libraries
+        "_output_layer",
+        "leaves_of", "weights_of", "embeddings",  # of pytrees of several libraries
         "_is_own_embedding", "_all_learns",
+    },
+    "new_tokens.py": {
+        "_token_embedding",  # of a module, which tells its own
+        "new_tokens",  # shared by the adapters
     },
     "embedding.py": {
         "TiedHead",  # a module of its own, where a pytree's head is `attend`
