@@ -48,12 +48,12 @@ class Searched:
     """What was found of modules so far: a model of many layers has the same fault in each.
 
     Attributes:
-        found: The first module of each pair of classes that a cause was looked for in, and what came of it.
+        found: The first module of each pair of classes and kind that a cause was looked for in, and what came of it.
         started: When the first search began, of this process' time.
         elsewhere: Names of the frameworks whose modules ran elsewhere, so that no cause was looked for in them.
     """
 
-    found: dict[tuple[str, str], tuple[str, Diagnosis | None]] = field(default_factory=dict)
+    found: dict[tuple[Any, ...], tuple[str, Diagnosis | None]] = field(default_factory=dict)
     started: float | None = None
     elsewhere: set[str] = field(default_factory=set)
 
@@ -65,7 +65,7 @@ class Searched:
         if dumped:  # there is no program of it here
             self.elsewhere |= dumped
             return None
-        classes = stored[0].owner, stored[1].owner
+        classes = stored[0].owner, stored[1].owner, _kind(asked, pair)
         if classes in self.found:
             path, known = self.found[classes]
             return None if known is None else replace(known, text=f"Likely as {path or 'the model'}: {known.text}")
@@ -159,6 +159,17 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         perturbed=len(passes) > 1,
         strict=asked.strict,
     )
+
+
+def _kind(asked: Comparison, pair: Any) -> tuple[Any, ...]:
+    """Return what else tells layers of one class apart: which weights lack a partner, and the sizes of its kernels.
+
+    A convolution of one place needs no padding: what is wrong with it is not what is wrong with one of three.
+    """
+    path = pair.torch.path
+    left = {name.rpartition(".")[2] for name in asked.map.unpaired.torch if path and name.startswith(f"{path}.")}
+    kernels = {view.name: asked.leaves[view.name].shape[2:] for one in pair.weights for view in one.torch_views}
+    return frozenset(left), frozenset(kernels.values())
 
 
 def _backward_alone(
@@ -255,6 +266,9 @@ def _diagnosis(
     if judgement.found.precision:
         text = judgement.found.precision
         return Diagnosis(PRECISION, text, "compute in the dtype of the other, or give both models the same dtype")
+    alone = any(pairing.is_below(pairing.clean(name), pair.jax.path) for name in asked.map.unpaired.jax)
+    if alone and (apart := _without_partner(asked, one, pair.torch.path)) is not None:
+        return apart  # both keep weights that nobody compared: what would be proved of them is chance
     found = searched.named(asked, one, one.judgements.index(judgement))
     if found is not None:
         return found
