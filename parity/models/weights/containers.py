@@ -1,7 +1,7 @@
 """Layers of equal shapes, paired by the modules around them: a block that holds what the other side's block holds.
 
-Linen counts modules by class (`PreNorm_0`, `Attention_0`), and a tree of variables that was mapped is sorted by name, so
-that nothing says which norm comes before which attention. The modules whose other layers are paired say where each is.
+Linen counts modules by class (`PreNorm_0`, `Attention_0`), and a tree of variables that was mapped is sorted by name,
+so that nothing says which norm is made before which attention. The modules whose other layers are paired say it.
 """
 
 from __future__ import annotations
