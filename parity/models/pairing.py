@@ -157,15 +157,16 @@ def _give_to_callers(
     parents = {call.order: call.parent for call in calls}
     callers: dict[Node, list[set[Node]]] = {node: [] for node in nodes}
     for order, node in of_call.items():
-        around, above = set(), parents[order]
+        above = parents[order]
+        around: set[Node] = set()
         while above is not None:
             around.add(of_call[above])
             above = parents[above]
         callers[node].append(around)
     given: dict[Node, frozenset[int]] = {}
-    for node, around in callers.items():
-        always = set.intersection(*around)
-        for caller in set.union(*around) if owned[node] else ():
+    for node, sets in callers.items():
+        always = set.intersection(*sets)
+        for caller in set.union(*sets) if owned[node] else ():
             if not owned[caller] or (caller in always and not is_below(node.path, caller.path)):
                 given[caller] = given.get(caller, frozenset()) | owned[node]
     for node, held in given.items():

@@ -85,9 +85,14 @@ class Context:
 
         record = _Scopes()
         try:
-            TorchProgram(record.watched(self.torch), self.numbers)
+            steps = TorchProgram(record.watched(self.torch), self.numbers).steps
         except Exception:  # a module that cannot be watched has no scopes
             return _Scopes()
+        # What is run before the module, such as copies of its arrays, has no owner.
+        names = [step.name for step in steps]
+        spare = range(len(names) - len(record.names) + 1)
+        before = next((at for at in spare if names[at : at + len(record.names)] == record.names), None)
+        record.owners = [] if before is None else [""] * before + record.owners
         return record
 
     def agree(self, torch_function: Any, *, where_finite: bool = False) -> bool:
@@ -154,6 +159,7 @@ class _Scopes:
 
     def __init__(self) -> None:
         self.owners: list[str] = []
+        self.names: list[str] = []
         self.calls: list[str] = []
         self.stack: list[str] = []
         self._names: dict[int, str] = {}
@@ -166,7 +172,9 @@ class _Scopes:
 
         class Counter(torch_dispatch_mode()):  # type: ignore[misc]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                if torch_schema(func).name != "aten::detach":
+                name = torch_schema(func).name
+                if name != "aten::detach":
+                    record.names.append(name.split("::")[-1])
                     record.owners.append(record.stack[-1] if record.stack else "")
                 return func(*args, **(kwargs or {}))
 

@@ -33,16 +33,19 @@ def settle(members: Sequence[Match], settled: Sequence[Match]) -> bool:
         around = (partners[prefix] for prefix in _prefixes(one.torch.parts) if prefix in partners)
         inside[next((home for home in around if home in homes), ())][0].append(one.torch)
     chosen: dict[int, tuple[Owner, str]] = {}
-    for home, (ours, theirs) in inside.items():
-        # In no module of their own nothing says that the numbers of both sides are one count.
-        numbered = len(ours) == 1 or (home and _listed(ours) and _counted(theirs))
-        if len(ours) != len(theirs) or not numbered:
-            return False
-        ours, theirs = sorted(ours, key=lambda one: one.place), sorted(theirs, key=_numbers)
-        if not all(map(fits, ours, theirs)):
-            return False
-        evidence = BESIDE if len(ours) == 1 else ORDER
-        chosen |= {id(one): (other, evidence) for one, other in zip(ours, theirs, strict=True)}
+    for ours, theirs in inside.values():
+        for group, other in _by_kind(ours, theirs):
+            # With no module known nothing says that the numbers of both sides are one count.
+            numbered = len(group) == 1 or (partners and _listed(group) and _counted(other))
+            if len(group) != len(other) or not numbered:
+                return False
+            group, other = sorted(group, key=lambda one: one.place), sorted(other, key=_numbers)
+            if not all(map(fits, group, other)):
+                return False
+            evidence = BESIDE if len(group) == 1 else ORDER
+            chosen |= {id(one): (layer, evidence) for one, layer in zip(group, other, strict=True)}
+    if len(chosen) != len(members):
+        return False
     for one in members:
         one.jax, one.evidence = chosen[id(one.torch)]
         one.rivals = []
@@ -53,6 +56,18 @@ def by_number(members: Sequence[Match]) -> bool:
     """Return whether layers that could be exchanged are told apart by their numbers alone, on both sides."""
     sides = [one.torch for one in members], [one.jax for one in members]
     return all(one.evidence for one in members) and all(len({_stems(one) for one in side}) == 1 for side in sides)
+
+
+def _by_kind(ours: Sequence[Owner], theirs: Sequence[Owner]) -> list[tuple[list[Owner], list[Owner]]]:
+    """Return layers by their names without numbers, with those that are as many; all together where two are as many."""
+    kinds: list[dict[tuple[str, ...], list[Owner]]] = [defaultdict(list), defaultdict(list)]
+    for side, owners in zip(kinds, (ours, theirs), strict=True):
+        for one in owners:
+            side[_stems(one)].append(one)
+    sizes = [{len(group): group for group in side.values()} for side in kinds]
+    if set(sizes[0]) != set(sizes[1]) or any(len(found) != len(side) for found, side in zip(sizes, kinds, strict=True)):
+        return [(list(ours), list(theirs))]
+    return [(group, sizes[1][count]) for count, group in sizes[0].items()]
 
 
 def _partners(settled: Sequence[Match]) -> dict[Parts, Parts]:
