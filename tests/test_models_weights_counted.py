@@ -92,8 +92,8 @@ def test_blocks_whose_counts_alternate_between_stages_are_right_or_open(order):
     assert not wrong
     left = {one.torch: one.candidates for one in found.ambiguous}
     assert set(left) | set(pairs) == set(right)
-    if order != "1122":
-        assert left  # there the counts alone tell
+    if order in ("2211", "2121"):
+        assert left  # else the counts tell, and the other convolutions of the block
     for name, candidates in left.items():
         assert any(right[name].startswith(candidate) for candidate in candidates)
 

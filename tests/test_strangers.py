@@ -9,9 +9,9 @@ import torch
 from flax import nnx
 
 import parity
-from tests.model_ports.strangers import others, vision
+from tests.model_ports.strangers import others, vision, wrapped
 
-PORTS = {port.name: port for port in (*vision.PORTS, *others.PORTS)}
+PORTS = {port.name: port for port in (*vision.PORTS, *others.PORTS, *wrapped.PORTS)}
 FAULTS = {
     "squeeze": ("relu for silu", "the maximum squeezed", "gate left out"),
     "convnext": ("norm before the pooling",),
@@ -20,6 +20,8 @@ FAULTS = {
     "radiance field": ("without pi", "sines before cosines", "relu for softplus"),
     "dilated": ("no holes",),
     "queries": ("keys without places",),
+    "wrapped": ("eps", "heads mixed the other way"),
+    "waves": ("residuals left out", "skips left out"),
 }
 CASES = [(port, fault) for port, faults in FAULTS.items() for fault in faults]
 
@@ -38,7 +40,7 @@ def test_the_fault_is_named(port, fault):
     assert not first.diagnosis.text.startswith("Likely"), first.diagnosis
 
 
-@pytest.mark.parametrize("name", ["squeeze", "queries"])
+@pytest.mark.parametrize("name", ["squeeze", "queries", "wrapped"])
 def test_the_right_port_is_left_alone(name):
     report = compared(PORTS[name], {})
     assert report.ok, str(report)

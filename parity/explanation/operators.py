@@ -179,10 +179,23 @@ def _axes_exchanged(group: Sequence[Step]) -> Iterator[Claim]:
             step.key: set_operand(("dim", [axis] if isinstance(step.operands["dim"], list) else axis))
             for step, axis in zip(group, (two if at == one else one for at in now), strict=True)
         }
+        if all(_is_mask(step.operands.get("self")) for step in group):
+            yield Claim(
+                Change("torch", edits), "mask: axes", f"a mask with new axes {one} and {two} in turn",
+                f"it with axes {two} and {one} (along queries, not keys, on one side)",
+                "Mask on both sides along the keys: mask[:, None, None, :].",
+            )  # fmt: skip
         yield Claim(
             Change("torch", edits), "default argument: dim", f"{group[0].name} along axes {one} and {two} in turn",
             f"along axes {two} and {one}", "Take the axes in one order.",
         )  # fmt: skip
+
+
+def _is_mask(values: Any) -> bool:
+    """Return whether an array says what is masked: truth values, or zero beside one other number."""
+    if not isinstance(values, np.ndarray) or not values.size:
+        return False
+    return values.dtype == bool or (np.unique(values).size == 2 and bool((values == 0).any()))
 
 
 def _thresholds(steps: Sequence[Step]) -> Iterator[Claim]:

@@ -7,7 +7,6 @@ throughout, also where they would cast to another dtype.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -39,8 +38,12 @@ MASKED = 1e6
 LONG, NEAR = 120, 40
 """Of a program with more steps only so many are changed, those where it leaves the other."""
 
-SECONDS = 15.0
-"""How long causes of one difference are looked for, of this process' time."""
+WORK = 750_000
+"""Steps that are run while causes of one difference are looked for: what is found must not depend on how busy a machine
+is. About 20 s of one that is idle."""
+
+ELEMENTS = 2000
+"""So many elements of a result take as long as a step."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Bench:
         programs: By framework.
         numbers: Those of the cell first, then fresh ones.
         outputs: What each framework returned on each of them.
-        started: When the search began.
+        work: Steps that were run so far while causes were looked for.
         each: Whether results are compared relative to each element, as where a difference is in small ones alone.
         rounded: Whether one of the two is given numbers that were rounded to float32, which the other computes.
     """
@@ -84,14 +87,19 @@ class Bench:
     programs: dict[str, Program]
     numbers: tuple[Numbers, ...]
     outputs: dict[str, tuple[dict[str, np.ndarray], ...]]
-    started: float = field(default_factory=time.process_time)
+    work: float = 0.0
     each: bool = False
     rounded: bool = False
 
     @property
     def late(self) -> bool:
-        """Whether the time to look for causes is over."""
-        return time.process_time() - self.started > SECONDS
+        """Whether as much was tried as is tried at most."""
+        return self.work > WORK
+
+    @cached_property
+    def cost(self) -> dict[str, float]:
+        """What one run of each program takes, in steps."""
+        return {name: _cost(program) for name, program in self.programs.items()}
 
     @cached_property
     def focus(self) -> dict[str, set[Key]]:
@@ -131,6 +139,7 @@ class Bench:
         if change.edits or numbers is not self.numbers[at]:
             program = self.programs[change.framework]
             edits = change.edits if change.edits_for is None else change.edits_for(program, numbers)
+            self.work += self.cost[change.framework]
             found = program.run(numbers, edits)
         else:
             found = self.outputs[change.framework][at]
@@ -146,6 +155,11 @@ class Bench:
             if not after <= self.agreement or not after <= max(before / SHRINK, ROUNDING):
                 return False
         return True
+
+
+def _cost(program: Program) -> float:
+    """Return what one run of a program takes: a step, and more for one of many elements."""
+    return sum(1 + (0 if step.result is None else step.result.size / ELEMENTS) for step in program.steps)
 
 
 def lower(step: Step) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,8 @@ PRECISION = "precision"
 SHAPE = "output shape"
 
 
-BUDGET = 25.0
-"""Seconds of this process' time in which causes are looked for, after the first module: that one is looked at whole."""
+BUDGET = 900_000
+"""Steps that are run while causes are looked for, after the first module: that one is looked at whole."""
 
 NOT_SEARCHED = "its cause was not looked for, because one of the two ran elsewhere"
 
@@ -48,30 +47,28 @@ class Searched:
     """What was found of modules so far: a model of many layers has the same fault in each.
 
     Attributes:
-        found: The first module of each pair of classes that a cause was looked for in, and what came of it.
-        started: When the first search began, of this process' time.
+        found: The first module of each pair of classes and kind that a cause was looked for in, and what came of it.
+        work: Steps that were run for the modules so far, one number for each.
         elsewhere: Names of the frameworks whose modules ran elsewhere, so that no cause was looked for in them.
     """
 
-    found: dict[tuple[str, str], tuple[str, Diagnosis | None]] = field(default_factory=dict)
-    started: float | None = None
+    found: dict[tuple[Any, ...], tuple[str, Diagnosis | None]] = field(default_factory=dict)
+    work: list[float] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
 
     def named(self, asked: Comparison, one: Pass, at: int) -> Diagnosis | None:
-        """Return the cause of a module: as of an earlier one of its classes, or looked for while there is time."""
+        """Return the cause of a module: as of an earlier one of its classes, or looked for where not too much was."""
         pair, call = one.judgements[at].pair, one.judgements[at].call
         stored = pair.torch_calls[call], pair.jax_calls[call]
         dumped = {name for name, side in zip(WHO.values(), stored, strict=True) if side.stored and not side.forgotten}
         if dumped:  # there is no program of it here
             self.elsewhere |= dumped
             return None
-        classes = stored[0].owner, stored[1].owner
+        classes = stored[0].owner, stored[1].owner, _kind(asked, pair)
         if classes in self.found:
             path, known = self.found[classes]
             return None if known is None else replace(known, text=f"Likely as {path or 'the model'}: {known.text}")
-        if self.started is None:
-            self.started = time.process_time()
-        elif time.process_time() - self.started > BUDGET:
+        if sum(self.work) > BUDGET:
             return None
         import jax  # only here: what was judged of a dump needs one framework
 
@@ -79,7 +76,7 @@ class Searched:
         if any(side.forgotten for side in stored):  # the models run again where its calls were let go of
             judgement = asked.again(one).judgements[at]
         with jax.enable_x64(one.double):
-            made = diagnose(judgement.pair, judgement.call)
+            made = diagnose(judgement.pair, judgement.call, self.work)
         self.found[classes] = pair.torch.path, made
         return made
 
@@ -159,6 +156,17 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         perturbed=len(passes) > 1,
         strict=asked.strict,
     )
+
+
+def _kind(asked: Comparison, pair: Any) -> tuple[Any, ...]:
+    """Return what else tells layers of one class apart: which weights lack a partner, and the sizes of its kernels.
+
+    A convolution of one place needs no padding: what is wrong with it is not what is wrong with one of three.
+    """
+    path = pair.torch.path
+    left = {name.rpartition(".")[2] for name in asked.map.unpaired.torch if path and name.startswith(f"{path}.")}
+    kernels = {view.name: asked.leaves[view.name].shape[2:] for one in pair.weights for view in one.torch_views}
+    return frozenset(left), frozenset(kernels.values())
 
 
 def _backward_alone(
@@ -255,6 +263,9 @@ def _diagnosis(
     if judgement.found.precision:
         text = judgement.found.precision
         return Diagnosis(PRECISION, text, "compute in the dtype of the other, or give both models the same dtype")
+    alone = any(pairing.is_below(pairing.clean(name), pair.jax.path) for name in asked.map.unpaired.jax)
+    if alone and (apart := _without_partner(asked, one, pair.torch.path)) is not None:
+        return apart  # both keep weights that nobody compared: what would be proved of them is chance
     found = searched.named(asked, one, one.judgements.index(judgement))
     if found is not None:
         return found

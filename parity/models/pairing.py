@@ -149,17 +149,28 @@ def _owned(
 def _give_to_callers(
     owned: dict[Node, frozenset[int]], nodes: Mapping[Node, list[Call]], calls: Sequence[Call]
 ) -> None:
-    """Give modules that own nothing what the modules that they call own: an RNN of Linen runs a cell beside it."""
+    """Give modules what the modules that they call own and that stand beside them: an RNN of Linen runs a cell.
+
+    A module that owns something itself, as `PreNorm(Attention())` its norm, is given what no other module calls.
+    """
     of_call = {call.order: node for node, own in nodes.items() for call in own}
     parents = {call.order: call.parent for call in calls}
-    given: dict[Node, frozenset[int]] = {}
+    callers: dict[Node, list[set[Node]]] = {node: [] for node in nodes}
     for order, node in of_call.items():
         above = parents[order]
-        while above is not None and owned[node]:
-            if not owned[of_call[above]]:
-                given[of_call[above]] = given.get(of_call[above], frozenset()) | owned[node]
+        around: set[Node] = set()
+        while above is not None:
+            around.add(of_call[above])
             above = parents[above]
-    owned |= given
+        callers[node].append(around)
+    given: dict[Node, frozenset[int]] = {}
+    for node, sets in callers.items():
+        always = set.intersection(*sets)
+        for caller in set.union(*sets) if owned[node] else ():
+            if not owned[caller] or (caller in always and not is_below(node.path, caller.path)):
+                given[caller] = given.get(caller, frozenset()) | owned[node]
+    for node, held in given.items():
+        owned[node] |= held
 
 
 def is_below(name: str, path: str) -> bool:

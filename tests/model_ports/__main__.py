@@ -75,9 +75,9 @@ def page(scores: list[Score], how: str, what: str = "three") -> str:
 
 def strangers() -> tuple[Port, ...]:
     """Return the models and ports in the styles of other people."""
-    from tests.model_ports.strangers import flax_nnx, functions, others, vision
+    from tests.model_ports.strangers import flax_nnx, functions, others, vision, wrapped
 
-    return (*flax_nnx.PORTS, *functions.PORTS, *vision.PORTS, *others.PORTS)
+    return (*flax_nnx.PORTS, *functions.PORTS, *vision.PORTS, *others.PORTS, *wrapped.PORTS)
 
 
 def write(path: Path, text: str, part: str) -> None:

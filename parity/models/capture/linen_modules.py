@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -64,15 +64,32 @@ class LinenModel:
 
 
 def _held(module: Any) -> dict[str, Any]:
-    """Return a module's variables, with those of modules that it was given and that stand beside it: an RNN's cell."""
+    """Return a module's variables, with those of modules that it was given and that stand beside it: an RNN's cell.
+
+    A copy that runs alone has such a module under its own name, or, where Linen counted, under the field's; and in it
+    what that was given in its turn, as in `Residual(PreNorm(Attention()))`.
+    """
     found = {name: dict(values) for name, values in module.variables.items()}
     for one in dataclasses.fields(module):
-        given = getattr(module, one.name, None)
-        if isinstance(given, nn.Module) and one.name != "parent" and given.scope and given.parent is not module:
-            for name, values in given.variables.items():
-                # A copy has it under its own name, or, where Linen counted, under the field's.
-                found[name] = {given.name: values, one.name: values} | found.get(name, {})
+        if one.name == "parent":
+            continue
+        for field, given in _given(one.name, getattr(module, one.name, None)):
+            if given.scope and given.parent is not module:
+                for name, values in _held(given).items():
+                    found[name] = {given.name: values, field: values} | found.get(name, {})
     return found
+
+
+def _given(name: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a field, each with the name that a copy gives it: `fn`, or `layers_0` of a list."""
+    if isinstance(value, nn.Module):
+        yield name, value
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            yield from _given(f"{name}_{number}", one)
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _given(f"{name}_{key}", one)
 
 
 def _applied(module: Any, variables: Any, args: Any, kwargs: Any, **options: Any) -> Any:

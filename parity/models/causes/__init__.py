@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +15,13 @@ from parity.records import Diagnosis
 __all__ = ["diagnose", "diagnose_weights"]
 
 
-def diagnose(pair: Pair, call: int) -> Diagnosis | None:
+def diagnose(pair: Pair, call: int, work: list[float] | None = None) -> Diagnosis | None:
     """Return why a module differs from its counterpart, or None where nothing is proved or likely.
 
     Args:
         pair: The module, its counterpart and what both were called with.
         call: Which of the calls.
+        work: Where it is noted how many steps were run.
 
     Returns:
         A cause that is proved by substitution (with one thing changed the two agree, on these numbers and on others),
@@ -34,13 +37,18 @@ def diagnose(pair: Pair, call: int) -> Diagnosis | None:
             context = Context(Calls(pair, call))
         except Exception:  # calls that cannot be made functions of the same arrays have no programs to look at
             return None
-        for propose in PROPOSERS:
-            try:
-                found = next(iter(propose(context)), None)
-            except Exception:  # a program that cannot be changed so explains nothing; the next cause is tried
-                found = None
-            if found is not None:
-                return found
-            if context.late:
-                return None
+        found = _first(context, PROPOSERS)
+        if work is not None:
+            work.append(context.work)
+        return found
+
+
+def _first(context: Any, proposers: Sequence[Any]) -> Diagnosis | None:
+    for propose in proposers:
+        try:
+            found: Diagnosis | None = next(iter(propose(context)), None)
+        except Exception:  # a program that cannot be changed so explains nothing; the next cause is tried
+            found = None
+        if found is not None or context.late:
+            return found
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -13,13 +12,10 @@ from parity.execution._compat import torch_dispatch_mode
 from parity.execution.calls import Numbers
 from parity.explanation._compat import torch_schema
 from parity.explanation.claims import Claim
-from parity.explanation.substitution import ROUNDING, SHRINK, Bench, bench, distance
+from parity.explanation.substitution import ROUNDING, SHRINK, WORK, Bench, bench, distance
 from parity.models.bounds import was_rounded
 from parity.models.causes.calls import Calls
 from parity.records import Diagnosis
-
-SECONDS = 20.0
-"""How long causes of one module are looked for, of this process' time."""
 
 
 class Context:
@@ -27,12 +23,17 @@ class Context:
 
     def __init__(self, pair: Calls) -> None:
         self.pair = pair
-        self.started = time.process_time()
 
     @property
     def late(self) -> bool:
-        """Whether the time to look for causes is over."""
-        return time.process_time() - self.started > SECONDS
+        """Whether as much was tried as is tried at most."""
+        return self.work > WORK
+
+    @property
+    def work(self) -> float:
+        """Steps that were run so far."""
+        made = self.__dict__.get("bench")  # not read only to say that nothing was done
+        return 0.0 if made is None else made.work
 
     @cached_property
     def numbers(self) -> Numbers:
@@ -84,9 +85,14 @@ class Context:
 
         record = _Scopes()
         try:
-            TorchProgram(record.watched(self.torch), self.numbers)
+            steps = TorchProgram(record.watched(self.torch), self.numbers).steps
         except Exception:  # a module that cannot be watched has no scopes
             return _Scopes()
+        # What is run before the module, such as copies of its arrays, has no owner.
+        names = [step.name for step in steps]
+        spare = range(len(names) - len(record.names) + 1)
+        before = next((at for at in spare if names[at : at + len(record.names)] == record.names), None)
+        record.owners = [] if before is None else [""] * before + record.owners
         return record
 
     def agree(self, torch_function: Any, *, where_finite: bool = False) -> bool:
@@ -103,6 +109,7 @@ class Context:
         if at is None:
             return False
         for number, numbers in enumerate(at.numbers):
+            at.work += at.cost["torch"]
             try:
                 found = TorchProgram(self._held(torch_function), numbers).outputs
             except Exception:  # a change that does not run explains nothing
@@ -152,6 +159,7 @@ class _Scopes:
 
     def __init__(self) -> None:
         self.owners: list[str] = []
+        self.names: list[str] = []
         self.calls: list[str] = []
         self.stack: list[str] = []
         self._names: dict[int, str] = {}
@@ -164,7 +172,9 @@ class _Scopes:
 
         class Counter(torch_dispatch_mode()):  # type: ignore[misc]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                if torch_schema(func).name != "aten::detach":
+                name = torch_schema(func).name
+                if name != "aten::detach":
+                    record.names.append(name.split("::")[-1])
                     record.owners.append(record.stack[-1] if record.stack else "")
                 return func(*args, **(kwargs or {}))
 

@@ -10,21 +10,29 @@ from typing import Any
 import numpy as np
 
 from parity import needs
-from parity.models.weights import blocks, neighbours, recurrent
+from parity.models.weights import blocks, containers, neighbours, recurrent
 from parity.models.weights.crossed import crossed
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
-from parity.models.weights.matching import ELSEWHERE, NAMES, ORDER, VALUES, Match, Names, fits, match, roles_paired
+from parity.models.weights.matching import (
+    ELSEWHERE,
+    LIKELY,
+    NAMES,
+    ORDER,
+    VALUES,
+    Match,
+    Names,
+    fits,
+    match,
+    roles_paired,
+)
 from parity.models.weights.names import COUNTED, VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
 from parity.models.weights.tree import Parts
 from parity.models.weights.weight_map import AMBIGUOUS, Ambiguous, Unpaired, WeightMap
-
-LIKELY = 0.6
-"""How far the names of layers agree that are paired though their other weights are not."""
 
 CONVENTIONAL = ("kernel", "w")
 """Names of JAX weights that are (in, out) by convention, where neither shapes nor values say."""
@@ -141,9 +149,15 @@ class _Mapping:
         unsure = {k for group in still for k in group}
         settled = [one for k, one in enumerate(matches) if k not in unsure]
         homes = _homes(settled)
+        counted = [k for group in still if containers.by_number([matches[k] for k in group]) for k in group]
+        sure = [*settled, *(matches[k] for k in counted)]
         for group in still:
             members = [matches[k] for k in group]
-            if _by_homes(members, homes) or _as_elsewhere(members, settled):
+            if (
+                _by_homes(members, homes)
+                or _as_elsewhere(members, settled)
+                or (group[0] not in counted and containers.settle(members, sure))
+            ):
                 continue
             if any(not one.evidence for one in members):
                 for k, one in zip(group, members, strict=True):
@@ -273,6 +287,8 @@ class _Mapping:
         holding = [fit for fit in found if self._holds(mine, other, fit)]
         if len(holding) == 1:
             self._add(mine, other, holding[0], evidence)
+        elif not holding and (kept := _as_it_is(mine, other, found)) is not None:
+            self._add(mine, other, kept, evidence)
         elif holding or (read(other.leaf.parts)[2] in CONVENTIONAL and "ConvTranspose" not in mine.leaf.layer):
             self._add(mine, other, found[0], evidence)
         else:
@@ -440,6 +456,14 @@ def _groups(matches: list[Match]) -> list[list[int]]:
         if one.rivals or not one.evidence:
             groups[root(k)].append(k)
     return list(groups.values())
+
+
+def _as_it_is(mine: Item, other: Item, found: Sequence[Fit]) -> Fit | None:
+    """Return that a weight is not turned where no layer owns it and both sides call it alike: nothing turns such."""
+    ours, theirs = (str(item.leaf.parts[-1]) for item in (mine, other))
+    if ours != theirs or mine.leaf.layer or read(("layer", ours))[0] == ("layer",):
+        return None
+    return next((fit for fit in found if fit.layout.name == "same"), None)
 
 
 def _usage(mine: Item, other: Item) -> tuple[str, str]:

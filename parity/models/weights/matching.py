@@ -23,6 +23,8 @@ UNLIKE_COUNTS = 0.999
 """Of two equal words, the one that has a number as well meets a word with a number: `layers_0` and not `layer`."""
 ALIKE = 0.2
 """Names that agree less than this have nothing in common: then it was the shape."""
+LIKELY = 0.6
+"""How far the names of layers agree that are one, whatever else fits."""
 AGREE = {(True, True): 1.0, (False, True): 0.85, (True, False): 0.8, (False, False): 0.0}
 """How far two numbers agree: (the same place among siblings, the same number)."""
 UNMET = 0.4
@@ -192,8 +194,12 @@ def match(
     for i, j in chosen.items():
         evidence, rivals = _evidence(i, chosen, scores, compatible, torch, jax, ordered=ordered)
         if evidence == NAMES and names.alignment(torch[i], jax[j])[0] < ALIKE:
-            rivals = [k for k, column in chosen.items() if k != i and compatible[k, j] and compatible[i, column]]
-            alone = compatible[i].sum() == compatible[:, j].sum() == 1
+            # What has its name on the other side is no rival, though the shapes would let it be one.
+            named = {k for k, column in chosen.items() if names.alignment(torch[k], jax[column])[0] >= LIKELY}
+            rows = {*map(int, np.nonzero(compatible[:, j])[0])} - named - {i}
+            columns_left = {*map(int, np.nonzero(compatible[i])[0])} - {chosen[k] for k in named} - {j}
+            rivals = [k for k, column in chosen.items() if k in rows and column in columns_left]
+            alone = not rows and not columns_left
             told = ordered or _same_name([i, *rivals], chosen, torch, jax)
             evidence = SHAPE if alone else ORDER if told else ""
         made.append(Match(torch[i], jax[j], float(scores[i, j]), evidence, rivals))
