@@ -123,6 +123,15 @@ def is_zero(tangent: Any) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
+def evaluate(step: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """Return the results of one step of a traced program, as a list."""
+    found = step.primitive.get_bind_params(step.params)
+    functions, parameters = found if isinstance(found, tuple) else ((), found)  # (a pair before jax 0.10.)
+    with step.ctx.manager:
+        results = step.primitive.bind(*functions, *operands, **parameters)
+    return results if step.primitive.multiple_results else [results]
+
+
 _MOVES = ("add_decayed_weights", "add_noise", "keep_params_nonnegative", "centralize", "scale_by_muon")
 """What makes of an update of zero another one."""
 

@@ -17,8 +17,8 @@ from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.constant import Constant
-from maskedlinear_jax.frozen_entries import Path, by_path, keep, masks_by_path, path_of, trains
-from maskedlinear_jax.frozen_state import keep_state
+from maskedlinear_jax.frozen_entries import Path, as_rows, by_path, keep, masks_by_path, path_of, trains
+from maskedlinear_jax.frozen_state import update_and_keep
 from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
 
@@ -94,6 +94,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         held = {path: mask for path, mask in held.items() if not isinstance(mask, Mask)}
     if not held or (of_layers and not _holds(held)):
         frozen_checks.refuse_nothing_held()
+    held = {path: as_rows(mask) for path, mask in held.items()}
     inner = optax.with_extra_args_support(optimizer)
 
     def branches(tree: Any) -> tuple[Any, ...]:
@@ -114,14 +115,23 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     def update(updates: Any, state: Any, params: Any = None, *, masks: Any = None, **extra: Any) -> tuple[Any, Any]:
         if behind := _compat.found_behind(update.__code__):
             frozen_checks.refuse_behind(behind)
-        now = held if masks is None else masks_by_path(masks)
+        now, refused = held if masks is None else masks_by_path(masks), {}
         if masks is None and of_layers and params is not None:
-            _check_masks(held, branches(updates)[0], branches(params)[0])
+            refused = _check_masks(held, branches(updates)[0], branches(params)[0])
         _check_state(state, updates)
-        moved, after = inner.update(updates, state, params, **extra)
-        parts = [keep(part, now, lambda path, leaf: jnp.asarray(-0.0, leaf.dtype)) for part in branches(moved)]
-        where = {path: trains(now, path, leaf) for path, leaf in by_path(branches(moved)[0]).items()}
-        kept = keep_state({path: mask for path, mask in where.items() if mask is not None}, after, state)
+        try:
+            moved, kept = update_and_keep(inner.update, now, (updates, state, params), extra)
+        except (TypeError, ValueError):
+            _check_structure(inner, state, updates if params is None else params)
+            raise
+
+        def where(path: Path, leaf: Any) -> Any:
+            # What is refused does not move. This is also how the compiler knows to look before it moves: it would copy
+            # what it looks at otherwise.
+            mask = trains(now, path, leaf)
+            return mask & (refused[path] == 0) if path in refused and mask is not None else mask
+
+        parts = [keep(part, where, lambda path, leaf: jnp.asarray(-0.0, leaf.dtype)) for part in branches(moved)]
         return type(moved)(*parts) if isinstance(moved, optax.LookaheadParams) else parts[0], kept
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -154,7 +164,8 @@ def keep_frozen(params: Tree, before: Any, masks: Any) -> Tree:
         frozen_checks.same_shape(".".join(path), tuple(old[path].shape), tuple(leaf.shape))
         return old[path]
 
-    kept: Tree = keep(params, masks_by_path(_masks_of(masks, "keep_frozen")), frozen)
+    found = masks_by_path(_masks_of(masks, "keep_frozen"))
+    kept: Tree = keep(params, lambda path, leaf: trains(found, path, leaf), frozen)
     return kept
 
 
@@ -297,41 +308,57 @@ def _check_state(state: Any, updates: Any) -> None:
         frozen_checks.refuse_other_state()
 
 
-def _check_masks(held: Any, gradients: Any, params: Any) -> None:
+def _check_structure(optimizer: Any, state: Any, params: Any) -> None:
+    # A state from before a conversion has leaves of other names: optax says of it no more than where the trees part.
+    made: Any = jax.tree.structure(jax.eval_shape(optimizer.init, params))
+    if made != jax.tree.structure(state):
+        frozen_checks.refuse_other_state()
+
+
+def _check_masks(held: Any, gradients: Any, params: Any) -> dict[Path, Any]:
     # The gradient of a layer is zero where its mask freezes. One that is not, and is zero at other frozen weights, is
     # of a layer with another mask; a penalty on the whole weight reaches all of them. It may be zero for small ones (a
     # threshold, a number too small for the dtype): then no weight that it leaves out is larger than one it reaches.
+    # Compiled code gets what `_left_out` says of each parameter.
     weights = by_path(params)
-    parts: dict[str, tuple[Any, Any, Any]] = {}
+    found: dict[Path, Any] = {}
     for path, gradient in by_path(gradients).items():
         where, weight = trains(held, path, gradient) if is_framework_array(gradient) else None, weights.get(path)
         if where is not None and weight is not None:
-            parts[".".join(path)] = where, gradient, weight
-    if not parts:
-        return
-    # One look at the gradients, in most steps all there is: XLA's smallest and largest number take far longer.
-    reached = jnp.stack([(~where & (gradient != 0)).any() for where, gradient, _ in parts.values()]).any()
-    refuse = functools.partial(_refuse_other_gradients, list(parts))
-    if not _compat.is_tracer(reached):
-        if reached:
-            refuse([_left_out(*one) for one in parts.values()])
-        return
-
+            found[path] = _left_out(where, gradient, weight)
+    if not found:
+        return {}
+    counts = jnp.stack(list(found.values()))
+    refuse = functools.partial(_refuse_other_gradients, [".".join(path) for path in found])
+    if not _compat.is_tracer(counts):
+        refuse(counts)
+        return {}
     # Compiled code has numbers only when it runs: then it stops with the same words.
-    def look() -> None:
-        found = jnp.stack([_left_out(*one) for one in parts.values()])
-        stop = functools.partial(jax.debug.callback, refuse)
-        jax.lax.cond(found.any(), stop, lambda found: None, found)
-
-    jax.lax.cond(reached, look, lambda: None)
+    jax.lax.cond(counts.any(), functools.partial(jax.debug.callback, refuse), lambda counts: None, counts)
+    return found
 
 
 def _left_out(where: Any, gradient: Any, weight: Any) -> Any:
-    # How many frozen weights a gradient reaches, if it leaves out a larger one; else 0.
-    size, moves = jnp.abs(weight).astype(jnp.float32), ~where & (gradient != 0)
+    # How many frozen weights a gradient reaches, if it leaves out a larger one; else 0. Of a large weight this is
+    # asked on the lines that cross at an entry which it reaches: to find one is a single look at the gradient.
+    moves = ~where & (gradient != 0)
+    if weight.size <= _SMALL:
+        return _left_out_of(where, moves, weight)
+    start = jnp.unravel_index(moves.any(-1).reshape(-1).argmax(), weight.shape[:-1])
+    point = (*start, moves[start].argmax())
+    lines = [(*point[:axis], slice(None), *point[axis + 1 :]) for axis in range(weight.ndim)]
+    return _left_out_of(*(jnp.concatenate([array[line] for line in lines]) for array in (where, moves, weight)))
+
+
+def _left_out_of(where: Any, moves: Any, weight: Any) -> Any:
+    size = jnp.abs(weight).astype(jnp.float32)
     least = jnp.where(moves, size, jnp.inf).min(initial=jnp.inf)
-    left_out = jnp.where(~where & (gradient == 0), size, 0).max(initial=0)
+    left_out = jnp.where(where | moves, 0, size).max(initial=0)
     return jnp.where(left_out > least, moves.sum(), 0)
+
+
+_SMALL = 4096
+"""A weight of no more numbers is looked at whole."""
 
 
 def _refuse_other_gradients(names: list[str], counts: Any) -> None:

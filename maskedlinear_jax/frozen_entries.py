@@ -8,10 +8,11 @@ structures of its own. So what belongs together is found by its path.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskedlinear_core.arrays import is_framework_array
 from maskedlinear_core.checks import frozen as frozen_checks
@@ -38,6 +39,25 @@ def masks_by_path(masks: Any) -> dict[Path, Any]:
     """Return masks by path, without those that say nothing: None and True, for what trains as a whole."""
     found = by_path(masks, is_leaf=lambda node: node is None or isinstance(node, Mask))
     return {path: mask for path, mask in found.items() if mask is not None and mask is not True}
+
+
+class Rows(NamedTuple):
+    """Which rows of a matrix train. A program then reads no matrix of bools."""
+
+    rows: Any
+
+
+def as_rows(mask: Any) -> Any:
+    """Return a bool array as `Rows`, if it is of whole rows and can be read."""
+    if _compat.is_tracer(mask) or getattr(mask, "ndim", 0) != 2 or not mask.size:
+        return mask
+    found = np.asarray(mask)
+    return Rows(found[:, 0]) if (found == found[:, :1]).all() else mask
+
+
+def is_held(masks: Mapping[Path, Any], path: Path) -> bool:
+    """Tell whether a parameter has a mask, its own or that of all it is in."""
+    return path in masks or any(masks.get(path[:i]) is False for i in range(len(path)))
 
 
 def trains(masks: Mapping[Path, Any], path: Path, like: Any) -> Any:
@@ -68,23 +88,25 @@ def _trains(masks: Mapping[Path, Any], path: Path, like: Any) -> Any:
             frozen_checks.matrix(name, tuple(like.shape))
         kind = lowering.resolve(mask, (like.shape[0], like.shape[1]))
         return jnp.broadcast_to(kind.mask(like), like.shape)
+    if isinstance(mask, Rows):
+        mask = jnp.broadcast_to(jnp.asarray(mask.rows)[:, None], (len(mask.rows), *like.shape[-1:]))
     mask = mask if is_framework_array(mask) else jnp.asarray(mask)
     frozen_checks.bool_of_shape(name, str(mask.dtype), tuple(mask.shape), tuple(like.shape))
     return jnp.broadcast_to(jnp.asarray(mask), like.shape)
 
 
-def keep(tree: Any, masks: Mapping[Path, Any], frozen: Callable[[Path, Any], Any]) -> Any:
+def keep(tree: Any, where: Callable[[Path, Any], Any], frozen: Callable[[Path, Any], Any]) -> Any:
     """Return a pytree like the parameters, with something else where a parameter is frozen.
 
     Args:
         tree: Parameters, or updates of them.
-        masks: What `masks_by_path` returns.
+        where: Called with a path and its leaf: what `trains` returns.
         frozen: Called with a path and its leaf: what to put there.
     """
 
     def choose(keys: Any, leaf: Any) -> Any:
         path = path_of(keys)
-        where = trains(masks, path, leaf) if is_framework_array(leaf) else None
-        return leaf if where is None else jnp.where(where, leaf, frozen(path, leaf))
+        mask = where(path, leaf) if is_framework_array(leaf) else None
+        return leaf if mask is None else jnp.where(mask, leaf, frozen(path, leaf))
 
     return jax.tree_util.tree_map_with_path(choose, tree)

@@ -283,7 +283,9 @@ class PackedLinear:
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
         """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""
-        leaves = self.values, self.bias_values, self.grad_mask, self.bias_mask, self.base_bits, self.bias_bits
+        # Orbax refuses an array of no number: a bias of which nothing learns is none of the leaves.
+        bias = None if getattr(self.bias_values, "size", 1) == 0 else self.bias_values
+        leaves = self.values, bias, self.grad_mask, self.bias_mask, self.base_bits, self.bias_bits
         return leaves, (self._dtype, self.precision)
 
     @classmethod
@@ -292,6 +294,8 @@ class PackedLinear:
         layer = object.__new__(cls)
         layer.values, layer.bias_values, layer.grad_mask, layer.bias_mask, layer.base_bits, layer.bias_bits = leaves
         layer._dtype, layer.precision = static
+        if layer.bias_values is None and hasattr(layer.bias_bits, "shape") and hasattr(layer.values, "dtype"):
+            layer.bias_values = jnp.zeros((*layer.bias_bits.shape[:-1], 0), layer.values.dtype)
         return layer
 
     def _cast(self, bits: Array, dtype: Any) -> Array:

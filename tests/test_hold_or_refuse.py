@@ -386,14 +386,15 @@ def test_groups_of_what_is_no_decay_are_refused(given, kind, text):
 
 
 @pytest.mark.parametrize("make", ["pytree", "nnx"])
+@pytest.mark.parametrize("others", [False, True], ids=["all", "nothing else learns"])
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
-def test_orbax_stores_and_restores_a_model(packed, make, tmp_path):
+def test_orbax_stores_and_restores_a_model(packed, others, make, tmp_path):
     def model(seed):
         if make == "pytree":
             plain = {"in": mj.MaskedLinear(4, 3, grad_mask=columns([]), seed=seed).to_linear()}
-            return mj.mask_linears(plain, {"in": columns([1])}, packed=packed)
+            return mj.mask_linears(plain, {"in": columns([1])}, packed=packed, freeze_others=others)
         linear = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(seed)))
-        return nnx.state(mn.mask_linears(linear, {"layers.0": columns([1])}, packed=packed))
+        return nnx.state(mn.mask_linears(linear, {"layers.0": columns([1])}, packed=packed, freeze_others=others))
 
     trained, other = model(0), model(1)
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
@@ -404,3 +405,25 @@ def test_orbax_stores_and_restores_a_model(packed, make, tmp_path):
     for one, before in zip(jax.tree.leaves(found), jax.tree.leaves(trained), strict=True):
         assert one.dtype == before.dtype
         np.testing.assert_array_equal(one, before)
+
+
+@pytest.mark.parametrize("make", ["pytree", "nnx"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_from_before_a_conversion_is_refused_with_what_to_do(make, compiled):
+    if make == "pytree":
+        plain = {"in": mj.MaskedLinear(4, 3, grad_mask=columns([]), seed=0).to_linear()}
+        state = optax.adamw(0.1).init(mj.partition(plain)[0])
+        model = mj.mask_linears(
+            {"in": plain["in"], "out": mj.MaskedLinear(3, 3, grad_mask=columns([0]), seed=0)}, {"in": columns([1])},
+            packed=True,
+        )  # fmt: skip
+        params = mj.partition(model)[0]
+    else:
+        model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 3, rngs=nnx.Rngs(1)))
+        state = optax.adamw(0.1).init(nnx.state(model, nnx.Param))
+        mn.mask_linears(mn.mask_linears(model, {"layers.0": columns([1])}, packed=True), {"layers.1": columns([1])})
+        params = nnx.state(model, nnx.Param)
+    held = mj.hold_frozen(optax.adamw(0.1), model)
+    update = jax.jit(held.update) if compiled else held.update
+    with pytest.raises(ValueError, match=r"got a state that was made .*before mask_linears; move it along with"):
+        update(params, state, params)

@@ -123,7 +123,7 @@ ONLY_DEFINED_IN_ONE = {
         "_call_the_layer",  # torch's fast path of transformers reads past a layer's forward
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
         "_refuse_other_gradients",  # called by compiled code
-        "_is_model", "_check_masks", "_left_out", "_check_state",
+        "_is_model", "_check_masks", "_left_out", "_left_out_of", "_check_state", "_check_structure",
         "_holds",  # masks are found by the model's paths, and cannot be seen by an update
         "_has_positions",  # torch's modules cannot lose theirs
         "_by_name",  # a tensor alone is no mapping; to JAX an array is a pytree
@@ -132,11 +132,12 @@ ONLY_DEFINED_IN_ONE = {
     },
     "frozen_entries.py": {
         "Places", "_run", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
-        "by_path", "path_of", "masks_by_path", "trains", "_trains", "keep",  # masks and parameters by path
+        "by_path", "path_of", "masks_by_path", "Rows", "as_rows",
+        "is_held", "trains", "_trains", "keep",  # masks and parameters by path
     },
     "frozen_state.py": {
         "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
-        "keep_state",  # the old one and the new one
+        "update_and_keep", "_outputs",  # the old one and the new one
     },
     "summary.py": {"register_models", "_learning"},  # attention and parametrizations are modules
     "storage.py": {
@@ -175,6 +176,7 @@ ONLY_IN_JAX = {
     "norms.py",  # torch's norms take the parameter out of the layer, which tells
     "marks.py",  # what origin.py is in torch, for values that remember nothing
     "stacked.py",  # layers along an axis, which a scan or vmap goes over
+    "early_hold.py",  # where compiled code puts a state back, which torch writes in place
     "constant.py",  # a pytree has no parameters that take no gradient
 }  # fmt: skip
 ONLY_IN_TORCH = {

@@ -157,8 +157,9 @@ def refuse_other_state() -> NoReturn:
         ValueError: Always.
     """
     raise ValueError(
-        "hold_frozen: expected a state and parameters of one model, got a state that was made for other masks; move it "
-        "along with repack_state(optimizer, state, before, after), or make it anew with init"
+        "hold_frozen: expected a state and parameters of one model, got a state that was made for other masks or "
+        "before mask_linears; move it along with repack_state(optimizer, state, before, after), or make it anew with "
+        "init"
     )
 
 
