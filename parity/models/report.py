@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from parity.models.judging import AGREES
 from parity.models.weights.weight_map import WeightMap
@@ -209,6 +209,10 @@ class ModelError(AssertionError):
     def __init__(self, report: ModelReport) -> None:
         super().__init__(f"{report.name}: the JAX model is not the torch model\n{report}")
         self.report = report
+
+    def __reduce__(self) -> tuple[type[Self], tuple[ModelReport]]:
+        """As of `parity.ParityError`."""
+        return type(self), (self.report,)
 
 
 def _plain(one: Any) -> Any:
