@@ -42,7 +42,7 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
 def pytest_runtest_makereport(item: Any, call: Any) -> Any:
     """Put the report of a failed comparison in the place of the traceback."""
     outcome = yield
-    error = call.excinfo.value if call.excinfo is not None else None
+    error: Any = call.excinfo.value if call.excinfo is not None else None
     # By its class first: an attribute of somebody else's exception may be a property that raises.
     if not any(_is_parity_error(base) for base in type(error).__mro__):
         return

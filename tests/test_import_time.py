@@ -71,10 +71,21 @@ CONNECTING = (
 
 
 def test_no_module_opens_a_connection_when_it_is_imported():
-    asks = "import socket; socket.getaddrinfo('localhost', 80)"  # what is looked for is seen, once it is there
+    """Nor does one start a backend of JAX, which would take a GPU's memory (as in jax-gcm #859): here it would fail."""
+    # What is looked for is seen, once it is there.
+    asks = """
+import jax, socket
+socket.getaddrinfo("localhost", 80)
+try:
+    jax.numpy.ones(1)
+except RuntimeError as error:
+    print("backend" in str(error))
+"""
     code = f"CONNECTING = {CONNECTING}" + CONNECTS.replace("{after}", asks)
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported, after = ran.stdout.splitlines()
+    settings = os.environ | {"JAX_PLATFORMS": "none that is there"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=settings)
+    imported, is_backend, after = ran.stdout.splitlines()
+    assert is_backend == "True"
     assert int(imported) > 300  # a number, and no event after it
     assert after == "socket.getaddrinfo"
 
