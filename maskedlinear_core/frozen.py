@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,6 +18,10 @@ class FrozenMoved(AssertionError):
     def __init__(self, text: str, moved: dict[str, int]) -> None:
         super().__init__(text)
         self.moved = moved
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, int]]]:
+        """Be copied, and sent to another process: `args` is the text alone."""
+        return type(self), (str(self), self.moved)
 
 
 def assert_same_bits(before: Mapping[str, Any], after: Mapping[str, Any], masks: Mapping[str, Any]) -> int:

@@ -28,7 +28,6 @@ FACES = (
 ANY_FUNCTION = "a function of the user's own, of any arguments"
 PYTREE = "any pytree or module of the user's own"
 OTHER_LAYERS = "a pytree or model in which some layers are of another class now"
-TOLD = "what a report was told, as JSON has it"
 REASONS = {
     "model": PYTREE,
     "rest": PYTREE,
@@ -37,7 +36,7 @@ REASONS = {
     "after": PYTREE,
     "masks": "in JAX a pytree of masks like the user's model",
     "scores": "a pytree of scores like the user's model, or Scores",
-    "gradients": "a module or pytree of the user's own; in a report, what it was told of them",
+    "gradients": "a module or pytree of the user's own",
     "weights": "as gradients; in parity a WeightMap, or what one is made of",
     "optimizer": "an optimizer of torch or what wraps one; nnx.Optimizer[Any] is an optimizer of any model",
     "changes": "the value of any field",
@@ -63,9 +62,7 @@ REASONS = {
     "options": "of an optimizer, or what `compare` or `compare_models` takes",
     "torch_model": "a model of a framework that is not always installed",
     "jax_model": "as torch_model",
-    "training": TOLD,
-    "steps": TOLD,
-    "environment": TOLD,
+    "environment": "versions and the machine, as JSON has it",
     "rules": "functions, or Rules",
     "about": "whatever the maker of numbers wants to know again",
     "more": "as about, by name",

@@ -13,6 +13,7 @@ from parity.models.causes.weights import diagnose_weights
 from parity.models.judging import AGREES
 from parity.models.report import ModelReport, Module
 from parity.models.shelf import layered
+from parity.models.weighing import Compared, Statistic
 from parity.records import WHO, Diagnosis
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     single = next((one.why_single for one in passes if not one.double), "")
     if single:
         notes.append(f"judged in float32: {single}")
-    gradients: list[Any] = []
-    trained: list[Any] = []
+    gradients: list[Compared] = []
+    trained: list[Compared] = []
     if not made and asked.only is None:
         gradients, note = asked.gradients(passes[0])
         trained, other = asked.training(passes[0])
@@ -185,10 +186,8 @@ def _backward_alone(
     return [at]
 
 
-def _statistics(modules: Sequence[Module], trained: Sequence[Any]) -> list[int]:
+def _statistics(modules: Sequence[Module], trained: Sequence[Compared]) -> list[int]:
     """Name the first module whose running statistics are others after a step, where there is one; return its place."""
-    from parity.models.training import Statistic
-
     wrong = [one for one in trained if isinstance(one, Statistic) and one.verdict == "differs"]
     owners = [one.torch.rpartition(".")[0] for one in wrong]
     for at, module in enumerate(modules):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from parity.models.judging import AGREES
+from parity.models.weighing import Compared, Training
 from parity.models.weights.weight_map import WeightMap
 from parity.records import Diagnosis, Finding
 from parity.report.environment import environment
@@ -73,7 +75,7 @@ class ModelReport:
         modules: Every pair of modules, in the order in which torch calls them: the model itself first.
         first: The first module that makes an error of its own, or None.
         weights: The `WeightMap`: `.pairs`, `.unpaired`, `.unequal`.
-        gradients: Of every paired weight: `.torch`, `.jax`, `.verdict`, `.error`.
+        gradients: Of every paired weight and input, as `Compared`: `.torch`, `.jax`, `.verdict`, `.error`.
         unpaired: Paths of modules that ran and have no partner, of "torch" and of "jax".
         training: The same for every running statistic after a forward in "train", and for every parameter after a step
             of the optimizer.
@@ -93,10 +95,10 @@ class ModelReport:
     modules: list[Module]
     first: Module | None
     weights: WeightMap | None
-    gradients: Any
+    gradients: Sequence[Compared]
     unpaired: dict[str, list[str]]
-    training: Any = ()
-    steps: Any = None
+    training: Sequence[Compared] = ()
+    steps: Training | None = None
     notes: list[str] = field(default_factory=list)
     mode: str = "eval"
     framework: str = ""
@@ -120,10 +122,7 @@ class ModelReport:
             return False
         if self.weights is not None and (self.weights.unequal or (self.strict and self.weights.unpaired)):
             return False
-        return all(
-            getattr(one, "verdict", "identical") not in ("differs", "unsupported")
-            for one in (*(self.gradients or ()), *(self.training or ()))
-        )
+        return all(one.verdict not in ("differs", "unsupported") for one in (*self.gradients, *self.training))
 
     @property
     def failed(self) -> list[Module]:
@@ -210,10 +209,13 @@ class ModelError(AssertionError):
         super().__init__(f"{report.name}: the JAX model is not the torch model\n{report}")
         self.report = report
 
+    def __reduce__(self) -> tuple[type[Self], tuple[ModelReport]]:
+        """As of `parity.ParityError`."""
+        return type(self), (self.report,)
 
-def _plain(one: Any) -> Any:
-    fields = ("torch", "jax", "verdict", "error", "reason")
-    return {name: getattr(one, name) for name in fields if hasattr(one, name)}
+
+def _plain(one: Compared) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in ("torch", "jax", "verdict", "error", "reason")}
 
 
 def _weights(found: Any) -> dict[str, Any]:

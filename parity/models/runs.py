@@ -21,6 +21,7 @@ from parity.models.report import ModelReport
 from parity.models.shelf import Shelf, give_back, give_back_large, layered
 from parity.models.sides import NotInFloat64, Setting, float64, root, said, shapes
 from parity.models.taken import LossIsNoNumber
+from parity.models.weighing import Compared, Training
 from parity.models.weights.mapping import map_trees
 from parity.models.weights.weight_map import WeightMap
 from parity.names import unknown
@@ -120,7 +121,7 @@ class Comparison:
             self.map = replace(self.weights, unequal=self.weights.checked(self.torch.tree, self.tree))
         self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
-        self.trained: Any = None
+        self.trained: Training | None = None
         self.once, self.changed = Once(), None
         self.large = sum(value.nbytes for value in self.torch_weights.values()) > LARGE
         if self.large:
@@ -221,7 +222,7 @@ class Comparison:
             new.found, new.call, new.perturbed = old.found, old.call, old.perturbed
         return made
 
-    def gradients(self, one: Pass) -> tuple[list[Any], str]:
+    def gradients(self, one: Pass) -> tuple[list[Compared], str]:
         """Return the gradients of the paired weights and of the inputs, or why they were not compared."""
         if self.loss is not None and not (self.torch.live and self.jax.live):
             return [], "gradients were not compared: those of a dump are of a random projection, not of the loss given"
@@ -236,9 +237,9 @@ class Comparison:
         except Exception as error:
             return [], f"gradients were not compared: {said(error)}"
 
-    def training(self, one: Pass) -> tuple[list[Any], str]:
+    def training(self, one: Pass) -> tuple[list[Compared], str]:
         """Return running statistics after a forward, and parameters after steps, or why they were not compared."""
-        found: list[Any] = []
+        found: list[Compared] = []
         if self.mode != "train" and self.optimizer is None:
             return found, ""
         if not (self.torch.live and self.jax.live):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from parity.models.backward import Backward, groups
 from parity.models.matching import typical
 from parity.models.optimizers import both
 from parity.models.torch_function import Arrays
+from parity.models.weighing import Parameter, Statistic, Training
 from parity.models.weights.tree import STATISTIC
 from parity.models.weights.unequal import explain
 
@@ -23,30 +23,6 @@ ROUNDED = {"float64": 1e-12, "float32": 1e-6}
 
 ROUGH = 1e-2
 """How far a momentum that is solved for may lie beyond what it can be."""
-
-
-class Statistic(weighing.Compared):
-    """A running statistic after one forward in the mode that trains."""
-
-
-class Parameter(weighing.Compared):
-    """A parameter after the first step of an optimizer."""
-
-
-@dataclass
-class Training:
-    """What came of optimizer steps.
-
-    Attributes:
-        parameters: Every paired parameter that torch trains, after the first step.
-        distances: After each step, the largest distance of a parameter in JAX from torch's, relative to how far
-            torch's has moved from its start.
-        losses: Before each step, torch's and JAX's loss.
-    """
-
-    parameters: list[Parameter]
-    distances: list[float] = field(default_factory=list)
-    losses: list[tuple[float, float]] = field(default_factory=list)
 
 
 def statistics(run: Backward) -> list[Statistic]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -40,6 +40,30 @@ class Compared:
     error: float | None = None
     ratio: float = 0.0
     reason: str = ""
+
+
+class Statistic(Compared):
+    """A running statistic after one forward in the mode that trains."""
+
+
+class Parameter(Compared):
+    """A parameter after the first step of an optimizer."""
+
+
+@dataclass
+class Training:
+    """What came of optimizer steps.
+
+    Attributes:
+        parameters: Every paired parameter that torch trains, after the first step.
+        distances: After each step, the largest distance of a parameter in JAX from torch's, relative to how far
+            torch's has moved from its start.
+        losses: Before each step, torch's and JAX's loss.
+    """
+
+    parameters: list[Parameter]
+    distances: list[float] = field(default_factory=list)
+    losses: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from parity.records import VERDICTS, Record
 from parity.report.environment import environment
@@ -88,3 +88,7 @@ class ParityError(AssertionError):
     def __init__(self, report: Report) -> None:
         super().__init__(f"{report.name}: torch and JAX differ\n{report}")
         self.report = report
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Report]]:
+        """Be copied, and sent to another process: `args` holds the text, which `__init__` does not take."""
+        return type(self), (self.report,)

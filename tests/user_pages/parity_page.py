@@ -16,6 +16,7 @@ from torch import Tensor
 
 import parity
 from parity.models import Dump, Inputs
+from parity.models.weighing import Compared
 
 
 def in_torch(x: Tensor) -> Tensor:
@@ -52,5 +53,12 @@ def main(folder: Path) -> float:
     assert parity.compare_models(Dump.read(folder / "of_torch"), loaded, mode="eval", perturb=False, seed=1).ok
     rounded = parity.Tolerance("the port stores its tables in bfloat16", rtol=2**-8)
     looser: parity.Report = parity.compare(in_torch, in_jax, (x,), tolerance=rounded, quick=True)
+    rows = [assert_type(one, Compared) for one in (*whole.gradients, *whole.training)]
+    assert all(one.verdict in ("identical", "within bound", "not judged") for one in rows)
+    stepped = parity.compare_models(first, loaded, (x,), optimizer=("sgd", {"lr": 0.1}), steps=2).steps
+    assert stepped is not None
+    assert_type(stepped.distances, list[float])
+    told = (one for one in report.failed if one.diagnosis is not None)
+    assert not [f"{assert_type(one, parity.Record).verdict}: {one.cell.world}" for one in told]
     print(weights, whole, looser)
     return float(jax.device_count() * bool(also.ok))

@@ -33,6 +33,10 @@ class Layout:
     to_torch: Callable[[np.ndarray, Shape], np.ndarray]
     shape: Callable[[Shape, Shape], Shape | None]
 
+    def __reduce__(self) -> tuple[Callable[[str], Layout], tuple[str]]:
+        """Be sent to another process by name: functions inside of functions cannot be."""
+        return by_name, (self.name,)
+
     def fits(self, torch: Shape, jax: Shape) -> bool:
         """Return whether the transform takes torch's shape to JAX's, regrouped into more or fewer axes or not."""
         made = self.shape(torch, jax)
@@ -124,6 +128,11 @@ LAYOUTS = {
     )
 }
 """Every transform by name. `same` and the others also regroup neighbouring axes: (out,) as (heads, size)."""
+
+
+def by_name(name: str) -> Layout:
+    """Return the transform of that name."""
+    return LAYOUTS[name]
 
 
 @dataclass(frozen=True)
