@@ -56,6 +56,9 @@ ORDINARY = ("random", "negative", "ties", "")
 """Kinds of numbers that people compute with; other kinds are edges."""
 
 
+AT_KINKS = "tie or kink"
+"""The cause of what differs at single points by convention: beside them the functions are the same."""
+
 NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 """Verdicts of cells in which nothing was compared: they tell no two functions apart."""
 
@@ -63,7 +66,8 @@ NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 def summary(report: Report) -> str:
     """Return in a line each whether the functions are the same at ordinary numbers, and what differs, by cause."""
     failed = report.failed
-    at_ordinary = [record for record in failed if record.data in ORDINARY]
+    beside = [record for record in failed if record.diagnosis is not None and record.diagnosis.cause == AT_KINKS]
+    at_ordinary = [record for record in failed if record.data in ORDINARY and record not in beside]
     refused = {record.world: record.verdict for record in at_ordinary if record.verdict in NO_RESULT}
     agree = {
         record.world.split("-")[0]
@@ -76,7 +80,8 @@ def summary(report: Report) -> str:
     elif at_ordinary:
         first = f"not {first}"
     elif failed:
-        first += f"; not at {', '.join(dict.fromkeys(record.data for record in failed))}"
+        kinds = dict.fromkeys("ties and kinks among them" if one.data == "random" else one.data for one in failed)
+        first += f"; not at {', '.join(kinds)}"
     return "\n".join([f"{report.name}: {first}", *(f"  {_line(alike)}" for alike in _alike(report))])
 
 
