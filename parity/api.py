@@ -104,7 +104,10 @@ def compare_pair(
     found: dict[Cell, Record] = {}
     # torch.compile takes seconds for each: last, so that all others are there before.
     order = sorted(cells, key=lambda cell: cell.world == "torch-compiled")
-    with _what_was_there_set_aside(), contextlib.closing(run.run(pair, order, seed, jobs=jobs, strict=strict)) as records:
+    with (
+        _what_was_there_set_aside(),
+        contextlib.closing(run.run(pair, order, seed, jobs=jobs, strict=strict)) as records,
+    ):
         for record in records:
             found[record.cell] = record
             if progress is not None:

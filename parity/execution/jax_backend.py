@@ -163,9 +163,12 @@ def compiler(cell: Cell) -> dict[str, Any]:
     A function and its derivative are compiled as users compile them. Of the other transforms the graph is in question:
     it goes through all passes of XLA, and code is then made of it in a third of the time. So is the code of operators
     that eager JAX compiles one by one in another dtype than `ONCE`: nothing is fused there, and float32 shows what
-    XLA's own optimizations do to an operator.
+    XLA's own optimizations do to an operator. There "backward" has the operators of the derivative, compiled already.
     """
-    of_users = cell.transform in AT_SPECIAL_POINTS and (cell.world != "jax-eager" or cell.dtype == ONCE)
+    if cell.world == "jax-eager":
+        of_users = cell.dtype == ONCE and cell.transform in (*AT_SPECIAL_POINTS, "backward")
+    else:
+        of_users = cell.transform in AT_SPECIAL_POINTS
     return {} if of_users or cell.device != "cpu" else {"compiler_options": known_xla_options(QUICKLY)}
 
 

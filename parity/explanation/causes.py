@@ -10,7 +10,7 @@ from parity.execution.calls import Failure, Outputs
 from parity.explanation import default_arguments as hypotheses
 from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
-from parity.explanation.trials import BOTH_RIGHT
+from parity.explanation.trials import BESIDE, BOTH_RIGHT, NEAR
 from parity.operator.data import SUBNORMAL
 from parity.records import WHO, Diagnosis
 from parity.verdict.judge import same_dtype
@@ -238,7 +238,11 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
     if e.cell.data == "random":
         point = "some of these numbers, which are ties, kinks or edges,"
-    point += _where(e)
+    if e.judged == "meaning" and not e.alike_nearby(NEAR):
+        return Diagnosis("another formula", f"The {what} differs at {point.rstrip(',')} and as near as {NEAR:.0e}, in {len(index)} of {e.got.size} "
+                         f"elements of {e.name}, and agrees as far as {BESIDE:.0e} from there: an eps or a threshold differs.",
+                         "Compare what keeps roots and quotients from zero: its size, and whether it stands under the root.")  # fmt: skip
+    point = point.rstrip(",") + where if (where := _where(e)) else point
     return Diagnosis("tie or kink", f"The {what} at {point} is a convention, and the frameworks have different ones: "
                      f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
                      f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
