@@ -1,4 +1,4 @@
-"""Operators of public reports, as they were ported: each difference is found, and named by what its report found out."""
+"""Operators of public reports, as they were ported: each difference is found, and named as its report names it."""
 
 import math
 
@@ -81,12 +81,16 @@ def transposed_by_jax(x, w):
 
 
 REPORTS = {
-    "goodfire-ai/spd 643": (clipped, clipped_by_optax, drawn((3, 4), (5,)), "default argument: eps", "1e-06 in torch where JAX has none"),
+    "goodfire-ai/spd 643": (
+        clipped, clipped_by_optax, drawn((3, 4), (5,)), "default argument: eps", "1e-06 in torch where JAX has none",
+    ),
     "goodfire-ai/spd 642": (
         cosine, lambda step: 1e-3 * optax.cosine_decay_schedule(1.0, STEPS, alpha=0.1)(step),
         (np.linspace(0, STEPS - 1, 12, dtype=np.float32),), "constant", "100 in JAX where torch has 99",
     ),
-    "google-deepmind/optax 417": (adam, adamw, drawn((3, 4), (3, 4)), "optimizer: weight decay", "goes into the moments (L2)"),
+    "google-deepmind/optax 417": (
+        adam, adamw, drawn((3, 4), (3, 4)), "optimizer: weight decay", "goes into the moments (L2)",
+    ),
     "ActiveVisionLab/direct-posenet 5": (
         from_real_first, from_real_last, drawn((5, 4)), "arrangement: shifted", "shifted by 1 along axis 1",
     ),

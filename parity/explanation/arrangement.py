@@ -46,7 +46,7 @@ GATES = "Reorder the parts (gates, or q, k and v) once, where weights are conver
 FLIP = "Flip the kernel where weights are converted: lax.conv_transpose without transpose_kernel does not flip it."
 SHIFT = "Check where counting begins, and which side is padded."
 QUATERNION = (
-    "Move the real part of quaternions: it is first (w, x, y, z) in some libraries, last (x, y, z, w) in others."
+    f"{SHIFT} A quaternion has its real part first (w, x, y, z) in some libraries, last (x, y, z, w) in others."
 )
 HEADS = "Split heads alike: (parts, heads, width) against (heads, parts, width); reorder the weights once."
 
@@ -126,7 +126,7 @@ def _along(size: int, weights: bool) -> Iterator[tuple[str, str, Along, str]]:
             "arrangement: shifted",
             f"shifted by {by}",
             partial(_rolled, by=by),
-            f"{SHIFT} {QUATERNION}" if size == 4 else SHIFT,
+            QUATERNION if size == 4 else SHIFT,
         )
     for parts, word in ORDERS.items():
         if size % parts == 0 and (weights or parts == 2):

@@ -113,7 +113,7 @@ def _without_counterpart(bench: Bench, framework: str) -> _Side:
 
 
 def _groups(constants: list[Constant]) -> Iterator[tuple[Constant, ...]]:
-    """Yield each constant alone, all of one value and operator together, and all of one value, as of a number of steps."""
+    """Yield each constant alone, all of one value and operator together, and all of one value: a number of steps."""
     together: dict[tuple[float, str], list[Constant]] = {}
     for constant in constants:
         together.setdefault((constant.value, constant.name), []).append(constant)

@@ -57,7 +57,7 @@ ORDINARY = ("random", "negative", "ties", "")
 
 
 AT_KINKS = ("tie or kink", "nan in one")
-"""Causes of what differs at single points: at ties, and of a derivative, where beside them the functions are the same."""
+"""Causes of what differs at single points, the second at ties and of a derivative: beside them the two are alike."""
 
 NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 """Verdicts of cells in which nothing was compared: they tell no two functions apart."""
