@@ -143,3 +143,28 @@ def test_a_norm_at_zero_is_a_point_where_one_framework_has_nan():
     )  # fmt: skip
     (record,) = found.failed
     assert (record.transform, record.data, record.diagnosis.cause) == ("vjp", "zeros", "nan in one")
+
+
+@pytest.mark.parametrize(
+    ("mode", "jax_mode"),
+    [("reflect", "symmetric"), ("reflect", "edge"), ("replicate", "wrap"), ("constant", "edge")],
+)
+def test_another_way_to_pad_is_named(mode, jax_mode):
+    """pytorch/pytorch 46240 asks for symmetric padding: what SciPy calls reflect is not what torch does."""
+    (x,) = drawn((1, 2, 5, 6))
+    found = parity.compare(
+        lambda x: torch.tanh(F.pad(x, (1, 1, 2, 2), mode=mode)),
+        lambda x: jnp.tanh(jnp.pad(x, ((0, 0), (0, 0), (2, 2), (1, 1)), mode=jax_mode)), (x,),
+        transforms=["forward"], worlds=["jax-eager"], dtypes=["float64"], data=["random", "signed zeros"],
+    )  # fmt: skip
+    assert {record.diagnosis.cause for record in found.failed} == {"padding"}
+    assert jax_mode in found.failed[0].diagnosis.text
+
+
+def test_an_eps_that_is_added_to_a_difference_is_not_said_to_be_added_to_a_root():
+    found = parity.compare(
+        lambda a, b: F.pairwise_distance(a, b), lambda a, b: jnp.linalg.norm(a - b, axis=-1), drawn((4, 5), (4, 5)),
+        transforms=["forward"], worlds=["jax-eager"], dtypes=["float64"], data=["random"],
+    )  # fmt: skip
+    (record,) = found.failed
+    assert "eps = 1e-06 added to a difference in torch where JAX has none" in record.diagnosis.text

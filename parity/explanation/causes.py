@@ -140,6 +140,8 @@ def signed_zero(e: Evidence) -> Diagnosis | None:
     sign = (e.got == 0) & (e.want == 0) & (np.signbit(e.got) != np.signbit(e.want))
     if not sign.any():
         return None
+    if e.at_random and (usual := e.at_ordinary()) is not None:
+        return usual  # zeros of other places
     return Diagnosis("signed zero", f"{int(sign.sum())} zeros of {e.name} have the other sign (-0.0 for +0.0).",
                      "Harmless unless 1/x, atan2, copysign or sqrt follow; add 0.0 to the result to make zeros positive.")  # fmt: skip
 
