@@ -2,7 +2,8 @@
 
 Each figure is of a process of its own, timed from when the frameworks (with torch's compiler) are loaded: the first
 verdict, the whole of `compare`, and a second one in the same process. The script runs both functions once and prints
-the largest difference; what is compared are the two whole commands, imports included.
+the largest difference; what is compared are the two whole commands, imports included: that of `compare` is one more
+process, which loads nothing ahead.
 """
 
 from __future__ import annotations
@@ -96,6 +97,14 @@ ROWS = {
 }
 
 
+def _once(row: Row) -> dict[str, float]:
+    """Compare as a command does that does nothing else."""
+    import parity
+
+    report = parity.compare(*row.make(), **row.options)
+    return {"ok": float(report.ok)}
+
+
 def _compared(row: Row) -> dict[str, float]:
     import jax.numpy as jnp
     import torch
@@ -129,7 +138,11 @@ def _written_by_hand(row: Row) -> dict[str, float]:
     return {"difference": float(abs(there - np.asarray(jax_fn(*inputs))).max())}
 
 
-def _in_a_process(name: str, by_hand: bool) -> tuple[dict[str, float], float]:
+ONE = {"parity": _compared, "once": _once, "hand": _written_by_hand}
+"""What a process of its own may do with a pair."""
+
+
+def _in_a_process(name: str, what: str) -> tuple[dict[str, float], float]:
     began = time.perf_counter()
     command = [
         sys.executable,
@@ -138,7 +151,7 @@ def _in_a_process(name: str, by_hand: bool) -> tuple[dict[str, float], float]:
         "--only",
         name,
         "--one",
-        "hand" if by_hand else "parity",
+        what,
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout), time.perf_counter() - began
@@ -148,18 +161,19 @@ def main(arguments: Sequence[str]) -> int:
     """Print a line for each pair; the exit status is 1 if one takes longer than it may."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdict_times", description=__doc__)
     parser.add_argument("--only", action="append", choices=ROWS, help="repeatable; default: all")
-    parser.add_argument("--one", choices=("parity", "hand"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=ONE, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.one:
         row = ROWS[given.only[0]]
-        print(json.dumps(_compared(row) if given.one == "parity" else _written_by_hand(row)))
+        print(json.dumps(ONE[given.one](row)))
         return 0
     missed = 0
     for name in given.only or ROWS:
         row = ROWS[name]
-        times, whole = _in_a_process(name, by_hand=False)
-        _, by_hand = _in_a_process(name, by_hand=True)
-        ratio = (whole - times["later"]) / by_hand
+        times, _ = _in_a_process(name, "parity")
+        _, whole = _in_a_process(name, "once")
+        _, by_hand = _in_a_process(name, "hand")
+        ratio = whole / by_hand
         asked = [
             ("first verdict", times["verdict"], FIRST_VERDICT), ("whole", times["first"], row.first),
             ("whole, later", times["later"], row.later), ("beside the script", ratio, row.ratio),

@@ -16,7 +16,7 @@ import numpy as np
 from parity.execution import jax_eager, jax_programs, jax_rounding
 from parity.execution._compat import QUICKLY, known_xla_options, one_ir_context, xla_options
 from parity.execution.calls import Call, Outputs
-from parity.execution.plan import AT_SPECIAL_POINTS
+from parity.execution.plan import AT_SPECIAL_POINTS, ONCE
 from parity.execution.programs import Reading, Steps
 from parity.operator import transforms
 from parity.records import Cell
@@ -161,10 +161,15 @@ def compiler(cell: Cell) -> dict[str, Any]:
     """Return the options that XLA compiles a cell with where its pair names none.
 
     A function and its derivative are compiled as users compile them. Of the other transforms the graph is in question:
-    it goes through all passes of XLA, and code is then made of it in a third of the time.
+    it goes through all passes of XLA, and code is then made of it in a third of the time. So is the code of operators
+    that eager JAX compiles one by one in another dtype than `ONCE`: nothing is fused there, and float32 shows what
+    XLA's own optimizations do to an operator. There "backward" has the operators of the derivative, compiled already.
     """
-    as_users = cell.transform in AT_SPECIAL_POINTS or cell.device != "cpu"
-    return {} if as_users else {"compiler_options": known_xla_options(QUICKLY)}
+    if cell.world == "jax-eager":
+        of_users = cell.dtype == ONCE and cell.transform in (*AT_SPECIAL_POINTS, "backward")
+    else:
+        of_users = cell.transform in AT_SPECIAL_POINTS
+    return {} if of_users or cell.device != "cpu" else {"compiler_options": known_xla_options(QUICKLY)}
 
 
 def prepare(asked: Call, world: str, device: str, kept: dict[str, Any], pool: Executor) -> None:

@@ -202,7 +202,7 @@ class Runs:
             numbers = found
         if not transform.everything and not numbers.cotangents:
             return Failure("no floating output: nothing to differentiate")
-        compiler, kept = self._compiler(cell), self._kept[framework_of(cell)]
+        compiler, kept = self._compiler(replace(cell, dtype=dtype)), self._kept[framework_of(cell)]
         try:
             return self._called(cell.world, cell.device, dtype, transform, numbers, compiler, kept)
         except Fault:

@@ -45,6 +45,9 @@ INTERLEAVE = (
 GATES = "Reorder the parts (gates, or q, k and v) once, where weights are converted."
 FLIP = "Flip the kernel where weights are converted: lax.conv_transpose without transpose_kernel does not flip it."
 SHIFT = "Check where counting begins, and which side is padded."
+QUATERNION = (
+    f"{SHIFT} A quaternion has its real part first (w, x, y, z) in some libraries, last (x, y, z, w) in others."
+)
 HEADS = "Split heads alike: (parts, heads, width) against (heads, parts, width); reorder the weights once."
 
 
@@ -119,7 +122,12 @@ def _along(size: int, weights: bool) -> Iterator[tuple[str, str, Along, str]]:
             )
     yield "arrangement: reversed", "reversed", np.flip, FLIP
     for by in (1, -1):
-        yield "arrangement: shifted", f"shifted by {by}", partial(_rolled, by=by), SHIFT
+        yield (
+            "arrangement: shifted",
+            f"shifted by {by}",
+            partial(_rolled, by=by),
+            QUATERNION if size == 4 else SHIFT,
+        )
     for parts, word in ORDERS.items():
         if size % parts == 0 and (weights or parts == 2):
             for order in itertools.permutations(range(parts)):

@@ -10,7 +10,7 @@ from parity.execution.calls import Failure, Outputs
 from parity.explanation import default_arguments as hypotheses
 from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
-from parity.explanation.trials import BOTH_RIGHT
+from parity.explanation.trials import BESIDE, BOTH_RIGHT, NEAR
 from parity.operator.data import SUBNORMAL
 from parity.records import WHO, Diagnosis
 from parity.verdict.judge import same_dtype
@@ -19,6 +19,9 @@ Cause = Callable[[Evidence], Diagnosis | None]
 
 BEYOND = ("infinite", "nan", "subnormal", "large", "small", "sweep")
 """Kinds of data far from what people compute with."""
+
+FEW = 3
+"""Numbers that are named in a sentence, at most."""
 
 CLOSE = 1e-6
 """How well a hypothesis must explain a difference: relative, of float64 results."""
@@ -137,6 +140,8 @@ def signed_zero(e: Evidence) -> Diagnosis | None:
     sign = (e.got == 0) & (e.want == 0) & (np.signbit(e.got) != np.signbit(e.want))
     if not sign.any():
         return None
+    if e.at_random and (usual := e.at_ordinary()) is not None:
+        return usual  # zeros of other places
     return Diagnosis("signed zero", f"{int(sign.sum())} zeros of {e.name} have the other sign (-0.0 for +0.0).",
                      "Harmless unless 1/x, atan2, copysign or sqrt follow; add 0.0 to the result to make zeros positive.")  # fmt: skip
 
@@ -235,6 +240,11 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
     if e.cell.data == "random":
         point = "some of these numbers, which are ties, kinks or edges,"
+    if e.judged == "meaning" and not e.alike_nearby(NEAR):
+        return Diagnosis("another formula", f"The {what} differs at {point.rstrip(',')} and as near as {NEAR:.0e}, in {len(index)} of {e.got.size} "
+                         f"elements of {e.name}, and agrees as far as {BESIDE:.0e} from there: an eps or a threshold differs.",
+                         "Compare what keeps roots and quotients from zero: its size, and whether it stands under the root.")  # fmt: skip
+    point = point.rstrip(",") + where if (where := _where(e)) else point
     return Diagnosis("tie or kink", f"The {what} at {point} is a convention, and the frameworks have different ones: "
                      f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
                      f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
@@ -275,6 +285,8 @@ def gradient_rule(e: Evidence) -> Diagnosis | None:
         return None
     if e.cell.data != "random" and not e.at_random:
         return None
+    if e.cell.data != "random" and not e.off.any():
+        return e.at_ordinary()  # no more than there
     factor = hypotheses.factor_of(e.got, e.want)
     wrong = e.wrong_derivative()
     if not e.off.any() and "derivative is wrong" not in wrong:
@@ -285,6 +297,10 @@ def gradient_rule(e: Evidence) -> Diagnosis | None:
                          f"functions agree on these numbers.{wrong} So the functions part from each other beside these numbers.",
                          "Compare the two on other inputs (equal arguments, constants and zeros hide much), then their arguments.")  # fmt: skip
     by = "" if factor is None else f": it is {factor:.6g} times the other's everywhere"
+    if _as_rounded(e.got, e.want):
+        return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.output} is off by {_off_by(e):.2g} of its size "
+                         f"everywhere, as a factor of it that one side rounded to float32 makes it.{wrong}", "In float32 and below the "
+                         "two are alike: list float64 as known, or write the derivative out on that side.")  # fmt: skip
     return Diagnosis("gradient rule", f"The functions agree, and the derivative {e.output} does not, in {count} of "
                      f"{e.got.size} elements{by}.{wrong}", "One side does not differentiate what it computes: look at custom_vjp, custom_jvp "
                      "and autograd.Function, and for detach and stop_gradient.")  # fmt: skip
@@ -335,6 +351,28 @@ CAUSES: tuple[Cause, ...] = (
 
 def _explains(values: np.ndarray, target: np.ndarray) -> bool:
     return hypotheses.explains(values, target)
+
+
+def _off_by(e: Evidence) -> float:
+    return float(np.nanmax(distance(e.got, e.want), initial=0.0))
+
+
+def _as_rounded(got: np.ndarray, want: np.ndarray) -> bool:
+    """Return whether one result is the other times a number so near to one that rounding to float32 makes it."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        off = (got / want - 1)[np.isfinite(got) & np.isfinite(want) & (want != 0)]
+    return bool(off.size) and 2.0**-30 < abs(off[0]) <= 2.0**-24 and bool(np.all(np.abs(off - off[0]) < 2.0**-44))
+
+
+def _where(e: Evidence) -> str:
+    """Return at which numbers a gradient differs, if they are few and not all zero."""
+    named = dict(zip((f"by {name}" for name in e.numbers.names), e.numbers.theta, strict=True))
+    leaf = named.get(e.output)
+    if leaf is None or leaf.shape != e.got.shape:
+        return ""
+    there = [f"{one:.6g}" for one in np.unique(leaf[e.off])]
+    few = len(there) <= FEW and any(one.strip("-0") for one in there)
+    return f", where {e.output.removeprefix('by ')} is {' or '.join(there)}," if few else ""
 
 
 def _points(e: Evidence) -> str:

@@ -21,6 +21,9 @@ TURNS = 8
 SELECTS = ("where", "_where", "masked_fill", "masked_fill_", "select_n")
 """Operators that fill in a number."""
 
+COMMON = (0.0, 1.0, -1.0, 0.5, 2.0)
+"""Numbers that stand in a program several times by chance."""
+
 COUNTS = ("diagonal", "correction", "ddof")
 """Roles of integers in operators of floats."""
 
@@ -110,12 +113,16 @@ def _without_counterpart(bench: Bench, framework: str) -> _Side:
 
 
 def _groups(constants: list[Constant]) -> Iterator[tuple[Constant, ...]]:
-    """Yield each constant alone, and all of one value and operator together."""
+    """Yield each constant alone, all of one value and operator together, and all of one value: a number of steps."""
     together: dict[tuple[float, str], list[Constant]] = {}
     for constant in constants:
         together.setdefault((constant.value, constant.name), []).append(constant)
     yield from ((constant,) for constant in constants)
     yield from (tuple(group) for group in together.values() if len(group) > 1)
+    for value in dict.fromkeys(value for value, _ in together):
+        named = [group for (one, _), group in together.items() if one == value]
+        if len(named) > 1 and value not in COMMON:
+            yield tuple(constant for group in named for constant in group)
 
 
 def solved(bench: Bench) -> Iterator[Replacement]:

@@ -104,7 +104,9 @@ def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
             now = NOW[step.name.rstrip("_")]
             if not theirs:  # then any least root, too small to count, would fit as well
                 none = Change(framework, {key: set_unary(np.array, o) for key, o in others.items()})
-                yield Claim(none, "default argument: eps", f"eps = {constant.value:.12g} {now}", "none", EPS_FIX)
+                source = by_key.get(step.sources.get(others[step.key]))
+                where = "added to a difference" if source is not None and source.name == "sub" else now
+                yield Claim(none, "default argument: eps", f"eps = {constant.value:.12g} {where}", "none", EPS_FIX)
             for where, eps in itertools.product(PLACES, values):
                 if where != now:
                     placed = partial(_placed, where=where, eps=eps)

@@ -50,7 +50,7 @@ class Evidence:
         recompute: Runs this framework's function in float64 on other numbers.
         against_oracle: Whether it is the user's oracle that the function does not agree with.
         proved: Looks for a cause that is proved by substitution (proof.py); once for a pair and a kind of data.
-        alike_nearby: Tells whether the two functions agree at points beside those of the cell, in float64.
+        alike_nearby: Tells whether the two functions agree in float64 at a distance from the points of the cell.
         wrong_derivative: Tells in a sentence whose derivative is not that of its function, by finite differences.
         widened: Runs in float64 the program that this framework's function has in the cell's dtype.
         unsteady: The frameworks whose function gives other results when it is run again on the same numbers.
@@ -73,7 +73,7 @@ class Evidence:
     forward: Any = None
     recompute: Any = field(default=lambda numbers: Failure("not run"))
     proved: Any = field(default=lambda: None)
-    alike_nearby: Callable[[], bool] = field(default=lambda: True)
+    alike_nearby: Callable[..., bool] = field(default=lambda distance=0.0: True)
     wrong_derivative: Callable[[], str] = field(default=lambda: "")
     widened: Callable[[], Widened | None] = field(default=lambda: None)
     against_oracle: bool = False

@@ -74,7 +74,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         forward=_forward(named, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
         recompute=recompute,
         proved=proved,
-        alike_nearby=lambda: trials.alike_nearby(runs, cell),
+        alike_nearby=lambda distance=trials.BESIDE: trials.alike_nearby(runs, cell, distance),
         wrong_derivative=lambda: trials.wrong_derivative(runs, cell),
         widened=lambda: trials.widened(runs, cell, whose),
         against_oracle=found.against_oracle,

@@ -44,6 +44,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
     for framework in ("torch", "jax"):
         yield from _comparisons(framework, bench.programs[framework].steps)
     yield from windows.paddings(steps)
+    yield from windows.pads(steps)
     yield from windows.dilations(steps)
 
 

@@ -13,7 +13,7 @@ from parity.execution.outputs import EAGER, Runs
 from parity.explanation.evidence import Widened
 from parity.records import WHO, Cell
 
-BESIDE = 2.0**-8
+BESIDE, NEAR = 2.0**-8, 2.0**-30
 """How far points beside a tie or a kink are from it."""
 
 SHRINK = 1e-3
@@ -38,12 +38,13 @@ BOTH_RIGHT = "both are the derivatives of their"
 """Said where finite differences bear out two derivatives that differ."""
 
 
-def alike_nearby(runs: Runs, cell: Cell) -> bool:
+def alike_nearby(runs: Runs, cell: Cell, distance: float = BESIDE) -> bool:
     """Return whether the two functions agree at points beside those of a cell, and differ at them.
 
     Args:
         runs: Of the pair.
         cell: On its numbers; it is run in float64 by both frameworks.
+        distance: How far these points are, relative, and at zero itself.
     """
     numbers = runs.numbers_of(cell)
     if not isinstance(numbers, Numbers):
@@ -51,7 +52,7 @@ def alike_nearby(runs: Runs, cell: Cell) -> bool:
     rng = np.random.default_rng(0)
 
     def aside(values: np.ndarray) -> np.ndarray:
-        step = BESIDE * rng.uniform(0.5, 1.0, values.shape) * rng.choice((-1.0, 1.0), values.shape)
+        step = distance * rng.uniform(0.5, 1.0, values.shape) * rng.choice((-1.0, 1.0), values.shape)
         return values + step * np.maximum(1.0, np.abs(values))
 
     at, beside = (

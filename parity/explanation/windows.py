@@ -142,6 +142,43 @@ def paddings(steps: Sequence[Step]) -> Iterator[Claim]:
             )
 
 
+MODES = {
+    "reflect": "reflection, the edge itself left out (reflect)",
+    "symmetric": "reflection, the edge itself included (symmetric)",
+    "edge": "copies of the edge (replicate, edge)",
+    "wrap": "numbers from the other end (circular, wrap)",
+    "constant": "zeros",
+}
+"""Ways to pad, by NumPy's name."""
+
+OF_OPERATOR = {"reflection_pad": "reflect", "replication_pad": "edge", "constant_pad_nd": "constant"}
+"""The way of an operator of torch, by how its name begins."""
+
+
+def pads(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield other ways to pad an array."""
+    now = {step.key: way for step in steps for name, way in OF_OPERATOR.items() if step.name.startswith(name)}
+    for group in grouped(steps, lambda step: step.key in now):
+        widths = [width for step in group for width in step.operands.get("pad", step.operands.get("padding", ()))]
+        mine = now[group[0].key]
+        for mode in MODES if widths and min(widths) >= 0 and not group[0].operands.get("value") else ():
+            if mode != mine:
+                yield Claim(
+                    change_all("torch", group, partial(_padded, mode=mode)),
+                    "padding",
+                    f"padding with {MODES[mine]}",
+                    MODES[mode],
+                    "Pad alike: reflect of torch is that of jnp.pad; what SciPy calls reflect is symmetric there.",
+                )
+
+
+def _padded(operation: Operation, mode: str) -> Any:
+    o = operation.operands
+    values, flat = operation.numpy(o["self"]), list(o.get("pad", o.get("padding", ())))
+    pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
+    return operation.like(np.pad(values, [(0, 0)] * (values.ndim - len(pairs)) + pairs, mode=mode), o["self"])
+
+
 def dilations(steps: Sequence[Step]) -> Iterator[Claim]:
     """Yield convolutions without holes, and with holes of 1, where the padding goes with them."""
     for wanted, needs in ((lambda d: d > 1, 1), (lambda d: d == 1, 2)):

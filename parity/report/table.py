@@ -56,6 +56,9 @@ ORDINARY = ("random", "negative", "ties", "")
 """Kinds of numbers that people compute with; other kinds are edges."""
 
 
+AT_KINKS = ("tie or kink", "nan in one")
+"""Causes of what differs at single points, the second at ties and of a derivative: beside them the two are alike."""
+
 NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 """Verdicts of cells in which nothing was compared: they tell no two functions apart."""
 
@@ -63,7 +66,8 @@ NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 def summary(report: Report) -> str:
     """Return in a line each whether the functions are the same at ordinary numbers, and what differs, by cause."""
     failed = report.failed
-    at_ordinary = [record for record in failed if record.data in ORDINARY]
+    beside = [record for record in failed if _at_a_point(record)]
+    at_ordinary = [record for record in failed if record.data in ORDINARY and record not in beside]
     refused = {record.world: record.verdict for record in at_ordinary if record.verdict in NO_RESULT}
     agree = {
         record.world.split("-")[0]
@@ -76,8 +80,16 @@ def summary(report: Report) -> str:
     elif at_ordinary:
         first = f"not {first}"
     elif failed:
-        first += f"; not at {', '.join(dict.fromkeys(record.data for record in failed))}"
+        kinds = dict.fromkeys("ties and kinks among them" if one.data == "random" else one.data for one in failed)
+        first += f"; not at {', '.join(kinds)}"
     return "\n".join([f"{report.name}: {first}", *(f"  {_line(alike)}" for alike in _alike(report))])
+
+
+def _at_a_point(record: Record) -> bool:
+    """Return whether a cell differs at single points alone, as far as its cause tells."""
+    cause = record.diagnosis.cause if record.diagnosis is not None else ""
+    ties = record.data == "ties" and record.transform != "forward"
+    return cause == AT_KINKS[0] or (ties and cause == AT_KINKS[1])
 
 
 def _line(alike: Sequence[Record]) -> str:

@@ -24,13 +24,6 @@ PAIRS = group(
             lambda x: F.batch_norm(x, None, None, training=True),
             lambda x: jax.nn.standardize(x, axis=0),
             matrix,
-            why=(
-                "jax.nn.standardize takes the variance as mean(x^2) - mean(x)^2 unless it is told "
-                'algorithm="stable"; that loses digits, and in float32 its error is a few times the '
-                "bound that torch keeps."
-            ),
-            where=[("*", "random")],
-            docs=("torch.nn.functional.batch_norm", "jax.nn.standardize"),
         ),
         entry(
             "batch_norm, algorithm alike",
@@ -43,13 +36,6 @@ PAIRS = group(
             lambda x: F.instance_norm(x),
             lambda x: jax.nn.standardize(x),
             IMAGES,
-            why=(
-                "jax.nn.standardize takes the variance as mean(x^2) - mean(x)^2 unless it is told "
-                'algorithm="stable"; of a row of equal numbers only rounding is left, and float32 '
-                "gradients are divided by its root."
-            ),
-            where=[("vjp", "ties")],
-            docs=("torch.nn.functional.instance_norm", "jax.nn.standardize"),
         ),
         entry(
             "group_norm",
