@@ -172,7 +172,7 @@ def pads(steps: Sequence[Step]) -> Iterator[Claim]:
                 )
 
 
-def _padded(operation: Operation, mode: str) -> Any:
+def _padded(operation: Operation, mode: Any) -> Any:
     o = operation.operands
     values, flat = operation.numpy(o["self"]), list(o.get("pad", o.get("padding", ())))
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
