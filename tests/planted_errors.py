@@ -336,7 +336,7 @@ PLANTED = (
         lambda i, j: j <= i,
         lambda i, j: j < i,
         QKV,
-        "mask",
+        "mask|position offset",
     ),
     Planted(
         "causal mask turned around",
@@ -392,10 +392,11 @@ PLANTED = (
         1,
         -1,
         QKV,
-        "sign|constant",
+        "sign|constant|another formula",
+        "-1 in JAX where torch has 1",
     ),
-    Planted("LSTM's gates in the order i, g, f, o", torch_lstm, lstm, "ifgo", "igfo", GATES, PARTS),
-    Planted("LSTM's gates in the order i, f, o, g", torch_lstm, lstm, "ifgo", "ifog", GATES, PARTS),
+    Planted("LSTM's gates in the order i, g, f, o", torch_lstm, lstm, "ifgo", "igfo", GATES, f"{PARTS}|split order"),
+    Planted("LSTM's gates in the order i, f, o, g", torch_lstm, lstm, "ifgo", "ifog", GATES, f"{PARTS}|split order"),
     Planted(
         "LSTM's forget bias",
         torch_lstm,

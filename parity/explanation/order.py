@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -134,13 +135,18 @@ def _read(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     """Yield arrays that are read in another shape where the other side exchanges axes: heads put together wrongly."""
     operand = "self" if framework == "torch" else 0
     for group in groups([step for step in steps if np.ndim(step.operands.get(operand)) > 2], TURNS):  # type: ignore[arg-type]
-        yield Claim(
+        shape = np.shape(group[0].operands[operand])
+        reshaped = Claim(
             Change(framework, {step.key: partial(_reshaped, operand=operand) for step in group}),
             "arrangement: reshaped",
-            f"axes exchanged ({group[0].name}, of shape {list(np.shape(group[0].operands[operand]))})",
+            f"axes exchanged ({group[0].name}, of shape {list(shape)})",
             "a reshape alone, which reads the numbers in their old order",
             "Exchange the axes before the reshape on both sides: (batch, heads, length, size) to (batch, length, ...).",
         )
+        if np.shape(group[0].result) == shape:  # type: ignore[arg-type] # reading it in its own shape is nothing
+            order = "Transpose one of them: check dim, axis and the order of einsum's letters."
+            reshaped = replace(reshaped, cause="transposed", needs="them in their order", fix=order)
+        yield reshaped
 
 
 def _reshaped(operation: Operation, operand: Operand) -> Any:
