@@ -126,7 +126,7 @@ def is_zero(tangent: Any) -> bool:
 def evaluate(step: Any, operands: Sequence[Any]) -> Sequence[Any]:
     """Return the results of one step of a traced program, as a list."""
     found = step.primitive.get_bind_params(step.params)
-    functions, parameters = found if isinstance(found, tuple) else ((), found)  # (a pair before jax 0.10.)
+    functions, parameters = found if isinstance(found, tuple) else ((), found)  # (a pair before jax 0.9.2.)
     with step.ctx.manager:
         results = step.primitive.bind(*functions, *operands, **parameters)
     return results if step.primitive.multiple_results else [results]

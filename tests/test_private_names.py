@@ -208,7 +208,7 @@ def no_longer_needed(text, lowest):
 
 def test_a_fallback_names_its_version_and_goes_when_no_version_needs_it():
     text = "\n".join(path.read_text("utf-8") for path in COMPAT)
-    assert len(FALLBACK.findall(text)) == 5
+    assert len(FALLBACK.findall(text)) == 6
     assert no_longer_needed(text, bounds()) == []
     assert no_longer_needed("(`old` before jax 0.10.)", {"jax": "0.10.1"}) == ["before jax 0.10"]
 

@@ -185,3 +185,28 @@ def test_what_comes_behind_a_transformation_in_a_chain_is_seen(after, found):
 def own(updates, state, params=None):
     """A transformation of a user, or what it does."""
     return updates if params is None else (updates, state)
+
+
+def test_the_steps_of_a_traced_program_can_be_evaluated_one_by_one():
+    @jax.custom_jvp
+    def doubled(x):
+        return 2 * x
+
+    doubled.defjvp(lambda primals, tangents: (2 * primals[0], 2 * tangents[0]))
+
+    def program(x):
+        turns = jax.lax.while_loop(lambda pair: pair[1] < 3, lambda pair: (pair[0] + 1, pair[1] + 1), (x, 0))[0]
+        low, high = jax.lax.cond(x[0] > 0, lambda x: (x, 2 * x), lambda x: (2 * x, x), x)
+        summed = jax.lax.scan(lambda total, one: (total + one, total), jnp.float32(0), x)
+        return doubled(turns), jnp.where(x > 1, low, high), summed, jax.jit(jnp.sort)(-x)
+
+    x = jnp.array([1.0, 2.0, 3.0])
+    traced = jax.make_jaxpr(program)(x)
+    values = dict(zip([*traced.jaxpr.constvars, *traced.jaxpr.invars], [*traced.consts, x], strict=True))
+    read = lambda atom: atom.val if hasattr(atom, "val") else values[atom]  # noqa: E731
+    for step in traced.jaxpr.eqns:
+        results = jax_compat.evaluate(step, [read(atom) for atom in step.invars])
+        values |= zip(step.outvars, results, strict=True)
+    wanted = jax.tree.leaves(program(x))
+    for atom, one in zip(traced.jaxpr.outvars, wanted, strict=True):
+        np.testing.assert_array_equal(read(atom), one)
