@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,8 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
             notes.append(
                 "the function holds its own weights: pass (function, params) to have them paired and perturbed"
             )
+    alone = _unpaired(first)
+    notes += [*_parted(asked, alone, "torch", "jax"), *_parted(asked, alone, "jax", "torch")]
     return ModelReport(
         name=asked.name,
         modules=modules,
@@ -148,7 +151,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         gradients=gradients,
         training=trained,
         steps=asked.trained,
-        unpaired=_unpaired(first),
+        unpaired=alone,
         notes=notes,
         mode=asked.mode,
         framework=asked.tree.framework,
@@ -244,6 +247,30 @@ def _unpaired(one: Pass) -> dict[str, list[str]]:
     for side, calls, known in (("torch", one.torch_calls, paired[0]), ("jax", one.jax_calls, paired[1])):
         found[side] = list(dict.fromkeys(call.path for call in calls if call.path not in known))
     return found
+
+
+def _parted(asked: Comparison, unpaired: dict[str, list[str]], side: str, other: str) -> list[str]:
+    """Return which modules hold the weights of several of the other side, as an LSTM of torch those of its layers."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(unpaired[side], key=len, reverse=True):
+        if not path or any(pairing.is_below(inner, path) for inner in found):
+            continue
+        inside = [
+            [pairing.clean(name).split(".") for name in getattr(one, other)]
+            for one in asked.map.pairs
+            if any(pairing.is_below(pairing.clean(name), path) for name in getattr(one, side))
+        ]
+        names = [name for one in inside for name in one]
+        alike = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*names, strict=False))
+        depth = len(list(alike)) + 1
+        parts = list(dict.fromkeys(".".join(name[:depth]) for name in names))
+        if len(parts) > 1 and all(part in unpaired[other] for part in parts):
+            found[path] = parts
+    return [
+        f"{path} is one module in {WHO[side]} and {len(parts)} in {WHO[other]} ({', '.join(parts[:4])}"
+        f"{', ...' * (len(parts) > 4)}): all are judged as part of what is around them"
+        for path, parts in found.items()
+    ]
 
 
 def _diagnosis(
