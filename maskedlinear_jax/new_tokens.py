@@ -33,7 +33,8 @@ def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, pa
         TypeError, ValueError: No such token, no embedding, or one that cannot be converted (see `mask_linears`).
 
     Example:
-        >>> plain = MaskedEmbedding(6, 4, grad_mask=constructors.columns(slice(None)), seed=0)
+        >>> from maskedlinear_jax import MaskedEmbedding, columns
+        >>> plain = MaskedEmbedding(6, 4, grad_mask=columns(slice(None)), seed=0)
         >>> train_new_tokens({"tokens": plain}, first=4)
         {'tokens': PackedEmbedding(6, 4, grad_mask=rows([4, 5]))}
     """

@@ -66,7 +66,10 @@ def test_nested_arguments_results_and_integers():
     report = parity.assert_parity(
         torch_lookup, jax_lookup, inputs, **QUICK | {"transforms": ["forward", "vjp", "vmap-0"]}
     )
-    assert [record.verdict for record in report.cells] == ["identical"] * 3
+    verdicts = {record.cell.transform: record.verdict for record in report.cells}
+    # The gradient of the scale is a sum, whose order is each framework's own.
+    assert verdicts.pop("vjp") in ("identical", "within bound")
+    assert verdicts == {"forward": "identical", "vmap-0": "identical"}
 
 
 def test_every_transform_agrees_on_a_layer():
