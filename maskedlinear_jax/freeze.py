@@ -105,7 +105,8 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
             if isinstance(node, Mask) and jax.tree.leaves(node):
                 frozen_checks.refuse_positions(".".join(path))
         known = by_path(branches(params)[0], is_leaf=lambda node: isinstance(node, optax.MaskedNode))
-        if not any(path[: len(mask)] == mask for path in known for mask in held):
+        # (`optax.tree_utils.tree_map_params` asks for the state of no parameters.)
+        if known and not any(path[: len(mask)] == mask for path in known for mask in held):
             frozen_checks.refuse_unknown_masks([".".join(p) for p in held], [".".join(p) for p in known])
         for path, leaf in known.items():
             if is_framework_array(leaf):

@@ -239,7 +239,7 @@ def _check_shape(name: str, stored: Stored, module: Any) -> None:
     # Before anything is made for a layer.
     weight = getattr(module, "base" if isinstance(module, PackedLinear) else "weight", None)
     if not isinstance(weight, Tensor) or not (isinstance(module, Layer) or _is_plain(module)):
-        got = "no such layer" if module is None else type(module).__name__
+        got = storage_checks.NO_LAYER if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
     if tuple(_upright(module, weight).shape) != stored.shape:
         got = str(tuple(_upright(module, weight).shape))
