@@ -160,3 +160,32 @@ def test_a_held_state_can_be_mapped_by_tree_map_params():
     assert one.any()
     updates, _ = held.update(gradient(params), halved, params)
     assert mj.assert_frozen(layer, mj.combine(optax.apply_updates(params, updates), rest)) == 9
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_held_lbfgs_trains_as_a_packed_one(compiled):
+    """Its state has the parameters of the last step, zeros at first: kept, these were steps that nobody took."""
+    masked, packed = jax_case()[0], mj.PackedLinear(4, 3, grad_mask=mj.columns([1]), seed=0)
+    losses = []
+    for layer in (masked, packed):
+        params, rest = mj.partition(layer)
+
+        def loss(params, rest=rest):
+            return jnp.square(mj.combine(params, rest)(jnp.asarray(X.numpy())) - 1).mean()
+
+        optimizer = mj.hold_frozen(optax.lbfgs(), layer) if layer is masked else optax.lbfgs()
+
+        def step(params, state, loss=loss, optimizer=optimizer):
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+            return optax.apply_updates(params, updates), state, value
+
+        step, state, course = jax.jit(step) if compiled else step, optimizer.init(params), []
+        for _ in range(5):
+            params, state, value = step(params, state)
+            course.append(float(value))
+        losses.append(course)
+        if layer is masked:
+            assert mj.assert_frozen(layer, mj.combine(params, rest)) == 9
+    assert losses[0][4] < losses[0][1] < losses[0][0]
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # sums over other shapes, in float32, and a search along a line
