@@ -143,7 +143,7 @@ _AROUND = {"schedule_free.<locals>.update_fn": "schedule_free around it"}
 
 
 def found_behind(update: CodeType) -> str | None:
-    """Return what may move an update of zero and comes behind a held transformation in a chain of optax, by its name.
+    """Return in words what of optax may move an update of zero, behind a held transformation in a chain or around it.
 
     A transformation does not know what it stands in: the calls around it do, by names of optax's own functions.
 
