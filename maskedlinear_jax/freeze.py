@@ -40,8 +40,8 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     Wrap the whole chain: what another transformation adds outside of this one is not held. A decay after it in
     `optax.chain` or `optax.named_chain` is refused, and so are `optax.contrib.schedule_free` around it (hold that
     instead) and what is not optax's own; a function of yours that calls this one and adds to its updates is not seen.
-    It works within `optax.partition` and `optax.masked`, around them, around or within `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters
-    that are computed from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are
+    It works within `optax.partition` and `optax.masked`, around them, around or within `optax.MultiSteps`, and for a
+    part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are
     rounded anew: `keep_frozen` puts the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks

@@ -40,8 +40,8 @@ def save_packed(path: Target, model: nn.Module, *, with_base: bool = False) -> i
     (`mask_linears(..., freeze_others=True)`).
 
     A file is loaded over the matrices that the layers were made with. If frozen entries of a layer have changed since
-    (moved by an optimizer without `hold_frozen`, rounded by an average or by `.half().float()`, written to, or trained before another mask
-    froze them), its matrix is stored as well, and the file is larger.
+    (moved by an optimizer without `hold_frozen`, rounded by an average or by `.half().float()`, written to, or trained
+    before another mask froze them), its matrix is stored as well, and the file is larger.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
