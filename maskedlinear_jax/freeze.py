@@ -41,8 +41,9 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     `optax.chain` or `optax.named_chain` is refused, and so are `optax.contrib.schedule_free` around it (hold that
     instead) and what is not optax's own; a function of yours that calls this one and adds to its updates is not seen.
     It works within `optax.partition` and `optax.masked`, around them, around or within `optax.MultiSteps`, and for a
-    part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are
-    rounded anew: `keep_frozen` puts the frozen entries back.
+    part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed from a state
+    instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew: `keep_frozen` puts
+    the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
     it; what it would move is held as everything is. A penalty on some places alone (such as `(weight[:2] ** 2).sum()`)
