@@ -138,9 +138,12 @@ _MOVES = ("add_decayed_weights", "add_noise", "keep_params_nonnegative", "centra
 _STEPS = {"chain.<locals>.update_fn": ("update_fns", "fn"), "named_chain.<locals>.update_fn": ("transforms", "tx")}
 """Functions of optax that call one transformation after the other, and what they call these and the present one."""
 
+_AROUND = {"schedule_free.<locals>.update_fn": "schedule_free around it"}
+"""Functions of optax that compute the parameters themselves from the updates of another, and what makes them."""
+
 
 def found_behind(update: CodeType) -> str | None:
-    """Return what may move an update of zero and comes behind a held transformation in a chain of optax, by its name.
+    """Return in words what of optax may move an update of zero, behind a held transformation in a chain or around it.
 
     A transformation does not know what it stands in: the calls around it do, by names of optax's own functions.
 
@@ -156,7 +159,10 @@ def found_behind(update: CodeType) -> str | None:
             steps, now = (frame.f_locals.get(name, ()) for name in _STEPS[frame.f_code.co_qualname])
             here = [any(part is now for part in (step if isinstance(step, tuple) else [step])) for step in steps]
             behind = steps[here.index(True) + 1 :] if any(here) else ()
-            found = next((name for step in behind if (name := _mover(step, is_update=True))), None)
+            found = next(
+                (f"{name} later in the chain" for step in behind if (name := _mover(step, is_update=True))), None
+            )
+        found = found or _AROUND.get(frame.f_code.co_qualname)
         frame = frame.f_back
     return found
 

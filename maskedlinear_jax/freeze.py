@@ -38,11 +38,12 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     stays as it was, whatever its value: a moment at zero, a copy of the weight (`schedule_free`, `lookahead`) at it.
 
     Wrap the whole chain: what another transformation adds outside of this one is not held. A decay after it in
-    `optax.chain` or `optax.named_chain` is refused, and so is what is not optax's own; a function of yours that calls
-    this one and adds to its updates is not seen. It works within `optax.partition` and `optax.masked`, around them,
-    around or within `optax.MultiSteps`, and for a part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters
-    that are computed from a state instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are
-    rounded anew: `keep_frozen` puts the frozen entries back.
+    `optax.chain` or `optax.named_chain` is refused, and so are `optax.contrib.schedule_free` around it (hold that
+    instead) and what is not optax's own; a function of yours that calls this one and adds to its updates is not seen.
+    It works within `optax.partition` and `optax.masked`, around them, around or within `optax.MultiSteps`, and for a
+    part of the parameters (`nnx.Optimizer(..., wrt=...)`). Parameters that are computed from a state
+    instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew: `keep_frozen` puts
+    the frozen entries back.
 
     A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
     it; what it would move is held as everything is. A penalty on some places alone (such as `(weight[:2] ** 2).sum()`)
@@ -105,7 +106,8 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
             if isinstance(node, Mask) and jax.tree.leaves(node):
                 frozen_checks.refuse_positions(".".join(path))
         known = by_path(branches(params)[0], is_leaf=lambda node: isinstance(node, optax.MaskedNode))
-        if not any(path[: len(mask)] == mask for path in known for mask in held):
+        # (`optax.tree_utils.tree_map_params` asks for the state of no parameters.)
+        if known and not any(path[: len(mask)] == mask for path in known for mask in held):
             frozen_checks.refuse_unknown_masks([".".join(p) for p in held], [".".join(p) for p in known])
         for path, leaf in known.items():
             if is_framework_array(leaf):

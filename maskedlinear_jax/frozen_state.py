@@ -12,6 +12,9 @@ from maskedlinear_jax import _compat
 from maskedlinear_jax.early_hold import Output, run_held
 from maskedlinear_jax.frozen_entries import Path, is_held, path_of, trains
 
+_OF_NOW = ("params",)
+"""What a state calls the parameters of the step itself (`optax.lbfgs`): zeros at first, which are not to be kept."""
+
 
 def update_and_keep(
     update: Callable[..., Any], masks: Mapping[Path, Any], given: tuple[Any, Any, Any], extra: Mapping[str, Any]
@@ -63,7 +66,8 @@ def _outputs(masks: Mapping[Path, Any], moved: Any, after: Any, before: Any) -> 
     def add(keys: Any, new: Any, old: Any) -> None:
         path, shape = path_of(keys), getattr(new, "shape", None)
         owner = next((path[i:] for i in range(len(path) + 1) if path[i:] in shapes), None)
-        if owner is None or not shape or shape != shapes[owner]:
+        kind = None if owner is None else path[: len(path) - len(owner)][-1:]
+        if owner is None or not shape or shape != shapes[owner] or kind == _OF_NOW:
             found.append(Output(None, None))
         else:
             found.append(Output(owner, lambda leaf: jnp.where(trains(masks, owner, leaf), leaf, old)))

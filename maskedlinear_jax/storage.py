@@ -204,7 +204,7 @@ def _stored(layer: Any, with_base: bool) -> Stored:
 
 def _check(name: str, stored: Stored, module: Any) -> None:
     if not has_weight(module):
-        got = "no such layer" if module is None else type(module).__name__
+        got = storage_checks.NO_LAYER if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
     matrix = _bits(module.base if isinstance(module, PackedLinear) else module.weight)
     storage.check_fits(name, stored, matrix, has_bias=module.bias is not None)

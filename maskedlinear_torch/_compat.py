@@ -69,11 +69,11 @@ def in_autocast() -> bool:
     return torch._C._is_any_autocast_enabled()
 
 
-def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the buffers that are part of a model's state_dict, by name."""
+def persistent_buffers(model: torch.nn.Module, *, remove_duplicate: bool = True) -> dict[str, torch.Tensor]:
+    """Return the buffers that are part of a model's state_dict, by one name or by each of their names."""
     return {
         ".".join(filter(None, (prefix, name))): buffer
-        for prefix, module in model.named_modules()
+        for prefix, module in model.named_modules(remove_duplicate=remove_duplicate)
         for name, buffer in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set
     }

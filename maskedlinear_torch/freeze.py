@@ -52,6 +52,7 @@ class Hold:
                 layer._held.restore(layer)
                 layer._held = None
                 _compat.remove_pre_hook(layer, _call_the_layer)
+        self._handles, self._models = [], []  # again it does nothing
 
 
 class _Look:
@@ -170,7 +171,8 @@ def grad_masks(model: nn.Module) -> dict[str, Mask | np.ndarray | bool | None]:
         {'0.weight': columns([0]), '0.bias': None, '1.weight': None}
     """
     masks: dict[str, Any] = {}
-    for prefix, module in model.named_modules():
+    # A module that is in several places is in the state_dict by each of its names.
+    for prefix, module in model.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
         if isinstance(module, Layer):
             dot = f"{prefix}{module._joint}" if prefix else ""
@@ -225,7 +227,8 @@ def assert_frozen(
     sides: dict[str, dict[str, Any]] = {}
     for name, side in (("before", before), ("after", after)):
         if isinstance(side, nn.Module):
-            masks = dict.fromkeys(_compat.persistent_buffers(side)) | grad_masks(side) if masks is None else masks
+            if masks is None:
+                masks = dict.fromkeys(_compat.persistent_buffers(side, remove_duplicate=False)) | grad_masks(side)
             sides[name] = {key: value for key, value in side.state_dict().items() if isinstance(value, Tensor)}
         else:
             sides[name] = _by_name(side)

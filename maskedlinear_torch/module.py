@@ -132,7 +132,7 @@ class Layer(HeldModule):
             self.register_buffer(name, stand_in, persistent=False)
         stand_in = None if self._bias_array is None else PositionsBuffer.of(self._bias_array)
         self.register_buffer(_BIAS_NAME, stand_in, persistent=False)
-        self._origin = Origin(self, moved=moved)
+        self._origin = Origin(self, moved=moved, before=known)
         if self._held is not None:
             self._held.renew(self)
         if not self._is_packed:
@@ -164,11 +164,15 @@ class Layer(HeldModule):
             self._held.restore(self)
         known, is_first = self._origin, self._origin.is_first(self)
         dtype = self._home().dtype
+        learned = {name: one for name, one in self._parameters.items() if one is not None and one.requires_grad}
         self._is_loading = True
         try:
             self._load_numbers(state_dict, *args, **keywords)
         finally:
             self._is_loading = False
+        for name, old in learned.items():
+            if self._parameters.get(name) is not old:  # assign=True
+                steps.replaced(old, self, name, f"load_state_dict(..., assign=True) into {self}")
         if is_first:  # before training, what is loaded is another first matrix
             self._origin = Origin(self)
         else:

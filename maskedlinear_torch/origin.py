@@ -33,11 +33,17 @@ class Origin:
     Args:
         layer: A masked or packed layer, with its masks.
         moved: Whether its frozen entries are others than at first already.
+        before: What was remembered of the same matrix until now, perhaps in another dtype.
     """
 
+    _first = _last = 0
+    """Bytes of an entry of the first matrix, and of the present one; 0 where it had no values yet."""
+
     @torch.no_grad()
-    def __init__(self, layer: Any, *, moved: bool = False) -> None:
+    def __init__(self, layer: Any, *, moved: bool = False, before: Origin | None = None) -> None:
         self.moved = moved
+        if before is not None:
+            self._first, self._last = before._first, before._last
         self._some: Tensor | None = None
         self._places: tuple[Tensor, ...] = ()
         self._learned: Tensor | None = None
@@ -45,6 +51,9 @@ class Origin:
         matrix = _readable(layer)
         if matrix is None:
             return
+        if matrix.itemsize != self._last < self._first:
+            self.moved = True  # cast to fewer bits and on: the first matrix, cast to this dtype, has others
+        self._first, self._last = self._first or matrix.itemsize, matrix.itemsize
         upright = _upright(layer, matrix)
         places = _frozen_places(layer._kind.mask(upright), upright.shape)
         self._shape, self._places = upright.shape, tuple([place.to("cpu", torch.int32) for place in places])

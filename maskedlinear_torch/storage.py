@@ -40,8 +40,8 @@ def save_packed(path: Target, model: nn.Module, *, with_base: bool = False) -> i
     (`mask_linears(..., freeze_others=True)`).
 
     A file is loaded over the matrices that the layers were made with. If frozen entries of a layer have changed since
-    (moved by an optimizer without `hold_frozen`, rounded by an average, written to, or trained before another mask
-    froze them), its matrix is stored as well, and the file is larger.
+    (moved by an optimizer without `hold_frozen`, rounded by an average or by `.half().float()`, written to, or trained
+    before another mask froze them), its matrix is stored as well, and the file is larger.
 
     Args:
         path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
@@ -239,7 +239,7 @@ def _check_shape(name: str, stored: Stored, module: Any) -> None:
     # Before anything is made for a layer.
     weight = getattr(module, "base" if isinstance(module, PackedLinear) else "weight", None)
     if not isinstance(weight, Tensor) or not (isinstance(module, Layer) or _is_plain(module)):
-        got = "no such layer" if module is None else type(module).__name__
+        got = storage_checks.NO_LAYER if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
     if tuple(_upright(module, weight).shape) != stored.shape:
         got = str(tuple(_upright(module, weight).shape))

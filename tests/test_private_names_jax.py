@@ -179,7 +179,22 @@ def test_what_comes_behind_a_transformation_in_a_chain_is_seen(after, found):
     ):  # fmt: skip
         params = jnp.ones(2)
         chained.update(params, chained.init(params), params)
+    found = found and f"{found} later in the chain"
     assert seen == [found, found, found, None]
+
+
+def test_what_computes_the_parameters_themselves_around_a_transformation_is_seen():
+    seen = []
+
+    def update(updates, state, params=None):
+        seen.append(jax_compat.found_behind(update.__code__))
+        return updates, state
+
+    held = optax.GradientTransformation(lambda params: (), update)
+    for around in (optax.contrib.schedule_free(held, 0.1), optax.lookahead(held, 2, 0.5)):
+        params = optax.LookaheadParams.init_synced(jnp.ones(2)) if seen else jnp.ones(2)
+        around.update(jnp.ones(2), around.init(params), params)
+    assert seen == ["schedule_free around it", None]
 
 
 def own(updates, state, params=None):

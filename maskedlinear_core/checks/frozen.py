@@ -145,7 +145,7 @@ def refuse_behind(name: str) -> NoReturn:
         ValueError: Always.
     """
     raise ValueError(
-        f"hold_frozen: expected nothing after it that moves frozen entries, got {name} later in the chain; put "
+        f"hold_frozen: expected nothing after it that moves frozen entries, got {name}; put "
         "hold_frozen around the whole chain"
     )
 
@@ -171,7 +171,8 @@ def refuse_nothing_held() -> NoReturn:
     """
     raise ValueError(
         "hold_frozen: expected a model with masked layers whose parameters the optimizer has, got none; "
-        "convert the model first (a packed layer needs no holding)"
+        "convert the model first, and make the optimizer from that very model, not from a copy of it (a packed layer "
+        "needs no holding)"
     )
 
 

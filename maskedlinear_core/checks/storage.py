@@ -51,15 +51,21 @@ def all_used(left: list[str]) -> None:
         refuse(f"it holds {', '.join(left[:3])}, which belongs to no layer")
 
 
+NO_LAYER = "no such layer"
+"""What is there where a model has no layer of a stored name."""
+
+
 def refuse_layer(name: str, expected: str, got: str) -> NoReturn:
     """Refuse to load a stored layer into a model.
 
     Raises:
         StorageError: Always.
     """
+    remedy = "load into the model that the values were trained on"
+    if got == NO_LAYER:  # a wrapper (DataParallel, torch.compile) gives all of them other names
+        remedy = "load into a model of the same parts, or say with rename= what they are called in it"
     raise StorageError(
-        f"stored layers: {name or 'the layer'}: expected {expected}, got {got}; load into the model that the values "
-        "were trained on. Nothing was changed"
+        f"stored layers: {name or 'the layer'}: expected {expected}, got {got}; {remedy}. Nothing was changed"
     )
 
 
