@@ -164,15 +164,11 @@ class Layer(HeldModule):
             self._held.restore(self)
         known, is_first = self._origin, self._origin.is_first(self)
         dtype = self._home().dtype
-        learned = {name: one for name, one in self._parameters.items() if one is not None and one.requires_grad}
         self._is_loading = True
         try:
             self._load_numbers(state_dict, *args, **keywords)
         finally:
             self._is_loading = False
-        for name, old in learned.items():
-            if self._parameters.get(name) is not old:  # assign=True
-                steps.replaced(old, self, name, f"load_state_dict(..., assign=True) into {self}")
         if is_first:  # before training, what is loaded is another first matrix
             self._origin = Origin(self)
         else:
