@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from parity.models.judging import AGREES
 from parity.models.report import ModelReport, Module
 from parity.models.shelf import layered
 from parity.models.weighing import Compared, Statistic
+from parity.models.weights.tree import shared_path
 from parity.records import WHO, Diagnosis
 
 if TYPE_CHECKING:
@@ -255,14 +255,13 @@ def _parted(asked: Comparison, unpaired: dict[str, list[str]], side: str, other:
     for path in sorted(unpaired[side], key=len, reverse=True):
         if not path or any(pairing.is_below(inner, path) for inner in found):
             continue
-        inside = [
-            [pairing.clean(name).split(".") for name in getattr(one, other)]
+        names = [
+            tuple(pairing.clean(name).split("."))
             for one in asked.map.pairs
             if any(pairing.is_below(pairing.clean(name), path) for name in getattr(one, side))
+            for name in getattr(one, other)
         ]
-        names = [name for one in inside for name in one]
-        alike = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*names, strict=False))
-        depth = len(list(alike)) + 1
+        depth = len(shared_path(names)) + 1
         parts = list(dict.fromkeys(".".join(name[:depth]) for name in names))
         if len(parts) > 1 and all(part in unpaired[other] for part in parts):
             found[path] = parts

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from parity.models.weights.items import Owner
 from parity.models.weights.matching import BESIDE, ORDER, Match, fits
 from parity.models.weights.names import COUNTED
-from parity.models.weights.tree import Parts
+from parity.models.weights.tree import Parts, shared_path
 
 
 def settle(members: Sequence[Match], settled: Sequence[Match]) -> bool:
@@ -81,7 +81,7 @@ def _partners(settled: Sequence[Match]) -> dict[Parts, Parts]:
             back[prefix][id(one.jax)] += 1
     found = {}
     for ours, owners in below.items():
-        shared = _common([owner.parts[:-1] for owner in owners])
+        shared = shared_path([owner.parts[:-1] for owner in owners])
         if shared and set(back[shared]) == {id(owner) for owner in owners}:
             found[ours] = shared
     return found
@@ -94,13 +94,6 @@ def _prefixes(parts: Parts) -> list[Parts]:
 
 def _deepest(parts: Parts, known: set[Parts]) -> Parts:
     return next((prefix for prefix in _prefixes(parts) if prefix in known), ())
-
-
-def _common(paths: Sequence[Parts]) -> Parts:
-    length = 0
-    while all(len(path) > length and path[length] == paths[0][length] for path in paths):
-        length += 1
-    return paths[0][:length]
 
 
 def _listed(owners: Sequence[Owner]) -> bool:

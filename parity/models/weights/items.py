@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from parity.models.weights.names import THREE, VALUE, Word, role_of, words
-from parity.models.weights.tree import BUFFER, Leaf, Parts, Step, View
+from parity.models.weights.tree import BUFFER, Leaf, Parts, Step, View, shared_path
 
 FUSED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
 """Fused projections: the parts, in their order along the output axis."""
@@ -179,7 +179,7 @@ def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
         length = next(iter(lengths)) if len(lengths) == 1 else 0
         if length not in counts or len(inside) < 2 - bool(prefix):
             continue
-        prefix = _common(inside)
+        prefix = shared_path([item.leaf.parts[:-1] for item in inside])
         # By chance two layers of width 12 have as many numbers as one of 24: as many axes are no chance.
         stacked = [
             sum((item.leaf.size // length, _rank_of(item.leaf.shape[1:])) in ranked for item in inside),
@@ -208,15 +208,6 @@ def _layer_of_stack(item: Item, place: int, number: int) -> Item:
     leaf = item.leaf
     parts = (*leaf.parts[:place], number, *leaf.parts[place:])
     return Item(replace(leaf, parts=parts, shape=leaf.shape[1:], aliases=()), item.view.then(("index", 0, number, 0)))
-
-
-def _common(items: list[Item]) -> Parts:
-    """Return the longest path that all weights have in common."""
-    paths = [item.leaf.parts[:-1] for item in items]
-    length = 0
-    while all(len(path) > length and path[length] == paths[0][length] for path in paths):
-        length += 1
-    return paths[0][:length]
 
 
 def _prefixes(items: list[Item]) -> list[Parts]:

@@ -11,6 +11,15 @@ import numpy as np
 Parts = tuple[str | int, ...]
 """A path taken apart: names, and the indices of lists."""
 
+
+def shared_path(paths: Sequence[Parts]) -> Parts:
+    """Return the longest path with which all of these begin."""
+    length = 0
+    while paths and all(len(path) > length and path[length] == paths[0][length] for path in paths):
+        length += 1
+    return paths[0][:length] if paths else ()
+
+
 PARAMETER, STATISTIC, BUFFER = "parameter", "statistic", "buffer"
 
 
