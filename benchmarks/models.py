@@ -28,7 +28,8 @@ from parity.report.content import write_text
 from parity.report.environment import environment
 from parity.suites.gpu import devices
 
-FRAMEWORKS = {"torch": ("eager", "compiled"), "jax": ("jit",)}
+FRAMEWORKS = {"torch": ("eager", "compiled", "graphs"), "jax": ("jit",)}
+"""In which ways each runs a model. "graphs" is `torch.compile(mode="reduce-overhead")`: CUDA graphs, on a GPU alone."""
 SECONDS, QUICK_SECONDS = 40.0, 0.5
 """Of timing all programs beside each other, at least `timing.LEAST_ROUNDS` rounds."""
 BUSY = 0.75
@@ -119,7 +120,7 @@ def measure(
     works: dict[str, dict[str, Callable[[], object]]] = {"step": {name: one.step for name, one in programs.items()}}
     for batch in FORWARD_BATCHES:
         works[f"forward, batch {batch}"] = {name: one.forward(batch) for name, one in programs.items()}
-    if shape.tokens and job.how != "compiled":
+    if shape.tokens and job.how in ("eager", "jit"):  # the others would compile a program for each length
         made = job.framework == "jax"
         works["generation"] = {name: one.generate() if made else one.generate for name, one in programs.items()}
     samples = {}
@@ -223,13 +224,15 @@ def _jobs(asked: argparse.Namespace) -> list[Job]:
         for how in hows:
             if asked.framework not in ("all", framework) or (asked.how and how not in asked.how):
                 continue
+            if how == "graphs" and asked.device == "cpu":
+                continue
             for model in asked.model or SHAPES:
                 planned = ways(framework, quick=asked.quick)
                 chosen = tuple(way for way in planned if way == FULL or _is_asked(way, asked.match))
                 seconds = asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS)
                 jobs.append(Job(framework, how, model, asked.quick, tuple(chosen), seconds, asked.device, asked.dtype))
     if not jobs:
-        asked.parser.error(f"--how: {asked.framework} has no {', '.join(asked.how)}")
+        asked.parser.error(f"--how: {asked.framework} has no {', '.join(asked.how)} on {asked.device}")
     return jobs
 
 

@@ -16,7 +16,8 @@ from benchmarks.model_shapes import GENERATED, Shape, Way
 from benchmarks.torch_rivals import DTYPES, Densified, OneLiner
 
 RATE = 1e-4
-HOWS = ("eager", "compiled")
+HOWS = {"eager": None, "compiled": "default", "graphs": "reduce-overhead"}
+"""What `torch.compile` is told."""
 Cache = list[tuple[Tensor, Tensor] | None]
 """Of each layer the keys and values up to now; None = there are none yet."""
 
@@ -102,7 +103,7 @@ class Program:
     Args:
         shape: Of the model.
         way: How it learns.
-        how: "eager" or "compiled".
+        how: Of `HOWS`.
         device: "cpu" or "cuda".
         dtype: "float32" or "bfloat16", of all weights and of vectors that go in.
     """
@@ -120,7 +121,8 @@ class Program:
         self.optimizer = torch.optim.AdamW(self.learned, lr=RATE)
         if way.form == "masked":
             mt.hold_frozen(self.optimizer, self.model)
-        self.run = torch.compile(self.model) if how == "compiled" else self.model
+        mode = HOWS[how]
+        self.run: Any = self.model if mode is None else torch.compile(self.model, mode=mode)
         begun = time.perf_counter()
         self.step()
         self.seconds["first step"] = time.perf_counter() - begun
@@ -133,6 +135,7 @@ class Program:
 
     def backward(self, run: Any) -> None:
         """Fill the gradients."""
+        torch.compiler.cudagraph_mark_step_begin()
         for one in self.learned:
             one.grad = None
         self.loss(run).backward()
@@ -150,6 +153,7 @@ class Program:
 
         @torch.no_grad()
         def run() -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
             y: Tensor = self.run(x)
             self.wait()
             return y

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_torch.frozen_entries import FrozenEntries, local, same_bits
 
 
@@ -36,6 +37,7 @@ class FrozenState:
             kept = self.kept[one]
             for name, tensor in self._elementwise(one):
                 if name not in kept or kept[name].tensor is not tensor:
+                    self._refuse_in_a_graph(tensor)
                     kept[name] = _Kept(tensor, one, self._value(tensor, one))
 
     @torch.no_grad()
@@ -47,9 +49,14 @@ class FrozenState:
             kept = self.kept[one]
             for name, tensor in self._elementwise(one):
                 if name not in kept or kept[name].tensor is not tensor:
+                    self._refuse_in_a_graph(tensor)
                     kept[name] = _Kept(tensor, one, self._made(tensor, one))
                 kept[name].keep(one)
         self.now = []
+
+    def _refuse_in_a_graph(self, tensor: Tensor) -> None:
+        if _is_captured(tensor):
+            frozen_checks.refuse_first_step_in_a_graph(type(self.optimizer()).__name__)
 
     def _value(self, tensor: Tensor, one: FrozenEntries) -> Any:
         # What the frozen entries are to stay: a number, the weight (True), a copy of the tensor, or anything (None).
@@ -96,22 +103,31 @@ class _Kept:
             self.sample = one.some()
 
     def keep(self, one: FrozenEntries) -> None:
-        """Put back what drifted. Whether anything does is asked ever more rarely: on a GPU it has to be waited for."""
+        """Put back what drifted. Whether anything does is asked ever more rarely: on a GPU it has to be waited for.
+
+        In a CUDA graph nothing can be asked, and its replays run no Python: all is put back there.
+        """
         if self.value is None:
             return
         self.steps += 1
         here = local(self.tensor)
-        if not self.drifts and not self.steps & (self.steps - 1):
+        is_captured = _is_captured(here)
+        if not (self.drifts or is_captured or self.steps & (self.steps - 1)):
             kept = self._whole(one, here)
             kept = kept.reshape(-1)[self.sample] if kept.dim() else kept.expand(self.sample.shape)
             self.drifts = not same_bits(here.reshape(-1)[self.sample], kept)
-        if self.drifts:
+        if self.drifts or is_captured:
             torch.where(one.places.trains, here, self._whole(one, here), out=here)
 
     def _whole(self, one: FrozenEntries, here: Tensor) -> Tensor:
         if isinstance(self.value, Tensor):
             return self.value
         return one.matrix if self.value is True else here.new_full((), self.value)
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    # Whether what is called now becomes part of a CUDA graph.
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _constant(found: Tensor, otherwise: Any) -> Any:

@@ -41,12 +41,38 @@ def test_what_failed_and_what_did_not_run_is_said():
 @pytest.mark.parametrize("kind", ["columns", "rows", "submatrix", "blocks", "elements"])
 def test_the_times_of_a_large_layer_are_those_of_the_record(kind):
     found = {row["id"].rpartition("/")[2]: row for row in RECORDED["rows"] if f"/{kind}/" in row["id"]}
-    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {kind} |")]
+    (line,) = [
+        line for line in PAGE.split("\n## A large layer in JAX")[0].splitlines() if line.startswith(f"| {kind} |")
+    ]
     cells = [cell.strip() for cell in line.strip("|").split("|")][1:5]
     wanted = [found[form]["ratios"][over][0] for form in ("masked", "packed") for over in ("dense", "limit")]
     assert cells == [f"{value:.2f}" for value in wanted]
     peaks = {form: found["masked"]["bytes"][form]["peak"] for form in ("masked", "dense")}
     assert f"| {peaks['masked'] / peaks['dense']:.2f}" in line
+
+
+@pytest.mark.parametrize(
+    ("heading", "runs", "works"),
+    [
+        ("## Whole models", ("torch eager, float32", "torch eager, bfloat16"), ("step", "forward, batch 1")),
+        ("With CUDA graphs", ("torch graphs, float32",), ("step", "forward, batch 1", "forward, batch 32")),
+    ],
+)
+def test_the_times_of_whole_models_are_those_of_the_record(heading, runs, works):
+    lines = [line for line in PAGE[PAGE.index(heading) :].split("\n## ")[0].splitlines() if line.startswith("| ")]
+    records = [{one["id"].rpartition("/")[2]: one for one in RECORDED["whole models"]["runs"][run]} for run in runs]
+    for name in list(records[0])[1:]:
+        ratios = [record[name]["ratios"][work] for record in records for work in works]
+        cells = " | ".join("{:.2f} ({:.2f} to {:.2f})".format(*ratio) for ratio in ratios)
+        assert f"| {name} | {cells} |" in lines
+
+
+@pytest.mark.parametrize("kind", ["columns", "rows", "submatrix", "blocks", "elements"])
+def test_the_times_of_a_large_layer_in_jax_are_those_of_the_record(kind):
+    found = {row["id"].rpartition("/")[2]: row for row in RECORDED["rows of jax"] if f"/{kind}/" in row["id"]}
+    values = [found[form]["ratios"][over][0] for form in ("masked", "packed") for over in ("dense", "limit")]
+    page = PAGE[PAGE.index("## A large layer in JAX") :]
+    assert f"| {kind} | " + " | ".join(f"{value:.2f}" for value in values) + " |" in page
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.by], ids=lambda case: case.id)

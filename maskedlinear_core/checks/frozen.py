@@ -271,6 +271,18 @@ def refuse_other_shapes(
     )
 
 
+def refuse_first_step_in_a_graph(optimizer: str) -> NoReturn:
+    """Refuse a CUDA graph of a held step that makes the optimizer's state: what it is to stay cannot be looked at.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        f"{optimizer}.step: expected a state that a held step has seen, got one that is new while a CUDA graph is "
+        "captured; take some steps before the capture (on a side stream, as torch's pages on CUDA graphs say)"
+    )
+
+
 def other_moments(optimizer: str, how: str) -> str:
     """Return the words about moments that were made for other positions."""
     return (

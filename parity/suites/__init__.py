@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-OF_A_CHECKOUT = ("all", "atlas", "digits", "golden", "gpu", "grid", "mutants", "precision")
+OF_A_CHECKOUT = ("all", "atlas", "digits", "golden", "gpu", "grid", "holds", "mutants", "precision")
 """Commands of the suites, which are in no wheel."""
 
 MOVED = {name: "parity.suites.masked_linear" for name in ("plan", "run")}

@@ -55,12 +55,13 @@ def steps(device: str, *, quick: bool, seed: int = 0, jobs: int = 1) -> list[Ste
 
     Example:
         >>> [step.name for step in steps("cuda", quick=False)]
-        ['golden hashes', 'grid', 'training', 'precision', 'benchmark', 'whole models']
+        ['golden hashes', 'holds', 'grid', 'training', 'precision', 'benchmark', 'whole models']
     """
     on, drawn, short = ("--device", device), ("--seed", str(seed)), ("--quick",) if quick else ()
     beside = ("--jobs", str(jobs))
     return [
         Step("golden hashes", "parity", ("golden", *on)),
+        Step("holds", "parity", ("holds", *on)),
         Step("grid", "parity", ("grid", *on, *drawn, *beside, *short), record=True),
         Step("training", "parity", ("digits", *on, *drawn, *short), record=True),
         # It measures on the device that the frameworks choose, which on a machine with a GPU is the GPU.
