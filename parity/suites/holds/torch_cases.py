@@ -42,7 +42,7 @@ def cases(device: str, hold: Hold = mt.hold_frozen) -> Iterator[tuple[str, Case]
         return mt.MaskedLinear(IN, OUT, bias=False, grad_mask=mask, seed=0).to(device, dtype)
 
     def numbers(weight: Any) -> np.ndarray:
-        return weight.detach().float().cpu().numpy().copy()  # type: ignore[no-any-return]
+        return weight.detach().float().cpu().numpy().copy()
 
     def trained(mask: Mask, name: str, more: dict[str, bool], dtype: Any, cast: Any = None) -> None:
         one = layer(mask, dtype)
