@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from parity import needs
 from parity.counts import whole
+from parity.garbage import what_was_there_set_aside
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Inputs, Known, Pair
 from parity.operator.tolerance import Tolerance
@@ -105,7 +105,7 @@ def compare_pair(
     # torch.compile takes seconds for each: last, so that all others are there before.
     order = sorted(cells, key=lambda cell: cell.world == "torch-compiled")
     with (
-        _what_was_there_set_aside(),
+        what_was_there_set_aside(),
         contextlib.closing(run.run(pair, order, seed, jobs=jobs, strict=strict)) as records,
     ):
         for record in records:
@@ -117,22 +117,6 @@ def compare_pair(
     seen = [found[cell] for cell in cells if cell in found]
     # What is listed and does not show is only seen where all of the pair's cells ran.
     return Report(pair.name, run.settle(pair, seen) if len(seen) == len(planned) else seen)
-
-
-@contextlib.contextmanager
-def _what_was_there_set_aside() -> Iterator[None]:
-    """Let the garbage collector look at what a comparison makes alone, not at the frameworks: a tenth of its time.
-
-    Where something is set aside already, that is left as it is.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def assert_parity(torch_fn: Callable[..., Any], jax_fn: Callable[..., Any], inputs: Inputs, **options: Any) -> Report:

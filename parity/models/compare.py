@@ -7,6 +7,7 @@ from typing import Any
 
 from parity import needs
 from parity.counts import whole
+from parity.garbage import what_was_there_set_aside
 from parity.models import inputs as _inputs
 from parity.models.dump.files import Dump
 from parity.models.report import ModelReport
@@ -75,11 +76,13 @@ def compare_models(
     _check(mode, weights, loss, optimizer, steps, progress)
     _check_kinds(modules, name, {"perturb": perturb, "fail_fast": fail_fast, "strict": strict})
     ours, theirs, both = _sides(torch_model, jax_model, inputs)
-    return runs.Comparison(
-        ours, theirs, both, weights=weights, told=dict(modules or {}),
-        mode=mode, perturb=perturb, seed=seed, name=name or _name(torch_model), rules=rules,
-        fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer, steps=steps,
-    ).report()  # fmt: skip
+    with what_was_there_set_aside():
+        return runs.Comparison(
+            ours, theirs, both, weights=weights, told=dict(modules or {}),
+            mode=mode, perturb=perturb, seed=seed, name=name or _name(torch_model), rules=rules,
+            fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer,
+            steps=steps,
+        ).report()  # fmt: skip
 
 
 def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progress: Any) -> None:
