@@ -27,11 +27,14 @@ class JaxFunction:
 
     def __init__(self, model: Any, mode: str, *, double: bool, mapped: bool = False, native: str = "float32") -> None:
         tree = jax_tree(model)
-        framework, model = tree.framework, tree.model
+        framework, model, before = tree.framework, tree.model, tree.arrays
         side: Any = jax_side(framework, model, mode, double=double, mapped=mapped, native=native)
         self.mapped, self.framework = mapped, framework
         self.call = CALLS[framework]
         self.tree: JaxTree = jax_tree(PREPARED[framework](side))
+        theirs = {path: str(array.dtype) for path, array in before.items()}
+        self.own = [path for path, array in self.parameters.items() if str(array.dtype) != theirs.get(path)]
+        """Paths of the parameters whose memory is not the user's: they were cast."""
 
     @property
     def parameters(self) -> dict[str, Any]:

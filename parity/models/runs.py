@@ -123,8 +123,9 @@ class Comparison:
         self.outputs_alone: list[list[str]] = [[], []]
         self.trained: Training | None = None
         self.once, self.changed = Once(), None
-        self.large = sum(value.nbytes for value in self.torch_weights.values()) > LARGE
-        if self.large:
+        size = sum(value.nbytes for value in self.torch_weights.values())
+        self.large = size > LARGE
+        if size > LARGE / 8:
             give_back_large()
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]

@@ -150,7 +150,7 @@ class LiveJax:
         gave = ""
         for mapped in candidates(self.tree.framework):
             try:
-                model = self.model if changed is None else self.tree.replace(changed)
+                model = self.model if changed is None else self.tree.replace(changed, double=setting.double)
                 side = jax_side(
                     self.tree.framework, model, setting.mode, double=setting.double, mapped=mapped,
                     native=setting.native,

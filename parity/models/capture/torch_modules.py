@@ -13,6 +13,7 @@ from torch import nn
 
 from parity.models.capture.call import Call, Leaf, Outputs, is_container, mapped, named_leaves
 from parity.models.inputs import to_host
+from parity.models.shelf import Mapped
 from parity.signatures import positional
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -55,6 +56,7 @@ class TorchModel:
         self.model, self.dtype = prepared(model, mode, double=double)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
         self.autocast: set[str] = set()
+        self.shelved = Mapped()
 
     def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
         """Run the model and return the calls of its modules, in the order in which they began."""
@@ -69,12 +71,16 @@ class TorchModel:
         finally:
             for handle in handles:
                 handle.remove()
+        self.shelved.take(self.model)
         return sorted(recorder.calls, key=lambda call: call.order)
 
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> Outputs:
         """Run one of the modules alone and return its outputs."""
-        with torch.no_grad():
-            return outputs_of(module(*self.tensors(args), **self.tensors(kwargs)))
+        try:
+            with torch.no_grad():
+                return outputs_of(module(*self.tensors(args), **self.tensors(kwargs)))
+        finally:
+            self.shelved.rest()
 
     def tensors(self, tree: Any) -> Any:
         """Return a tree with tensors in place of arrays: each one's own, for a module may write to it."""
