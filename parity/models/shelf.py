@@ -78,7 +78,7 @@ class Mapped:
 
         for tensor in {id(one): one for one in (*model.parameters(), *model.buffers())}.values():
             plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-            if tensor.nbytes < LARGE or tensor.device.type != "cpu" or not plain:
+            if tensor.nbytes < max(LARGE, 1) or tensor.device.type != "cpu" or not plain:
                 continue
             with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
                 file.write(tensor.detach().contiguous().view(torch.uint8).numpy().data)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,26 @@ class TorchModel:
             tensor = torch.from_numpy(np.array(tree))
             return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return mapped(tree, self.tensors) if is_container(tree) else _fresh(tree)
+
+
+@contextlib.contextmanager
+def noisy(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Let a module return other numbers within: with noise as large as they are. Yields what was changed so far."""
+    changed: list[torch.Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+
+    def change(tree: Any) -> Any:
+        if isinstance(tree, torch.Tensor) and tree.is_floating_point() and tree.any():
+            changed.append(tree)
+            noise = torch.randn(tree.shape, generator=generator, dtype=torch.float64).to(tree)
+            return tree + tree.abs().mean() * noise
+        return mapped(tree, change) if is_container(tree) else tree
+
+    handle = module.register_forward_hook(lambda _, given, output: change(output))
+    try:
+        yield changed
+    finally:
+        handle.remove()
 
 
 class _Recorder:

@@ -71,7 +71,11 @@ class Calls:
         self.torch_buffers = {
             name: value.detach() for name, value in self.torch_module.named_buffers() if value.device.type == "cpu"
         }
-        self.jax_state = [np.asarray(one) for one in self._jax.state if getattr(one, "dtype", np.dtype("O")).kind in "fiub"]
+        self.jax_state = [  # keys of random numbers have a dtype that is none of NumPy's
+            np.asarray(one)
+            for one in self._jax.state
+            if isinstance(getattr(one, "dtype", None), np.dtype) and one.dtype.kind in "fiub"
+        ]
         prefix = f"{self.path}." if self.path else ""
         paired = {name for one in pair.weights for name in one.torch}
         self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)
