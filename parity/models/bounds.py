@@ -237,7 +237,7 @@ def negligible(got: np.ndarray, want: np.ndarray) -> bool:
         return False
     some = [np.abs(part[np.isfinite(part) & (part != 0)][:: 1 + want.size // SOME]) for (part,) in pieces(want)]
     typical = float(np.median(np.concatenate(some))) if any(part.size for part in some) else 0.0
-    return all(_is_nothing(*parts, typical) for parts in pieces(got, want))
+    return all(_is_nothing(a, b, typical) for a, b in pieces(got, want))
 
 
 def _is_nothing(got: np.ndarray, want: np.ndarray, typical: float) -> bool:

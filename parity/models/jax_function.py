@@ -101,7 +101,7 @@ def _mapped(function: Any, args: Any, kwargs: Any, *, mapped: bool, state: Any) 
         return out, after
 
     leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
-    arrays = [at for at, leaf in enumerate(leaves) if has_batch(leaf) or (not mapped and getattr(leaf, "ndim", 0))]
+    arrays = [at for at, leaf in enumerate(leaves) if (has_batch(leaf) if mapped else getattr(leaf, "ndim", 0))]
     given = [leaves[at] for at in arrays]
     if not mapped:
         return whole(*given)

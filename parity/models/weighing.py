@@ -157,7 +157,7 @@ class Weighing:
 
 
 def _is_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and all(np.array_equal(*parts, equal_nan=True) for parts in pieces(one, other))
+    return one.shape == other.shape and all(np.array_equal(a, b, equal_nan=True) for a, b in pieces(one, other))
 
 
 def moved(again: Callable[[], Mapping[str, np.ndarray]], size: float, draw: int) -> Mapping[str, np.ndarray]:
