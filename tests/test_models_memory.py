@@ -9,8 +9,8 @@ from flax import nnx
 from torch import nn
 
 import parity
-from parity.models import Dump, runs, shelf
-from parity.models.shelf import Shelf
+from parity.models import Dump, runs, shelf, taken
+from parity.models.shelf import Mapped, Shelf
 
 X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
 
@@ -61,12 +61,54 @@ def test_a_large_model_is_judged_as_a_small_one(options, monkeypatch):
     small = parity.compare_models(model, port, (X,))
     monkeypatch.setattr(runs, "LARGE", 0)
     monkeypatch.setattr(shelf, "LARGE", 0)
+    monkeypatch.setattr(taken, "LARGE", 0)
     large = parity.compare_models(model, port, (X,))
     assert large.ok == small.ok == (not options)
     assert str(large.first and large.first.diagnosis) == str(small.first and small.first.diagnosis)
     assert [(one.torch, one.verdict) for one in large.gradients] == [
         (one.torch, one.verdict) for one in small.gradients
     ]
+
+
+def test_gradients_leave_memory_one_by_one(monkeypatch):
+    monkeypatch.setattr(taken, "LARGE", 0)
+    grad, held = torch.autograd.grad, []
+
+    def watched(*given, **options):
+        found = grad(*given, **options)
+        held.extend(one.untyped_storage().nbytes() for one in found)
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    model, port = pair()
+    report = parity.compare_models(model, port, (X,))
+    assert report.ok
+    assert held == [8] * 6 + [X.size * 8]
+
+
+def test_weights_in_files_are_the_same_weights():
+    model = nn.Sequential(nn.Linear(600, 600), nn.BatchNorm1d(600))
+    x = torch.randn(3, 600)
+    before, weight, files = model.eval()(x).detach(), model[0].weight, Mapped()
+    files.take(model)
+    files.rest()
+    assert model[0].weight is weight
+    assert torch.equal(model(x), before)
+    with torch.no_grad():
+        weight.zero_()
+    files.rest()  # what was written is not lost
+    assert not weight.any()
+
+
+def test_a_model_of_the_user_in_float64_keeps_its_weights(monkeypatch):
+    monkeypatch.setattr(taken, "LARGE", 0)
+    with jax.enable_x64(True):
+        model = nn.Linear(8, 3).double()
+        params = {"weight": jnp.asarray(model.weight.detach()), "bias": jnp.asarray(model.bias.detach())}
+        port = (lambda p, x: x @ p["weight"].T + p["bias"], params)
+        report = parity.compare_models(model, port, (X.astype(np.float64),))
+        assert (report.ok, len(report.gradients)) == (True, 3)
+        assert not any(one.is_deleted() for one in params.values())
 
 
 @pytest.mark.parametrize("side", ["torch", "jax"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -157,7 +157,7 @@ class Backward:
         """Return JAX's gradients."""
         if "jax" in self.elsewhere:
             return self.elsewhere["jax"].taken
-        return taken.of_jax(self.jax, self.args, self.losses[1])
+        return taken.of_jax(self.jax, self.args, self.losses[1], spent=self._comparing)
 
     def dtype(self) -> str:
         """Return the least precise type that either side computes in, forward and backward."""
@@ -196,7 +196,7 @@ class Backward:
         views = list(dict.fromkeys(view for pair in group for view in pair.torch_views))
         frozen = [view.name for view in views if view.name not in self._trained]
         want = [_part(view, ours.weights.get(view.name)) for view in views]
-        got = _gathered(group, views, theirs.weights)
+        got = _gathered(group, views, cast("Mapping[str, np.ndarray]", theirs.weights))  # JAX gives each one a number
         if got is None:
             return Gradient(
                 *about, "not judged", reason="paired by a function of yours: how a gradient goes is not known"
@@ -287,14 +287,13 @@ def groups(pairs: Sequence[WeightPair]) -> list[list[WeightPair]]:
 
 
 def _gathered(
-    group: Sequence[WeightPair], views: Sequence[View], found: Mapping[str, np.ndarray | None]
+    group: Sequence[WeightPair], views: Sequence[View], found: Mapping[str, np.ndarray]
 ) -> list[np.ndarray] | None:
     """Return JAX's gradients as torch has them, one for each part of torch's weights: of tied ones the sum."""
     total: dict[View, np.ndarray] = {}
     seen: set[View] = set()
     for pair in group:
-        part = pair.jax_part({path: value for path, value in found.items() if value is not None})
-        made = pair.transform.gradient(part, pair.torch_shapes)
+        made = pair.transform.gradient(pair.jax_part(found), pair.torch_shapes)
         if made is None:
             return None
         if pair.jax_views[0] in seen:  # one weight in JAX, several in torch: their gradients add up to its own

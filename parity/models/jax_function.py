@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.models.capture.jax_models import jax_model as jax_side
+from parity.models.capture.recorder import has_batch
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.tree import PARAMETER, STATISTIC
 
@@ -27,11 +28,14 @@ class JaxFunction:
 
     def __init__(self, model: Any, mode: str, *, double: bool, mapped: bool = False, native: str = "float32") -> None:
         tree = jax_tree(model)
-        framework, model = tree.framework, tree.model
+        framework, model, before = tree.framework, tree.model, tree.arrays
         side: Any = jax_side(framework, model, mode, double=double, mapped=mapped, native=native)
         self.mapped, self.framework = mapped, framework
         self.call = CALLS[framework]
         self.tree: JaxTree = jax_tree(PREPARED[framework](side))
+        theirs = {path: str(array.dtype) for path, array in before.items()}
+        self.own = [path for path, array in self.parameters.items() if str(array.dtype) != theirs.get(path)]
+        """Paths of the parameters whose memory is not the user's: they were cast."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def _mapped(function: Any, args: Any, kwargs: Any, *, mapped: bool, state: Any) 
         return out, after
 
     leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
-    arrays = [at for at, leaf in enumerate(leaves) if getattr(leaf, "ndim", 0)]
+    arrays = [at for at, leaf in enumerate(leaves) if (has_batch(leaf) if mapped else getattr(leaf, "ndim", 0))]
     given = [leaves[at] for at in arrays]
     if not mapped:
         return whole(*given)
@@ -114,12 +118,27 @@ def _axis_name(module: Any) -> Any:
     return found[0] if found else "batch"
 
 
+def argument_dtype(array: np.ndarray, *, double: bool) -> Any:
+    """Return the dtype in which JAX takes an argument: floats wide where `double`, integers as they are without it.
+
+    Example:
+        >>> [argument_dtype(one, double=True) for one in (np.ones(2, np.float32), np.arange(2), np.array([2**40]))]
+        [dtype('float64'), dtype('int32'), None]
+    """
+    if array.dtype.kind == "f":
+        return np.dtype(np.float64 if double else np.float32)
+    short = {"int64": np.int32, "uint64": np.uint32}.get(str(array.dtype))
+    if short is None or (array.size and not np.array_equal(array.astype(short), array)):
+        return None
+    return np.dtype(short)
+
+
 def device_arrays(tree: Any, *, double: bool) -> Any:
     """Return arguments with JAX arrays in place of NumPy's; floats as float64 where `double`."""
 
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray):
             return leaf
-        return jnp.asarray(leaf, jnp.float64 if double and leaf.dtype.kind == "f" else None)
+        return jnp.asarray(leaf, argument_dtype(leaf, double=double))
 
     return jax.tree.map(moved, tree)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -222,20 +222,45 @@ def relative_distance(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest difference of two arrays of one shape, over the root mean square of the first."""
     if one.dtype.kind not in "f" or other.dtype.kind not in "f":
         return 0.0 if np.array_equal(one, other) else np.inf
+    largest = max((_farthest(*parts) for parts in pieces(one, other)), default=0.0)
+    return 0.0 if largest == 0 else largest / (typical(one) or 1.0)
+
+
+def _farthest(one: np.ndarray, other: np.ndarray) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(one.astype(np.float64) - other.astype(np.float64))
     alike = (one == other) | (np.isnan(one) & np.isnan(other))
     difference = np.where(alike, 0.0, difference)
-    if not difference.size:
-        return 0.0
-    largest = float(np.max(np.where(np.isnan(difference), np.inf, difference)))
-    return 0.0 if largest == 0 else largest / (typical(one) or 1.0)
+    return float(np.max(np.where(np.isnan(difference), np.inf, difference), initial=0.0))
 
 
 def typical(array: np.ndarray) -> float:
     """Return the root mean square of an array, but for what is not finite or a mask's."""
-    usual = array[np.isfinite(array) & (np.abs(array) < 1e9)]
-    return float(np.sqrt(np.mean(np.square(usual, dtype=np.float64)))) if usual.size else 0.0
+    total, count = 0.0, 0
+    for (part,) in pieces(array):
+        usual = part[np.isfinite(part) & (np.abs(part) < 1e9)]
+        total, count = total + float(np.sum(np.square(usual, dtype=np.float64))), count + usual.size
+    return float(np.sqrt(total / count)) if count else 0.0
+
+
+PIECE = 2**19
+"""Elements that are looked at together: what is computed of a large array takes more memory than it."""
+
+
+def pieces(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield parts of arrays of one shape, along the first axis: as they are where they are small.
+
+    Example:
+        >>> [part.shape for (part,) in pieces(np.zeros((5, 2**18)))]
+        [(2, 262144), (2, 262144), (1, 262144)]
+    """
+    first = arrays[0]
+    if first.size <= PIECE or not first.ndim:
+        yield arrays
+        return
+    rows = max(1, PIECE * first.shape[0] // first.size)
+    for at in range(0, first.shape[0], rows):
+        yield tuple(array[at : at + rows] for array in arrays)
 
 
 @dataclass

@@ -20,12 +20,13 @@ WITHIN = 0.004
 """Seconds that one more operator takes in a program, without optimization."""
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *arguments: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
     """Return a function that runs as one program where that is quicker, else as it is.
 
     Args:
         function: A pure function of arrays.
         arguments: Such as it will be called with.
+        donate: Places of arguments whose memory results may take, if it is one program.
 
     Example:
         >>> import jax.numpy as jnp
@@ -33,10 +34,10 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any
         3.0
     """
     operators = list(_operators(jax.make_jaxpr(function)(*arguments).jaxpr))
-    if ALONE * len(set(operators)) <= WITHIN * len(operators):
+    if not donate and ALONE * len(set(operators)) <= WITHIN * len(operators):
         return function
 
-    return jax.jit(function, compiler_options=known_xla_options(QUICKLY))
+    return jax.jit(function, donate_argnums=donate, compiler_options=known_xla_options(QUICKLY))
 
 
 def _operators(jaxpr: Any) -> Iterator[tuple[Any, ...]]:

@@ -123,8 +123,9 @@ class Comparison:
         self.outputs_alone: list[list[str]] = [[], []]
         self.trained: Training | None = None
         self.once, self.changed = Once(), None
-        self.large = sum(value.nbytes for value in self.torch_weights.values()) > LARGE
-        if self.large:
+        size = sum(value.nbytes for value in self.torch_weights.values())
+        self.large = size > LARGE
+        if size > LARGE / 8:
             give_back_large()
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
@@ -414,11 +415,30 @@ def _mark_cuts(judgements: Sequence[Judgement]) -> None:
             around = judgements[above]
             if around.agrees and one.found.verdict == "differs":
                 error = one.found.own_error or 0.0
-                if around.found.dtype == "float64" or error >= CUT:
+                if (around.found.dtype == "float64" or error >= CUT) and _has_effect(one, around):
                     text = f"cut differently in JAX: {around.pair.path or 'the whole model'}, which holds it, agrees"
                     one.found = replace(one.found, verdict="not judged", reason=text, finding=None)
                 break
             above = around.parent
+
+
+def _has_effect(one: Judgement, around: Judgement) -> bool:
+    """Return whether what a torch module gives matters to the module around it: not where a zero scale comes after it.
+
+    That the one around agrees says nothing of a module whose outputs it multiplies by zero.
+    """
+    inner, outer = one.pair.torch_calls[0], around.pair.torch_calls[0]
+    if inner.stored is not None or outer.stored is not None or inner.module is outer.module:
+        return True
+    from parity.models.capture.torch_modules import noisy
+
+    try:
+        with noisy(inner.module) as changed:
+            found = outer.run(outer.values)
+    except Exception:  # a module that does not run with other numbers: nothing is said against the one around
+        return True
+    before = outer.outputs.items()
+    return not changed or any(not np.array_equal(found[name], value, equal_nan=True) for name, value in before)
 
 
 def _check_outputs(outputs: Mapping[str, np.ndarray]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import mmap
 import shutil
 import sys
+import tempfile
 import weakref
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,6 +64,35 @@ class Shelf(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+class Mapped:
+    """Large tensors of a torch model as files in memory: the system reads of them what is in use, and no more."""
+
+    def __init__(self) -> None:
+        self._files: list[mmap.mmap] = []
+
+    def take(self, model: Any) -> None:
+        """Move a model's large tensors into files; each stays the same tensor. Without room on disk it stays there."""
+        import torch
+
+        for tensor in {id(one): one for one in (*model.parameters(), *model.buffers())}.values():
+            plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+            if tensor.nbytes < max(LARGE, 1) or tensor.device.type != "cpu" or not plain:
+                continue
+            with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
+                file.write(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+                file.flush()
+                held = mmap.mmap(file.fileno(), tensor.nbytes)
+                tensor.data = torch.frombuffer(held, dtype=tensor.dtype).view(tensor.shape)
+                self._files.append(held)
+        self.rest()
+
+    def rest(self) -> None:
+        """Let go of what was read; what was written is in the files."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for file in self._files:
+                file.madvise(mmap.MADV_DONTNEED)
 
 
 def layered(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

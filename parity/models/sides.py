@@ -150,7 +150,7 @@ class LiveJax:
         gave = ""
         for mapped in candidates(self.tree.framework):
             try:
-                model = self.model if changed is None else self.tree.replace(changed)
+                model = self.model if changed is None else self.tree.replace(changed, double=setting.double)
                 side = jax_side(
                     self.tree.framework, model, setting.mode, double=setting.double, mapped=mapped,
                     native=setting.native,
@@ -183,11 +183,12 @@ def arguments(inputs: Arguments, *, double: bool) -> Arguments:
     import jax
     import jax.numpy as jnp
 
+    from parity.models.jax_function import argument_dtype
+
     def moved(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray):
             return leaf
-        dtype = (jnp.float64 if double else jnp.float32) if leaf.dtype.kind == "f" else None
-        return jnp.asarray(leaf, dtype)
+        return jnp.asarray(leaf, argument_dtype(leaf, double=double))
 
     made: Arguments = jax.tree.map(moved, inputs)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from parity.models.capture.call import output_leaves
 from parity.models.inputs import Call as Arguments
-from parity.models.shelf import Shelf
+from parity.models.shelf import LARGE, Shelf
 
 if TYPE_CHECKING:
     from parity.models.jax_function import JaxFunction
@@ -112,11 +113,35 @@ def of_torch(function: TorchFunction, inputs: Arguments, loss: Loss) -> Taken:
             raise LossIsNoNumber(f"the loss of torch's outputs: expected one number, got shape {tuple(value.shape)}")
         everything = [*trained.values(), *given.values()]
         found: list[Any] = [None] * len(everything)
+        weights = Shelf()
         if value.requires_grad:
-            found = list(torch.autograd.grad(value.reshape(()), everything, allow_unused=True))
-        found.reverse()  # each is let go of once it is kept
-        weights = Shelf((name, _host(found.pop())) for name in trained)
-        return Taken(weights, {name: _host(found.pop()) for name in given}, float(value.detach()))
+            with _kept_early(trained, weights):
+                found = list(torch.autograd.grad(value.reshape(()), everything, allow_unused=True))
+        for name, one in zip(trained, found, strict=False):
+            if name not in weights:
+                weights[name] = _host(one)
+        rest = found[len(trained) :]
+        return Taken(weights, dict(zip(given, map(_host, rest), strict=True)), float(value.detach()))
+
+
+@contextlib.contextmanager
+def _kept_early(trained: Mapping[str, Any], shelf: Shelf) -> Iterator[None]:
+    """Put large gradients on a shelf as soon as each is whole: never are all of them in memory."""
+
+    def keeping(name: str) -> Callable[[Any], Any]:
+        def hook(gradient: Any) -> Any:
+            shelf[name] = _host(gradient)
+            return gradient.new_zeros(()).expand_as(gradient)  # what is returned of it takes no memory
+
+        return hook
+
+    large = {name: one for name, one in trained.items() if one.nbytes >= LARGE}
+    handles = [one.register_hook(keeping(name)) for name, one in large.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _host(tensor: Any) -> np.ndarray | None:
@@ -156,8 +181,14 @@ def _of_values(function: JaxFunction, arguments: Arguments, loss: Loss) -> tuple
     return value, function.parameters, inputs
 
 
-def of_jax(function: JaxFunction, arguments: Arguments, loss: Loss) -> Taken:
+def of_jax(function: JaxFunction, arguments: Arguments, loss: Loss, *, spent: bool = False) -> Taken:
     """Return the gradients of a JAX model.
+
+    Args:
+        function: The model.
+        arguments: What it is called with.
+        loss: Of its outputs.
+        spent: Whether the function is not used again: gradients then take the memory of its large weights.
 
     Raises:
         ValueError: The loss is no single number.
@@ -167,8 +198,20 @@ def of_jax(function: JaxFunction, arguments: Arguments, loss: Loss) -> Taken:
     from parity.models import programs
 
     value, parameters, inputs = _of_values(function, arguments, loss)
-    run = programs.compiled(jax.value_and_grad(value, argnums=(0, 1)), parameters, inputs)
-    number, (weights, given) = run(parameters, inputs)
+    kept, large = dict(parameters), {}
+    if spent:
+        large = {path: kept.pop(path) for path in function.own if parameters[path].nbytes >= LARGE}
+    del parameters
+
+    def whole(large: Mapping[str, Any], kept: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        number, (weights, given) = jax.value_and_grad(value, argnums=(0, 1))({**large, **kept}, given)
+        return number, {path: weights[path] for path in large}, {path: weights[path] for path in kept}, given
+
+    run = programs.compiled(whole, large, kept, inputs, donate=(0,) if large else ())
+    number, first, weights, given = run(large, kept, inputs)
+    del large
+    weights |= first
+    first.clear()
     held = Shelf((path, np.asarray(weights.pop(path))) for path in list(weights))
     return Taken(held, {name: np.asarray(one) for name, one in given.items()}, float(number))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from parity.models import bounds
-from parity.models.matching import relative_distance, typical
+from parity.models.matching import pieces, relative_distance, typical
 from parity.models.shelf import Shelf
 from parity.verdict import sensitivity
 from parity.verdict.bounds import UNIT
@@ -108,7 +108,7 @@ class Weighing:
     def of(self, names: Sequence[Arranged], want: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Weighed:
         """Judge JAX's arrays against torch's."""
         error = max((self._error(one, other) for one, other in zip(want, got, strict=True)), default=0.0)
-        if all(np.array_equal(one, other, equal_nan=True) for one, other in zip(want, got, strict=True)):
+        if all(_is_equal(one, other) for one, other in zip(want, got, strict=True)):
             return Weighed("identical", 0.0)
         if self.double and all(bounds.negligible(other, one) for one, other in zip(want, got, strict=True)):
             return Weighed("within bound", error)
@@ -154,6 +154,10 @@ class Weighing:
                 found = {name: value.astype(np.float64) * UNIT[dtype] for name, value in self.known.items()}
                 self._measured = dtype, found
         return self._measured
+
+
+def _is_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and all(np.array_equal(a, b, equal_nan=True) for a, b in pieces(one, other))
 
 
 def moved(again: Callable[[], Mapping[str, np.ndarray]], size: float, draw: int) -> Mapping[str, np.ndarray]:

@@ -139,7 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(report.gradients)} gradients, {sum(one.verdict == 'differs' for one in report.gradients)} differ")
     beside = peak.most - before
     print(f"{millions:.0f} M parameters, {torch.get_num_threads()} threads: {cpu:.0f} s of the process, {clock:.0f} s")
-    print(f"{beside:.0f} MiB beside the two models, which are {size:.0f} MiB in float32: {beside / size:.1f} times")
+    each = size / 2
+    print(f"{beside:.0f} MiB beside both models, {each:.0f} MiB each in float32: {beside / each:.1f} times one of them")
     return int(report.ok == asked.fault)
 
 

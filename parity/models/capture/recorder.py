@@ -230,10 +230,21 @@ def _names(args: Any, kwargs: dict[str, Any], names: Sequence[str], count: int) 
     return found if len(found) == count else [f"input{at}" for at in range(count)]
 
 
+def has_batch(leaf: Any) -> bool:
+    """Return whether an argument has an example in each entry: a key of random numbers, `uint32[2]`, is one for all.
+
+    Example:
+        >>> [has_batch(one) for one in (np.ones((2, 3)), jax.random.PRNGKey(0), 3.0)]
+        [True, False, False]
+    """
+    is_key = str(getattr(leaf, "dtype", "")) == "uint32" and np.shape(leaf) in ((2,), (4,))
+    return bool(getattr(leaf, "ndim", 0)) and not is_key
+
+
 def over_batch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a function of one example for each example: mapped over the first axis of every array."""
     leaves, treedef = jax.tree.flatten((args, kwargs))
-    axes = [0 if getattr(leaf, "ndim", 0) else None for leaf in leaves]
+    axes = [0 if has_batch(leaf) else None for leaf in leaves]
     arrays = [at for at, axis in enumerate(axes) if axis == 0]
 
     def one(*given: Any) -> Any:

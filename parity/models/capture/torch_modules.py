@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from parity.models.capture.call import Call, Leaf, Outputs, is_container, mapped, named_leaves
 from parity.models.inputs import to_host
+from parity.models.shelf import Mapped
 from parity.signatures import positional
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -55,6 +57,7 @@ class TorchModel:
         self.model, self.dtype = prepared(model, mode, double=double)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
         self.autocast: set[str] = set()
+        self.shelved = Mapped()
 
     def capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
         """Run the model and return the calls of its modules, in the order in which they began."""
@@ -69,12 +72,16 @@ class TorchModel:
         finally:
             for handle in handles:
                 handle.remove()
+        self.shelved.take(self.model)
         return sorted(recorder.calls, key=lambda call: call.order)
 
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> Outputs:
         """Run one of the modules alone and return its outputs."""
-        with torch.no_grad():
-            return outputs_of(module(*self.tensors(args), **self.tensors(kwargs)))
+        try:
+            with torch.no_grad():
+                return outputs_of(module(*self.tensors(args), **self.tensors(kwargs)))
+        finally:
+            self.shelved.rest()
 
     def tensors(self, tree: Any) -> Any:
         """Return a tree with tensors in place of arrays: each one's own, for a module may write to it."""
@@ -82,6 +89,26 @@ class TorchModel:
             tensor = torch.from_numpy(np.array(tree))
             return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return mapped(tree, self.tensors) if is_container(tree) else _fresh(tree)
+
+
+@contextlib.contextmanager
+def noisy(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Let a module return other numbers within: with noise as large as they are. Yields what was changed so far."""
+    changed: list[torch.Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+
+    def change(tree: Any) -> Any:
+        if isinstance(tree, torch.Tensor) and tree.is_floating_point() and tree.any():
+            changed.append(tree)
+            noise = torch.randn(tree.shape, generator=generator, dtype=torch.float64).to(tree)
+            return tree + tree.abs().mean() * noise
+        return mapped(tree, change) if is_container(tree) else tree
+
+    handle = module.register_forward_hook(lambda _, given, output: change(output))
+    try:
+        yield changed
+    finally:
+        handle.remove()
 
 
 class _Recorder:

@@ -48,6 +48,8 @@ class Calls:
         torch_module: The module itself.
         arrays: What both are called with in isolation, in torch's layout.
         torch_weights: Parameters and buffers of the torch module and of what is below it, by relative name.
+        torch_buffers: The buffers among them, and those that no file holds.
+        jax_state: The arrays that the JAX module held in this call, but for keys of random numbers.
         unpaired: Names of those that have no counterpart in JAX.
         by_order: Names of those that are paired by their order of definition alone.
         fixed: Arrays by their place that the JAX module does not take.
@@ -66,6 +68,14 @@ class Calls:
         # Views of NumPy, for a program that is read must not see how statistics are put back.
         views = [buffer.detach().numpy() for buffer in self.torch_module.buffers() if buffer.device.type == "cpu"]
         self._buffers = [(view, view.copy()) for view in views]
+        self.torch_buffers = {
+            name: value.detach() for name, value in self.torch_module.named_buffers() if value.device.type == "cpu"
+        }
+        self.jax_state = [  # keys of random numbers have a dtype that is none of NumPy's
+            np.asarray(one)
+            for one in self._jax.state
+            if isinstance(getattr(one, "dtype", None), np.dtype) and one.dtype.kind in "fiub"
+        ]
         prefix = f"{self.path}." if self.path else ""
         paired = {name for one in pair.weights for name in one.torch}
         self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Edits, Key, Operation, Program, set_operand, set_result
-from parity.explanation.substitution import Bench, Change
+from parity.explanation.programs.program import Edits, Key, Operation, Program, Step, set_operand, set_result
+from parity.explanation.substitution import Bench, Change, distance
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
 
@@ -23,7 +23,7 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     if at is None:
         return
     drawing = [step for step in at.programs["jax"].steps if step.name in DRAWS]
-    if not drawing:
+    if not drawing or _without_effect(at, drawing):
         return
     fix = "Switch dropout off: model.eval() or deterministic=True (Flax), eqx.nn.inference_mode (Equinox)."
     for edits in _without(at.programs["jax"], at):
@@ -39,6 +39,17 @@ def propose(context: Context) -> Iterator[Diagnosis]:
         "Likely: JAX draws random numbers where torch does not, as dropout in training does.",
         fix,
     )
+
+
+def _without_effect(at: Bench, drawing: Sequence[Step]) -> bool:
+    """Return whether JAX's results are the same with other random numbers: dropout with the rate 0 keeps all."""
+    edits = {step.key: set_result(_others) for step in drawing if step.result is not None}
+    found = at.changed(Change("jax", edits))
+    return found is not None and distance(found, at.outputs["jax"][0]) == 0
+
+
+def _others(array: np.ndarray) -> np.ndarray:
+    return ~array if array.dtype.kind in "iu" else array.ravel()[::-1].reshape(array.shape)
 
 
 def _without(program: Program, at: Bench) -> Iterator[Edits]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from parity.explanation import proof
 from parity.models.causes import (
     absent,
+    buffers,
     chance,
     exchange,
     masks,
@@ -67,6 +68,7 @@ def _attends(context: Context) -> bool:
 PROPOSERS: tuple[Proposer, ...] = (
     absent.propose,
     precision.propose,
+    buffers.propose,
     chance.propose,
     masks.propose,
     positions.propose,

@@ -48,8 +48,12 @@ class JaxTree:
         """Return every weight as an array on the host; bfloat16 as float32."""
         return {path: to_numpy(array) for path, array in self.arrays.items()}
 
-    def replace(self, values: Mapping[str, Any]) -> Any:
+    def replace(self, values: Mapping[str, Any], *, double: bool = False) -> Any:
         """Return the model with other values at some paths, in the dtypes of its own; the user's model is unchanged.
+
+        Args:
+            values: By path.
+            double: Whether floats of float32 become float64 at once: in memory they are never both.
 
         Raises:
             KeyError: A path is not there.
@@ -63,7 +67,8 @@ class JaxTree:
                 raise KeyError(f"the JAX model has no weight {path!r}")
             if tuple(np.shape(value)) != self.leaves[path].shape:
                 raise ValueError(f"{path}: expected shape {self.leaves[path].shape}, got {tuple(np.shape(value))}")
-            made[path] = jnp.asarray(value, dtype=self.arrays[path].dtype)
+            wide = double and self.arrays[path].dtype == jnp.float32
+            made[path] = jnp.asarray(value, dtype=jnp.float64 if wide else self.arrays[path].dtype)
         return self._replace(made)
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> Any:
