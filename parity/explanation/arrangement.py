@@ -190,9 +190,9 @@ def _chunks(x: np.ndarray, axis: int, parts: int, order: tuple[int, ...]) -> np.
 def claims(bench: Bench) -> Iterator[Claim]:
     """Yield other orders: pairs of channels, outputs, inputs."""
     yield from pairings(bench)
-    yield from _layouts(bench)
     yield from _outputs(bench)
     yield from _inputs(bench)
+    yield from _layouts(bench)
 
 
 def steps(bench: Bench) -> Iterator[Claim]:
@@ -381,7 +381,10 @@ def _inputs(bench: Bench) -> Iterator[Claim]:
                         if len(group) > 1 and (one.words, group, last) not in seen:
                             seen.add((one.words, group, last))
                             yield _claim_of_inputs(
-                                one, names, group, partial(_at_axis, along=one.along, axis=-1 if last else 0),
+                                one,
+                                names,
+                                group,
+                                partial(_at_axis, along=one.along, axis=-1 if last else 0),
                                 _fix(one, bench),
                             )
             yield _claim_of_inputs(one, names, (number,), one.of, _fix(one, bench))

@@ -38,6 +38,7 @@ MOST = 64
 def claims(bench: Bench) -> Iterator[Claim]:
     """Yield what may be another convention, the commonest first."""
     yield from exchanged(bench)
+    yield from windows.sides(bench.programs["torch"].steps, of_window=True)
     yield from _repeats(bench.programs["torch"].steps)
     for framework in ("torch", "jax"):
         yield from itertools.islice(_eps(bench, framework), MOST)
@@ -170,15 +171,15 @@ def _under_root(root: np.ndarray, eps: float) -> np.ndarray:
 def averages(bench: Bench) -> Iterator[Claim]:
     """Yield sums over one axis in the place of the mean over all: reduction='batchmean' is the sum over classes."""
     for step in bench.programs["torch"].steps:
-        values = step.operands.get("self")
+        values = np.asarray(step.operands.get("self"))
         plain = step.name == "mean" and not step.operands.get("dim")
-        if np.ndim(values) < 1 or not (plain or ("loss" in step.name and step.operands.get("reduction") == 1)):
+        if not values.ndim or not (plain or ("loss" in step.name and step.operands.get("reduction") == 1)):
             continue
-        for axis in (None, *range(np.ndim(values) if np.ndim(values) > 1 else 0)):
+        for axis in (None, *range(values.ndim if values.ndim > 1 else 0)):
             yield Claim(
                 Change("torch", {step.key: partial(_summed, axis=axis)}),
                 "default argument: reduction",
-                f"the mean over all {np.size(values)} numbers ({step.name})",
+                f"the mean over all {values.size} numbers ({step.name})",
                 "their sum" if axis is None else f"their sum over axis {axis}, and the mean of that",
                 "Say reduction on both sides: for kl_div reduction='batchmean' is the sum over classes and the mean of "
                 "the rest, 'mean' divides by the classes too.",

@@ -1,4 +1,4 @@
-"""Where a number comes from that only one side has: the step that makes NaN or infinity, or is less exact than SciPy's."""
+"""Where a number comes from that one side alone has: a step that makes NaN or infinity, or is not SciPy's function."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def made_by(runs: Runs, cell: Cell, framework: str, nan: bool) -> str:
     It is said that the two agree with zero in its place, where they do.
     """
     numbers = runs.numbers_of(cell, framework)
-    program = program_of(runs, cell, framework, numbers, "float64") if isinstance(numbers, Numbers) else None
+    if not isinstance(numbers, Numbers):
+        return ""
+    program = program_of(runs, cell, framework, numbers, "float64")
     if program is None:
         return ""
     by_key: Mapping[Key, Step] = {step.key: step for step in program.steps}
@@ -102,6 +104,20 @@ def _source(step: Step, by_key: Mapping[Key, Step]) -> str:
     return f", whose infinity is of {step.name}"
 
 
+SPECIAL = {
+    "digamma", "lgamma", "polygamma", "special_zeta", "zeta", "erfinv", "erf_inv", "i0", "special_i0e", "special_i1",
+    "special_i1e", "bessel_i0e", "bessel_i1e",
+}  # fmt: skip
+"""Operators that are held to SciPy's functions."""
+
+
+def _has_special(runs: Runs, cell: Cell, framework: str) -> bool:
+    reading = runs.reading(cell, framework, "float64")
+    return reading is not None and any(
+        name.partition(" in ")[0] in SPECIAL for names in reading.types.values() for name in names
+    )
+
+
 def _exact() -> dict[str, Callable[..., Any]]:
     """Return SciPy's special functions by the names of operators; JAX brings SciPy along."""
     from scipy import special
@@ -126,6 +142,8 @@ def _exact() -> dict[str, Callable[..., Any]]:
 def inexact(runs: Runs, cell: Cell) -> Diagnosis | None:
     """Return whose special functions are not SciPy's, if the two agree once they are; else None."""
     programs: dict[str, tuple[Program, Any]] = {}
+    if not any(_has_special(runs, cell, framework) for framework in EAGER):
+        return None
     for framework in EAGER:
         numbers = runs.numbers_of(cell, framework)
         program = program_of(runs, cell, framework, numbers, "float64") if isinstance(numbers, Numbers) else None

@@ -91,8 +91,8 @@ def lost_precision(e: Evidence) -> Diagnosis | None:
     error = float(np.nanmax(distance(e.got, e.want), initial=0.0))
     return Diagnosis(
         "loss of precision",
-        f"In {e.cell.dtype}, {e.who} is off by {_size(e, error)}; in float64 the two agree. Its formula rounds more, or "
-        "cancels.",
+        f"In {e.cell.dtype}, {e.who} is off by {_size(e, error)}; in float64 the two agree. Its formula rounds more, "
+        "or cancels.",
         "Use the stable form on both sides (log1p, expm1, logsumexp, two-pass variance).",
     )
 

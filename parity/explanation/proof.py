@@ -230,6 +230,34 @@ def _left_out(at: Bench) -> Diagnosis | None:
     return _first(operators.left_out(at), at)
 
 
+def _channels(at: Bench) -> Diagnosis | None:
+    """Return that one output has another factor for each index of one axis, on all the numbers that were tried."""
+    (name, *more), torch = at.outputs["jax"][0], at.outputs["torch"]
+    shape = torch[0][name].shape
+    if more or torch[0][name].dtype.kind != "f" or not len(shape) > 1:
+        return None
+    for axis in range(len(shape)) if min(shape) > 1 else ():
+        got, want = (
+            np.concatenate([np.moveaxis(one[name], axis, 0).reshape(shape[axis], -1) for one in several], 1)
+            for several in (at.outputs["jax"], torch)
+        )
+        factors = (got * want).sum(1) / (want * want).sum(1)
+        apart = np.abs(got - factors[:, None] * want).max(1) / np.abs(got).max(1)
+        if np.all(apart < at.agreement) and np.ptp(factors) > 1e-6 * np.abs(factors).max():
+            shown = ", ".join(f"{one:.6g}" for one in factors[:FEW]) + (", ..." if len(factors) > FEW else "")
+            return Diagnosis(
+                "constant factor: by channel",
+                f"{name} in JAX is torch's times a number for each index of axis {axis} ({shown}), on other numbers as "
+                "well.",
+                "Look for what scales each channel, filter or class on one side: norm='slaney' of mel filters, weights "
+                "of classes, a gain.",
+            )
+    return None
+
+
+FEW = 3
+"""Numbers that are shown of many."""
+
 STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _factor,
     _stepped,
@@ -250,6 +278,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _arranged_steps,
     _left_out,
     _wired,
+    _channels,
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
@@ -389,9 +418,7 @@ def _tapers(replacement: Replacement, pairs: list[tuple[float, float]], at: Benc
     if not any(step.name == "cos" and step.key in reached for step in steps):
         return False
     ratios = [n / (n - 1) for n in constants.sizes(at) if n > 2]
-    return all(
-        a * b > 0 and any(abs(max(a, b) / min(a, b) - ratio) < 1e-9 for ratio in ratios) for a, b in pairs
-    )
+    return all(a * b > 0 and any(abs(max(a, b) / min(a, b) - ratio) < 1e-9 for ratio in ratios) for a, b in pairs)
 
 
 def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> str:

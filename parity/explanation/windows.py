@@ -103,7 +103,7 @@ def paddings(steps: Sequence[Step]) -> Iterator[Claim]:
             [
                 (low, high)
                 for low in range(2 * p + 1)
-                for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
+                for high in (2 * p - low - 1, 2 * p - low, 2 * p - low + 1)  # what no window reaches last
                 if high >= 0 and (low, high) != (p, p)
             ]
             if p
@@ -181,20 +181,27 @@ def _padded(operation: Operation, mode: Any) -> Any:
 
 
 CENTRED = (
-    "torch.stft puts a window that is shorter than n_fft in the middle, as librosa does: pad it by (n_fft - win_length) "
-    "// 2 on either side. tf.signal.stft and rfft(frames, n) leave it at the start."
+    "torch.stft puts a window that is shorter than n_fft in the middle, as librosa does: pad it by (n_fft - "
+    "win_length) // 2 on either side. tf.signal.stft and rfft(frames, n) leave it at the start."
 )
 SIDES = "Put the zeros on the same side: a causal convolution has them before, a padded batch mostly after."
 
 
-def sides(steps: Sequence[Step]) -> Iterator[Claim]:
+def sides(steps: Sequence[Step], of_window: bool) -> Iterator[Claim]:
     """Yield zeros beside an array, or beside the window of a spectrum, on another side."""
     filled = {step.sources.get("self") for step in steps if step.name in ("copy_", "fill_")}
     transforms = any("fft" in step.name for step in steps)
     for step in steps:
         o = step.operands
-        if step.name == "slice" and step.key in filled and o["step"] == 1 and transforms and np.ndim(o["self"]) == 1:
-            before, size, whole = o["start"] or 0, np.size(step.result), np.size(o["self"])
+        if (
+            step.name == "slice"
+            and step.result is not None
+            and step.key in filled
+            and o["step"] == 1
+            and transforms
+            and np.ndim(o["self"]) == 1
+        ):
+            before, size, whole = o["start"] or 0, len(step.result), len(o["self"])
             window, edit = True, _sliced
         elif step.name == "constant_pad_nd" and not o.get("value") and sum(map(any, _pairs(o["pad"]))) == 1:
             ((before, after),) = filter(any, _pairs(o["pad"]))
@@ -205,6 +212,8 @@ def sides(steps: Sequence[Step]) -> Iterator[Claim]:
         else:
             continue
         rest = whole - size
+        if window != of_window:
+            continue
         for first in dict.fromkeys((0, rest, rest // 2, rest - rest // 2)):
             if first != before:
                 what = "zeros beside the window" if window else "zeros"

@@ -158,24 +158,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in asked.name or known:
         row = list(seeded(known[name], faults))
         found += row
-        print(f"| {name} | {' | '.join(map(str, row or ['differs as it is'] * len(faults)))} |", flush=True)
+        said = [str(one) for one in row] or ["differs as it is"] * len(faults)
+        print(f"| {name} | {' | '.join(said)} |", flush=True)
     print()
     for fault in faults:
         counted = [one for one in found if one.fault == fault and one.cells]
         print(f"- {fault}: {sum(bool(one.caught) for one in counted)} of {len(counted)} operators")
     counted = [one for one in found if one.cells]
     caught, missed = sum(bool(one.caught) for one in counted), sum(one.missed for one in found)
-    print(
-        f"- score: {caught} of {len(counted)} seeded faults are found; {len(counted) - caught - missed} are no more than "
-        f"rounding, and {missed} are missed"
-    )
+    rounding = len(counted) - caught - missed
+    print(f"- score: {caught} of {len(counted)} are found, {rounding} are no more than rounding, {missed} are missed")
     return int(missed > 0)
 
 
 def _moved(right: Runs, wrong: Runs, cell: Cell) -> float:
     """Return how far the median element that a fault moves is moved, beside what rounding the right function does."""
     one, other = right.outputs(cell), wrong.outputs(cell)
-    assert isinstance(one, Outputs) and isinstance(other, Outputs)
+    assert isinstance(one, Outputs)
+    assert isinstance(other, Outputs)
     spread, sizes = sensitivity.of_cell(right, cell, UNIT[cell.dtype]).spread, sensitivity.sizes(one.values)
     worst = 0.0
     for name, size in sizes.items():
