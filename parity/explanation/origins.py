@@ -36,7 +36,11 @@ def made_by(runs: Runs, cell: Cell, framework: str, nan: bool) -> str:
     if program is None:
         return ""
     by_key: Mapping[Key, Step] = {step.key: step for step in program.steps}
-    making = [step for step in program.steps if _new(step.result, step.operands.values(), nan).any()]
+    # A call is a step as well: what is inside of it says more.
+    calls = {step.key[:n] for step in program.steps if isinstance(step.key, tuple) for n in range(len(step.key))}
+    making = [
+        step for step in program.steps if step.key not in calls and _new(step.result, step.operands.values(), nan).any()
+    ]
     other = runs.rerun(replace(cell, world=EAGER[OTHER[framework]]), "float64", numbers)
     if not making or not isinstance(other, Outputs):
         return ""
