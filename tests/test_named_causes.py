@@ -1,4 +1,4 @@
-"""Causes that are named where ports of others went wrong: windows, axes, repeats, eps near zero, steps that make NaN."""
+"""Causes of what ports of others got wrong: windows, axes, repeats, eps near zero, steps that make NaN."""
 
 import jax
 import jax.numpy as jnp
