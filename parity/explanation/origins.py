@@ -108,39 +108,25 @@ def _source(step: Step, by_key: Mapping[Key, Step]) -> str:
     return f", whose infinity is of {step.name}"
 
 
-SPECIAL = {
-    "digamma", "lgamma", "polygamma", "special_zeta", "zeta", "erfinv", "erf_inv", "i0", "special_i0e", "special_i1",
-    "special_i1e", "bessel_i0e", "bessel_i1e",
-}  # fmt: skip
-"""Operators that are held to SciPy's functions."""
+EXACT = {
+    "digamma": "psi",
+    "lgamma": "gammaln",
+    "polygamma": "polygamma",
+    **dict.fromkeys(("special_zeta", "zeta"), "zeta"),
+    **dict.fromkeys(("erfinv", "erf_inv"), "erfinv"),
+    "i0": "i0",
+    **dict.fromkeys(("special_i0e", "bessel_i0e"), "i0e"),
+    "special_i1": "i1",
+    **dict.fromkeys(("special_i1e", "bessel_i1e"), "i1e"),
+}
+"""Operators, and the functions of SciPy, which JAX brings along, that they are held to."""
 
 
 def _has_special(runs: Runs, cell: Cell, framework: str) -> bool:
     reading = runs.reading(cell, framework, "float64")
     return reading is not None and any(
-        name.partition(" in ")[0] in SPECIAL for names in reading.types.values() for name in names
+        name.partition(" in ")[0] in EXACT for names in reading.types.values() for name in names
     )
-
-
-def _exact() -> dict[str, Callable[..., Any]]:
-    """Return SciPy's special functions by the names of operators; JAX brings SciPy along."""
-    from scipy import special
-
-    return {
-        "digamma": special.psi,
-        "lgamma": special.gammaln,
-        "polygamma": special.polygamma,
-        "special_zeta": special.zeta,
-        "zeta": special.zeta,
-        "erfinv": special.erfinv,
-        "erf_inv": special.erfinv,
-        "i0": special.i0,
-        "special_i0e": special.i0e,
-        "special_i1": special.i1,
-        "special_i1e": special.i1e,
-        "bessel_i0e": special.i0e,
-        "bessel_i1e": special.i1e,
-    }
 
 
 def inexact(runs: Runs, cell: Cell) -> Diagnosis | None:
@@ -178,11 +164,12 @@ def inexact(runs: Runs, cell: Cell) -> Diagnosis | None:
 
 
 def _edits(program: Program) -> Iterator[tuple[Key, Edit]]:
-    exact = _exact()
+    from scipy import special
+
     for step in program.steps:
-        function = exact.get(step.name)
-        if function is None or step.result is None:
+        if step.name not in EXACT or step.result is None:
             continue
+        function = getattr(special, EXACT[step.name])
         arrays = [v for v in step.operands.values() if isinstance(v, np.ndarray | int | float) and v is not None]
         with np.errstate(all="ignore"):
             want = np.asarray(function(*arrays))

@@ -26,7 +26,7 @@ from parity.explanation import (
 )
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
-from parity.explanation.default_arguments import factor, factor_of
+from parity.explanation.default_arguments import DDOF_FIX, factor, factor_of
 from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, lower, other
 from parity.explanation.windows import WINDOW
@@ -353,7 +353,7 @@ ARGUMENTS = {"correction": "ddof", "input_scale": "scale", "lambd": "threshold"}
 FIXES = {
     "eps": "Pass the same eps to both ({mine} in {who} now, {theirs} in {whose}); layer norm has 1e-05 in torch, "
     "1e-06 in Flax.",
-    "ddof": "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var.",
+    "ddof": DDOF_FIX,
     "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
     ROPE_BASE: "Use one base (rope_theta) on both sides: {mine} in {who} now, {theirs} in {whose}.",
     ATTENTION_SCALE: "Scale the scores alike, by 1/sqrt(channels of a head): {mine} in {who} now, {theirs} in {whose}.",
