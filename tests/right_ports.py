@@ -74,6 +74,18 @@ def batch_norm_jax(x, w, b):
     return y
 
 
+def layer_norm_written(x, w, b):
+    mean = x.mean(-1)[..., None]
+    return (x - mean) / (((x - mean) ** 2).mean(-1)[..., None] + 1e-5) ** 0.5 * w + b
+
+
+def group_norm_written(x, w, b):
+    groups = x.reshape(2, 5, 4, 4)
+    mean = groups.mean((1, 3))[:, None, :, None]
+    var = ((groups - mean) ** 2).mean((1, 3))[:, None, :, None]
+    return ((groups - mean) / (var + 1e-5) ** 0.5).reshape(2, 5, 16) * w + b
+
+
 NORM = normal((6, 16), (16,), (16,))
 port("RMSNorm, written", llama_norm, llama_norm_jax, normal((6, 16), (16,)))
 port("RMSNorm, Gemma's", gemma_norm, gemma_norm_jax, normal((6, 16), (16,)))
@@ -81,6 +93,8 @@ port(
     "RMSNorm, library", lambda x, w: F.rms_norm(x, (16,), w, 1e-6), lambda x, w: linen(nn.RMSNorm(), scale=w)(x),
     normal((6, 16), (16,)),
 )  # fmt: skip
+port("LayerNorm, written", layer_norm_written, layer_norm_written, NORM)
+port("GroupNorm, written", group_norm_written, group_norm_written, normal((2, 5, 16), (16,), (16,)))
 port(
     "LayerNorm", lambda x, w, b: F.layer_norm(x, (16,), w, b, 1e-6),
     lambda x, w, b: linen(nn.LayerNorm(), scale=w, bias=b)(x), NORM,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from parity.execution.calls import Numbers
 from parity.explanation.claims import Claim, place
 from parity.explanation.programs.program import Edit, Operation, Step, set_result
 from parity.explanation.substitution import Bench, Change, where_they_part
+from parity.operator import trees
 
 ORDERS = {2: "halves", 3: "thirds", 4: "quarters"}
 
@@ -44,6 +46,7 @@ INTERLEAVE = (
 )
 GATES = "Reorder the parts (gates, or q, k and v) once, where weights are converted."
 FLIP = "Flip the kernel where weights are converted: lax.conv_transpose without transpose_kernel does not flip it."
+REVERSE = "Reverse that axis on one side, or pass the argument that does (increasing=, reverse=, descending=)."
 SHIFT = "Check where counting begins, and which side is padded."
 QUATERNION = (
     f"{SHIFT} A quaternion has its real part first (w, x, y, z) in some libraries, last (x, y, z, w) in others."
@@ -189,6 +192,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from pairings(bench)
     yield from _outputs(bench)
     yield from _inputs(bench)
+    yield from _layouts(bench)
 
 
 def steps(bench: Bench) -> Iterator[Claim]:
@@ -213,7 +217,7 @@ def steps(bench: Bench) -> Iterator[Claim]:
                 one.cause,
                 where,
                 f"{'it' if len(group) == 1 else 'them'} {one.words}",
-                one.fix,
+                _fix(one, bench),
             )
 
 
@@ -313,7 +317,50 @@ def _outputs(bench: Bench) -> Iterator[Claim]:
             ) -> dict[str, np.ndarray]:
                 return {**outputs, name: one.of(outputs[name])}
 
-            yield Claim(Change("jax", outputs=changed), one.cause, name, f"it {one.words}", one.fix)
+            yield Claim(Change("jax", outputs=changed), one.cause, name, f"it {one.words}", _fix(one, bench))
+
+
+def _fix(one: Rearrangement, bench: Bench) -> str:
+    """Return what to do: kernels are flipped where there is a convolution."""
+    convolves = any("conv" in step.name for program in bench.programs.values() for step in program.steps)
+    return REVERSE if one.fix is FLIP and not convolves else one.fix
+
+
+LAYOUTS = (
+    (1, 2, "with axes 1 and 2 exchanged", "torch's attention takes (batch, heads, length, size), JAX's (batch, length, "
+     "heads, size): exchange the two on the way in and out."),
+    (0, 1, "with axes 0 and 1 exchanged", "One side has the batch first, the other the time: pass batch_first=, or "
+     "exchange the two."),
+    (1, -1, "with axis 1 last", "One side has channels first, the other last: move them on the way in and out."),
+    (-1, 1, "with the last axis as axis 1", "One side has channels last, the other first: move them on the way in and "
+     "out."),
+)  # fmt: skip
+"""Moves of an axis to another place, in words, and what to do."""
+
+
+def _layouts(bench: Bench) -> Iterator[Claim]:
+    """Yield all arrays of most axes with an axis at another place, inputs and outputs together."""
+    most = max((np.ndim(leaf) for _, leaf in trees.leaves(bench.numbers[0].arguments)), default=0)
+    for source, target, words, fix in LAYOUTS if most > 2 else ():
+        if most == 3 and 0 not in (source, target) and target != -1:
+            continue  # of the last two axes there is one other order
+        move = partial(np.moveaxis, source=source, destination=target)
+        back = partial(np.moveaxis, source=target, destination=source)
+        numbers, outputs = partial(_moved, move=move, most=most), partial(_moved_back, move=back, most=most)
+        has = f"what has {most} axes, inputs and outputs,"
+        yield Claim(Change("torch", numbers=numbers, outputs=outputs), "arrangement: axes", has, f"it {words}", fix)
+
+
+def _moved(numbers: Numbers, move: Callable[[np.ndarray], np.ndarray], most: int) -> Numbers:
+    leaves = (move(leaf) if np.ndim(leaf) == most else leaf for _, leaf in trees.leaves(numbers.arguments))
+    theta = tuple(move(leaf) if leaf.ndim == most else leaf for leaf in numbers.theta)
+    return replace(numbers, arguments=trees.rebuild(numbers.arguments, leaves), theta=theta)
+
+
+def _moved_back(
+    outputs: dict[str, np.ndarray], move: Callable[[np.ndarray], np.ndarray], most: int
+) -> dict[str, np.ndarray]:
+    return {name: move(value) if value.ndim == most else value for name, value in outputs.items()}
 
 
 def _inputs(bench: Bench) -> Iterator[Claim]:
@@ -334,13 +381,17 @@ def _inputs(bench: Bench) -> Iterator[Claim]:
                         if len(group) > 1 and (one.words, group, last) not in seen:
                             seen.add((one.words, group, last))
                             yield _claim_of_inputs(
-                                one, names, group, partial(_at_axis, along=one.along, axis=-1 if last else 0)
+                                one,
+                                names,
+                                group,
+                                partial(_at_axis, along=one.along, axis=-1 if last else 0),
+                                _fix(one, bench),
                             )
-            yield _claim_of_inputs(one, names, (number,), one.of)
+            yield _claim_of_inputs(one, names, (number,), one.of, _fix(one, bench))
 
 
 def _claim_of_inputs(
-    one: Rearrangement, names: tuple[str, ...], group: tuple[int, ...], of: Callable[[np.ndarray], np.ndarray]
+    one: Rearrangement, names: tuple[str, ...], group: tuple[int, ...], of: Callable[[np.ndarray], np.ndarray], fix: str
 ) -> Claim:
     def changed(theta: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return tuple(of(x) if i in group else x for i, x in enumerate(theta))
@@ -350,5 +401,5 @@ def _claim_of_inputs(
         one.cause,
         ", ".join(names[i] for i in group),
         f"{'them' if len(group) > 1 else 'it'} {one.words}",
-        one.fix,
+        fix,
     )

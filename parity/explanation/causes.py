@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +23,9 @@ BEYOND = ("infinite", "nan", "subnormal", "large", "small", "sweep")
 
 FEW = 3
 """Numbers that are named in a sentence, at most."""
+
+SMALL = 1e-6
+"""A difference of a smaller part is of a small number, not of another function."""
 
 CLOSE = 1e-6
 """How well a hypothesis must explain a difference: relative, of float64 results."""
@@ -90,6 +94,15 @@ def shape(e: Evidence) -> Diagnosis | None:
     if e.got.shape == e.want.shape:
         return None
     shapes = f"{e.name} has shape {e.got.shape}, the other framework's {e.want.shape}"
+    if not e.at_random and e.cell.data != "random":
+        return Diagnosis("shape", f"{shapes}, on {_points(e)} alone: how many there are depends on the numbers.",
+                         "Check what is counted as equal: jnp.unique takes all NaN for one, torch.unique does not.")  # fmt: skip
+    if 1 < e.got.ndim <= 4:
+        for order in itertools.permutations(range(e.got.ndim)):
+            if np.transpose(e.got, order).shape == e.want.shape and _explains(np.transpose(e.got, order), e.want):
+                return Diagnosis("transposed", f"{shapes}: with its axes in the order {order} the two agree.",
+                                 "Transpose one of them: check dim and axis, indexing= of meshgrid ('xy' in JAX), and "
+                                 "channels first (torch) or last (JAX).")  # fmt: skip
     if sorted(e.got.shape) == sorted(e.want.shape):
         return Diagnosis("transposed", f"{shapes}: the axes are in another order.",
                          "Transpose one of them: check dim and axis, and channels first (torch) or last (JAX).")  # fmt: skip
@@ -146,29 +159,55 @@ def signed_zero(e: Evidence) -> Diagnosis | None:
                      "Harmless unless 1/x, atan2, copysign or sqrt follow; add 0.0 to the result to make zeros positive.")  # fmt: skip
 
 
+def small_enough(e: Evidence) -> Diagnosis | None:
+    """An eps that shows on zeros and tiny numbers alone: it is found on tiny numbers."""
+    tiny = e.cell.data in ("zeros", "signed zeros", "subnormal", "small") and not e.at_random
+    if tiny and e.derivative and e.forward is not None and e.forward.cause == "default argument: eps":
+        return follows(e)
+    if not tiny or e.verdict != "differs" or e.judged != "meaning" or e.derivative or not e.same_shape:
+        return None
+    if not (e.off.any() or np.isnan(e.got).any() != np.isnan(e.want).any()):
+        return None
+    found = e.near_zero()
+    return None if found is None else Diagnosis(found.cause, f"Near zero, {found.text}", found.fix)
+
+
+def special(e: Evidence) -> Diagnosis | None:
+    """A special function that one framework computes less exactly."""
+    return e.inexact() if e.same_shape and e.verdict == "differs" and e.judged == "meaning" else None
+
+
 def nan_in_one(e: Evidence) -> Diagnosis | None:
     """NaN or infinity on one side only."""
     if not e.same_shape:
         return None
     left, right = np.isnan(e.got), np.isnan(e.want)
-    who = e.who
-    if (left != right).any():
-        count = int((left != right).sum())
-        other = "torch" if who == "JAX" else "JAX"
-        side = f"in {who} only" if (left & ~right).any() else f"in {other} only"
-        instead = "" if (left & ~right).any() else f" {who} has {float(e.got[left != right][0]):.4g} there."
-        if e.derivative and "zero" in e.cell.data:
-            return Diagnosis("nan in one", f"The derivative at zero is NaN {side} ({count} elements): there it is 0/0, and one "
-                             "framework defines it.", "Add a small number under the root, or select the safe branch "
-                             "before the operation as well as after it (the double where).")  # fmt: skip
-        return Diagnosis("nan in one", f"NaN {side} ({count} elements of {e.name}), on {_points(e)}.{instead}",
-                         "Decide what the operator gives there, and select that on both sides with where, before the "
-                         "operation that makes the NaN.")  # fmt: skip
-    if e.output and (np.isinf(e.got) != np.isinf(e.want)).any() and e.cell.data != "subnormal":
-        return Diagnosis("overflow in one", f"Infinity on one side only, on {_points(e)}: one formula overflows or "
-                         "divides by zero where the other does not.",
+    nan = bool((left != right).any())
+    here, there = (left, right) if nan else (np.isinf(e.got), np.isinf(e.want))
+    mine = bool((here & ~there).any())
+    name = e.framework if mine else {"torch": "jax", "jax": "torch"}[e.framework]
+    if nan:
+        count, at = int((left != right).sum()), left != right
+        finite = float((e.want if mine else e.got)[at][0])
+        made = _made(e, name, True)
+        return Diagnosis("nan in one", f"NaN in {WHO[name]} only ({count} elements of {e.name}), on {_points(e)}{made}. The "
+                         f"other has {finite:.4g} there.",
+                         "Decide what it should be there, and select that on both sides with where, before the operation "
+                         "that makes the NaN as well as after it (the double where), or keep roots and divisors from "
+                         "zero by a small number.")  # fmt: skip
+    if e.output and (here != there).any() and e.cell.data != "subnormal":
+        made = _made(e, name, False) or ": one formula overflows or divides by zero where the other does not"
+        pole = "zero" in e.cell.data or e.cell.data == "kinks"
+        return Diagnosis("overflow in one", f"Infinity in {WHO[name]} only, on {_points(e)}{made}.",
+                         "Decide what it should be there, and select that on both sides with where." if pole else
                          "Use the formula that scales first (subtract the maximum, hypot) on both sides.")  # fmt: skip
     return None
+
+
+def _made(e: Evidence, framework: str, nan: bool) -> str:
+    """Return where a NaN or an infinity comes from, to add to a sentence."""
+    made = e.made_by(framework, nan) if e.judged == "meaning" else ""
+    return f": {made}" if made else ""
 
 
 def flushed(e: Evidence) -> Diagnosis | None:
@@ -312,6 +351,10 @@ def other_formula(e: Evidence) -> Diagnosis | None:
         return None
     error = distance(e.got, e.want)
     count = int(e.off.sum()) or "some"
+    if e.cell.data == "random" and 0 < float(np.nanmax(error, initial=0.0)) < SMALL:
+        return Diagnosis("another formula", f"In float64, {e.name} differs by up to {_off_by(e):.2g} of its size: the two agree "
+                         f"to {int(-np.log10(_off_by(e)))} digits, and no further. A small number (eps), a constant of few digits "
+                         "or an approximation is another.", "Compare eps and constants; of special functions, how exact each is.")  # fmt: skip
     return Diagnosis("another formula", f"In float64, on {_points(e)}, {count} of {e.got.size} elements of "
                      f"{e.name} differ, by up to {float(np.nanmax(error, initial=0.0)):.2g} of its size: the two compute "
                      "different functions.", "Compare default arguments and conventions in both documentations.")  # fmt: skip
@@ -342,7 +385,7 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 
 CAUSES: tuple[Cause, ...] = (
-    raises, structure, unsteady, oracle, shape, promotion, ordinary, signed_zero, transposed, flushed, nan_in_one, overflowed, tie_or_kink,
+    raises, structure, unsteady, oracle, shape, promotion, ordinary, signed_zero, transposed, flushed, small_enough, special, nan_in_one, overflowed, tie_or_kink,
     follows, integers, proved, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
     low_accumulator, lost_precision, other_formula,
 )  # fmt: skip

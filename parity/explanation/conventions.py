@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.explanation import windows
 from parity.explanation.claims import Claim
 from parity.explanation.programs.program import Constant, Operand, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.substitution import Bench, Change
@@ -37,8 +38,11 @@ MOST = 64
 def claims(bench: Bench) -> Iterator[Claim]:
     """Yield what may be another convention, the commonest first."""
     yield from exchanged(bench)
+    yield from windows.sides(bench.programs["torch"].steps, of_window=True)
+    yield from _repeats(bench.programs["torch"].steps)
     for framework in ("torch", "jax"):
         yield from itertools.islice(_eps(bench, framework), MOST)
+    yield from _distances(bench)
     for step in bench.programs["torch"].steps:
         for name, made in OF_TORCH.items():
             if step.name.removeprefix("_") == name:
@@ -140,6 +144,92 @@ def _under(values: np.ndarray, now: float, where: str, eps: float, inverse: bool
 
 def _claim_eps(change: Change, now: float, place: str, eps: float, where: str) -> Claim:
     return Claim(change, "default argument: eps", f"eps = {now:.12g} {place}", f"{eps:.12g} {where}", EPS_FIX)
+
+
+def _distances(bench: Bench) -> Iterator[Claim]:
+    """Yield eps that torch adds to a difference before its norm, under the root: as pairwise_distance and optax do."""
+    by_key = {step.key: step for step in bench.programs["torch"].steps}
+    norms = {
+        step.key: source
+        for step in by_key.values()
+        if step.name in ("norm", "linalg_vector_norm")
+        and (source := by_key.get(step.sources.get("self"))) is not None
+        and source.name == "add" and isinstance(source.operands["other"], float)
+    }  # fmt: skip
+    for eps in dict.fromkeys(c.value for c in bench.programs["jax"].constants if 0 < c.value <= SMALL) if norms else ():
+        under = partial(_under_root, eps=eps)
+        edits = dict.fromkeys((one.key for one in norms.values()), set_unary(np.array, "self"))
+        now = next(iter(norms.values())).operands["other"]
+        change = Change("torch", {**edits, **dict.fromkeys(norms, set_result(under))})
+        yield _claim_eps(change, now, "added to a difference", eps, "under the root")
+
+
+def _under_root(root: np.ndarray, eps: float) -> np.ndarray:
+    return np.sqrt(root**2 + eps)
+
+
+def averages(bench: Bench) -> Iterator[Claim]:
+    """Yield sums over one axis in the place of the mean over all: reduction='batchmean' is the sum over classes."""
+    for step in bench.programs["torch"].steps:
+        values = np.asarray(step.operands.get("self"))
+        plain = step.name == "mean" and not step.operands.get("dim")
+        if not values.ndim or not (plain or ("loss" in step.name and step.operands.get("reduction") == 1)):
+            continue
+        for axis in (None, *range(values.ndim if values.ndim > 1 else 0)):
+            yield Claim(
+                Change("torch", {step.key: partial(_summed, axis=axis)}),
+                "default argument: reduction",
+                f"the mean over all {values.size} numbers ({step.name})",
+                "their sum" if axis is None else f"their sum over axis {axis}, and the mean of that",
+                "Say reduction on both sides: for kl_div reduction='batchmean' is the sum over classes and the mean of "
+                "the rest, 'mean' divides by the classes too.",
+            )
+
+
+def _summed(operation: Operation, axis: int | None) -> Any:
+    o = operation.operands
+    values = operation.numpy(o["self"] if operation.name == "mean" else operation.compute({**o, "reduction": 0}))
+    return operation.like(values.sum(axis).mean(), o["self"])
+
+
+REPEAT = (
+    "torch's x.repeat and tile lay copies of the whole side by side, as jnp.tile; jnp.repeat repeats each element, as "
+    "torch.repeat_interleave."
+)
+
+
+def _repeats(steps: Any) -> Iterator[Claim]:
+    """Yield each element repeated in the place of copies of the whole, and the other way around."""
+    by_key = {step.key: step for step in steps}
+    for step in steps:
+        if step.name == "repeat" and len(step.operands["repeats"]) == np.ndim(step.operands["self"]):
+            change = Change("torch", {step.key: _each_repeated})
+            yield Claim(
+                change, "another formula: repeat", "copies of the whole (repeat)", "each element repeated", REPEAT
+            )
+        chain = step
+        while chain.name in ("view", "_unsafe_view", "clone") and "self" in chain.sources:
+            chain = by_key[chain.sources["self"]]
+        before = by_key.get(chain.sources.get("self")) if chain.name == "expand" and chain is not step else None
+        if before is not None and before.name == "unsqueeze" and step.name in ("view", "_unsafe_view"):
+            change = Change("torch", {step.key: partial(_whole_repeated, axis=before.operands["dim"])})
+            yield Claim(
+                change, "another formula: repeat", "each element repeated (repeat_interleave)", "copies of the whole",
+                REPEAT,
+            )  # fmt: skip
+
+
+def _each_repeated(operation: Operation) -> Any:
+    values = operation.numpy(operation.operands["self"])
+    for axis, count in enumerate(operation.operands["repeats"]):
+        values = np.repeat(values, count, axis)
+    return operation.like(values, operation.operands["self"])
+
+
+def _whole_repeated(operation: Operation, axis: int) -> Any:
+    values = operation.numpy(operation.operands["self"])
+    whole = np.swapaxes(values, axis, axis - 1).reshape(operation.compute(operation.operands).shape)
+    return operation.like(whole, operation.operands["self"])
 
 
 def _roundings(framework: str, steps: Any) -> Iterator[Claim]:
@@ -459,5 +549,6 @@ OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
     "adaptive_max_pool2d": _adaptive,
     "native_group_norm": _groups,
     "native_batch_norm": _running,
+    **dict.fromkeys(("hann_window", "hamming_window", "blackman_window", "bartlett_window"), windows.tapers),
 }
 """Claims of single operators."""

@@ -1,10 +1,9 @@
-"""Default arguments on which the frameworks are known to differ: each is tried, and named where it explains both sides."""
+"""Antialiasing of resizes, and numbers that one result is the other times."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -12,34 +11,19 @@ from parity.explanation.evidence import Evidence
 from parity.records import Diagnosis
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """Two answers that an operator has, depending on an argument.
-
-    Attributes:
-        argument: Its name.
-        left: What one value of it means.
-        right: What the other means.
-        answers: Yields both answers for an input and the shape of the result; as often as there is a choice of axis.
-        fix: What to do.
-    """
-
-    argument: str
-    left: str
-    right: str
-    answers: Callable[[np.ndarray, tuple[int, ...]], Iterator[tuple[np.ndarray, np.ndarray]]]
-    fix: str
-
-
 def default_argument(e: Evidence) -> Diagnosis | None:
-    """Return which known argument explains that two float64 results differ, or None."""
+    """Return that antialiasing explains that two float64 results of a resize differ, or None."""
     if e.derivative or not e.numbers.theta:
         return None
-    for hypothesis in HYPOTHESES:
-        for left, right in hypothesis.answers(e.numbers.theta[0], e.want.shape):
-            for got, want, names in ((left, right, "lr"), (right, left, "rl")):
-                if explains(got, e.got) and explains(want, e.want) and not explains(left, right):
-                    return _named(hypothesis, e, names)
+    plain, smooth = "linear interpolation", "linear interpolation with antialiasing"
+    for left, right in _resize(e.numbers.theta[0], e.want.shape):
+        for got, want, mine, theirs in ((left, right, plain, smooth), (right, left, smooth, plain)):
+            if explains(got, e.got) and explains(want, e.want) and not explains(left, right):
+                return Diagnosis(
+                    "default argument: antialias",
+                    f"{e.output} is explained by the argument antialias: {mine} in {e.who}, {theirs} in the other.",
+                    "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True.",
+                )
     return None
 
 
@@ -54,45 +38,6 @@ def explains(values: np.ndarray, target: np.ndarray) -> bool:
                 (np.abs(values - target) <= 1e-6 * size) | (values == target) | (np.isnan(values) & np.isnan(target))
             )
         )
-
-
-def _named(hypothesis: Hypothesis, e: Evidence, order: str) -> Diagnosis:
-    mine, theirs = (hypothesis.left, hypothesis.right) if order == "lr" else (hypothesis.right, hypothesis.left)
-    text = f"{e.output} is explained by the argument {hypothesis.argument}: {mine} in {e.who}, {theirs} in the other."
-    return Diagnosis(f"default argument: {hypothesis.argument}", text, hypothesis.fix)
-
-
-def _gelu(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    if x.shape == shape:
-        exact = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel().tolist()]).reshape(shape)
-        with np.errstate(over="ignore", invalid="ignore"):
-            yield exact, 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _axes(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int | None, bool]]:
-    """Yield the axis, and whether it is kept, of reductions that lead from an array to a shape."""
-    for axis in (None, *range(x.ndim)):
-        for kept in (False, True):
-            if x.size and np.sum(x, axis=axis, keepdims=kept).shape == shape:
-                yield axis, kept
-
-
-def _std(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for axis, kept in _axes(x, shape):
-        for power in (0.5, 1.0):
-            with np.errstate(all="ignore"):
-                population = np.var(x, axis=axis, keepdims=kept)
-                n = x.size if axis is None else x.shape[axis]
-                yield (population * n / (n - 1 or np.nan)) ** power, population**power
-
-
-def _median(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for axis, kept in _axes(x, shape):
-        with np.errstate(invalid="ignore"):
-            yield (
-                np.quantile(x, 0.5, axis=axis, keepdims=kept, method="lower"),
-                np.quantile(x, 0.5, axis=axis, keepdims=kept),
-            )
 
 
 def _resize(x: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -118,17 +63,7 @@ def _triangle(source: int, target: int, antialias: bool) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-HYPOTHESES = (
-    Hypothesis("approximate", "the exact GELU (erf)", "its approximation by tanh", _gelu,
-               "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."),
-    Hypothesis("ddof", "divided by n - 1 (torch's default)", "divided by n (JAX's default)", _std,
-               "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var."),
-    Hypothesis("median of an even count", "the lower of the two middle values", "their mean", _median,
-               "Use torch.quantile(x, 0.5), or jnp.quantile(x, 0.5, method='lower')."),
-    Hypothesis("antialias", "linear interpolation", "linear interpolation with antialiasing", _resize,
-               "Pass antialias= to both: torch.nn.functional.interpolate has False, jax.image.resize True."),
-)  # fmt: skip
-"""What is tried: arguments by which whole functions differ."""
+DDOF_FIX = "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var."
 
 
 def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
@@ -182,7 +117,7 @@ def factor(
         if argument not in arguments:
             continue
         if any(abs(found / candidate - 1) < 1e-7 for candidate in (value, 1 / value)):
-            fix = f"Say {argument} on both sides." if argument != "ddof" else HYPOTHESES[1].fix
+            fix = f"Say {argument} on both sides." if argument != "ddof" else DDOF_FIX
             return Diagnosis(
                 f"default argument: {argument}",
                 f"{output} in {who} is {found:.6g} times torch's everywhere: {words}.",

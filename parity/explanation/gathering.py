@@ -9,9 +9,10 @@ import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
-from parity.explanation import trials
+from parity.explanation import origins, trials
 from parity.explanation.evidence import Evidence
 from parity.explanation.proof import prove
+from parity.explanation.substitution import with_theta
 from parity.records import Cell, Diagnosis
 from parity.verdict import judge, sensitivity
 from parity.verdict.bounds import UNIT
@@ -56,6 +57,9 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         pair = runs.pair
         return runs.once(("proof", kind), lambda: prove(pair.torch, pair.jax, runs.plain(kind, "float64")))
 
+    def near_zero() -> Diagnosis | None:
+        return runs.once(("proof", "near zero"), lambda: _near_zero(runs))
+
     return Evidence(
         cell=named,
         verdict=found.verdict,
@@ -77,9 +81,23 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         alike_nearby=lambda distance=trials.BESIDE: trials.alike_nearby(runs, cell, distance),
         wrong_derivative=lambda: trials.wrong_derivative(runs, cell),
         widened=lambda: trials.widened(runs, cell, whose),
+        made_by=lambda framework, nan: origins.made_by(runs, cell, framework, nan),
+        inexact=lambda: origins.inexact(runs, cell),
+        near_zero=near_zero,
         against_oracle=found.against_oracle,
         unsteady=_unsteady(runs, cell.device) if differs else (),
     )
+
+
+TINY = 1e-25
+"""Numbers of this size are beside any eps nothing, and their squares are numbers."""
+
+
+def _near_zero(runs: Runs) -> Diagnosis | None:
+    """Return an eps that explains how two functions differ on tiny numbers, or None."""
+    numbers = runs.plain("random", "float64").changed(lambda values: values * TINY)
+    found = prove(runs.pair.torch, runs.pair.jax, with_theta(numbers, numbers.theta))
+    return found if found is not None and found.cause == "default argument: eps" else None
 
 
 def _compared(

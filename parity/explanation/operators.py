@@ -45,6 +45,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
         yield from _comparisons(framework, bench.programs[framework].steps)
     yield from windows.paddings(steps)
     yield from windows.pads(steps)
+    yield from windows.sides(steps, of_window=False)
     yield from windows.dilations(steps)
 
 

@@ -180,7 +180,34 @@ def decay(bench: Bench) -> Diagnosis | None:
                 "two agree.",
                 DECAY_FIX,
             )  # fmt: skip
+    return _decay_last(bench, index)
+
+
+def _decay_last(bench: Bench, index: int) -> Diagnosis | None:
+    """Return that torch takes the decay off the weights, and JAX off what the step leaves of them."""
+    weights = bench.numbers[0].theta[index]
+    for step in bench.programs["torch"].steps:
+        rest, given = step.operands.get("other"), np.asarray(step.operands.get("self"))
+        if step.name != "mul" or not isinstance(rest, float) or not 0.5 < rest < 1 or given.shape != weights.shape:
+            continue
+        change = Change("torch", {step.key: _passed}, outputs=partial(_times, rest=rest))
+        if np.array_equal(given, weights) and bench.proves(change):
+            return Diagnosis(
+                "optimizer: weight decay",
+                f"torch multiplies the weights by {rest:.12g} before the step, JAX multiplies what comes after; with "
+                "the factor at the same place the two agree.",
+                "Take the decay off the weights that the step starts from, as torch's AdamW does.",
+            )
     return None
+
+
+def _passed(operation: Operation) -> Any:
+    return operation.operands["self"].clone()
+
+
+def _times(outputs: dict[str, np.ndarray], rest: float) -> dict[str, np.ndarray]:
+    first = next(iter(outputs))
+    return {**outputs, first: outputs[first] * rest}
 
 
 def _agree(bench: Bench, mine: Change, theirs: Change) -> bool:

@@ -91,10 +91,16 @@ def lost_precision(e: Evidence) -> Diagnosis | None:
     error = float(np.nanmax(distance(e.got, e.want), initial=0.0))
     return Diagnosis(
         "loss of precision",
-        f"In {e.cell.dtype}, {e.who} is off by {error:.2g} of the size of {e.name}; in float64 the two agree. Its "
-        "formula rounds more, or cancels.",
+        f"In {e.cell.dtype}, {e.who} is off by {_size(e, error)}; in float64 the two agree. Its formula rounds more, "
+        "or cancels.",
         "Use the stable form on both sides (log1p, expm1, logsumexp, two-pass variance).",
     )
+
+
+def _size(e: Evidence, error: float) -> str:
+    if error <= 1:
+        return f"{error:.2g} of the size of {e.name}"
+    return f"{float(np.nanmax(np.abs(e.got - e.want))):.2g}, where {e.name} is zero or as good as zero"
 
 
 def _rounded_inputs(e: Evidence, digits: int, cause: str, name: str, fix: str) -> Diagnosis | None:

@@ -26,9 +26,10 @@ from parity.explanation import (
 )
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
-from parity.explanation.default_arguments import factor, factor_of
+from parity.explanation.default_arguments import DDOF_FIX, factor, factor_of
 from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE
 from parity.explanation.substitution import Bench, bench, lower, other
+from parity.explanation.windows import WINDOW
 from parity.records import WHO, Diagnosis
 
 NOTHING = 1e-12
@@ -118,6 +119,8 @@ def _factor(at: Bench) -> Diagnosis | None:
     found = factor(got, want, shapes, differing[0], "JAX", arguments=_arguments(at))
     if found is not None and found.cause == "constant factor":
         return _first(conventions.claims(at), at) or _with_constant(found, at)
+    if found is not None and found.cause == "default argument: reduction":
+        found = _first(conventions.averages(at), at) or found
     return None if found is None else _with_constant(found, at)
 
 
@@ -227,6 +230,34 @@ def _left_out(at: Bench) -> Diagnosis | None:
     return _first(operators.left_out(at), at)
 
 
+def _channels(at: Bench) -> Diagnosis | None:
+    """Return that one output has another factor for each index of one axis, on all the numbers that were tried."""
+    (name, *more), torch = at.outputs["jax"][0], at.outputs["torch"]
+    shape = torch[0][name].shape
+    if more or torch[0][name].dtype.kind != "f" or not len(shape) > 1:
+        return None
+    for axis in range(len(shape)) if min(shape) > 1 else ():
+        got, want = (
+            np.concatenate([np.moveaxis(one[name], axis, 0).reshape(shape[axis], -1) for one in several], 1)
+            for several in (at.outputs["jax"], torch)
+        )
+        factors = (got * want).sum(1) / (want * want).sum(1)
+        apart = np.abs(got - factors[:, None] * want).max(1) / np.abs(got).max(1)
+        if np.all(apart < at.agreement) and np.ptp(factors) > 1e-6 * np.abs(factors).max():
+            shown = ", ".join(f"{one:.6g}" for one in factors[:FEW]) + (", ..." if len(factors) > FEW else "")
+            return Diagnosis(
+                "constant factor: by channel",
+                f"{name} in JAX is torch's times a number for each index of axis {axis} ({shown}), on other numbers as "
+                "well.",
+                "Look for what scales each channel, filter or class on one side: norm='slaney' of mel filters, weights "
+                "of classes, a gain.",
+            )
+    return None
+
+
+FEW = 3
+"""Numbers that are shown of many."""
+
 STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _factor,
     _stepped,
@@ -247,6 +278,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _arranged_steps,
     _left_out,
     _wired,
+    _channels,
 )
 """Where causes are looked for: what stands in a program first, what fits any difference of a kind last."""
 
@@ -280,12 +312,17 @@ def _role(replacement: Replacement, at: Bench) -> str:
     roles = [c.role for c in replacement.constants if c.role in ROLES]
     values = {constants.round_key(value) for value in replacement.values} - {0.0, 1.0}  # these stand for anything
     theirs = [
-        c.role for c in at.programs[other(replacement.framework)].constants if constants.round_key(c.value) in values
+        c.role
+        for c in at.programs[other(replacement.framework)].constants
+        if constants.round_key(c.value) in values and c.role not in PLACES
     ]
     found = next((role for role in (*roles, *theirs) if role), "")
     small = all(abs(v) < 1e-2 for v in (*replacement.values, *(c.value for c in replacement.constants)))
     return "" if found == "eps" and not small else found
 
+
+PLACES = ("ord", "start", "end", "step")
+"""Arguments whose numbers are of a kind of their own: an equal number elsewhere is not called by them."""
 
 MASKED = 1e15
 """Numbers as large, infinity with them, stand for what is masked; any that is selected does."""
@@ -316,7 +353,7 @@ ARGUMENTS = {"correction": "ddof", "input_scale": "scale", "lambd": "threshold"}
 FIXES = {
     "eps": "Pass the same eps to both ({mine} in {who} now, {theirs} in {whose}); layer norm has 1e-05 in torch, "
     "1e-06 in Flax.",
-    "ddof": "Pass correction= to torch.std and torch.var, ddof= to jnp.std and jnp.var.",
+    "ddof": DDOF_FIX,
     "momentum": "Pass the same momentum ({mine} in {who} now, {theirs} in {whose}): torch's 0.1 is Flax's 0.9.",
     ROPE_BASE: "Use one base (rope_theta) on both sides: {mine} in {who} now, {theirs} in {whose}.",
     ATTENTION_SCALE: "Scale the scores alike, by 1/sqrt(channels of a head): {mine} in {who} now, {theirs} in {whose}.",
@@ -356,17 +393,32 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     where = " and ".join(dict.fromkeys(c.name for c in replacement.constants))
     has = "none" if theirs == "0" and name == "eps" else theirs
     count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"
-    what = f"{name} of {where}" if name and name != where else where
+    what = name if name and where == "scalar_tensor" else f"{name} of {where}" if name and name != where else where
     text = f"{mine} in {who} where {whose} has {has} ({what}{count}); with it replaced the two agree."
     if name == "ddof" and len(pairs) == 1 and abs(pairs[0][0] - pairs[0][1]) == 1 and min(pairs[0]) > 1:
         text = _divisors(*pairs[0], who, whose, where)
     fix = FIXES.get(name, "Use one value on both sides: {mine} in {who} now, {theirs} in {whose}.")
+    if name in ("", "ddof") and _tapers(replacement, pairs, at):
+        return Diagnosis("another formula: window", text.replace(f"({what}", f"(window of {where}"), WINDOW)
     cause = "constant" if not name or name == "exponent" else "mask" if name == "mask" else f"default argument: {name}"
     if name in (ROPE_BASE, ATTENTION_SCALE):
         cause = f"constant: {name}"
     if cause == "constant" and not replacement.from_other and all(value in (0.0, 1.0) for value in replacement.values):
         cause = "another formula"  # the other has no such term, rather than another number in it
     return Diagnosis(cause, text, fix.format(mine=mine, theirs=theirs, who=who, whose=whose))
+
+
+def _tapers(replacement: Replacement, pairs: list[tuple[float, float]], at: Bench) -> bool:
+    """Return whether a number goes into a cosine, and is n where the other is n - 1: windows are periodic or not."""
+    steps = at.programs[replacement.framework].steps
+    reached = {c.step for c in replacement.constants}
+    for step in steps:
+        if reached & set(step.sources.values()):
+            reached.add(step.key)
+    if not any(step.name == "cos" and step.key in reached for step in steps):
+        return False
+    ratios = [n / (n - 1) for n in constants.sizes(at) if n > 2]
+    return all(a * b > 0 and any(abs(max(a, b) / min(a, b) - ratio) < 1e-9 for ratio in ratios) for a, b in pairs)
 
 
 def _divisors(mine: float, theirs: float, who: str, whose: str, where: str) -> str:

@@ -58,7 +58,7 @@ def alike_nearby(runs: Runs, cell: Cell, distance: float = BESIDE) -> bool:
     at, beside = (
         _apart(runs, cell, one) for one in (numbers, replace(numbers, theta=tuple(map(aside, numbers.theta))))
     )
-    return beside <= SHRINK * at
+    return bool(beside <= SHRINK * at and np.isfinite(beside))
 
 
 def _apart(runs: Runs, cell: Cell, numbers: Numbers) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from parity.explanation.claims import Claim, change_all, grouped
 from parity.explanation.programs.program import Operation, Step
+from parity.explanation.substitution import Change
 
 
 def resizes(steps: Sequence[Step]) -> Iterator[Claim]:
@@ -102,7 +103,7 @@ def paddings(steps: Sequence[Step]) -> Iterator[Claim]:
             [
                 (low, high)
                 for low in range(2 * p + 1)
-                for high in (2 * p - low, 2 * p - low - 1, 2 * p - low + 1)
+                for high in (2 * p - low - 1, 2 * p - low, 2 * p - low + 1)  # what no window reaches last
                 if high >= 0 and (low, high) != (p, p)
             ]
             if p
@@ -177,6 +178,92 @@ def _padded(operation: Operation, mode: Any) -> Any:
     values, flat = operation.numpy(o["self"]), list(o.get("pad", o.get("padding", ())))
     pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
     return operation.like(np.pad(values, [(0, 0)] * (values.ndim - len(pairs)) + pairs, mode=mode), o["self"])
+
+
+CENTRED = (
+    "torch.stft puts a window that is shorter than n_fft in the middle, as librosa does: pad it by (n_fft - "
+    "win_length) // 2 on either side. tf.signal.stft and rfft(frames, n) leave it at the start."
+)
+SIDES = "Put the zeros on the same side: a causal convolution has them before, a padded batch mostly after."
+
+
+def sides(steps: Sequence[Step], of_window: bool) -> Iterator[Claim]:
+    """Yield zeros beside an array, or beside the window of a spectrum, on another side."""
+    filled = {step.sources.get("self") for step in steps if step.name in ("copy_", "fill_")}
+    transforms = any("fft" in step.name for step in steps)
+    for step in steps:
+        o = step.operands
+        if (
+            step.name == "slice"
+            and step.result is not None
+            and step.key in filled
+            and o["step"] == 1
+            and transforms
+            and np.ndim(o["self"]) == 1
+        ):
+            before, size, whole = o["start"] or 0, len(step.result), len(o["self"])
+            window, edit = True, _sliced
+        elif step.name == "constant_pad_nd" and not o.get("value") and sum(map(any, _pairs(o["pad"]))) == 1:
+            ((before, after),) = filter(any, _pairs(o["pad"]))
+            size, whole = 0, before + after
+            window, edit = transforms and np.ndim(o["self"]) == 1, _padded_beside
+            if min(before, after) < 0:
+                continue
+        else:
+            continue
+        rest = whole - size
+        if window != of_window:
+            continue
+        for first in dict.fromkeys((0, rest, rest // 2, rest - rest // 2)):
+            if first != before:
+                what = "zeros beside the window" if window else "zeros"
+                yield Claim(
+                    Change("torch", {step.key: partial(edit, first=first, rest=rest)}),
+                    "padding: window" if window else "padding",
+                    f"{what}, {before} before and {rest - before} after,",
+                    f"{first} before and {rest - first} after",
+                    CENTRED if window else SIDES,
+                )
+
+
+def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _sliced(operation: Operation, first: int, rest: int) -> Any:
+    o = operation.operands
+    return operation.compute({**o, "start": first, "end": len(o["self"]) - rest + first})
+
+
+def _padded_beside(operation: Operation, first: int, rest: int) -> Any:
+    o = operation.operands
+    flat = [n for pair in _pairs(o["pad"]) for n in ((first, rest - first) if any(pair) else pair)]
+    return operation.compute({**o, "pad": flat})
+
+
+WINDOW = (
+    "A periodic window (torch.hann_window's default) divides by n, a symmetric one (np.hanning, jnp.hanning, SciPy's "
+    "sym=True) by n - 1: pass periodic=False in torch, or write 2 pi k / n out in JAX."
+)
+
+
+def tapers(step: Step) -> Iterator[Claim]:
+    """Yield the symmetric window in the place of the periodic one, and the other way around."""
+    import torch
+
+    o = step.operands
+    now = bool(o.get("periodic", True))
+    more = {name: o[name] for name in ("alpha", "beta") if name in o}
+
+    def other(operation: Operation) -> Any:
+        made = getattr(torch, step.name)(o["window_length"], not now, **more, dtype=torch.float64)
+        return operation.like(operation.numpy(made), operation.compute(operation.operands))
+
+    words = {True: "periodic", False: "symmetric"}
+    yield Claim(
+        Change("torch", {step.key: other}), "another formula: window", f"a {words[now]} window ({step.name})",
+        f"a {words[not now]} one", WINDOW,
+    )  # fmt: skip
 
 
 def dilations(steps: Sequence[Step]) -> Iterator[Claim]:

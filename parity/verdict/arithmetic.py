@@ -22,12 +22,14 @@ class Arithmetic:
 
     Attributes:
         alike: Whether both use the same types with larger units.
+        lowest: That with the largest unit, where both are alike.
         library: The type that one of them uses because a library does so of its own accord
             (jax.nn.dot_product_attention computes its softmax in float32), where no code of the user's does.
         text: Who uses less, in words; empty where both are alike or use no less than was asked for.
     """
 
     alike: bool = False
+    lowest: str = ""
     library: str = ""
     text: str = ""
 
@@ -54,7 +56,7 @@ def of_cell(runs: Runs, cell: Cell, dtype: str) -> Arithmetic:
         wider = "jax" if found.text.startswith("torch") else "torch"
         usual = runs.reading(cell, wider, "float32", x64=True)
         if usual is not None and set(usual.types.get("float64", ())) - MOVES:
-            return Arithmetic(alike=True)
+            return Arithmetic(alike=True, lowest="float32")
     return found
 
 
@@ -70,7 +72,7 @@ def compared(torch: Reading, jax: Reading, dtype: str) -> Arithmetic:
     if not low["torch"] and not low["jax"]:
         return Arithmetic()
     if low["torch"].keys() == low["jax"].keys():
-        return Arithmetic(alike=True)
+        return Arithmetic(alike=True, lowest=max(low["torch"], key=lambda name: UNIT[name]))
     less, more = ("jax", "torch") if _largest(low["jax"]) >= _largest(low["torch"]) else ("torch", "jax")
     extra = [name for name in low[less] if name not in low[more]] or list(low[less])
     lowest = max(extra, key=lambda name: UNIT[name])

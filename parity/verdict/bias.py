@@ -59,7 +59,9 @@ class Slope:
         """Return the sums over what is a number, and no zero, on both sides."""
         use = np.isfinite(got) & np.isfinite(want) & (want != 0) & (inherent > 0)
         with np.errstate(over="ignore", under="ignore"):
-            error, value = (got[use] - want[use]) / inherent[use], want[use] / inherent[use]
+            if not use.all():
+                got, want, inherent = got[use], want[use], inherent[use]
+            error, value = ((got - want) / inherent).ravel(), (want / inherent).ravel()
             return cls(float(error @ value), float(value @ value), float(error @ error), int(use.sum()))
 
     def __add__(self, other: Slope) -> Slope:

@@ -17,7 +17,7 @@ from parity.execution.calls import Failure, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import data
 from parity.records import Cell, Judged
-from parity.verdict import compare, sensitivity
+from parity.verdict import arithmetic, compare, sensitivity
 from parity.verdict.bias import ROUNDED, Slope, assert_no_factor
 from parity.verdict.bounds import UNIT
 from parity.verdict.compare import Mismatch
@@ -33,7 +33,7 @@ Slopes = dict[str, Slope]
 
 @dataclass(frozen=True)
 class Level:
-    """How far rounding moves the elements of an output: by a part of their size, and by so much in any case."""
+    """How far rounding moves the elements of an output: by a part of their size, and by so much at least."""
 
     part: float
     floor: float
@@ -61,11 +61,14 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
         mine = _slopes(runs, cell, draws, cell.world, reference, single, levels)
         return mine, None if double else _slopes(runs, cell, draws, beside, beside, single, levels)
 
+    inside = arithmetic.Arithmetic()
     mine, twin = both(_unmeasured(runs, cell))
     unsettled = [one for one in (*mine.values(), *(twin or {}).values()) if not one.is_settled(UNIT[single])]
     if unsettled:
         if cell.transform not in TRANSFORMS and max(one.count for one in unsettled) < data.ENOUGH:
             return found
+        if double:
+            inside = arithmetic.of_cell(runs, cell, single)
         mine, twin = both(_levels(runs, cell))
     if double and own == "jax":
         for draw in draws[1:]:
@@ -85,7 +88,9 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
             given = runs.pair.tolerance
             narrow = _single(runs, cell, reference) if double else set()
             tolerated = given.rtol if given else 0.0
-            assert_no_factor(mine, cell.dtype, twin, both=double, tolerated=tolerated, single=narrow)
+            # What both compute in float32 inside errs as float32 does, whatever the outputs are.
+            dtype = inside.lowest or cell.dtype
+            assert_no_factor(mine, dtype, twin, both=double, tolerated=tolerated, single=narrow)
     except Mismatch as mismatch:
         ratio = mismatch.finding.output == "error ratio"
         judged: Judged = "ratio" if ratio else "meaning" if double else "precision"
@@ -160,7 +165,7 @@ def _slopes(
                 continue
             if value.dtype.kind != "f" or name not in sizes:
                 continue
-            s = level.part * sizes[name] + level.floor
+            s = np.maximum(level.part * sizes[name], level.floor)
             slope = Slope.of(value, target, sensitivity.inherent(sizes[name], s, dtype))
             total[name] = total.get(name, Slope()) + slope
     return total

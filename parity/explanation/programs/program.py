@@ -191,7 +191,7 @@ def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, O
     softmax = _leads(step, SOFTMAXES, users, POWERS) if step.name in ("mul", "div") else None
     if softmax is not None and _leads(softmax, PRODUCTS, users):
         return ATTENTION_SCALE
-    if step.name not in ADDS or abs(constant.value) > SMALL:
+    if step.name not in (*ADDS, "scalar_tensor") or abs(constant.value) > SMALL:
         return ""
     reached, seen = [step.key], {step.key}
     for _ in range(6):
@@ -200,7 +200,7 @@ def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, O
             return "eps"
         if any(user.name in ("div", "true_divide") and operand in (1, "other") for user, operand in following):
             return "eps"
-        reached = [user.key for user, _ in following if user.name in PASSES and user.key not in seen]
+        reached = [user.key for user, _ in following if user.name.rstrip("_") in PASSES and user.key not in seen]
         seen.update(reached)
     return ""
 

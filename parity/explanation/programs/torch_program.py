@@ -206,7 +206,7 @@ def _constants(
         if argument.name in UNTOLD and argument.has_default_value() and value == argument.default_value:
             continue
         sums = argument.name == "alpha" and name.rstrip("_") in ("add", "sub", "rsub")  # no one passes it
-        own = argument.name not in ("self", "other", "exponent", "value", "min", "max") and not sums
+        own = argument.name not in ("self", "other", "exponent", "value", "min", "max", "s") and not sums
         yield Constant(key, argument.name, float(value), argument.name if own else name, argument.name if own else "")
 
 

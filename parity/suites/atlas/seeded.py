@@ -2,9 +2,11 @@
 
     python -m parity.suites.atlas.seeded [NAME ...] [--fault NAME ...]
 
-prints how many of the changes are found, by fault, and every one that is not. One that changes no bit of any result
-on the data (the sign of a zero where there is none) is not counted, nor are cells in which the operators differ anyway,
-nor operators that differ on random numbers: they fail as they are.
+prints a row of a table for each operator: in how many cells each fault changes a bit, and in how many of them it is
+found; then the score, and every fault that is not found. One that changes no bit of any result on the data (the sign of
+a zero where there is none) is not counted, nor are cells in which the operators differ anyway, nor operators that
+differ on random numbers: they fail as they are. Said apart is a fault that moves results no more than twice as far as
+rounding the right function anew does: no verdict can tell it from rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from parity.execution.calls import Outputs
 from parity.execution.outputs import Runs
@@ -24,10 +27,14 @@ from parity.names import unknown
 from parity.operator.pair import Pair
 from parity.records import Cell
 from parity.suites.atlas.pairs import PAIRS
-from parity.verdict import judge
+from parity.verdict import judge, sensitivity
+from parity.verdict.bounds import UNIT
 from parity.verdict.runner import plan, run
 
 ULPS = 4
+DROWNED = 2.0
+"""Times what rounding does: a fault that moves results no farther is none that shows."""
+
 CHOICE = {"transforms": ("forward", "vjp"), "data": ("random", "signed zeros", "kinks")}
 AGREE = ("identical", "within bound")
 
@@ -80,12 +87,27 @@ class Found:
         fault: The fault.
         cells: In how many cells it changes a bit, where the operators agree without it.
         caught: In how many of them it is a failure.
+        moved: How far it moves the median element that it moves, beside what rounding does to it, where no cell is a
+            failure: the largest of all cells.
     """
 
     pair: str
     fault: str
     cells: int
     caught: int
+    moved: float = 0.0
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is in no cell a failure, and is no rounding."""
+        return bool(self.cells) and not self.caught and self.moved > DROWNED
+
+    def __str__(self) -> str:
+        if not self.cells:
+            return "no bit"
+        if self.caught:
+            return f"{self.caught} of {self.cells}"
+        return f"{'MISSED' if self.missed else 'rounding'} ({self.moved:.1f})"
 
 
 def with_fault(function: Callable[..., Any], fault: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -115,7 +137,8 @@ def seeded(pair: Pair, faults: Sequence[str] = tuple(FAULTS), seed: int = 0) -> 
         changed = [cell for cell in there if _changes(right, Runs(wrong, seed), cell)]
         # The sign of a zero that cancels is shown, and fails where asked to.
         caught = sum(record.failed for record in run(wrong, changed, seed, strict=name == SIGNS)) if changed else 0
-        yield Found(pair.name, name, len(changed), caught)
+        moved = max(_moved(right, Runs(wrong, seed), cell) for cell in changed) if changed and not caught else 0.0
+        yield Found(pair.name, name, len(changed), caught, moved)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,19 +152,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for one in given:
             if one not in names:
                 parser.error(unknown(what, one, names))
-    found = []
+    faults = tuple(asked.fault or FAULTS)
+    found: list[Found] = []
+    print(f"| operator | {' | '.join(faults)} |\n|---|{'---|' * len(faults)}", flush=True)
     for name in asked.name or known:
-        for one in seeded(known[name], asked.fault or tuple(FAULTS)):
-            found.append(one)
-            if one.cells and not one.caught:
-                print(f"not found: {one.fault} in {one.pair}, which changes {one.cells} cells", flush=True)
-    for fault in asked.fault or FAULTS:
+        row = list(seeded(known[name], faults))
+        found += row
+        said = [str(one) for one in row] or ["differs as it is"] * len(faults)
+        print(f"| {name} | {' | '.join(said)} |", flush=True)
+    print()
+    for fault in faults:
         counted = [one for one in found if one.fault == fault and one.cells]
-        print(f"{fault}: {sum(bool(one.caught) for one in counted)} of {len(counted)} operators")
+        print(f"- {fault}: {sum(bool(one.caught) for one in counted)} of {len(counted)} operators")
     counted = [one for one in found if one.cells]
-    caught = sum(bool(one.caught) for one in counted)
-    print(f"score: {caught} of {len(counted)} seeded faults are found")
-    return int(caught < len(counted))
+    caught, missed = sum(bool(one.caught) for one in counted), sum(one.missed for one in found)
+    rounding = len(counted) - caught - missed
+    print(f"- score: {caught} of {len(counted)} are found, {rounding} are no more than rounding, {missed} are missed")
+    return int(missed > 0)
+
+
+def _moved(right: Runs, wrong: Runs, cell: Cell) -> float:
+    """Return how far the median element that a fault moves is moved, beside what rounding the right function does."""
+    one, other = right.outputs(cell), wrong.outputs(cell)
+    assert isinstance(one, Outputs)
+    assert isinstance(other, Outputs)
+    spread, sizes = sensitivity.of_cell(right, cell, UNIT[cell.dtype]).spread, sensitivity.sizes(one.values)
+    worst = 0.0
+    for name, size in sizes.items():
+        change = np.abs(other.values[name] - one.values[name])
+        if name in spread and change.any():
+            ratio = change / sensitivity.inherent(size, spread[name], cell.dtype)
+            worst = max(worst, float(np.median(ratio[change > 0])))
+    return worst
 
 
 def _own(pair: Pair, name: str) -> Sequence[str] | None:
