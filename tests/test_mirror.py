@@ -172,6 +172,7 @@ def definitions(path):
 ONLY_IN_JAX = {
     "equinox.py", "nnx.py", "nnx_layers.py", "nnx_convert.py", "nnx_embedding.py",  # adapters of other libraries
     "nnx_general.py",
+    "flax_bytes.py",  # a state_dict is what modules have
     "bits.py",  # as_bits of tensors.py
     "norms.py",  # torch's norms take the parameter out of the layer, which tells
     "marks.py",  # what origin.py is in torch, for values that remember nothing
