@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import maskedlinear_jax as mj
+import maskedlinear_torch as mt
 from maskedlinear_torch import (
     MaskedLinear,
     PackedLinear,
