@@ -352,7 +352,7 @@ class PackedBias(Layer):
     is_packed = True
 
     @property
-    def bias(self) -> nnx.Param[Array] | Whole | None:
+    def bias(self) -> nnx.Param[Array] | Whole | FrozenParam | None:
         """The whole bias, or None: the parameter itself if all of it trains. It can be set."""
         if self.bias_positions is None or self.bias_base is None:
             return self.bias_values
