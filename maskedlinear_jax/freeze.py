@@ -17,7 +17,7 @@ from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.masks import Mask
 from maskedlinear_jax import _compat, stacked
 from maskedlinear_jax.constant import Constant
-from maskedlinear_jax.frozen_entries import Path, as_rows, by_path, keep, masks_by_path, path_of, trains
+from maskedlinear_jax.frozen_entries import Path, as_rows, by_path, keep, lies_in_blocks, masks_by_path, path_of, trains
 from maskedlinear_jax.frozen_state import update_and_keep
 from maskedlinear_jax.module import MaskedLinear, Tree, _is_float, beside
 from maskedlinear_jax.packed_module import PackedLinear
@@ -96,6 +96,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     if not held or (of_layers and not _holds(held)):
         frozen_checks.refuse_nothing_held()
     held = {path: as_rows(mask) for path, mask in held.items()}
+    in_blocks = {path for path, mask in held.items() if lies_in_blocks(mask)}
     inner = optax.with_extra_args_support(optimizer)
 
     def branches(tree: Any) -> tuple[Any, ...]:
@@ -118,6 +119,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
         if behind := _compat.found_behind(update.__code__):
             frozen_checks.refuse_behind(behind)
         now, refused = held if masks is None else masks_by_path(masks), {}
+        updates = _laid_out(updates, in_blocks)
         if masks is None and of_layers and params is not None:
             refused = _check_masks(held, branches(updates)[0], branches(params)[0])
         _check_state(state, updates)
@@ -340,13 +342,25 @@ def _check_masks(held: Any, gradients: Any, params: Any) -> dict[Path, Any]:
     return found
 
 
+def _laid_out(updates: Any, in_blocks: set[Path]) -> Any:
+    # The gradient of blocks is made block by block. Compiled code would turn it into rows anew for each use.
+    def lay_out(keys: Any, leaf: Any) -> Any:
+        return jax.lax.optimization_barrier(leaf) if path_of(keys) in in_blocks and _compat.is_tracer(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(lay_out, updates) if in_blocks else updates
+
+
 def _left_out(where: Any, gradient: Any, weight: Any) -> Any:
     # How many frozen weights a gradient reaches, if it leaves out a larger one; else 0. Of a large weight this is
-    # asked on the lines that cross at an entry which it reaches: to find one is a single look at the gradient.
+    # asked on the lines that cross at an entry which it reaches: to find one is a single look at the gradient. XLA
+    # reduces up to 31 numbers as it reads them; of more it writes down what they are made of, and reads that.
     moves = ~where & (gradient != 0)
     if weight.size <= _SMALL:
         return _left_out_of(where, moves, weight)
-    start = jnp.unravel_index(moves.any(-1).reshape(-1).argmax(), weight.shape[:-1])
+    last = weight.shape[-1]
+    part = next(number for number in range(31, 0, -1) if last % number == 0)
+    some = moves.reshape(*weight.shape[:-1], part, last // part).any(-2)
+    start = jnp.unravel_index(some.any(-1).reshape(-1).argmax(), weight.shape[:-1])
     point = (*start, moves[start].argmax())
     lines = [(*point[:axis], slice(None), *point[axis + 1 :]) for axis in range(weight.ndim)]
     return _left_out_of(*(jnp.concatenate([array[line] for line in lines]) for array in (where, moves, weight)))

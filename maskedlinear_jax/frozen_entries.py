@@ -55,6 +55,16 @@ def as_rows(mask: Any) -> Any:
     return Rows(found[:, 0]) if (found == found[:, :1]).all() else mask
 
 
+def lies_in_blocks(mask: Any) -> bool:
+    """Tell whether a bool array that can be read is of blocks: most entries have equal neighbours, both ways."""
+    if _compat.is_tracer(mask) or getattr(mask, "ndim", 0) != 2 or not mask.size:
+        return False
+    found = np.asarray(mask)
+    borders = (np.count_nonzero(np.diff(found, axis=axis)) for axis in (0, 1))
+    few = min(trainable := np.count_nonzero(found), found.size - trainable)
+    return all(0 < 4 * number <= few for number in borders)
+
+
 def is_held(masks: Mapping[Path, Any], path: Path) -> bool:
     """Tell whether a parameter has a mask, its own or that of all it is in."""
     return path in masks or any(masks.get(path[:i]) is False for i in range(len(path)))

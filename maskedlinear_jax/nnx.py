@@ -35,6 +35,7 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
+from maskedlinear_jax.flax_bytes import register as _register_in_flax
 from maskedlinear_jax.nnx_convert import Model as _Model
 from maskedlinear_jax.nnx_convert import check_ties as _check_ties
 from maskedlinear_jax.nnx_convert import depth_of as _depth
@@ -309,7 +310,7 @@ def _set(layer: Any, loaded: Any) -> None:
         _set_plain(layer, loaded.weight, loaded.bias)
         return
     layer.values.set_value(loaded.values)
-    if not _form_of(layer).is_embedding and layer.bias_values is not None:
+    if not _form_of(layer).is_embedding and isinstance(layer.bias_values, nnx.Param):
         layer.bias_values.set_value(loaded.bias_values.reshape(layer.bias_values.get_value().shape))
 
 
@@ -327,8 +328,9 @@ _BIASES = ("bias_values", "bias")
 
 
 def _has_frozen_bias(layer: Any) -> bool:
-    # Whether `freeze_others` froze the bias.
-    return any(isinstance(vars(layer).get(own), _FrozenParam) for own in _BIASES)
+    # Whether `freeze_others` froze the bias, and not a mask.
+    frozen = any(isinstance(vars(layer).get(own), _FrozenParam) for own in _BIASES)
+    return frozen and getattr(layer, "bias_positions", None) is None
 
 
 def _freeze_bias(layer: Any) -> None:
@@ -415,3 +417,4 @@ _summary_of_models(
     nnx.Module,
     lambda model: _tree(model, stacks=True) | {name: _Constant(value) for name, value in _frozen_others(model).items()},
 )
+_register_in_flax()

@@ -15,6 +15,7 @@ from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Precision, as_precision
 from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.embedding import check_tokens, masked_lookup, packed_lookup
@@ -166,8 +167,8 @@ class PackedEmbed(_Embedding):
         if _embed is None:
             _embed = nnx.Embed(num_embeddings, features, rngs=given_rngs(self, rngs), **keywords)
         embed = _embed
+        packed_checks.with_numbers(type(self).__name__, table := embed.embedding.get_value())
         self._take_embed(embed, grad_mask, as_precision(_arithmetic))
-        table = embed.embedding.get_value()
         dtype = dtype_name(table) if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, dtype_name(table))
         self.base = Frozen(table)

@@ -23,6 +23,7 @@ from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import as_precision
 from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.functional import masked_linear
@@ -165,8 +166,8 @@ class PackedLinearGeneral(PackedBias, _General):
         values_dtype: DTypeLike | None = None,
         precision: PrecisionLike = "native",
     ) -> None:
+        packed_checks.with_numbers(type(self).__name__, kernel := linear.kernel.get_value())
         self._take_general(linear, grad_mask, bias_mask, precision)
-        kernel = linear.kernel.get_value()
         dtype = dtype_name(kernel) if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, dtype_name(kernel))
         self.base = Frozen(kernel)

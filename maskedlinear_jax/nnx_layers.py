@@ -25,7 +25,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, Precision, as_precision
-from maskedlinear_jax import marks, moments, norms, packing
+from maskedlinear_jax import _compat, marks, moments, norms, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
 
@@ -352,7 +352,7 @@ class PackedBias(Layer):
     is_packed = True
 
     @property
-    def bias(self) -> nnx.Param[Array] | Whole | None:
+    def bias(self) -> nnx.Param[Array] | Whole | FrozenParam | None:
         """The whole bias, or None: the parameter itself if all of it trains. It can be set."""
         if self.bias_positions is None or self.bias_base is None:
             return self.bias_values
@@ -391,6 +391,9 @@ class PackedBias(Layer):
             self.bias_values, self.bias_base = nnx.data(bias), nnx.data(None)
         else:
             whole, trains = bias.get_value(), self.bias_positions.get_value()
+            if not _compat.is_tracer(trains) and not trains.any():  # Orbax refuses an array of no number
+                self.bias_values, self.bias_base = FrozenParam(whole, **bias.get_metadata()), nnx.data(None)
+                return
             self.bias_values, self.bias_base = nnx.Param(whole.reshape(-1)[trains]), Frozen(whole)
 
 
@@ -435,8 +438,8 @@ class PackedLinear(PackedBias):
         if _linear is None:
             _linear = nnx.Linear(in_features, out_features, rngs=given_rngs(self, rngs), **keywords)
         linear = _linear
+        packed_checks.with_numbers(type(self).__name__, kernel := linear.kernel.get_value())
         self._take_over(linear, constructors.as_mask(grad_mask), bias_mask, arithmetic)
-        kernel = linear.kernel.get_value()
         dtype = dtype_name(kernel) if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, dtype_name(kernel))
         self.base = Frozen(kernel)

@@ -16,6 +16,7 @@ from maskedlinear_core.annotations import BiasMaskLike, HasWeightAndBias, MaskLi
 from maskedlinear_core.arrays import dtype_name, is_framework_array, read
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
+from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Precision, described
 from maskedlinear_jax import lowering, marks, packing, rule
 from maskedlinear_jax.bits import as_bits
@@ -319,6 +320,7 @@ class PackedLinear:
         return jnp.stack(parts).reshape(*self.base_bits.shape[:-2], *parts[0].shape)
 
     def _take_over(self, linear: MaskedLinear, mask: masks.Mask, bias_mask: Any, values_dtype: Any) -> None:
+        packed_checks.with_numbers(type(self).__name__, linear.weight)
         weight = jnp.asarray(linear.weight)
         dtype = weight.dtype.name if values_dtype is None else _name_of_dtype(values_dtype)
         module_checks.values_dtype(dtype, weight.dtype.name)

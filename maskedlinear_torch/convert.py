@@ -269,7 +269,7 @@ def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], pac
 
 def _check_form(name: str, layer: Any, packed: bool) -> None:
     # A user's subclass keeps its form: one of another would lose its forward.
-    if packed and isinstance(layer, MaskedLinear) and _has_own_forward(layer):
+    if packed and isinstance(layer, MaskedLinear | MaskedEmbedding) and _has_own_forward(layer):
         convert_checks.refuse_subclass(name, layer)
 
 
@@ -331,7 +331,7 @@ def _make(
         if module is None:
             inside.setdefault(prefix, {})[last] = mask
             continue
-        if isinstance(module, Layer) and not (options.packed and isinstance(module, MaskedLinear)):
+        if isinstance(module, Layer) and not (options.packed and isinstance(module, MaskedLinear | MaskedEmbedding)):
             if isinstance(module, PackedLinear):
                 module._refuse_sharded("repack")
             changes.append(_change(module, mask, biases[name], options.optimizer))

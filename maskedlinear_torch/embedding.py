@@ -26,13 +26,13 @@ from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check, check_matrix
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kinds import Submatrix
-from maskedlinear_torch.module import MaskedLinear
+from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.own_parameters import OwnParameters
 from maskedlinear_torch.packed_module import PackedLinear
 from maskedlinear_torch.tensors import plain as plain_tensor
 
 
-class MaskedEmbedding(MaskedLinear, nn.Embedding):
+class MaskedEmbedding(Layer, nn.Embedding):
     """A `torch.nn.Embedding` of which only the masked positions learn: rows are tokens.
 
     The weight is a full parameter with a masked gradient, as in `MaskedLinear`; `attend` is the head tied to it.
@@ -55,6 +55,11 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
         >>> layer.weight.grad.tolist()
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
     """
+
+    weight: Tensor
+    # No subclass of MaskedLinear: what looks for linear layers (PEFT) would take it for one.
+    grad_mask = MaskedLinear.grad_mask
+    _home = MaskedLinear._home
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class MaskedEmbedding(MaskedLinear, nn.Embedding):
 
     def attend(self, input: Tensor) -> Tensor:
         """Return x W^T, the head tied to the embedding: (*batch, num_embeddings) of (*batch, embedding_dim)."""
-        return MaskedLinear.forward(self, input)
+        return MaskedLinear.forward(self, input)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Describe sizes and mask."""

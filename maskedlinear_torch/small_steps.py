@@ -8,6 +8,7 @@ step costs the trainable share. All other optimizers step as ever, and the layer
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ IS_SMALL = "_maskedlinear_is_small"
 class SmallStep:
     """One step of the entries that train, by an optimizer of their own; then the rest is the true optimizer's.
 
-    The gradients of what was stepped are kept back from the true optimizer until `end`.
+    The gradients of what was stepped are kept back from the true optimizer until `end`. Whatever else has a gradient
+    is stepped first: if that raises, all gradients are there, and nothing that is held has moved.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, entries: list[FrozenEntries]) -> None:
@@ -74,6 +76,7 @@ class SmallStep:
                 stepper.state[tensor] = {
                     name: _taken(one, value, group) if value.dim() else value for name, value in state.items()
                 }
+        self._step_others(optimizer, {id(one.parameter) for one in small.values()})
         type(optimizer).step(stepper)  # not its own `step`, which a scheduler may have wrapped
         for tensor, one in small.items():
             group, new = group_of[tensor], stepper.state.get(tensor, {})
@@ -85,8 +88,25 @@ class SmallStep:
                     state[name] = value
             one.write(_entries(one, tensor, group))
             self.stepped[id(one.parameter)] = one
-            self._kept_back.append((one.parameter, one.parameter.grad))  # type: ignore[arg-type]
-            one.parameter.grad = None
+        self._keep_back(optimizer, lambda parameter: True)
+
+    def _step_others(self, optimizer: torch.optim.Optimizer, held: set[int]) -> None:
+        # The true optimizer's own step may raise, after which no hook is called.
+        if not any(p.grad is not None and id(p) not in held for one in optimizer.param_groups for p in one["params"]):
+            return
+        self._keep_back(optimizer, lambda parameter: id(parameter) in held)
+        optimizer.__dict__[IS_SMALL] = True
+        try:
+            type(optimizer).step(optimizer)
+        finally:
+            del optimizer.__dict__[IS_SMALL]
+            self.end()
+
+    def _keep_back(self, optimizer: torch.optim.Optimizer, is_kept: Callable[[Tensor], bool]) -> None:
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            if parameter.grad is not None and is_kept(parameter):
+                self._kept_back.append((parameter, parameter.grad))
+                parameter.grad = None
 
     def end(self) -> None:
         """Give the gradients back."""

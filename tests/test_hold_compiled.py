@@ -16,6 +16,7 @@ MASKS = {
     "elements": mj.elements(DRAW.random((OUT, IN)) < 0.1),
     "blocks": mj.blocks(DRAW.random((6, 4)) < 0.3, (16, 16)),
 }
+WIDTHS = {"many parts": IN, "a prime": 61, "one column": 1, "an even number": 134}
 OPTIMIZERS = {
     "adamw": optax.adamw(0.01),
     "nadamw": optax.nadamw(0.01),
@@ -84,6 +85,15 @@ def test_a_held_step_needs_no_copy_of_the_state():
     assert more < OUT * IN * 4  # one moment alone; a bool for each entry is a quarter of it
 
 
+@pytest.mark.parametrize("kind", [*MASKS, "few elements"])
+def test_gradients_of_blocks_are_turned_into_rows_once(kind):
+    mask = MASKS.get(kind, mj.elements(np.random.default_rng(0).random((OUT, IN)) < 1 / 250))
+    layer, params, rest = made(mask)
+    held = mj.hold_frozen(optax.adamw(0.01), layer)
+    text = str(jax.make_jaxpr(held.update)(gradient(params, rest), held.init(params), params))
+    assert ("optimization_barrier" in text) == (kind == "blocks")
+
+
 def test_an_infinite_gradient_where_an_entry_is_frozen_does_not_leak():
     layer, params, rest = made(MASKS["columns"])
     held = mj.hold_frozen(optax.adamw(0.01), layer)
@@ -114,6 +124,23 @@ def test_a_large_weight_whose_mask_changed_is_refused(kind, compiled):
     _, changed = mj.partition(layer.replace(grad_mask=other))
     with pytest.raises(Exception, match=r"weight: expected a gradient of zero where the mask freezes it"):
         jax.block_until_ready(update(gradient(params, changed), state, params))
+
+
+@pytest.mark.parametrize("place", [(0, 0), (-1, -1), (17, -2)])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_one_entry_of_a_large_weight_is_seen_wherever_it_lies(width, place):
+    if WIDTHS[width] < 2 and place[1] == -2:
+        place = place[0], -1
+    shape = (5000, WIDTHS[width])
+    held = mj.hold_frozen(optax.sgd(0.1), one := mj.MaskedLinear(shape[1], shape[0], grad_mask=mj.rows([3]), seed=0))
+    params, _ = mj.partition(one)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    # The largest weights of its lines are left out.
+    least = params.replace(weight=jnp.ones(shape).at[place].set(0.5))
+    state = held.init(least)
+    jax.block_until_ready(jax.jit(held.update)(zero, state, least))
+    with pytest.raises(Exception, match=r"expected a gradient of zero where the mask freezes it"):
+        jax.block_until_ready(jax.jit(held.update)(zero.replace(weight=zero.weight.at[place].set(1)), state, least))
 
 
 @pytest.mark.parametrize("penalty", ["all of it", "the large ones", "the largest"])

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import maskedlinear_jax as mj
+import maskedlinear_torch as mt
 from maskedlinear_torch import (
     MaskedLinear,
     PackedLinear,
@@ -260,3 +261,22 @@ def test_m7_a_weight_of_other_sizes_is_taken_or_refused(mask, is_held):
     layer(X).sum().backward()
     assert layer.out_features == 3
     assert torch.equal(layer.weight.grad != 0, torch.from_numpy(mask.to_array((3, 6))))
+
+
+def test_an_adapter_takes_a_masked_embedding_for_an_embedding():
+    """PEFT took it for a linear layer, of other sizes, for it was both: its forward ended in an IndexError."""
+    import peft
+
+    torch.manual_seed(0)
+    layer = mt.MaskedEmbedding(9, 4, grad_mask=mt.rows([7, 8]), seed=0)
+    assert not isinstance(layer, torch.nn.Linear)
+    model = torch.nn.Sequential(layer, torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    config = peft.LoraConfig(target_modules=["0"], r=2, init_lora_weights=False)
+    wrapped, tokens = peft.get_peft_model(model, config).eval(), torch.tensor([[0, 8, 3]])
+    over = wrapped.base_model.model[0]
+    table = layer.weight.detach() + over.get_delta_weight("default").detach()
+    output = wrapped(tokens)
+    torch.testing.assert_close(output, model[2](model[1](torch.nn.functional.embedding(tokens, table))))
+    merged = wrapped.merge_and_unload()
+    assert merged[0] is layer
+    torch.testing.assert_close(merged(tokens), output)

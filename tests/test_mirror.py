@@ -123,7 +123,7 @@ ONLY_DEFINED_IN_ONE = {
         "_call_the_layer",  # torch's fast path of transformers reads past a layer's forward
         "apply_updates", "keep_frozen", "register_models", "_masks_of", "_has_layers", "_is_layer", "_is_mask_or_none",
         "_refuse_other_gradients",  # called by compiled code
-        "_is_model", "_check_masks", "_left_out", "_left_out_of", "_check_state", "_check_structure",
+        "_is_model", "_check_masks", "_laid_out", "_left_out", "_left_out_of", "_check_state", "_check_structure",
         "_holds",  # masks are found by the model's paths, and cannot be seen by an update
         "_has_positions",  # torch's modules cannot lose theirs
         "_by_name",  # a tensor alone is no mapping; to JAX an array is a pytree
@@ -132,7 +132,7 @@ ONLY_DEFINED_IN_ONE = {
     },
     "frozen_entries.py": {
         "Places", "_run", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
-        "by_path", "path_of", "masks_by_path", "Rows", "as_rows",
+        "by_path", "path_of", "masks_by_path", "Rows", "as_rows", "lies_in_blocks",
         "is_held", "trains", "_trains", "keep",  # masks and parameters by path
     },
     "frozen_state.py": {
@@ -172,6 +172,7 @@ def definitions(path):
 ONLY_IN_JAX = {
     "equinox.py", "nnx.py", "nnx_layers.py", "nnx_convert.py", "nnx_embedding.py",  # adapters of other libraries
     "nnx_general.py",
+    "flax_bytes.py",  # a state_dict is what modules have
     "bits.py",  # as_bits of tensors.py
     "norms.py",  # torch's norms take the parameter out of the layer, which tells
     "marks.py",  # what origin.py is in torch, for values that remember nothing

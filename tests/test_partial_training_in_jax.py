@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 
 import maskedlinear_jax as mj
 from maskedlinear_jax import equinox as in_eqx
@@ -355,3 +356,85 @@ def test_m12_a_model_of_flax_is_told_its_adapter(function, tmp_path):
     with pytest.raises(TypeError, match=f"{function}: .*, got Sequential; use maskedlinear_jax.nnx.{function}"):
         call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [nnx.Linear, nnx.LinearGeneral])
+def test_orbax_stores_a_packed_layer_of_whose_bias_nothing_learns(kind, tmp_path):
+    """NNX kept the entries that learn as an array of none, which Orbax refuses."""
+
+    def model(seed, learns):
+        found = nnx.Sequential(kind(I, O, rngs=nnx.Rngs(seed)))
+        return in_nnx.mask_linears(found, {"layers.0": MASK}, packed=True, bias_masks={"layers.0": learns})
+
+    none, some = np.zeros(O, bool), np.eye(O, dtype=bool)[1]
+    trained, other = model(0, none), model(1, none)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "model", nnx.state(trained))
+        checkpointer.wait_until_finished()
+        nnx.update(other, checkpointer.restore(tmp_path / "model", nnx.state(other)))
+    np.testing.assert_array_equal(other(X), trained(X))
+    assert not other.layers[0].bias_mask.any()
+    assert [leaf.shape for leaf in jax.tree.leaves(nnx.state(other, nnx.Param))] == [(O, 2)]
+    # The bias can learn later, and what a file says learns does.
+    other.layers[0].bias_mask = some
+    assert other.layers[0].bias_values.shape == (1,)
+    np.testing.assert_array_equal(other(X), trained(X))
+    other.layers[0].bias_values[...] = 7.0
+    in_nnx.save_packed(tmp_path / "file", other)
+    again = in_nnx.load_packed(tmp_path / "file", model(0, none))
+    np.testing.assert_array_equal(again.layers[0].bias_mask, some)
+    np.testing.assert_array_equal(again(X), other(X))
+    other.layers[0].bias_mask = none
+    assert other.layers[0].bias[...][1] == 7
+    assert in_nnx.unmask_linears(other).layers[0].bias[...][1] == 7
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
+def test_flax_serialization_stores_layers(packed):
+    """`to_bytes` ended in "can not serialize 'MaskedLinear' object"."""
+
+    def model(seed, mask=MASK):
+        layer = mj.MaskedLinear(I, O, grad_mask=mj.columns([]), seed=seed).to_linear()
+        return mj.mask_linears({"a": layer, "b": jnp.full(2, float(seed))}, {"a": mask}, packed=packed,
+                               bias_masks={"a": np.zeros(O, bool)}, freeze_others=packed)  # fmt: skip
+
+    trained = model(3)
+    state = decayed().init(mj.partition(trained)[0])
+    data = serialization.to_bytes((trained, state))
+    found, moments = serialization.from_bytes((model(4), decayed().init(mj.partition(model(4))[0])), data)
+    assert jax.tree.structure((found, moments)) == jax.tree.structure((trained, state))
+    for one, before in zip(*(jax.tree.leaves(side) for side in ((found, moments), (trained, state))), strict=True):
+        assert one.dtype == before.dtype
+        np.testing.assert_array_equal(one, before)
+    assert [*map(type, jax.tree.leaves(found["a"]))] == [*map(type, jax.tree.leaves(trained["a"]))]
+    np.testing.assert_array_equal(found["a"](X), trained["a"](X))
+    data = serialization.to_bytes(trained)
+    with pytest.raises(ValueError, match=r"from_state_dict: .*Linear: expected .* a layer with the same mask"):
+        serialization.from_bytes(model(4, mj.columns([1, 2, 4])), data)
+    with pytest.raises(ValueError, match=r"from_state_dict: .*Linear: expected masks Rows, got Columns"):
+        serialization.from_bytes(model(4, mj.rows([1, 4])), data)
+
+
+def test_a_model_of_shapes_alone_is_not_packed():
+    """It ended in "float() argument must be a string" and "'ShapeDtypeStruct' object has no attribute 'T'"."""
+    masks, words = (
+        {"a": MASK},
+        r"Packed\w*: expected a weight with numbers, got a ShapeDtypeStruct.*within one jax.eval",
+    )
+    own = jax.eval_shape(lambda model: model, {"a": masked().to_linear()})
+    of_eqx = eqx.filter_eval_shape(lambda: {"a": eqx.nn.Linear(I, O, key=jax.random.key(0))})
+    for convert, model in ((mj.mask_linears, own), (in_eqx.mask_linears, of_eqx)):
+        with pytest.raises(TypeError, match=words):
+            convert(model, masks, packed=True)
+
+    def made(kind=nnx.Linear):
+        return nnx.Dict(a=kind(I, O, rngs=nnx.Rngs(0)))
+
+    for kind in (nnx.Linear, nnx.LinearGeneral, nnx.Embed):
+        mask = mj.rows([1]) if kind is nnx.Embed else MASK
+        with pytest.raises(TypeError, match=words):
+            in_nnx.mask_linears(nnx.eval_shape(lambda kind=kind: made(kind)), {"a": mask}, packed=True)
+    abstract = nnx.eval_shape(lambda: in_nnx.mask_linears(made(), masks, packed=True))
+    assert nnx.state(abstract)["a"]["values"].get_value().shape == (O, 2)
+    abstract = jax.eval_shape(lambda: mj.mask_linears({"a": masked().to_linear()}, masks, packed=True))
+    assert abstract["a"].values.shape == (O, 2)

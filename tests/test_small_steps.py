@@ -233,7 +233,7 @@ def test_a_step_that_fails_leaves_the_optimizer_as_it_was(monkeypatch):
     assert len(optimizer.state_dict()["state"]) == 2
 
 
-@pytest.mark.parametrize("fault", ["a sparse gradient", "a state of another shape"])
+@pytest.mark.parametrize("fault", ["a sparse gradient", "a state of another shape", "a state that lacks a name"])
 def test_a_step_that_the_rest_fails_keeps_the_gradients(fault):
     layer, other = layer_of(MASKS["rows"]), torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW([*layer.parameters(), *other.parameters()], lr=0.1)
@@ -245,14 +245,22 @@ def test_a_step_that_the_rest_fails_keeps_the_gradients(fault):
     other.weight.grad = torch.zeros(2, 2)
     if fault == "a sparse gradient":
         other.weight.grad = other.weight.grad.to_sparse()
+    elif fault == "a state that lacks a name":
+        optimizer.state[other.weight] = {"step": torch.tensor(1.0), "exp_avg_sq": torch.zeros(2, 2)}
     else:
         optimizer.state[other.weight] = {"step": torch.tensor(1.0)} | dict.fromkeys(
             ("exp_avg", "exp_avg_sq"), torch.ones(3, 3)
         )
-    before = layer.weight.grad.clone()
-    with pytest.raises(RuntimeError, match=r"sparse|size of tensor"):
+    before, grad = layer.weight.detach().clone(), layer.weight.grad.clone()
+    with pytest.raises((RuntimeError, KeyError), match=r"sparse|size of tensor|exp_avg"):
         optimizer.step()
-    assert torch.equal(layer.weight.grad, before)
+    assert torch.equal(layer.weight.grad, grad)
+    if fault == "a state that lacks a name":
+        assert torch.equal(layer.weight, before)
+        optimizer.state[other.weight]["exp_avg"] = torch.zeros(2, 2)
+        optimizer.step()
+        assert not torch.equal(layer.weight, before)
+        assert other.weight.grad is not None
     mt.assert_frozen(layer_of(MASKS["rows"]), layer)
 
 

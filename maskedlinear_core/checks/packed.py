@@ -182,3 +182,17 @@ def refuse_stale_write(name: str) -> NoReturn:
         f"PackedLinear: expected a write to the layer's {name} as it is now, got one to a {name} that was read before "
         f"the layer changed; read layer.{name} again. The layer was not changed"
     )
+
+
+def with_numbers(form: str, weight: object) -> None:
+    """Check that a weight has values to take.
+
+    Raises:
+        TypeError: It has none: a `jax.ShapeDtypeStruct`.
+    """
+    if hasattr(weight, "__array__"):
+        return
+    raise TypeError(
+        f"{form}: expected a weight with numbers, got a {type(weight).__name__}, which has a shape and no numbers; "
+        "for shapes alone, make the model and convert it within one jax.eval_shape (flax.nnx.eval_shape)"
+    )

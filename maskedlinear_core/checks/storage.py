@@ -271,3 +271,16 @@ def refuse_positions(name: str) -> NoReturn:
         "both models the same masks. (These numbers tell positions apart: send them along, and compute nothing with "
         "them but averages.) Nothing was changed"
     )
+
+
+def refuse_state(kind: str, wanted: Mapping[str, object], got: Mapping[str, object]) -> NoReturn:
+    """Refuse the stored state of another layer.
+
+    Raises:
+        ValueError: Always.
+    """
+    name = next(name for name in (*wanted, *got) if wanted.get(name) != got.get(name))
+    raise ValueError(
+        f"from_state_dict: {kind}: expected {name} {wanted.get(name, 'nowhere')}, got {got.get(name, 'none')}; "
+        "restore into a layer with the same mask"
+    )
