@@ -188,3 +188,52 @@ def test_the_right_ports_are_left_alone():
     torch.manual_seed(0)
     assert parity.compare_models(*loaded(Decoder(), DecoderPort()), (IDS,)).ok
     assert parity.compare_models(*loaded(Encoder(), EncoderPort()), (IDS, KEPT)).ok
+
+
+class Scaled(nn.Module):
+    """Embeddings times the root of their width, then a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.word, self.norm, self.head = nn.Embedding(WORDS, SIZE), nn.LayerNorm(SIZE), nn.Linear(SIZE, WORDS)
+
+    def forward(self, ids):
+        return self.head(self.norm(self.word(ids) * SIZE**0.5))
+
+
+class ScaledPort(nnx.Module):
+    """The port, whose embeddings are taken `times` a number; `bend` is a second fault, which has no name."""
+
+    def __init__(self, times, bend, shift=0.0):
+        rngs = nnx.Rngs(0)
+        self.times, self.bend, self.shift = times, bend, shift
+        self.word, self.head = nnx.Embed(WORDS, SIZE, rngs=rngs), nnx.Linear(SIZE, WORDS, rngs=rngs)
+        self.norm = nnx.LayerNorm(SIZE, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, ids):
+        x = self.norm(self.word(ids) * self.times + self.shift)
+        return self.head(jnp.sort(x + jnp.sin(x), axis=-1) if self.bend else x)
+
+
+def scaled(*given):
+    model, port = Scaled(), ScaledPort(*given)
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    return parity.compare_models(model, port, (IDS,))
+
+
+def test_a_scale_of_embeddings_is_named():
+    assert scaled(4.0, False).ok
+    assert "1 in JAX where torch has 4 (mul)" in scaled(1.0, False).first.diagnosis.text
+
+
+@pytest.mark.parametrize(("times", "said"), [(1.0, "0.25"), (0.5, "0.125"), (16.0, "4")])
+def test_a_scale_beside_another_fault_is_named_as_a_factor_of_what_comes_next(times, said):
+    text = scaled(times, True).first.diagnosis.text
+    assert "of norm differs" in text
+    assert f"it is {said} times torch's everywhere" in text
+
+
+def test_what_is_no_factor_is_not_called_one():
+    text = scaled(1.0, True, 0.5).first.diagnosis.text
+    assert "of norm differs" in text
+    assert "times torch's" not in text

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from flax.core import FrozenDict
 from torch import nn
 
 import parity
@@ -173,3 +174,20 @@ def test_the_gate_of_llama_and_t5_is_what_the_activation_takes(torchs, jaxs, tur
     assert {name: path for name, (path, _) in pairs.items()} == {
         f"mlp.{one}.weight": f"mlp.{other}.kernel" for one, other in zip(ours, theirs, strict=True)
     }
+
+
+@pytest.mark.parametrize("kind", ["dict", "frozen", "listed"])
+def test_a_model_that_was_loaded_keeps_the_order_that_tells_its_layers_apart(kind):
+    """JAX's own functions sort the keys of a dict; `w2` before `w10` and `z` before `a` is the order of definition."""
+    params = {f"{name}{k}": {"scale": normal(8) + k} for k, name in enumerate("zyxw")}
+    made = {"frozen": FrozenDict(params), "listed": {"parts": [params]}}.get(kind, params)
+    model = nn.ModuleDict({name: nn.LayerNorm(8, bias=False) for name in ("first", "after", "next", "behind")})
+    jax_model = (lambda params, x: x, made)
+    found = parity.map_weights(model, jax_model)
+    loaded = found.load_into_jax(model, jax_model)
+    again = parity.map_weights(model, loaded)
+    assert len(found.pairs) == 4
+    assert [pair.jax for pair in again.pairs] == [pair.jax for pair in found.pairs]
+    assert type(loaded[1]) is type(made)
+    assert list(params) == ["z0", "y1", "x2", "w3"]
+    assert not again.ambiguous

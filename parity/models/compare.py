@@ -74,7 +74,7 @@ def compare_models(
 
     seed, steps = whole("seed", seed), whole("steps", steps)
     _check(mode, weights, loss, optimizer, steps, progress)
-    _check_kinds(modules, name, {"perturb": perturb, "fail_fast": fail_fast, "strict": strict})
+    _check_kinds(modules, {"name": name, "only": only}, {"perturb": perturb, "fail_fast": fail_fast, "strict": strict})
     ours, theirs, both = _sides(torch_model, jax_model, inputs)
     with what_was_there_set_aside():
         return runs.Comparison(
@@ -108,12 +108,13 @@ def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progr
         both(optimizer)
 
 
-def _check_kinds(modules: Any, name: Any, switches: dict[str, Any]) -> None:
+def _check_kinds(modules: Any, texts: dict[str, Any], switches: dict[str, Any]) -> None:
     """Refuse options of another kind: text is true, whatever it says."""
     if modules is not None and not isinstance(modules, Mapping):
         raise TypeError(f"modules: expected a dict of paths, torch's to JAX's, got {type(modules).__name__}")
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name: expected text, got {name!r}")
+    for option, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{option}: expected text, got {value!r}")
     for option, value in switches.items():
         if not isinstance(value, bool):
             raise TypeError(f"{option}: expected True or False, got {value!r}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from parity.models import pairing
 from parity.models.capture.call import Call
 from parity.models.causes import diagnose, shared, sizes
@@ -387,6 +389,23 @@ def _unpaired_before(one: Pass, judgement: Judgement, child: Judgement, since: i
     return ""
 
 
+def _times(child: Judgement, limit: float) -> str:
+    """Say of a child's input that it is a number times torch's, where every element is."""
+    found = child.found
+    sides = (child.pair.torch_calls, found.fed.get(found.worst_input)), (child.pair.jax_calls, found.worst_input)
+    want, got = (
+        next((leaf.value for leaf in calls[child.call].inputs if leaf.name == name and leaf.is_float), None)
+        for calls, name in sides
+    )
+    if want is None or got is None or want.shape != got.shape or want.size < 2 or not np.any(want):
+        return ""
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    times = float(np.vdot(want, got) / np.vdot(want, want))
+    if not times or not np.abs(got - times * want).max() <= limit * np.abs(got).max():
+        return ""
+    return f": it is {times:.6g} times torch's everywhere, so a factor is left out or added, as a scale of embeddings"
+
+
 def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
     """Return where between the children the two part: the first whose inputs differ, where the models run whole."""
     # Some module computes in less than float64, so what comes after it parts by as much.
@@ -407,7 +426,7 @@ def _between(one: Pass, judgement: Judgement, below: Sequence[Module]) -> str:
                 after = f"after {unsure}, which could not be judged"
             elif alone := _unpaired_before(one, judgement, child, since):
                 after = f"after {alone}, whose weights are paired, and which is no one module in JAX"
-            return f". The input {name!r} of {child.pair.path} differs {after}"
+            return f". The input {name!r} of {child.pair.path} differs {after}{_times(child, limit)}"
         before, unsure = child.pair.path, "" if child.agrees else child.pair.path
         since = child.pair.torch_calls[0].order
     return f". The inputs of all of them agree: it is after {before}" if before else ""

@@ -99,9 +99,15 @@ def both(optimizer: Any) -> tuple[Callable[[list[Any]], Any], Any]:
         if first not in KNOWN:
             raise ValueError(unknown("optimizer", first, list(KNOWN)))
         known = KNOWN[first]
+        if not isinstance(second, Mapping):
+            raise TypeError(f"optimizer: expected a dict of options beside {first!r}, got {second!r}")
         for name in second:
             if name not in known.options:
                 raise ValueError(unknown(f"an option of {first}", name, list(known.options)))
+            if isinstance(second[name], str) or second[name] is None:
+                raise TypeError(
+                    f"optimizer: {name} of {first}: expected a value as {known.options[name]}, got {second[name]!r}"
+                )
         options = {**known.options, **second}
 
         def make(parameters: list[Any]) -> Any:

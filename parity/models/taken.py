@@ -109,6 +109,8 @@ def of_torch(function: TorchFunction, inputs: Arguments, loss: Loss) -> Taken:
         given = {name: leaf for name, leaf in input_leaves(args, kwargs).items() if leaf.is_floating_point()}
         trained = function.trained
         value = loss(function(args, kwargs))
+        if not isinstance(value, torch.Tensor):
+            raise LossIsNoNumber(f"the loss of torch's outputs: expected a tensor, got {type(value).__name__}")
         if value.numel() != 1:
             raise LossIsNoNumber(f"the loss of torch's outputs: expected one number, got shape {tuple(value.shape)}")
         everything = [*trained.values(), *given.values()]

@@ -73,7 +73,7 @@ def flat(tree: Any) -> tuple[Entries, Callable[[Mapping[str, Any]], Any], bool]:
         def change(keys: Any, value: Any) -> Any:
             return values.get(".".join(str(_part(key)) for key in keys), value)
 
-        return jax.tree_util.tree_map_with_path(change, tree)
+        return _in_order(jax.tree_util.tree_map_with_path(change, tree), tree)
 
     return entries, rebuild, not _is_sorted(tree)
 
@@ -100,6 +100,21 @@ def _places(tree: Any, keys: Any, position: int) -> tuple[int, ...]:
             places.append(position)
             tree = getattr(tree, str(_part(key)), None)
     return tuple(places)
+
+
+def _in_order(made: Any, tree: Any) -> Any:
+    """Put the keys of a tree that JAX made of another in the order of that one: it may be all that tells two apart."""
+    if made is not tree and isinstance(tree, Mapping):
+        values = {key: _in_order(made[key], value) for key, value in tree.items()}
+        if isinstance(made, dict):
+            made.clear()
+            made.update(values)
+        elif extends(made, "flax.core", "FrozenDict"):
+            return type(made)(values)
+    elif made is not tree and isinstance(tree, list | tuple):
+        for one, other in zip(made, tree, strict=True):
+            _in_order(one, other)
+    return made
 
 
 def _is_sorted(tree: Any) -> bool:

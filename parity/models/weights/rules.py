@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,8 @@ def told(rules: Sequence[Rule], torch: Mapping[str, Item], jax: Mapping[str, Ite
     """
     made: list[WeightPair] = []
     done: set[str] = set()
+    if not isinstance(rules, Iterable) or isinstance(rules, str):
+        raise TypeError(f"rules: expected a list of parity.Rule, got {rules!r}")
     for rule in rules:
         if not isinstance(rule, Rule):
             raise TypeError(f"rules: expected parity.Rule(pattern, path, transform), got {rule!r}")
