@@ -138,6 +138,7 @@ ONLY_DEFINED_IN_ONE = {
     "frozen_state.py": {
         "FrozenState", "_Kept", "_constant",  # a state that a step creates and writes in place
         "update_and_keep", "_outputs",  # the old one and the new one
+        "_is_captured",  # CUDA graphs are torch's
     },
     "summary.py": {"register_models", "_learning"},  # attention and parametrizations are modules
     "storage.py": {
