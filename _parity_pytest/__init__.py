@@ -38,6 +38,26 @@ def pytest_load_initial_conftests(early_config: Any) -> None:
         sys.meta_path.insert(0, FINDER)
 
 
+def pytest_configure(config: Any) -> None:
+    """Make the marker known: `-m parity` runs these tests alone."""
+    config.addinivalue_line("markers", "parity: compares torch with JAX; tests with the fixture of that name have it")
+
+
+def pytest_collection_modifyitems(items: Sequence[Any]) -> None:
+    """Mark the tests that have the fixture."""
+    for item in items:
+        if "parity" in getattr(item, "fixturenames", ()):
+            item.add_marker("parity")
+
+
+@pytest.fixture
+def parity() -> Any:
+    """The package: `def test_port(parity): parity.assert_parity(torch.exp, jnp.exp, (x,))`."""
+    import parity
+
+    return parity
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Any:
     """Put the report of a failed comparison in the place of the traceback."""

@@ -57,6 +57,7 @@ class MaskedEmbedding(Layer, nn.Embedding):
     """
 
     weight: Tensor
+    bias: None
     # No subclass of MaskedLinear: what looks for linear layers (PEFT) would take it for one.
     grad_mask = MaskedLinear.grad_mask
     _home = MaskedLinear._home

@@ -8,7 +8,6 @@ step costs the trainable share. All other optimizers step as ever, and the layer
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ class SmallStep:
                 stepper.state[tensor] = {
                     name: _taken(one, value, group) if value.dim() else value for name, value in state.items()
                 }
-        self._step_others(optimizer, {id(one.parameter) for one in small.values()})
+        self._step_others(optimizer, small)
         type(optimizer).step(stepper)  # not its own `step`, which a scheduler may have wrapped
         for tensor, one in small.items():
             group, new = group_of[tensor], stepper.state.get(tensor, {})
@@ -88,23 +87,24 @@ class SmallStep:
                     state[name] = value
             one.write(_entries(one, tensor, group))
             self.stepped[id(one.parameter)] = one
-        self._keep_back(optimizer, lambda parameter: True)
+        self._keep_back([p for group in optimizer.param_groups for p in group["params"]])
 
-    def _step_others(self, optimizer: torch.optim.Optimizer, held: set[int]) -> None:
+    def _step_others(self, optimizer: torch.optim.Optimizer, small: dict[Tensor, FrozenEntries]) -> None:
         # The true optimizer's own step may raise, after which no hook is called.
-        if not any(p.grad is not None and id(p) not in held for one in optimizer.param_groups for p in one["params"]):
-            return
-        self._keep_back(optimizer, lambda parameter: id(parameter) in held)
-        optimizer.__dict__[IS_SMALL] = True
-        try:
-            type(optimizer).step(optimizer)
-        finally:
-            del optimizer.__dict__[IS_SMALL]
+        self._keep_back([one.parameter for one in small.values()])
+        if any([p.grad is not None for group in optimizer.param_groups for p in group["params"]]):
+            optimizer.__dict__[IS_SMALL] = True
+            try:
+                type(optimizer).step(optimizer)
+            finally:
+                del optimizer.__dict__[IS_SMALL]
+                self.end()
+        else:
             self.end()
 
-    def _keep_back(self, optimizer: torch.optim.Optimizer, is_kept: Callable[[Tensor], bool]) -> None:
-        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
-            if parameter.grad is not None and is_kept(parameter):
+    def _keep_back(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
                 self._kept_back.append((parameter, parameter.grad))
                 parameter.grad = None
 

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from parity import Pair, compare
+from parity import Pair, Tolerance, compare
 from parity.report import content, table
 from parity.report.report import Report
 from parity.verdict.runner import plan, run
@@ -47,3 +48,38 @@ def test_control_characters_are_written_out():
 def test_the_call_gives_the_same_report():
     found = compare(torch.tanh, jnp.sin, ROWS, transforms=["forward"], worlds=["jax-eager"], data=["random"])
     assert str(found).startswith("tanh: not the same function at ordinary numbers\n")
+
+
+def test_a_tolerance_that_decides_is_printed_with_its_reason():
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    options = {"transforms": ["forward"], "worlds": ["jax-jit"], "dtypes": ["float64"], "data": ["random"]}
+    found = compare(
+        torch.tanh, lambda x: jnp.tanh(x) * 1.001, (x,), tolerance=Tolerance("a table", rtol=2e-3), **options
+    )
+    assert found.ok
+    assert "  1 cell within the tolerance given: a table" in str(found).splitlines()
+    right = compare(torch.tanh, jnp.tanh, (x,), tolerance=Tolerance("a table", rtol=2e-3), **options)
+    assert "tolerance" not in str(right)
+
+
+class NoDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        raise NotImplementedError("no derivative")
+
+
+def test_cells_without_a_result_are_counted_in_the_first_line():
+    @jax.custom_vjp
+    def double(x):
+        return x * 2
+
+    def backward(_, g):
+        raise NotImplementedError("no derivative")
+
+    double.defvjp(lambda x: (x * 2, None), backward)
+    first = str(report(NoDerivative.apply, double, ["random"])).splitlines()[0]
+    assert first == "pair: the same function at ordinary numbers; 2 cells unsupported"

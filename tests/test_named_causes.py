@@ -262,3 +262,21 @@ def test_nan_where_infinities_of_both_signs_meet_everywhere_is_found():
     chosen = FORWARD | {"data": ["infinite"]}
     assert parity.compare(theirs, mine, drawn((1, 4, 5, 5)), **chosen).ok
     assert not parity.compare(theirs, wrong, drawn((1, 4, 5, 5)), **chosen).ok
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "where"),
+    [
+        (torch.relu, lambda x: jax.nn.relu(x + 1e-3), "eps = 0.001 added in JAX"),
+        (lambda x: x.mean(-1), lambda x: x.mean(-1) + 1e-5, "eps = 1e-05 added in JAX"),
+        (
+            lambda x: x / x.square().sum(-1, keepdim=True).sqrt(),
+            lambda x: x / (jnp.sqrt((x * x).sum(-1, keepdims=True)) + 1e-3),
+            "eps = 0.001 added to the root in JAX",
+        ),
+    ],
+    ids=["to what goes into relu", "to a mean", "to a root"],
+)
+def test_a_small_number_is_said_to_be_added_to_a_root_where_there_is_one(ours, theirs, where):
+    report = parity.compare(ours, theirs, drawn((4, 6)), **FORWARD)
+    assert f"{where} where torch has none" in str(report).replace("\n", " ")

@@ -91,3 +91,18 @@ def test_packages_are_not_compiled_anew_in_every_run(imported_by, tmp_path):
         file.write(test)
     printed = run(tests, PYTHONPATH=str(site), PYTEST_DISABLE_PLUGIN_AUTOLOAD="")
     assert "1 passed" in printed, printed
+
+
+OF_A_USER = """
+def test_a_port(parity):
+    assert parity.__name__ == "parity"
+
+
+def test_something_else():
+    pass
+"""
+
+
+def test_the_fixture_is_the_package_and_its_tests_are_marked(tmp_path):
+    (tmp_path / "test_of_a_user.py").write_text(OF_A_USER, "utf-8")
+    assert "1 passed, 1 deselected" in run(tmp_path, "-p", "_parity_pytest", "-m", "parity", "--strict-markers")

@@ -189,3 +189,9 @@ def test_a_report_of_one_call_is_rendered_as_well():
     bare = {name: REPORT[name] for name in ("name", "environment", "counts", "cells")}
     assert len(data(Page(html.render(bare)))["cells"]) == len(CELLS)
     assert "## What failed" in markdown.render(bare)
+
+
+def test_control_characters_of_a_name_are_written_out():
+    cell = dict.fromkeys(("transform", "world", "dtype", "data", "reason"), "any")
+    cell |= {"pair": "\x1b[31m", "verdict": "differs", "failed": True, "known": False}
+    assert "\x1b" not in html.render(content.content("ev\x1b[31mil", {}, [cell]))

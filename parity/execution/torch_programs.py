@@ -89,6 +89,14 @@ FUNCTIONS, SPECIAL = 4.0, 4.0
 """Units that a function and that a special function may be off by."""
 
 
+def _counts(tensor: torch.Tensor) -> bool:
+    # Whether it is whole numbers or halves of less than 4096, and not one number all over: counts and positions.
+    if tensor.is_complex() or not 1 < tensor.numel() <= BLOCK:
+        return False
+    twice = tensor * 2
+    return bool(((twice == twice.round()) & (twice.abs() < 8192)).all()) and bool(tensor.min() != tensor.max())
+
+
 class Rounding(TorchDispatchMode):
     """Rounds anew, at random: every result that is rounded is moved by up to a unit, and what goes into sums as well.
 
@@ -100,12 +108,15 @@ class Rounding(TorchDispatchMode):
         seed: Of the random numbers.
         lower: Whether numbers are moved by units of the type that they have in the program.
         formulas: Of operators, by name, in the place of torch's own parts.
+        counts: Whether counts and positions stay: no type rounds them, and moved they are cut to other whole numbers.
     """
 
     def __init__(
-        self, size: float, seed: int, *, lower: bool = False, formulas: Mapping[str, Callable[..., Any]] | None = None
+        self, size: float, seed: int, *, lower: bool = False, formulas: Mapping[str, Callable[..., Any]] | None = None,
+        counts: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.counts = counts
         self.size, self.lower, self.formulas = size, lower, formulas or {}
         self.lost = max((FLUSHED[name] for name, unit in UNIT.items() if unit == size and not lower), default=0.0)
         self.random = torch.Generator().manual_seed(seed)
@@ -167,6 +178,8 @@ class Rounding(TorchDispatchMode):
         return drawn if tensor.device.type == "cpu" else drawn.to(tensor.device)
 
     def _noisy(self, tensor: torch.Tensor, factor: float) -> torch.Tensor:
+        if self.counts and _counts(tensor):
+            return tensor
         amount = factor * self._amount(tensor)
         if tensor.dtype == torch.float64:
             moved = tensor * self._drawn(tensor, amount, 1.0)  # in the layout that the tensor has

@@ -6,7 +6,7 @@ Each is a claim that is proved by substitution, as those of `operators`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,16 @@ import numpy as np
 
 from parity.explanation import windows
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Constant, Operand, Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.programs.program import (
+    Constant,
+    Key,
+    Operand,
+    Operation,
+    Step,
+    set_operand,
+    set_result,
+    set_unary,
+)
 from parity.explanation.substitution import Bench, Change
 
 MASK_FIX = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
@@ -83,6 +92,9 @@ NOW = {
     "add": "added to the root",
     **dict.fromkeys(("max", "maximum", "clamp", "clamp_min", "clip"), "as the least root"),
 }
+ROOTS = ("sqrt", "rsqrt", "norm", "linalg_vector_norm", "linalg_norm", "pow", "abs", "std")
+NEAR = 2
+"""So many steps before a sum a root is looked for."""
 EPS_FIX = (
     "Put eps in one place: sqrt(v + eps) in norms, sqrt(v) + eps in torch's optimizers (optax: eps, not eps_root)."
 )
@@ -109,8 +121,8 @@ def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
             if not theirs:  # then any least root, too small to count, would fit as well
                 none = Change(framework, {key: set_unary(np.array, o) for key, o in others.items()})
                 source = by_key.get(step.sources.get(others[step.key]))
-                where = "added to a difference" if source is not None and source.name == "sub" else now
-                yield Claim(none, "default argument: eps", f"eps = {constant.value:.12g} {where}", "none", EPS_FIX)
+                where, fix = _place(by_key, source, now)
+                yield Claim(none, "default argument: eps", f"eps = {constant.value:.12g} {where}", "none", fix)
             for where, eps in itertools.product(PLACES, values):
                 if where != now:
                     placed = partial(_placed, where=where, eps=eps)
@@ -126,6 +138,18 @@ def _eps(bench: Bench, framework: str) -> Iterator[Claim]:
                 )
                 change = Change(framework, {root.key: edit for root in several})
                 yield _claim_eps(change, constant.value, "under the root", eps, where)
+
+
+def _place(by_key: Mapping[Key, Step], source: Step | None, now: str) -> tuple[str, str]:
+    """Return in words where an eps stands that the other side does not have, and what to do."""
+    if source is not None and source.name == "sub":
+        return "added to a difference", EPS_FIX
+    near = [source]
+    for _ in range(NEAR):  # a root may be divided, or laid out, before eps is added
+        near += [by_key.get(key) for step in near if step is not None for key in step.sources.values()]
+    if now != NOW["add"] or any(step is not None and step.name.rstrip("_") in ROOTS for step in near):
+        return now, EPS_FIX
+    return "added", "Add it on both sides, or on neither."
 
 
 def _array(step: Step, constant: Operand) -> Operand | None:

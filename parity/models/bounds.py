@@ -108,7 +108,7 @@ class Sensitivity:
         from parity.execution import torch_programs
 
         try:
-            with torch_programs.Rounding(size, draw):
+            with torch_programs.Rounding(size, draw, counts=True):
                 return self.call.run(self.call.values)
         except Exception:  # a module that a dispatch mode cannot see into: its elements have their own bound only
             return None

@@ -165,6 +165,8 @@ def _give_to_callers(
         callers[node].append(around)
     given: dict[Node, frozenset[int]] = {}
     for node, sets in callers.items():
+        if not sets:
+            continue  # never called
         always = set.intersection(*sets)
         for caller in set.union(*sets) if owned[node] else ():
             if not owned[caller] or (caller in always and not is_below(node.path, caller.path)):

@@ -128,7 +128,7 @@ class Comparison:
         if size > LARGE / 8:
             give_back_large()
         passes = [self._pass(None)]
-        notes = [*self._settle(passes[0]), *self._dropout(), *self._alone()]
+        notes = [*self._settle(passes[0]), *self._dropout(), *self._alone(), *getattr(self.jax, "notes", [])]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):

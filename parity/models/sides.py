@@ -121,12 +121,14 @@ class LiveJax:
 
     Attributes:
         mapped: Whether it takes one example, and was mapped over the first axis; known after `calls`.
+        notes: What else is to be said of how it was called, and of what it gave; known after `calls`.
     """
 
     live = True
 
     def __init__(self, model: Any) -> None:
         self.tree, self.mapped = jax_tree(model), False
+        self.notes: list[str] = []
         self.model = self.tree.model
 
     def calls(
@@ -166,8 +168,15 @@ class LiveJax:
             if placed:
                 far = max(relative_distance(one.torch, one.jax) for one in placed)
                 found.append((far, mapped, calls))
+                if self.tree.framework == "function" and wanted is not None and _as_wanted(wanted, out):
+                    break  # a function is called as it is; only one that cannot be is mapped
         if found:
             _, self.mapped, calls = min(found, key=lambda one: one[0])
+            self.notes = []
+            if self.mapped and len(found) > 1:
+                self.notes.append(MAPPED)
+            if wanted is not None:
+                self.notes += _otherwise_arranged(wanted, root(calls).outputs)
             return calls
         if not gave:
             if setting.double:
@@ -176,6 +185,27 @@ class LiveJax:
         raise ValueError(
             f"the outputs do not correspond: the torch model gives {shapes(wanted or {})}; the JAX model {gave}"
         )
+
+
+MAPPED = (
+    "the JAX model was mapped over the first axis of its inputs, as one that takes one example: called with the batch "
+    "as it is, it gives other numbers"
+)
+
+
+def _as_wanted(wanted: Outputs, given: Outputs) -> bool:
+    """Return whether all outputs of torch's model have a namesake, or one in their place, of the same shape."""
+    return [value.shape for value in wanted.values()] == [value.shape for value in given.values()]
+
+
+def _otherwise_arranged(wanted: Outputs, given: Outputs) -> list[str]:
+    """Return in words which outputs have other shapes than torch's: they are compared with their axes moved."""
+    shapes = [(name, wanted[name].shape, one.jax.shape) for one in pair_outputs(wanted, given)[0] if (name := one.name)]
+    return [
+        f"{name} is {list(torch)} in torch and {list(jax)} in JAX: compared in JAX's order of axes"
+        for name, torch, jax in shapes
+        if torch != jax
+    ]
 
 
 def arguments(inputs: Arguments, *, double: bool) -> Arguments:

@@ -37,8 +37,8 @@ def render(report: Content) -> str:
     """
     broken = content.failed(report)
     parts = {
-        "title": html.escape(report["name"]),
-        "headline": html.escape(content.headline(report)),
+        "title": html.escape(content.visible(report["name"])),
+        "headline": html.escape(content.visible(content.headline(report))),
         "failed": str(broken).lower(),
         "style": _file("page.css"),
         "script": _file("page.js"),

@@ -59,6 +59,9 @@ ORDINARY = ("random", "negative", "ties", "")
 AT_KINKS = ("tie or kink", "nan in one")
 """Causes of what differs at single points, the second at ties and of a derivative: beside them the two are alike."""
 
+GIVEN = "within the tolerance given"
+"""Words of the reason of a cell that agrees by it only."""
+
 NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 """Verdicts of cells in which nothing was compared: they tell no two functions apart."""
 
@@ -82,7 +85,16 @@ def summary(report: Report) -> str:
     elif failed:
         kinds = dict.fromkeys("ties and kinks among them" if one.data == "random" else one.data for one in failed)
         first += f"; not at {', '.join(kinds)}"
-    return "\n".join([f"{report.name}: {first}", *(f"  {_line(alike)}" for alike in _alike(report))])
+    left = Counter(record.verdict for record in report.cells if not record.failed and record.verdict in NO_RESULT)
+    first += "".join(f"; {terminal.cells(count)} {verdict}" for verdict, count in left.items())
+    return "\n".join([f"{report.name}: {first}", *(f"  {_line(alike)}" for alike in _alike(report)), *_given(report)])
+
+
+def _given(report: Report) -> list[str]:
+    """Return in words which cells agree by the user's own tolerance only, and why it was given."""
+    reasons = [record.reason for record in report.cells if not record.failed and GIVEN in record.reason]
+    why = sorted({reason.partition(f"{GIVEN}: ")[2] for reason in reasons})
+    return [f"  {terminal.cells(len(reasons))} {GIVEN}: {'; '.join(why)}"] if reasons else []
 
 
 def _at_a_point(record: Record) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.models.weights.tree import Leaf, to_numpy
+from parity.models.weights.tree import PARAMETER, Leaf, to_numpy
 
 
 class JaxTree:
@@ -53,7 +53,7 @@ class JaxTree:
 
         Args:
             values: By path.
-            double: Whether floats of float32 become float64 at once: in memory they are never both.
+            double: Whether parameters of float32 become float64 at once: in memory they are never both.
 
         Raises:
             KeyError: A path is not there.
@@ -67,7 +67,8 @@ class JaxTree:
                 raise KeyError(f"the JAX model has no weight {path!r}")
             if tuple(np.shape(value)) != self.leaves[path].shape:
                 raise ValueError(f"{path}: expected shape {self.leaves[path].shape}, got {tuple(np.shape(value))}")
-            wide = double and self.arrays[path].dtype == jnp.float32
+            # What is no parameter may lie in a state that keeps its types, as Equinox's does: it is cast with the rest.
+            wide = double and self.leaves[path].kind == PARAMETER and self.arrays[path].dtype == jnp.float32
             made[path] = jnp.asarray(value, dtype=jnp.float64 if wide else self.arrays[path].dtype)
         return self._replace(made)
 
