@@ -134,3 +134,14 @@ def test_an_input_that_is_added_is_no_residual():
 )
 def test_what_a_weight_is_is_true(want, got, words):
     assert words in explain("w", want, got).text
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_is_handed_over_in_training_is_said_to_be(training):
+    model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5)).train(training)
+    port = (lambda p, x: x @ p["0"]["weight"].T + p["0"]["bias"], {"0": arrays(model[0])})
+    report = parity.compare_models(model, port, (X,))
+    said = "the torch model is in training, with dropout (1): both were compared as in evaluation"
+    assert report.ok
+    assert (said in report.notes) == training
+    assert model.training == training

@@ -200,11 +200,13 @@ class Comparison:
         ]
 
     def _dropout(self) -> list[str]:
-        """Name the dropout that is off though the models train."""
-        found = self.torch.dropout() if self.mode == "train" else []
+        """Name the dropout that is off though the models train, or though torch's was handed over in training."""
+        found = self.torch.dropout() if self.mode == "train" else self.torch.dropout_of_training()
         if not found:
             return []
         shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        if self.mode == "eval":
+            return [f"the torch model is in training, with dropout ({shown}): both were compared as in evaluation"]
         text = f"dropout is off on both sides ({shown}): the frameworks draw other random numbers"
         if self.tree.framework in ("linen", "function"):
             text += "; a Linen module or a function follows its own arguments: pass deterministic=True"

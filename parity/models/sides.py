@@ -79,6 +79,13 @@ class LiveTorch:
 
         return without_dropout(copy.deepcopy(self.model).train())
 
+    def dropout_of_training(self) -> list[str]:
+        """Return the paths of dropout layers of a model that is in training now, and would drop."""
+        if not self.model.training:
+            return []
+        layers = self.model.named_modules()
+        return [path for path, one in layers if "Dropout" in type(one).__name__ and getattr(one, "p", False)]
+
     def calls(
         self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None,
         exact: Mapping[str, np.ndarray] | None = None,

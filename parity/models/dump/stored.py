@@ -47,6 +47,10 @@ class StoredSide:
         """Return the paths of dropout layers that a model in training has."""
         return list(self.dump.meta["dropout"])
 
+    def dropout_of_training(self) -> list[str]:
+        """Return nothing: what the model was in when it was dumped is not known."""
+        return []
+
     def elsewhere(self) -> Elsewhere:
         """Return the gradients that were kept.
 
