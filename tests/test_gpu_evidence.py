@@ -56,6 +56,7 @@ def test_the_times_of_a_large_layer_are_those_of_the_record(kind):
     [
         ("## Whole models", ("torch eager, float32", "torch eager, bfloat16"), ("step", "forward, batch 1")),
         ("With CUDA graphs", ("torch graphs, float32",), ("step", "forward, batch 1", "forward, batch 32")),
+        ("In JAX (at", ("JAX jit, float32, no autotuning",), ("step", "forward, batch 1", "forward, batch 32")),
     ],
 )
 def test_the_times_of_whole_models_are_those_of_the_record(heading, runs, works):
@@ -65,6 +66,13 @@ def test_the_times_of_whole_models_are_those_of_the_record(heading, runs, works)
         ratios = [record[name]["ratios"][work] for record in records for work in works]
         cells = " | ".join("{:.2f} ({:.2f} to {:.2f})".format(*ratio) for ratio in ratios)
         assert f"| {name} | {cells} |" in lines
+
+
+def test_the_holds_are_those_of_the_record():
+    found = RECORDED["holds"]
+    assert f"torch {found['torch'][0]} of {found['torch'][1]}, with CUDA graphs" in PAGE
+    assert f"JAX {found['jax'][0]} of {found['jax'][1]}." in PAGE
+    assert f"at {found['commit']} by" in PAGE.replace("\n", " ")
 
 
 @pytest.mark.parametrize("kind", ["columns", "rows", "submatrix", "blocks", "elements"])

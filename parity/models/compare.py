@@ -17,6 +17,7 @@ MODES = ("eval", "train")
 
 
 @needs.named("compare_models")
+@what_was_there_set_aside()
 def compare_models(
     torch_model: Any, jax_model: Any, inputs: Any = None, *, weights: Any = None,
     modules: Mapping[str, str] | None = None, mode: str = "eval", loss: Callable[..., Any] | None = None,
@@ -76,13 +77,11 @@ def compare_models(
     _check(mode, weights, loss, optimizer, steps, progress)
     _check_kinds(modules, {"name": name, "only": only}, {"perturb": perturb, "fail_fast": fail_fast, "strict": strict})
     ours, theirs, both = _sides(torch_model, jax_model, inputs)
-    with what_was_there_set_aside():
-        return runs.Comparison(
-            ours, theirs, both, weights=weights, told=dict(modules or {}),
-            mode=mode, perturb=perturb, seed=seed, name=name or _name(torch_model), rules=rules,
-            fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer,
-            steps=steps,
-        ).report()  # fmt: skip
+    return runs.Comparison(
+        ours, theirs, both, weights=weights, told=dict(modules or {}),
+        mode=mode, perturb=perturb, seed=seed, name=name or _name(torch_model), rules=rules,
+        fail_fast=fail_fast, only=only, strict=strict, progress=progress, loss=loss, optimizer=optimizer, steps=steps,
+    ).report()  # fmt: skip
 
 
 def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progress: Any) -> None:

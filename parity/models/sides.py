@@ -80,11 +80,10 @@ class LiveTorch:
         return without_dropout(copy.deepcopy(self.model).train())
 
     def dropout_of_training(self) -> list[str]:
-        """Return the paths of dropout layers of a model that is in training now, and would drop."""
-        if not self.model.training:
-            return []
-        layers = self.model.named_modules()
-        return [path for path, one in layers if "Dropout" in type(one).__name__ and getattr(one, "p", False)]
+        """Return the paths of dropout layers that drop as the model was handed over."""
+        from parity.models.capture.torch_modules import dropping
+
+        return list(dropping(self.model))
 
     def calls(
         self, inputs: Arguments, setting: Setting, changed: Mapping[str, np.ndarray] | None,

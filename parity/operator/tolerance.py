@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import SupportsFloat
 
+WITHIN = "within the tolerance given: "
+"""What the reason of a cell says that agrees by it only, before the user's own words."""
+
 
 @dataclass(frozen=True)
 class Tolerance:

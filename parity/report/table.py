@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from parity.operator.tolerance import WITHIN
 from parity.records import VERDICTS, WORLDS, Record
 from parity.report import content, terminal
 from parity.report.content import visible
@@ -59,9 +60,6 @@ ORDINARY = ("random", "negative", "ties", "")
 AT_KINKS = ("tie or kink", "nan in one")
 """Causes of what differs at single points, the second at ties and of a derivative: beside them the two are alike."""
 
-GIVEN = "within the tolerance given"
-"""Words of the reason of a cell that agrees by it only."""
-
 NO_RESULT = ("unsupported", "crashed", "timed out", "no device")
 """Verdicts of cells in which nothing was compared: they tell no two functions apart."""
 
@@ -92,9 +90,9 @@ def summary(report: Report) -> str:
 
 def _given(report: Report) -> list[str]:
     """Return in words which cells agree by the user's own tolerance only, and why it was given."""
-    reasons = [record.reason for record in report.cells if not record.failed and GIVEN in record.reason]
-    why = sorted({reason.partition(f"{GIVEN}: ")[2] for reason in reasons})
-    return [f"  {terminal.cells(len(reasons))} {GIVEN}: {'; '.join(why)}"] if reasons else []
+    reasons = [record.reason for record in report.cells if not record.failed and WITHIN in record.reason]
+    why = sorted({reason.partition(WITHIN)[2] for reason in reasons})
+    return [f"  {terminal.cells(len(reasons))} {WITHIN}{'; '.join(why)}"] if reasons else []
 
 
 def _at_a_point(record: Record) -> bool:

@@ -20,6 +20,7 @@ from parity.execution.outputs import OTHER, Runs, framework_of
 from parity.operator import trees
 from parity.operator.faults import ask, ask_tree
 from parity.operator.oracle import Oracle
+from parity.operator.tolerance import WITHIN
 from parity.records import Cell, Judged
 from parity.verdict import arithmetic, bits, compare, judge, sensitivity, zeros
 from parity.verdict.bounds import UNIT
@@ -133,7 +134,7 @@ def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcom
         reason = f"the sign of a zero, which torch's function does not keep there: {left_open}"
         return Outcome("edge", reason, judged="meaning", finding=left_open.finding, error=error)
     if error is not None and error.tolerated and runs.pair.tolerance is not None:
-        note = f"{error.tolerated} elements are within the tolerance given: {runs.pair.tolerance.reason}"
+        note = f"{error.tolerated} elements are {WITHIN}{runs.pair.tolerance.reason}"
     if isinstance(twin, Outputs) and judge.same_bits(own, twin):
         return Outcome("identical", note, judged="bits", error=error)
     judged = "meaning" if cell.dtype == "float64" else "precision"

@@ -20,13 +20,17 @@ from parity.signatures import positional
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
+def dropping(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the dropout of a model that drops as the model is now, by path."""
+    return {path: one for path, one in model.named_modules() if isinstance(one, DROPOUT) and one.p and one.training}
+
+
 def without_dropout(model: nn.Module) -> list[str]:
     """Turn off the dropout of a model that trains, and return its modules: the frameworks draw other random numbers."""
-    found = {name: one for name, one in model.named_modules() if isinstance(one, DROPOUT) and one.p}
-    training = [name for name, one in found.items() if one.training]
+    found = dropping(model)
     for one in found.values():
         one.eval()
-    return training
+    return list(found)
 
 
 def prepared(model: nn.Module, mode: str, *, double: bool) -> tuple[nn.Module, torch.dtype]:

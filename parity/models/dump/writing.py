@@ -27,6 +27,7 @@ PACKAGES = ("torch", "jax", "flax", "equinox", "numpy")
 
 
 @needs.named("dump_model")
+@what_was_there_set_aside()
 def dump_model(
     model: Any, inputs: Any, folder: str | Path, *, mode: str = "eval", seed: int = 0, name: str | None = None,
     perturb: bool = True, double: bool = True,
@@ -66,28 +67,27 @@ def dump_model(
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
     seed = whole("seed", seed)
-    with what_was_there_set_aside():
-        given = _inputs.of_both(inputs)[0]
-        side: Any = sides.LiveTorch(model) if _is_torch(model) else sides.LiveJax(model)
-        of_torch = isinstance(side, sides.LiveTorch)
-        changed = _perturbed(side, seed) if perturb else {}
-        native = side.native() if of_torch else _native(side)
-        runs, ran = _runs(side, given, sides.Setting(mode, double, native), changed)
-        gradients, learns = _gradients(model, side, given, ran, runs["calls"], seed)
-        meta = {
-            "side": "torch" if of_torch else "jax",
-            "framework": "torch" if of_torch else side.tree.framework,
-            "name": name or type(model[0] if isinstance(model, tuple) else model).__name__,
-            "mode": mode, "seed": seed, "double": ran.double, "why_single": ran.why,
-            "native": side.native() if of_torch else native,
-            "mapped": not of_torch and side.mapped,
-            "ordered": of_torch or side.tree.ordered,
-            "dropout": side.dropout() if of_torch and mode == "train" else [],
-            "gradients": learns,
-            "versions": _versions(),
-        }  # fmt: skip
-        arrays = {"weights": side.tree.weights(), "perturbed": changed, "gradients": gradients}
-        files.write(folder, meta, side.tree.leaves.values(), arrays, given, runs)
+    given = _inputs.of_both(inputs)[0]
+    side: Any = sides.LiveTorch(model) if _is_torch(model) else sides.LiveJax(model)
+    of_torch = isinstance(side, sides.LiveTorch)
+    changed = _perturbed(side, seed) if perturb else {}
+    native = side.native() if of_torch else _native(side)
+    runs, ran = _runs(side, given, sides.Setting(mode, double, native), changed)
+    gradients, learns = _gradients(model, side, given, ran, runs["calls"], seed)
+    meta = {
+        "side": "torch" if of_torch else "jax",
+        "framework": "torch" if of_torch else side.tree.framework,
+        "name": name or type(model[0] if isinstance(model, tuple) else model).__name__,
+        "mode": mode, "seed": seed, "double": ran.double, "why_single": ran.why,
+        "native": side.native() if of_torch else native,
+        "mapped": not of_torch and side.mapped,
+        "ordered": of_torch or side.tree.ordered,
+        "dropout": side.dropout() if of_torch and mode == "train" else [],
+        "gradients": learns,
+        "versions": _versions(),
+    }  # fmt: skip
+    arrays = {"weights": side.tree.weights(), "perturbed": changed, "gradients": gradients}
+    files.write(folder, meta, side.tree.leaves.values(), arrays, given, runs)
 
 
 def _is_torch(model: Any) -> bool:

@@ -86,10 +86,10 @@ def cases(device: str, hold: Hold = mt.hold_frozen) -> Iterator[tuple[str, Case]
         with torch.cuda.graph(graph):
             loss = step()
         graph.replay()
-        first = float(loss)
+        first = float(loss.detach())
         for _ in range(20):
             graph.replay()
-        assert float(loss) < first, "the replays do not learn"
+        assert float(loss.detach()) < first, "the replays do not learn"
         judge(before, numbers(model.weight), mask)
 
     for name, more, (kind, mask) in itertools.product(TORCH, IMPLEMENTATIONS, masks().items()):
