@@ -76,28 +76,25 @@ def _seeded():
     torch._dynamo.reset()
 
 
-QUICK = (
-    "test_aliasing", "test_atlas", "test_bench_models", "test_brought_weights", 
-    "test_compare_options", "test_convert", "test_convert_layers", "test_embedding", "test_engines_embedding_jax",
-    "test_engines_jax", "test_hold", "test_hold_by_users", "test_hold_kinds", "test_hold_layers", "test_hold_table",
-    "test_index_types", "test_jax_masks_change", "test_jax_only", "test_known_pairs", "test_lowering", "test_merged",
-    "test_model_ports", "test_model_selection", "test_models_backward", "test_models_compare", "test_models_dump",
-    "test_models_mended", "test_models_weights", "test_models_weights_ports", "test_models_weights_recurrent",
-    "test_module", "test_nnx_writes", "test_nothing_is_lost", "test_packed", "test_pains", "test_planted_errors",
-    "test_reasons", "test_round_trips", "test_seed_example", "test_seeded_faults", "test_select", "test_stacked_layers",
-    "test_storage", "test_summary",
+AS_USERS = (
+    "test_attention_verdicts", "test_bench_command", "test_bench_rivals", "test_bench_rows", "test_blocks_memory",
+    "test_compare", "test_cost", "test_course", "test_digits", "test_exact_engines", "test_formulas", "test_grid",
+    "test_hold_compiled", "test_import_time", "test_jax_memory", "test_kinks", "test_minilm", "test_models_memory", "test_no_lies",
+    "test_oracle", "test_overhead", "test_quantized", "test_quiet", "test_real_size", "test_recompilation",
+    "test_reproducible", "test_right_ports", "test_right_ports_beyond", "test_theory", "test_workers",
 )  # fmt: skip
-"""Files that ask what is computed, held or stored, not how XLA's code rounds: their sums are exact, or of planted
-faults far beyond any rounding."""
+"""Files that ask how XLA's optimized code rounds, what it costs or what memory it takes. Of all others XLA makes code
+without LLVM's optimizations, in a third of the time: their sums are exact, or of planted faults far beyond any
+rounding, and they compare within the bounds that theory gives."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _xla(request):
-    """Let XLA make machine code in a third of the time where that is not in question (`QUICK`).
+    """Let XLA make machine code in a third of the time where that is not in question (`AS_USERS`).
 
     The graph goes through all of XLA's passes. What was compiled so is forgotten afterwards.
     """
-    if request.path.stem not in QUICK:
+    if request.path.stem in AS_USERS:
         yield
         return
     with xla_options(known_xla_options(QUICKLY)):

@@ -10,6 +10,7 @@ from parity.counts import whole
 from parity.garbage import what_was_there_set_aside
 from parity.models import inputs as _inputs
 from parity.models.dump.files import Dump
+from parity.models.quickly import compiled_quickly
 from parity.models.report import ModelReport
 from parity.names import unknown
 
@@ -18,6 +19,7 @@ MODES = ("eval", "train")
 
 @needs.named("compare_models")
 @what_was_there_set_aside()
+@compiled_quickly()
 def compare_models(
     torch_model: Any, jax_model: Any, inputs: Any = None, *, weights: Any = None,
     modules: Mapping[str, str] | None = None, mode: str = "eval", loss: Callable[..., Any] | None = None,

@@ -18,6 +18,7 @@ from parity.models import bounds, perturb, sides, taken, weighing
 from parity.models import inputs as _inputs
 from parity.models.capture.call import Call, Stored
 from parity.models.dump import files
+from parity.models.quickly import compiled_quickly
 from parity.models.weights.tree import BUFFER, PARAMETER
 from parity.names import unknown
 from parity.verdict.bounds import UNIT
@@ -28,6 +29,7 @@ PACKAGES = ("torch", "jax", "flax", "equinox", "numpy")
 
 @needs.named("dump_model")
 @what_was_there_set_aside()
+@compiled_quickly()
 def dump_model(
     model: Any, inputs: Any, folder: str | Path, *, mode: str = "eval", seed: int = 0, name: str | None = None,
     perturb: bool = True, double: bool = True,
