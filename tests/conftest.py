@@ -1,5 +1,6 @@
 """Settings of the test run: JAX on the CPU, everything seeded, and who runs what."""
 
+import gc
 import os
 import tempfile
 
@@ -25,6 +26,12 @@ from parity.suites.masked_linear.grid import collect_rarely
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     collect_rarely()
+
+
+def pytest_collection_finish():
+    """Let the garbage collector look at what tests make alone: the frameworks are a million objects."""
+    gc.collect()
+    gc.freeze()
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
 # JAX writes the entries in place, where another process could read half of one.
@@ -68,6 +75,14 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid if "test_grid.py::test_case[" in nodeid else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
+
+
+@pytest.fixture
+def nothing_set_aside():
+    """Let the garbage collector look at everything, as in a program of a user, in one test."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -117,6 +117,7 @@ def test_eager_operators_are_compiled_as_users_compile_them_in_float32():
     assert of_users("jax-eager", "float32", "backward")
 
 
+@pytest.mark.usefixtures("nothing_set_aside")
 def test_the_collector_leaves_what_was_there_alone_while_a_comparison_runs():
     seen = []
     assert gc.get_freeze_count() == 0

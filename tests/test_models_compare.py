@@ -293,6 +293,7 @@ def test_what_is_no_model_is_refused():
         parity.compare_models(model, port, (X[:, :5],))
 
 
+@pytest.mark.usefixtures("nothing_set_aside")
 def test_the_collector_leaves_what_was_there_alone_while_models_are_compared():
     """Else each of some twenty collections looks at all objects of the frameworks: half of a small model's time."""
     seen = []
