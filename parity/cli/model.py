@@ -75,7 +75,7 @@ def run(asked: argparse.Namespace) -> int:
         report = _compare(_models(Path(asked.file), against=asked.against), asked, out)
     except NotUnderstood as error:
         made.error(str(error))
-    except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         made.error(f"{asked.file}: {error}")
     for line in str(report).splitlines():
         out.print(Text(line, style=STYLE.get(line[:1], "") if line[1:2] == " " else ""), soft_wrap=True)

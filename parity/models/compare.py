@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,9 +103,14 @@ def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progr
     if steps and optimizer is None:
         raise ValueError(f"steps: expected optimizer= with steps={steps}, for example 'adamw', got none")
     if optimizer is not None:
-        from parity.models.optimizers import both
+        from parity.models.optimizers import both, made
 
-        both(optimizer)
+        make, _ = both(optimizer)
+        named = isinstance(optimizer if isinstance(optimizer, str) else optimizer[0], str)
+        if named and importlib.util.find_spec("torch") is not None:
+            import torch
+
+            made(make, [torch.nn.Parameter(torch.zeros(1))])  # before anything runs; of a maker it is not known what of
 
 
 def _check_kinds(modules: Any, texts: dict[str, Any], switches: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from parity.models.capture.once import Once, keep
 from parity.models.inputs import Call as Arguments
 from parity.models.judging import AGREES, Judged, Seen, directed, judge
 from parity.models.matching import feed, pair_outputs
+from parity.models.optimizers import OptimizerRefused
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
 from parity.models.shelf import Shelf, give_back, give_back_large, layered
@@ -128,7 +129,7 @@ class Comparison:
         if size > LARGE / 8:
             give_back_large()
         passes = [self._pass(None)]
-        notes = [*self._settle(passes[0]), *self._dropout(), *self._alone(), *getattr(self.jax, "notes", [])]
+        notes = [*self._settle(passes[0]), *self._dropout(), *getattr(self.jax, "notes", [])]
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):
@@ -191,14 +192,6 @@ class Comparison:
         self.map = replace(self.map, unequal=tuple(kept))
         return notes
 
-    def _alone(self) -> list[str]:
-        """Name outputs that only one of the models gives."""
-        return [
-            f"only {side} gives the output{'s' * (len(names) > 1)} {', '.join(names[:4])}: not compared"
-            for side, names in zip(("torch", "JAX"), self.outputs_alone, strict=True)
-            if names
-        ]
-
     def _dropout(self) -> list[str]:
         """Name the dropout that is off though the models train, or though torch's was handed over in training."""
         found = self.torch.dropout() if self.mode == "train" else self.torch.dropout_of_training()
@@ -256,6 +249,8 @@ class Comparison:
                 if self.optimizer is not None:
                     self.trained = training.train(self._backward(one), self.optimizer, max(self.steps, 1))
                     found += self.trained.parameters
+        except OptimizerRefused:
+            raise
         except Exception as error:
             return found, f"training was not compared: {said(error)}"
         return found, ""
