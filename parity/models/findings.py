@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parity.models import pairing
+from parity.models import pairing, replay
 from parity.models.capture.call import Call
 from parity.models.causes import diagnose, shared, sizes
 from parity.models.causes.weights import diagnose_weights
@@ -139,10 +139,13 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
     elif made:
         notes.append("gradients are compared where the outputs agree")
     if asked.only is None and (lone := _other_outputs(asked, first)) is not None:
-        if not made and (root := place.get((pairing.Node(""), pairing.Node("")))) is not None:
-            # What both give may agree: the models are two functions all the same.
+        root = place.get((pairing.Node(""), pairing.Node("")))
+        if root is not None and all(modules[at].verdict != "differs" for at in made):
+            # What both give may agree, or all but its gradients: the models are two functions all the same.
+            if (other := modules[root].diagnosis) is not None:
+                lone = replace(lone, text=f"{lone.text}; and {other.cause}: {other.text}", fix=f"{lone.fix} {other.fix}")
             modules[root].verdict, modules[root].makes, modules[root].diagnosis = "differs", True, lone
-            made = [root]
+            made = [root, *(at for at in made if at != root)]
         else:
             notes.append(lone.text)
     if asked.tree.framework == "function":
@@ -151,6 +154,14 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
             notes.append(
                 "the function holds its own weights: pass (function, params) to have them paired and perturbed"
             )
+    saved = replay.few(
+        [
+            replay.kept(asked, modules[at].path, shown[at][1].pair.torch_calls[modules[at].call], modules[at].call,
+                        shown[at][0].perturbed, modules[at].verdict)
+            for at in made
+            if modules[at].verdict == "differs" and asked.jax.live
+        ]
+    )  # fmt: skip
     alone = _unpaired(first)
     notes += [*_parted(asked, alone, "torch", "jax"), *_parted(asked, alone, "jax", "torch")]
     return ModelReport(
@@ -169,6 +180,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         seed=asked.seed,
         perturbed=len(passes) > 1,
         strict=asked.strict,
+        saved=saved,
     )
 
 
