@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = description
     parser.add_argument("file", metavar="FILE.py", help="defines torch_model, jax_model and inputs")
     parser.add_argument("--only", metavar="PATH", help="judge only this torch module and the modules in it")
-    parser.add_argument("--replay", metavar="REPORT.json#PATH", help="run one module on the inputs that --json kept of it")
+    parser.add_argument(
+        "--replay", metavar="REPORT.json#PATH", help="run one module on the inputs that --json kept of it"
+    )
     parser.add_argument("--mode", choices=("eval", "train"), help="the mode of both models (eval)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
     parser.add_argument("--no-perturb", action="store_true", help="compare with your weights only")
@@ -151,11 +153,11 @@ def _replay(asked: argparse.Namespace, out: Console) -> int:
         asked.parser.error(f"--replay: runs one module alone, so --{idle[0]} has no effect")
     saved = read(asked.replay)
     found = _models(Path(asked.file))
-    models = [found.pop(name) for name in NEEDED]
+    torch_model, jax_model, given = (found.pop(name) for name in NEEDED)
     for name in ("optimizer", "steps", "loss"):
         found.pop(name, None)
     with out.status("running both models"):
-        made = compare.replayed(*models, saved, **{**found, "mode": saved.mode})
+        made = compare.replayed(torch_model, jax_model, given, saved, **{**found, "mode": saved.mode})
     now, name = made.found, saved.path or WHOLE
     out.print(Text(visible(f"{name}  <->  {made.jax_path or 'the JAX model'}: {now.verdict}")), soft_wrap=True)
     shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in saved.arrays)

@@ -358,7 +358,7 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
 
 
 def _of_indices(steps: Sequence[Step]) -> set[Key]:
-    """Return the steps by which JAX counts negative indices from the end, `i if i >= 0 else i + n`: they mask nothing."""
+    """Return the steps by which JAX counts negative indices from the end, i or i + n: they mask nothing."""
     by_key = {step.key: step for step in steps}
     found: set[Key] = set()
     for step in steps:

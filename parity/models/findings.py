@@ -142,8 +142,8 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         root = place.get((pairing.Node(""), pairing.Node("")))
         if root is not None and all(modules[at].verdict != "differs" for at in made):
             # What both give may agree, or all but its gradients: the models are two functions all the same.
-            if (other := modules[root].diagnosis) is not None:
-                lone = replace(lone, text=f"{lone.text}; and {other.cause}: {other.text}", fix=f"{lone.fix} {other.fix}")
+            if (also := modules[root].diagnosis) is not None:
+                lone = replace(lone, text=f"{lone.text}; and {also.cause}: {also.text}", fix=f"{lone.fix} {also.fix}")
             modules[root].verdict, modules[root].makes, modules[root].diagnosis = "differs", True, lone
             made = [root, *(at for at in made if at != root)]
         else:
@@ -189,7 +189,9 @@ def _other_outputs(asked: Comparison, one: Pass) -> Diagnosis | None:
     lone = {WHO[side]: names for side, names in zip(WHO, asked.outputs_alone, strict=True) if names}
     if not lone:
         return None
-    each = [f"only {side} gives {', '.join(names[:4])}" + (", ..." if names[4:] else "") for side, names in lone.items()]
+    each = [
+        f"only {side} gives {', '.join(names[:4])}" + (", ..." if names[4:] else "") for side, names in lone.items()
+    ]
     text = f"the two models give other numbers of outputs: {' and '.join(each)}"
     if idle := _never_called(asked, one):
         text += f"; JAX never calls {', '.join(idle[:4])}, whose weights are paired"

@@ -202,8 +202,8 @@ def _check_sizes(torch: Call, jax: Call) -> None:
         return
     shown = [", ".join(f"{name} {list(value.shape)}" for name, value in side) or "nothing" for side in sides]
     raise ValueError(
-        f"modules: expected modules of the same sizes, got {torch.path!r} of torch and {jax.path!r} of JAX, which {what} "
-        f"{shown[0]} and {shown[1]}"
+        f"modules: expected modules of the same sizes, got {torch.path!r} of torch and {jax.path!r} of JAX, which "
+        f"{what} {shown[0]} and {shown[1]}"
     )
 
 

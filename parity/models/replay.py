@@ -79,7 +79,9 @@ def read(text: str) -> Saved:
         raise NotReplayed(f"--replay: expected REPORT.json#PATH, a module's path after the file, got {text!r}")
     try:
         kept = json.loads(Path(file).read_text("utf-8"))["replay"]
-        one = dict(kept).get("" if path == WHOLE else path)
+        if not isinstance(kept, dict):
+            raise TypeError(f"replay: expected an object, got {kept!r}")
+        one: Any = kept.get("" if path == WHOLE else path)
         for name, kind in KINDS.items() if one is not None else ():
             if type(one[name]) is not kind:
                 raise TypeError(f"{name}: expected {kind.__name__}, got {one[name]!r}")
@@ -164,7 +166,9 @@ def again(asked: Comparison, saved: Saved) -> Replayed:
         call.inputs[at] = Leaf(call.inputs[at].name, array)
     with jax.enable_x64(one.double):
         call.outputs = call.run(call.values)
-        found = judge(call, pair.jax_calls[saved.call], tables=asked.tables()(pair), double=one.double, native=asked.native)
+        found = judge(
+            call, pair.jax_calls[saved.call], tables=asked.tables()(pair), double=one.double, native=asked.native
+        )
         why = diagnose(pair, saved.call) if found.verdict not in AGREES else None
     return Replayed(found, pair.jax.path, why)
 

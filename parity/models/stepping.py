@@ -72,8 +72,8 @@ def _others(optimizer: Any, facts: Facts) -> Iterator[tuple[str, Make]]:
     if facts.decay is not None and now["lr"] and "weight_decay" in now:
         decay = now["weight_decay"] + facts.decay / now["lr"]
         words = (
-            f"JAX's is torch's less {facts.decay:.6g} times the weight: another weight decay, {decay:.6g} where torch has "
-            f"{now['weight_decay']:.6g} (AdamW's default is 0.01 in torch and 0.0001 in optax)"
+            f"JAX's is torch's less {facts.decay:.6g} times the weight: another weight decay, {decay:.6g} where torch "
+            f"has {now['weight_decay']:.6g} (AdamW's default is 0.01 in torch and 0.0001 in optax)"
         )
         yield words, _made(cls, now, {"weight_decay": decay})
 

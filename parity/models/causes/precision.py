@@ -60,9 +60,9 @@ def _stored(context: Context) -> Iterator[Diagnosis]:
         if weights and context.agree(lambda *arrays, w=weights: context.pair.torch_function(w, *arrays)):
             yield Diagnosis(
                 "lower precision",
-                f"JAX keeps {', '.join(list(weights)[:4])} in {dtype}, torch in more; with these rounded to it in torch "
-                "the two agree in float64.",
-                "Keep the weights of both in one type: param_dtype of Flax's layers, model.to(torch.bfloat16) in torch.",
+                f"JAX keeps {', '.join(list(weights)[:4])} in {dtype}, torch in more; with these rounded to it in "
+                "torch the two agree in float64.",
+                "Keep the weights of both in one type: param_dtype of Flax's layers, model.to(dtype) in torch.",
             )
             return
 
