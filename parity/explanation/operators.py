@@ -314,11 +314,13 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     for group in grouped(
         steps, lambda step: step.result is not None and step.result.dtype == bool and step.result.size > 1
     ):
+        marks = {bool(value) for step in group if step.result is not None for value in np.unique(step.result)}
+        everywhere = len(marks) == 1  # its opposite is no other way round to say it: a mask that is there or is not
         yield Claim(
             change_all(framework, group, set_result(np.logical_not)),
             "another formula: mask",
-            f"a mask ({group[0].name})",
-            "the opposite one",
+            f"a mask ({group[0].name})" + f" that is {marks.copy().pop()} everywhere" * everywhere,
+            f"one that is {not marks.copy().pop()}" if everywhere else "the opposite one",
             fix,
         )
     for group in grouped(steps, lambda step: step.name in CHOICES):

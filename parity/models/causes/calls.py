@@ -155,10 +155,13 @@ class Calls:
             torch.nn.modules.module.register_module_forward_pre_hook(enter),
             torch.nn.modules.module.register_module_forward_hook(leave),
         ]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a whole encoder layer as one operator cannot be changed
         try:
             with replaced(self.torch_module, weights):
                 self._torch.run(values)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
             for view, before in self._buffers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from parity.explanation import proof
 from parity.models.causes import (
@@ -55,7 +56,7 @@ def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], .
         # A number that is nothing in its place makes one activation of another: ELU with the scale 0 is ReLU.
         other = proof.search(at, proof.FORMULAS)
         found = other if other is not None and "activation" in other.cause else found
-    yield named(found, attends=_attends(context))
+    yield named(found, attends=_attends(context), rotates=_rotates(context))
 
 
 def _attends(context: Context) -> bool:
@@ -63,6 +64,22 @@ def _attends(context: Context) -> bool:
     at = context.bench
     names = {step.name for program in at.programs.values() for step in program.steps} if at is not None else set()
     return any("softmax" in name or "attention" in name for name in names) or {"exp", "div"} <= names
+
+
+def _rotates(context: Context) -> bool:
+    """Return whether a program multiplies by cosines, or is given none to read: the tables may come from outside."""
+    at = context.bench
+    made = False
+    for program in at.programs.values() if at is not None else ():
+        reached: set[Any] = set()
+        for step in program.steps:
+            known = reached & set(step.sources.values())
+            if known and step.name in ("mul", "mul_", "einsum", "complex", "polar"):
+                return True
+            if step.name == "cos" or (known and step.name not in ("add", "add_", "add_any")):
+                reached.add(step.key)
+                made = True
+    return not made
 
 
 PROPOSERS: tuple[Proposer, ...] = (
