@@ -181,3 +181,39 @@ def test_torchs_own_encoder_layer(fault):
     if fault:
         assert report.first.diagnosis.cause == FAULTS[fault], report.first.diagnosis
         assert report.first.path == ""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_choice_by_the_least_for_the_largest_is_nothing_else(seed):
+    """What is chosen of a few is often the same by chance, so nothing is proved of it on numbers that are near."""
+    torch.manual_seed(seed)
+    x = np.random.default_rng(seed).standard_normal((2, 5, 8)).astype(np.float32)
+    found = told(
+        lambda s, x: s.v(x[torch.arange(2), s.q(x)[..., 0].argmax(1)]),
+        lambda s, x: s.v(x[jnp.arange(2), s.q(x)[..., 0].argmin(1)]),
+        x,
+    )
+    certain = not found.text.startswith("Likely") and found.cause != "code between the children"
+    assert not certain or found.cause == "another formula: sign", found
+
+
+def test_channels_in_another_order_are_no_flattening():
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+
+        def forward(self, x):
+            return self.c(x.mT).mT
+
+    class GroupedPort(nnx.Module):
+        def __init__(self):
+            self.c = nnx.Conv(8, 8, (3,), feature_group_count=2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.c(x[..., jnp.array([0, 2, 4, 6, 1, 3, 5, 7])])
+
+    model, port = Grouped(), GroupedPort()
+    port = parity.map_weights(model, port).load_into_jax(model, port)
+    found = parity.compare_models(model, port, (X,)).first.diagnosis
+    assert found.cause == "arrangement: interleaved", found

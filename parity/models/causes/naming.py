@@ -59,12 +59,13 @@ def _of_attention(found: Diagnosis) -> Diagnosis:
     return Diagnosis("constant: attention scale", text, fix)
 
 
-def named(found: Diagnosis, *, attends: bool = True, rotates: bool = True) -> Diagnosis:
+def named(found: Diagnosis, *, attends: bool = True, rotates: bool = True, flattens: bool = True) -> Diagnosis:
     """Return a diagnosis of operators with the name that it has in models.
 
     Args:
         found: Of operators.
         attends: Whether the module has heads.
+        flattens: Whether several axes become one in it.
         rotates: Whether it multiplies by cosines: a table of positions that is added has halves or neighbours too.
 
     Example:
@@ -75,7 +76,7 @@ def named(found: Diagnosis, *, attends: bool = True, rotates: bool = True) -> Di
     for cause, text, name in NAMES:
         if re.fullmatch(cause, found.cause) and re.search(text, found.text):
             if name == "head order" and not attends:
-                name = "flatten order"
+                name = "flatten order" if flattens else found.cause
             if name == "rope pairing" and not rotates:
                 return replace(found, fix="Put sines and cosines in one order: in halves, or by turns.")
             if name == "lower precision":
