@@ -292,7 +292,7 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers) -> Bench | N
     from parity.explanation.programs.torch_program import TorchProgram
 
     numbers = with_theta(numbers, tuple(np.asarray(leaf, np.float64) for leaf in numbers.theta))
-    several = (numbers, fresh(numbers, 1), fresh(numbers, 2))
+    several: tuple[Numbers, ...] = (numbers, fresh(numbers, 1), fresh(numbers, 2))
     try:
         programs: dict[str, Program] = {
             "torch": TorchProgram(torch_function, numbers),
