@@ -50,7 +50,9 @@ def _along(steps: Any) -> Iterator[Claim]:
         axes = tuple(dim) if isinstance(dim, list) else (dim,)
         if not axes or not all(isinstance(axis, int) for axis in axes) or values.ndim < 2:
             continue
-        has = "the first" if step.name == "select" and step.operands.get("index") == 0 else TAKEN[step.name]
+        place = step.operands.get("index") if step.name == "select" else None
+        ends = {0: "the first", -1: "the last", values.shape[axes[0]] - 1: "the last"}
+        has = ends.get(place, TAKEN[step.name]) if isinstance(place, int) else TAKEN[step.name]
         count = math.prod(values.shape[axis] for axis in axes)
         along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(str(axis % values.ndim) for axis in axes)}"
         for needs, function in ALONG.items():
