@@ -79,7 +79,10 @@ def test_a_wrong_port_fails_and_names_the_module(tmp_path, capsys):
     assert main(["model", file(tmp_path, "1e-6"), "--fail-fast", *kept]) == 1
     out = capsys.readouterr().out
     assert "different, first in 0 (" in out
-    assert f"again: python -m parity model {tmp_path / 'models.py'} --only 0" in out
+    again = f"again: python -m parity model {tmp_path / 'models.py'}"
+    assert f"{again} --replay '{tmp_path / 'r.json'}#0'" in out
+    assert main(["model", file(tmp_path, "1e-6"), "--seed=3", "--no-perturb"]) == 1
+    assert f"{again} --seed 3 --no-perturb --only 0" in capsys.readouterr().out
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["first"] == "0"
     assert "<details open>" in (tmp_path / "r.html").read_text()

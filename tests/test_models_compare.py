@@ -175,19 +175,6 @@ def test_a_torch_model_that_runs_in_float32_alone_is_judged_there(act):
     assert any("the torch model does not run in float64" in note for note in report.notes)
 
 
-class NnxTwo(NnxNet):
-    def __call__(self, x):
-        y = super().__call__(x)
-        return y, y.sum()
-
-
-def test_an_output_that_only_one_gives_is_named():
-    model, port = Net(), NnxTwo()
-    report = parity.compare_models(model, parity.map_weights(model, port).load_into_jax(model, port), (X,))
-    assert report.ok, str(report)
-    assert any("only JAX gives the output" in note for note in report.notes)
-
-
 class Dropping(Net):
     def __init__(self, *, functional=False):
         super().__init__()

@@ -15,7 +15,10 @@ from rich.text import Text
 from parity.cli import options
 from parity.cli.console import console, verdict
 from parity.isolation.sources import NotUnderstood, import_file
+from parity.models.judging import AGREES
+from parity.models.replay import WHOLE, NotReplayed, read
 from parity.names import unknown
+from parity.report.content import visible
 
 FILES = ("html", "json", "md", "txt")
 
@@ -42,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = description
     parser.add_argument("file", metavar="FILE.py", help="defines torch_model, jax_model and inputs")
     parser.add_argument("--only", metavar="PATH", help="judge only this torch module and the modules in it")
+    parser.add_argument(
+        "--replay", metavar="REPORT.json#PATH", help="run one module on the inputs that --json kept of it"
+    )
     parser.add_argument("--mode", choices=("eval", "train"), help="the mode of both models (eval)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
     parser.add_argument("--no-perturb", action="store_true", help="compare with your weights only")
@@ -72,10 +78,12 @@ def run(asked: argparse.Namespace) -> int:
     try:
         if asked.dump is not None:
             return _dump(Path(asked.file), asked, out)
+        if asked.replay is not None:
+            return _replay(asked, out)
         report = _compare(_models(Path(asked.file), against=asked.against), asked, out)
-    except NotUnderstood as error:
+    except (NotUnderstood, NotReplayed) as error:
         made.error(str(error))
-    except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
         made.error(f"{asked.file}: {error}")
     for line in str(report).splitlines():
         out.print(Text(line, style=STYLE.get(line[:1], "") if line[1:2] == " " else ""), soft_wrap=True)
@@ -132,6 +140,44 @@ def _dump(file: Path, asked: argparse.Namespace, out: Console) -> int:
     return 0
 
 
+ALONE = ("dump", "against", "only", "optimizer", "steps", "plot", *FILES)
+"""Options that have no effect with --replay."""
+
+
+def _replay(asked: argparse.Namespace, out: Console) -> int:
+    """Run one module again on the inputs that a report kept. The report is data: only FILE.py runs."""
+    from parity.models import compare
+
+    idle = [name for name in ALONE if getattr(asked, name) is not None]
+    if idle:
+        asked.parser.error(f"--replay: runs one module alone, so --{idle[0]} has no effect")
+    saved = read(asked.replay)
+    found = _models(Path(asked.file))
+    torch_model, jax_model, given = (found.pop(name) for name in NEEDED)
+    for name in ("optimizer", "steps", "loss"):
+        found.pop(name, None)
+    with out.status("running both models"):
+        made = compare.replayed(torch_model, jax_model, given, saved, **{**found, "mode": saved.mode})
+    now, name = made.found, saved.path or WHOLE
+    out.print(Text(visible(f"{name}  <->  {made.jax_path or 'the JAX model'}: {now.verdict}")), soft_wrap=True)
+    shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in saved.arrays)
+    weights = "perturbed weights" if saved.perturbed else "weights as they are"
+    lines = [f"inputs: {shapes}, as kept in {asked.replay.partition('#')[0]}; {weights}"]
+    if made.diagnosis is not None:
+        lines += [f"cause: {made.diagnosis.cause}: {made.diagnosis.text}", f"fix:   {made.diagnosis.fix}"]
+    if now.own_error is not None:
+        lines.append(f"own error {now.own_error:.2g} of a typical output")
+    if now.finding is not None:
+        where = f"{now.finding.output}{list(now.finding.index)}"
+        lines.append(f"worst: {where}: torch {now.finding.want:.9g}, JAX {now.finding.got:.9g}")
+    lines += [now.reason] if now.reason else []
+    changed = "" if saved.verdict == now.verdict else " (it has changed)"
+    lines.append(f"then: {saved.verdict}; now: {now.verdict}{changed}")
+    for line in lines:
+        out.print(Text(visible(f"  {line}")), soft_wrap=True)
+    return verdict(now.verdict not in AGREES, out)
+
+
 def _is_maker(value: Any) -> bool:
     return isinstance(value, types.FunctionType)
 
@@ -152,6 +198,11 @@ def _compare(found: dict[str, Any], asked: argparse.Namespace, out: Console) -> 
             fail_fast=asked.fail_fast, only=asked.only, strict=asked.strict,
             progress=lambda path: status.update(Text(f"comparing {path}")), **given,
         )  # fmt: skip
-    against = "" if asked.against is None else f" --against {shlex.quote(str(asked.against))}"
-    report.command = f"python -m parity model {shlex.quote(str(asked.file))}{against}"
+    given_too = [f"--{name} {shlex.quote(str(getattr(asked, name)))}" for name in ("against", "mode")
+                 if getattr(asked, name) is not None]  # fmt: skip
+    given_too += [f"--seed {asked.seed}"] if asked.seed else []
+    given_too += ["--no-perturb"] if asked.no_perturb else []
+    command = f"python -m parity model {shlex.quote(str(asked.file))}"
+    report.command, report.replay = command, "" if asked.json is None else str(asked.json)
+    report.options = given_too
     return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -331,6 +331,47 @@ def sizes(bench: Bench) -> list[int]:
             if step.result is not None:
                 found.update((*step.result.shape, step.result.size))
     return sorted(found - {0, 1})
+
+
+REDUCES = ("sum", "mean", "var", "std", "norm", "loss", "pool")
+"""Parts of the names of operators that add up what lies along an axis."""
+
+
+def reduced(bench: Bench) -> set[int]:
+    """Return lengths of axes along which a program adds up, and how many numbers it adds up.
+
+    No other length is n of a mean or a variance: the number of examples of a batch is not, where each has its result.
+    """
+    found: set[int] = set()
+    for program in bench.programs.values():
+        for step in program.steps:
+            arrays = [one for one in step.operands.values() if isinstance(one, np.ndarray) and one.ndim]
+            if step.result is None or not arrays or not step.result.size:
+                continue
+            given, made = max(arrays, key=lambda one: one.size), list(step.result.shape)
+            if any(part in step.name for part in REDUCES):
+                found.update(_gone(given.shape, made), {given.size // step.result.size})
+            elif any(part in step.name for part in ("dot", "mm")) and len(arrays) >= 2 and (
+                step.result.ndim < 2 or _same_numbers(*arrays[-2:])
+            ):  # fmt: skip
+                found.update(_gone(given.shape, made), arrays[-1].shape)  # of a covariance, x.T @ x, or a sum
+    return found - {0, 1}
+
+
+def _gone(given: Sequence[int], made: Sequence[int]) -> set[int]:
+    """Return the lengths of axes that a result does not have."""
+    left = list(made)
+    gone = []
+    for length in given:
+        if length in left:
+            left.remove(length)
+        else:
+            gone.append(length)
+    return set(gone)
+
+
+def _same_numbers(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.size == other.size and np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None))
 
 
 def _written(value: float, before: float, sizes: list[int]) -> Iterator[float]:

@@ -88,15 +88,16 @@ def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
 
 
 def factor(
-    got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], output: str, who: str, *,
-    arguments: Collection[str] = ("ddof", "reduction", "norm", "base"),
+    got: np.ndarray, want: np.ndarray, shapes: list[tuple[int, ...]], reduced: Collection[int], output: str, who: str,
+    *, arguments: Collection[str] = ("ddof", "reduction", "norm", "base"),
 ) -> Diagnosis | None:  # fmt: skip
     """Return what a constant factor between two results tells, or None.
 
     Args:
         got: Results on several sets of numbers: one number alone always has a ratio to another.
         want: The other framework's.
-        shapes: Of the inputs: lengths that a factor may come from.
+        shapes: Of the inputs: lengths that a Fourier transform may have.
+        reduced: Lengths along which a program adds up: those of a mean or a variance.
         output: What the results are called.
         who: Whose `got` is.
         arguments: Those that an operator of either program has: a loss over n - 1 of n labels has the factor of a
@@ -107,9 +108,9 @@ def factor(
         return None
     sizes = {n for shape in shapes for n in (*shape, math.prod(shape))} - {0, 1}
     named = {
-        **{n / (n - 1): ("ddof", f"n/(n-1) with n = {n}") for n in sizes},
-        **{math.sqrt(n / (n - 1)): ("ddof", f"the root of n/(n-1) with n = {n}") for n in sizes},
-        **{float(n): ("reduction", f"{n}, a length: a sum on one side, a mean on the other") for n in sizes},
+        **{n / (n - 1): ("ddof", f"n/(n-1) with n = {n}") for n in reduced},
+        **{math.sqrt(n / (n - 1)): ("ddof", f"the root of n/(n-1) with n = {n}") for n in reduced},
+        **{float(n): ("reduction", f"{n}, a length: a sum on one side, a mean on the other") for n in reduced},
         **{math.sqrt(n): ("norm", f"the root of {n}, a length: norm='ortho' on one side") for n in sizes},
         math.log(2): ("base", "ln 2: another base of a logarithm"), math.log(10): ("base", "ln 10: another base"),
     }  # fmt: skip

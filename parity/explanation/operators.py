@@ -233,6 +233,8 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
         values = step.operands.get("self")
         if not isinstance(values, np.ndarray) or step.result is None or not step.result.size or not values.size:
             continue
+        if _counts_only(step, steps):
+            continue
 
         def scaled(operation: Operation, mean: bool = step.name == "mean") -> Any:
             result = operation.compute(operation.operands)
@@ -254,6 +256,26 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
                 )
 
 
+def _counts_only(step: Step, steps: Sequence[Step]) -> bool:
+    """Return whether a sum is only a place or a length, as of what is not masked: no float is made of it.
+
+    What goes into a list of indices has no step after it.
+    """
+    reached, followed = {step.key}, set()
+    for other in steps:
+        for operand, source in other.sources.items():
+            if source in reached and other.result is not None:
+                followed.add(source)
+                if not (other.name in PICKS and operand not in ("self", "weight")):
+                    reached.add(other.key)
+    ends = [one for one in steps if one.key in reached - followed and one.result is not None]
+    return not any(one.result.dtype.kind in "fc" or one is steps[-1] for one in ends if one.result is not None)
+
+
+PICKS = ("index", "gather", "index_select", "embedding", "take_along_dim")
+"""Operators that take elements from places."""
+
+
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
@@ -270,6 +292,8 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
         "ge": np.greater_equal,
     }
     left, right = (0, 1) if framework == "jax" else ("self", "other")
+    wrapping = _of_indices(steps)
+    steps = [step for step in steps if step.key not in wrapping]
     for group in grouped(steps, lambda step: step.name in COMPARISONS):
         for name, function in functions.items():
             if name == group[0].name:
@@ -290,11 +314,13 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     for group in grouped(
         steps, lambda step: step.result is not None and step.result.dtype == bool and step.result.size > 1
     ):
+        marks = {bool(value) for step in group if step.result is not None for value in np.unique(step.result)}
+        everywhere = len(marks) == 1  # its opposite is no other way round to say it: a mask that is there or is not
         yield Claim(
             change_all(framework, group, set_result(np.logical_not)),
             "another formula: mask",
-            f"a mask ({group[0].name})",
-            "the opposite one",
+            f"a mask ({group[0].name})" + f" that is {marks.copy().pop()} everywhere" * everywhere,
+            f"one that is {not marks.copy().pop()}" if everywhere else "the opposite one",
             fix,
         )
     for group in grouped(steps, lambda step: step.name in CHOICES):
@@ -331,6 +357,21 @@ def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
                         f"{other} with diagonal {diagonal}",
                         fix,
                     )
+
+
+def _of_indices(steps: Sequence[Step]) -> set[Key]:
+    """Return the steps by which JAX counts negative indices from the end, i or i + n: they mask nothing."""
+    by_key = {step.key: step for step in steps}
+    found: set[Key] = set()
+    for step in steps:
+        test = by_key.get(step.sources.get(0)) if step.name == "select_n" and _is_whole(step.result) else None
+        if test is not None and test.name == "lt" and not np.any(test.operands[1]):
+            found |= {step.key, test.key}
+    return found
+
+
+def _is_whole(values: np.ndarray | None) -> bool:
+    return values is not None and values.dtype.kind in "iu"
 
 
 def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:

@@ -116,7 +116,7 @@ def _factor(at: Bench) -> Diagnosis | None:
         return None
     got, want = (np.concatenate([one[differing[0]].ravel() for one in at.outputs[name]]) for name in ("jax", "torch"))
     shapes = [leaf.shape for leaf in at.numbers[0].theta]
-    found = factor(got, want, shapes, differing[0], "JAX", arguments=_arguments(at))
+    found = factor(got, want, shapes, constants.reduced(at), differing[0], "JAX", arguments=_arguments(at))
     if found is not None and found.cause == "constant factor":
         return _first(conventions.claims(at), at) or _with_constant(found, at)
     if found is not None and found.cause == "default argument: reduction":
@@ -451,7 +451,7 @@ def _named_by_size(
     pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool, reduces: bool
 ) -> str:  # fmt: skip
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
-    sizes = set(constants.sizes(at))
+    sizes = constants.reduced(at)
     if len(pairs) > 2:
         return ""  # frequencies, say
     for mine, theirs in pairs:

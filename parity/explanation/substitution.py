@@ -273,18 +273,33 @@ def fresh(numbers: Numbers, seed: int) -> Numbers:
     return with_theta(numbers, tuple(leaf * rng.uniform(0.5, 1.5, leaf.shape) for leaf in numbers.theta))
 
 
+CHOOSES = ("argmax", "argmin", "argsort", "sort", "topk", "top_k", "max", "min", "floor", "round", "sign")
+"""Steps whose result may be the same for other numbers: that two programs agree on few says little."""
+
+MORE = 6
+"""Further numbers on which a cause must be proved there: the same in another order, so that others are the largest."""
+
+
+def mixed(numbers: Numbers, seed: int) -> Numbers:
+    """Return the floating numbers of each input in another order."""
+    rng = np.random.default_rng(seed)
+    return with_theta(numbers, tuple(rng.permutation(leaf.ravel()).reshape(leaf.shape) for leaf in numbers.theta))
+
+
 def bench(torch_function: Any, jax_function: Any, numbers: Numbers) -> Bench | None:
     """Return both programs, or None where one cannot be read: it raises, or its outputs are not those of the other."""
     from parity.explanation.programs.jax_program import JaxProgram
     from parity.explanation.programs.torch_program import TorchProgram
 
     numbers = with_theta(numbers, tuple(np.asarray(leaf, np.float64) for leaf in numbers.theta))
-    several = (numbers, fresh(numbers, 1), fresh(numbers, 2))
+    several: tuple[Numbers, ...] = (numbers, fresh(numbers, 1), fresh(numbers, 2))
     try:
         programs: dict[str, Program] = {
             "torch": TorchProgram(torch_function, numbers),
             "jax": JaxProgram(jax_function, numbers),
         }
+        if any(step.name in CHOOSES for program in programs.values() for step in program.steps):
+            several += tuple(mixed(numbers, seed) for seed in range(3, 3 + MORE))
         # A step that is not read as it runs (a callback, random numbers) shows here: the same again must be the same.
         outputs = {name: tuple(program.run(one, {}) for one in several) for name, program in programs.items()}
     except Exception:

@@ -146,11 +146,11 @@ def _diagnosis(one: Judgement, error: float, stopped: bool) -> Diagnosis:
     torch_call, jax_call = one.pair.torch_calls[0], one.pair.jax_calls[0]
     where = f"{one.pair.path or 'the model'} ({torch_call.class_name})"
     if stopped:
-        text = f"{where}: no gradient comes out of JAX's module, alone, where torch's gives one; the outputs agree."
+        text = f"{where}: no gradient comes out of JAX's module, alone, where torch's gives one; its outputs agree."
         return Diagnosis("gradient stopped", text, f"Look for jax.lax.stop_gradient in {jax_call.class_name}.")
     text = (
         f"{where}: the backward of JAX's module, alone and from the same gradient of its output, is another one, by "
-        f"{error:.2g} of a typical element; the outputs agree."
+        f"{error:.2g} of a typical element; its outputs agree."
     )
     fix = f"Look for jax.custom_vjp, jax.custom_jvp and stop_gradient in {jax_call.class_name}, and detach in torch."
     return Diagnosis("backward", text, fix)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity import needs
 from parity.counts import whole
@@ -13,6 +14,9 @@ from parity.models.dump.files import Dump
 from parity.models.quickly import compiled_quickly
 from parity.models.report import ModelReport
 from parity.names import unknown
+
+if TYPE_CHECKING:
+    from parity.models.replay import Replayed, Saved
 
 MODES = ("eval", "train")
 
@@ -86,6 +90,39 @@ def compare_models(
     ).report()  # fmt: skip
 
 
+def replayed(
+    torch_model: Any, jax_model: Any, inputs: Any, saved: Saved, *, weights: Any = None,
+    modules: Mapping[str, str] | None = None, mode: str = "eval", rules: Sequence[Any] = (),
+) -> Replayed:  # fmt: skip
+    """Run one module of both models again, on the inputs that a report kept.
+
+    Args:
+        torch_model: As of `compare_models`, and so are the others.
+        jax_model: It runs here, as torch's does.
+        inputs: Of the models: they run once, for their modules to be known.
+        saved: What `parity.models.replay.read` returns.
+        weights: A `WeightMap`, or None.
+        modules: Paths of JAX's modules by torch's.
+        mode: "eval" or "train".
+        rules: For `map_weights`.
+
+    Raises:
+        ValueError: A model does not run, or the module is not there or takes other inputs now.
+    """
+    from parity.models import replay, runs
+
+    _check(mode, weights, None, None, 0, None)
+    ours, theirs, both = _sides(torch_model, jax_model, inputs)
+    return replay.again(
+        runs.Comparison(
+            ours, theirs, both, weights=weights, told=dict(modules or {}), mode=mode, perturb=saved.perturbed,
+            seed=saved.seed, name=_name(torch_model), rules=rules, fail_fast=False, only=None, strict=False,
+            progress=None, loss=None, optimizer=None, steps=0,
+        ),
+        saved,
+    )  # fmt: skip
+
+
 def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progress: Any) -> None:
     """Refuse options that are of no use, before anything runs."""
     from parity.models.weights.weight_map import WeightMap
@@ -104,9 +141,14 @@ def _check(mode: str, weights: Any, loss: Any, optimizer: Any, steps: int, progr
     if steps and optimizer is None:
         raise ValueError(f"steps: expected optimizer= with steps={steps}, for example 'adamw', got none")
     if optimizer is not None:
-        from parity.models.optimizers import both
+        from parity.models.optimizers import both, made
 
-        both(optimizer)
+        make, _ = both(optimizer)
+        named = isinstance(optimizer if isinstance(optimizer, str) else optimizer[0], str)
+        if named and importlib.util.find_spec("torch") is not None:
+            import torch
+
+            made(make, [torch.nn.Parameter(torch.zeros(1))])  # before anything runs; of a maker it is not known what of
 
 
 def _check_kinds(modules: Any, texts: dict[str, Any], switches: dict[str, Any]) -> None:

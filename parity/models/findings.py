@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parity.models import pairing
+from parity.models import pairing, replay
 from parity.models.capture.call import Call
 from parity.models.causes import diagnose, shared, sizes
 from parity.models.causes.weights import diagnose_weights
@@ -30,6 +30,7 @@ BETWEEN = "code between the children"
 UNKNOWN = "unknown"
 PRECISION = "precision"
 SHAPE = "output shape"
+OUTPUTS = "number of outputs"
 
 
 BUDGET = 900_000
@@ -137,12 +138,30 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         notes += [text for text in (note, other) if text]
     elif made:
         notes.append("gradients are compared where the outputs agree")
+    if asked.only is None and (lone := _other_outputs(asked, first)) is not None:
+        root = place.get((pairing.Node(""), pairing.Node("")))
+        if root is not None and all(modules[at].verdict != "differs" for at in made):
+            # What both give may agree, or all but its gradients: the models are two functions all the same.
+            if (also := modules[root].diagnosis) is not None:
+                lone = replace(lone, text=f"{lone.text}; and {also.cause}: {also.text}", fix=f"{lone.fix} {also.fix}")
+            modules[root].verdict, modules[root].makes, modules[root].diagnosis = "differs", True, lone
+            made = [root, *(at for at in made if at != root)]
+        else:
+            notes.append(lone.text)
     if asked.tree.framework == "function":
         notes.append("a function has no modules: it is judged as a whole")
         if not asked.tree.leaves:
             notes.append(
                 "the function holds its own weights: pass (function, params) to have them paired and perturbed"
             )
+    saved = replay.few(
+        [
+            replay.kept(asked, modules[at].path, shown[at][1].pair.torch_calls[modules[at].call], modules[at].call,
+                        shown[at][0].perturbed, modules[at].verdict)
+            for at in made
+            if modules[at].verdict == "differs" and asked.jax.live
+        ]
+    )  # fmt: skip
     alone = _unpaired(first)
     notes += [*_parted(asked, alone, "torch", "jax"), *_parted(asked, alone, "jax", "torch")]
     return ModelReport(
@@ -161,7 +180,35 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         seed=asked.seed,
         perturbed=len(passes) > 1,
         strict=asked.strict,
+        saved=saved,
     )
+
+
+def _other_outputs(asked: Comparison, one: Pass) -> Diagnosis | None:
+    """Say that one model gives outputs that the other does not, and which layers it does not run, if so."""
+    lone = {WHO[side]: names for side, names in zip(WHO, asked.outputs_alone, strict=True) if names}
+    if not lone:
+        return None
+    each = [
+        f"only {side} gives {', '.join(names[:4])}" + (", ..." if names[4:] else "") for side, names in lone.items()
+    ]
+    text = f"the two models give other numbers of outputs: {' and '.join(each)}"
+    if idle := _never_called(asked, one):
+        text += f"; JAX never calls {', '.join(idle[:4])}, whose weights are paired"
+    return Diagnosis(OUTPUTS, text, "Return the same from both, or compare a wrapper that returns what both have.")
+
+
+def _never_called(asked: Comparison, one: Pass) -> list[str]:
+    """Return the modules of JAX that own weights of layers that torch runs, and that JAX never calls."""
+    if asked.tree.framework == "function":
+        return []
+    ran, called = {call.path for call in one.torch_calls}, {call.path for call in one.jax_calls}
+    found: dict[str, bool] = {}
+    for pair in asked.map.pairs:
+        if all(name.rpartition(".")[0] in ran for name in pair.torch):
+            owner = pairing.clean(pair.jax[0]).rpartition(".")[0]
+            found[owner] = found.get(owner, False) or owner in called
+    return [owner for owner, runs in found.items() if owner and not runs]
 
 
 def _kind(asked: Comparison, pair: Any) -> tuple[Any, ...]:

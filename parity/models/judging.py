@@ -73,6 +73,8 @@ def judge(
     found = Judged("not judged", inputs=fed.distance, worst_input=fed.farthest, fed=fed.arrays)
     found.inherited_error = max((relative_distance(one.torch, one.jax) for one in placed), default=None)
     if not fed.complete:
+        if torch_call.path == jax_call.path == "":
+            return _in_place(torch_call, jax_call, found, placed)
         return replace(found, reason="the inputs of the two do not correspond")
     if placed and fed.distance == 0 and _same(placed):
         return replace(found, verdict="identical", own_error=0.0)
@@ -112,6 +114,9 @@ def _alone(
         lines = str(raised).strip().splitlines()[:1]
         sides = ("JAX's", "torch's") if alone is jax_call else ("torch's", "JAX's")
         text = f"{sides[0]} module does not run on {sides[1]} inputs: {type(raised).__name__}: {''.join(lines)}"
+        if torch_call.path == jax_call.path == "":
+            placed, _, _ = pair_outputs(torch_call.outputs, jax_call.outputs, moved=fed.moved)
+            return _in_place(torch_call, jax_call, replace(found, reason=text), placed)
         return replace(found, reason=text)
     ours, theirs = (torch_call.outputs, own) if alone is jax_call else (own, jax_call.outputs)
     # What only one module is given, a rotary table, the other computes: it was float32 where it came from.
@@ -138,6 +143,18 @@ def _alone(
         if used.uneven:
             found.verdict, found.precision = "differs", used.text
     return _bounded(torch_call, outputs, found)
+
+
+def _in_place(torch_call: Call, jax_call: Call, found: Judged, outputs: list[Output]) -> Judged:
+    """Judge the models themselves, each on its own inputs, which the user says are the same.
+
+    What one of them computes of its inputs the other may have been given, rounded.
+    """
+    if not outputs or found.inherited_error is None:
+        return replace(found, reason=found.reason or "the inputs of the two do not correspond")
+    found.own_error, found.dtype, found.reason = found.inherited_error, "float32", ""
+    found.verdict = "identical" if _same(outputs) else "within bound"
+    return found if found.verdict == "identical" else _bounded(torch_call, outputs, found)
 
 
 def _like(alike: Judged, outputs: list[Output], found: Judged) -> Judged:

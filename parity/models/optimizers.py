@@ -72,6 +72,22 @@ KNOWN = {
 """Optimizers by name. Adagrad is none: optax adds eps inside of the root, and torch outside."""
 
 
+class OptimizerRefused(ValueError):
+    """Torch's optimizer cannot be made of the parameters; the message says why."""
+
+
+def made(make: Callable[[list[Any]], Any], parameters: list[Any]) -> Any:
+    """Return torch's optimizer of parameters.
+
+    Raises:
+        OptimizerRefused: It cannot be made, as with a learning rate below 0.
+    """
+    try:
+        return make(parameters)
+    except Exception as error:  # whatever a maker raises
+        raise OptimizerRefused(f"optimizer: torch's cannot be made: {type(error).__name__}: {error}") from error
+
+
 def both(optimizer: Any) -> tuple[Callable[[list[Any]], Any], Any]:
     """Return what makes torch's optimizer of a list of parameters, and optax's transformation.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity.models.capture.call import Call
-from parity.models.matching import pair_outputs, relative_distance
+from parity.models.matching import feed, pair_outputs, relative_distance
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def modules(
 
     for path, jax_path in told.items():
         torch, jax = _told(path, torch_nodes), _told(jax_path, jax_nodes)
+        if not owned_torch.get(torch, frozenset()) & owned_jax.get(jax, frozenset()):
+            _check_sizes(torch_nodes[torch][0], jax_nodes[jax][0])
         add(torch, jax)
     roots = Node("")
     if roots in torch_nodes and roots in jax_nodes and roots not in used:
@@ -187,6 +189,22 @@ def _told(path: str, nodes: Mapping[Node, list[Call]]) -> Node:
     if not found:
         raise ValueError(unknown("modules", path, [str(node) for node in nodes]))
     return found[0]
+
+
+def _check_sizes(torch: Call, jax: Call) -> None:
+    """Refuse two modules, told to be one, that share no weight and that take or give arrays of other sizes."""
+    if not pair_outputs(torch.outputs, jax.outputs)[0]:
+        what, sides = "give", [call.outputs.items() for call in (torch, jax)]
+    elif not feed(*((jax, torch) if jax.stored is not None else (torch, jax))).complete:
+        what = "take"
+        sides = [{one.name: one.value for one in call.inputs if one.is_array}.items() for call in (torch, jax)]
+    else:
+        return
+    shown = [", ".join(f"{name} {list(value.shape)}" for name, value in side) or "nothing" for side in sides]
+    raise ValueError(
+        f"modules: expected modules of the same sizes, got {torch.path!r} of torch and {jax.path!r} of JAX, which "
+        f"{what} {shown[0]} and {shown[1]}"
+    )
 
 
 def _chains(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from parity.models.judging import AGREES
+from parity.models.replay import Saved
 from parity.models.weighing import Compared, Training
 from parity.models.weights.weight_map import WeightMap
 from parity.records import Diagnosis, Finding
@@ -88,6 +89,9 @@ class ModelReport:
         perturbed: Whether perturbed weights were tried too.
         strict: Whether weights without a partner are a failure.
         command: The command that makes this report, without --only; "" if there is none.
+        saved: What the first modules that differ were called with: a file of JSON keeps it.
+        options: Of the command, which change what is compared.
+        replay: The file that keeps it, for the command that runs one module again; "" if there is none.
         environment: Versions, machine and commit.
     """
 
@@ -107,6 +111,9 @@ class ModelReport:
     perturbed: bool = False
     strict: bool = False
     command: str = ""
+    saved: Sequence[Saved] = ()
+    replay: str = ""
+    options: Sequence[str] = ()
     environment: dict[str, Any] = field(default_factory=environment)
 
     @property
@@ -147,6 +154,7 @@ class ModelReport:
             "gradients": [_plain(one) for one in self.gradients],
             "training": [_plain(one) for one in self.training],
             "steps": None if self.steps is None else {"distances": self.steps.distances, "losses": self.steps.losses},
+            "replay": {one.path: one.content() for one in self.saved},
             "environment": self.environment,
         }  # fmt: skip
 

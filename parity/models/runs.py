@@ -16,6 +16,7 @@ from parity.models.capture.once import Once, keep
 from parity.models.inputs import Call as Arguments
 from parity.models.judging import AGREES, Judged, Seen, directed, judge
 from parity.models.matching import feed, pair_outputs
+from parity.models.optimizers import OptimizerRefused
 from parity.models.pairing import Pair
 from parity.models.report import ModelReport
 from parity.models.shelf import Shelf, give_back, give_back_large, layered
@@ -113,6 +114,27 @@ class Comparison:
 
     def report(self) -> ModelReport:
         """Run everything and return the report."""
+        self.begin()
+        passes = [self._pass(None)]
+        notes = [*self._settle(passes[0]), *self._dropout(), *getattr(self.jax, "notes", [])]
+        stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
+        pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
+        if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):
+            self.changed = Shelf(self.perturbed(pairs).items())
+            give_back()
+            second = self._pass(self.changed)
+            if _is_finite(second) or not _is_finite(passes[0]):
+                passes.append(second)
+            else:
+                notes.append("perturbed weights made infinities: judged with the weights as they are only")
+        elif self.perturb and pairs and not stop:
+            notes.append(
+                f"perturbed weights were not compared: the dump changed {lone}, which the other model does not have"
+            )
+        return findings.report(self, passes, notes)
+
+    def begin(self) -> None:
+        """Read the weights of both sides and pair them."""
         self.tree, self.leaves = self.jax.tree, self.torch.tree.leaves
         self.torch_weights = self.torch.tree.weights()
         if self.weights is None:
@@ -127,23 +149,6 @@ class Comparison:
         self.large = size > LARGE
         if size > LARGE / 8:
             give_back_large()
-        passes = [self._pass(None)]
-        notes = [*self._settle(passes[0]), *self._dropout(), *self._alone(), *getattr(self.jax, "notes", [])]
-        stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
-        pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
-        if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):
-            self.changed = Shelf(self._perturbed(pairs).items())
-            give_back()
-            second = self._pass(self.changed)
-            if _is_finite(second) or not _is_finite(passes[0]):
-                passes.append(second)
-            else:
-                notes.append("perturbed weights made infinities: judged with the weights as they are only")
-        elif self.perturb and pairs and not stop:
-            notes.append(
-                f"perturbed weights were not compared: the dump changed {lone}, which the other model does not have"
-            )
-        return findings.report(self, passes, notes)
 
     def _perturbed_alone(self, pairs: Sequence[Any]) -> str:
         """Return a weight that was perturbed where a model ran, and that is paired with none here; or nothing."""
@@ -155,7 +160,7 @@ class Comparison:
                 return lone[0] if lone else "" if changed else "nothing"
         return ""
 
-    def _perturbed(self, pairs: Sequence[Any]) -> dict[str, np.ndarray]:
+    def perturbed(self, pairs: Sequence[Any]) -> dict[str, np.ndarray]:
         """Return perturbed weights by torch's names: made here, or where one of the models ran."""
         if self.jax.live:
             made: dict[str, np.ndarray] = self.torch.perturbed(pairs, self.seed)
@@ -190,14 +195,6 @@ class Comparison:
                 kept.append(unequal)
         self.map = replace(self.map, unequal=tuple(kept))
         return notes
-
-    def _alone(self) -> list[str]:
-        """Name outputs that only one of the models gives."""
-        return [
-            f"only {side} gives the output{'s' * (len(names) > 1)} {', '.join(names[:4])}: not compared"
-            for side, names in zip(("torch", "JAX"), self.outputs_alone, strict=True)
-            if names
-        ]
 
     def _dropout(self) -> list[str]:
         """Name the dropout that is off though the models train, or though torch's was handed over in training."""
@@ -256,6 +253,8 @@ class Comparison:
                 if self.optimizer is not None:
                     self.trained = training.train(self._backward(one), self.optimizer, max(self.steps, 1))
                     found += self.trained.parameters
+        except OptimizerRefused:
+            raise
         except Exception as error:
             return found, f"training was not compared: {said(error)}"
         return found, ""
@@ -279,6 +278,10 @@ class Comparison:
         """Return torch's weights in float64 where JAX's were computed of them, and rounded."""
         wrong = {id(one.pair) for one in self.map.unequal}
         return perturb.settled((pair for pair in self.map.pairs if id(pair) not in wrong), ours, theirs)
+
+    def run_once(self, changed: Mapping[str, np.ndarray] | None) -> Pass:
+        """Run both models, with other values of some weights, and pair their modules; nothing is judged."""
+        return self._pass(changed, judged=False)
 
     def _pass(self, changed: Mapping[str, np.ndarray] | None, *, judged: bool = True) -> Pass:
         theirs: Mapping[str, np.ndarray] | None = None
@@ -326,7 +329,7 @@ class Comparison:
 
     def _judge(self, made: Pass) -> None:
         """Judge each pair of modules, those that are asked for."""
-        tables, seen = self._tables(), Seen()
+        tables, seen = self.tables(), Seen()
         paths = [one.pair.path for one in made.judgements]
         if self.only is not None and not any(_is_wanted(path, self.only) for path in paths):
             raise ValueError(unknown("only", self.only, [path for path in paths if path]))
@@ -342,7 +345,7 @@ class Comparison:
             one.perturbed = made.perturbed
         _mark_cuts(made.judgements)
 
-    def _tables(self) -> Callable[[Pair], bool]:
+    def tables(self) -> Callable[[Pair], bool]:
         """Return what says whether a pair of modules keeps floats that are no weights of both, or that were computed.
 
         A sum of two biases is rounded where the port keeps it. A torch model that runs here is given such as give it.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from parity.models.judging import AGREES
+from parity.models.replay import WHOLE
 from parity.report.content import plural, visible
 
 if TYPE_CHECKING:
@@ -34,9 +36,10 @@ def headline(report: ModelReport) -> str:
     if report.ok:
         return f"{report.name}: the same function ({about})"
     what = "gradients" if any(one.verdict == "differs" for one in report.gradients) else "training"
-    if report.first is not None and report.first.verdict in AGREES:
+    same = bool(report.modules) and report.modules[0].verdict in AGREES
+    if same and report.first is not None and report.first.verdict in AGREES:
         return f"{report.name}: the same outputs, but other {what}, first in {place(report.first)} ({about})"
-    if report.first is None:
+    if report.first is None and same:
         worse = [one.torch for one in (*report.gradients, *report.training) if one.verdict == "differs"]
         if worse:
             return f"{report.name}: the same outputs, but other {what}, first of {worse[0]} ({about})"
@@ -44,6 +47,8 @@ def headline(report: ModelReport) -> str:
             wrong = plural(len(report.weights.unequal), "weight")
             return f"{report.name}: the same function, but {wrong} not equal ({about})"
         return f"{report.name}: not the same ({about})"
+    if report.first is None:
+        return f"{report.name}: not the same, or not judged ({about})"
     return f"{report.name}: different, first in {place(report.first)} ({about})"
 
 
@@ -88,7 +93,7 @@ def _causes(report: ModelReport) -> list[str]:
         if one.reason:
             lines.append(f"  {one.reason}")
         if report.command:
-            lines.append(f"  again: {report.command}" + (f" --only {one.path}" if one.path else ""))
+            lines.append(f"  again: {_again(report, one)}")
         if others:
             named = ", ".join(place(other) for other in others[:MOST_ALIKE])
             more = f" and {len(others) - MOST_ALIKE} more" if len(others) > MOST_ALIKE else ""
@@ -97,6 +102,13 @@ def _causes(report: ModelReport) -> list[str]:
     if rest:
         lines.append(f"... and {rest} modules more that make errors of their own")
     return lines
+
+
+def _again(report: ModelReport, one: Module) -> str:
+    """Return the command that runs a module again: on the inputs that a file keeps, if there is one, and it alone."""
+    if report.replay and one.path in [saved.path for saved in report.saved]:
+        return f"{report.command} --replay {shlex.quote(f'{report.replay}#{one.path or WHOLE}')}"
+    return " ".join([report.command, *report.options]) + (f" --only {shlex.quote(one.path)}" if one.path else "")
 
 
 def tree(report: ModelReport, *, most: int | None = MOST) -> list[str]:

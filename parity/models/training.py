@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import torch
 
-from parity.models import weighing
+from parity.models import optimizers, stepping, weighing
 from parity.models.backward import Backward, groups
 from parity.models.matching import typical
-from parity.models.optimizers import both
 from parity.models.torch_function import Arrays
 from parity.models.weighing import Parameter, Statistic, Training
 from parity.models.weights.tree import STATISTIC
@@ -125,7 +124,7 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
-    make, transformation = both(optimizer)
+    make, transformation = optimizers.both(optimizer)
     trained = run.torch.trained
     start = {name: value.detach().clone() for name, value in trained.items()}
     first = {name: _host(value) for name, value in start.items()}
@@ -133,14 +132,14 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
     frozen = {path: value for path, value in run.jax.parameters.items() if path not in paths}
     values = {path: value for path, value in run.jax.parameters.items() if path in paths}
 
-    def torch_steps(number: int) -> tuple[list[Arrays], list[float]]:
+    def torch_steps(number: int, make: Callable[[list[Any]], Any] = make) -> tuple[list[Arrays], list[float]]:
         with run.torch.kept():
-            return steps_of_torch(number)
+            return steps_of_torch(number, make)
 
-    def steps_of_torch(number: int) -> tuple[list[Arrays], list[float]]:
+    def steps_of_torch(number: int, make: Callable[[list[Any]], Any]) -> tuple[list[Arrays], list[float]]:
         made: list[Arrays] = []
         losses = []
-        stepper = make(list(trained.values()))
+        stepper = optimizers.made(make, list(trained.values()))
         for _ in range(number):
             stepper.zero_grad()
             loss = run.losses[0](run.torch(*run.torch.tensors(run.inputs[0]))).reshape(())
@@ -157,20 +156,48 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
     def objective(moving: Mapping[str, Any]) -> Any:
         return run.jax_value({**frozen, **moving}, {})
 
-    ours, torch_losses = torch_steps(steps)
-    state = transformation.init(values)
-    result = Training([])
+    def jax_steps(number: int) -> tuple[list[Arrays], list[float]]:
+        made: list[Arrays] = []
+        losses = []
+        now, state = values, transformation.init(values)
+        for _ in range(number):
+            loss, found = jax.value_and_grad(objective)(now)
+            updates, state = transformation.update(found, state, now)
+            now = jax.tree.map(lambda value, update: value + update, now, updates)
+            losses.append(float(loss))
+            made.append({path: np.asarray(value) for path, value in now.items()})
+        return made, losses
+
+    (ours, torch_losses), (theirs, jax_losses) = torch_steps(steps), jax_steps(steps)
+    result = Training([], losses=list(zip(torch_losses, jax_losses, strict=True)))
     judge = weighing.Weighing(lambda: torch_steps(1)[0][0], run.dtype, order=1, double=run.double, native=run.native)
-    for number in range(steps):
-        loss, found = jax.value_and_grad(objective)(values)
-        updates, state = transformation.update(found, state, values)
-        values = jax.tree.map(lambda value, update: value + update, values, updates)
-        theirs = {path: np.asarray(value) for path, value in values.items()}
-        result.losses.append((torch_losses[number], float(loss)))
-        if number == 0:
-            result.parameters = _parameters(run, first, ours[0], theirs, judge)
-        result.distances.append(_distance(run, first, ours[number], theirs))
+    result.parameters = _parameters(run, first, ours[0], theirs[0], judge)
+    result.distances = [_distance(run, first, mine, other) for mine, other in zip(ours, theirs, strict=True)]
+    if any(one.verdict == "differs" for one in result.parameters):
+        seen = theirs if steps >= stepping.STEPS else jax_steps(stepping.STEPS)[0]
+
+        def apart(other: Callable[[list[Any]], Any]) -> float:
+            tried = torch_steps(stepping.STEPS, other)[0]
+            return max(_distance(run, first, mine, got) for mine, got in zip(tried, seen, strict=False))
+
+        stepper = optimizers.made(make, list(trained.values()))
+        told = stepping.explain(stepper, apart, _facts(run, first, ours[0], theirs[0]), double=run.double)
+        for one in result.parameters:
+            if told and one.verdict == "differs":
+                one.reason = told
     return result
+
+
+def _facts(run: Backward, first: Arrays, ours: Arrays, theirs: Arrays) -> stepping.Facts:
+    """Return what the first steps have to do with each other, of the first parameter of which that is known."""
+    starts = {pair.torch_views: want for pair, want, _ in _pairs(run, first, theirs)}
+    times = decay = None
+    for pair, want, got in _pairs(run, ours, theirs):
+        start = starts[pair.torch_views][0]
+        if not np.array_equal(got[0], start):
+            times = _constant(got[0] - start, want[0] - start) if times is None else times
+            decay = _constant(want[0] - got[0], start) if decay is None else decay
+    return stepping.Facts(times, decay)
 
 
 def _pairs(run: Backward, ours: Arrays, theirs: Arrays) -> Any:
@@ -210,11 +237,14 @@ def _step_reason(start: np.ndarray, want: np.ndarray, got: np.ndarray) -> str:
         return "torch's does not move"
     moved, theirs = want - start, got - start
     if (factor := _constant(theirs, moved)) is not None:
-        return f"JAX's step is {factor:.6g} times torch's: another learning rate, or scale of the loss"
+        return (
+            f"JAX's first step is {factor:.6g} times torch's. Likely another learning rate or scale of the loss, or"
+            " another momentum, or none (Nesterov's)"
+        )
     if (factor := _constant(want - got, start)) is not None:
         return (
-            f"JAX's is torch's less {factor:.6g} times the weight: another weight decay, by that over the learning rate"
-            " (AdamW's default is 0.01 in torch and 0.0001 in optax)"
+            f"JAX's first step is torch's less {factor:.6g} times the weight. Likely another weight decay, by that over"
+            " the learning rate (AdamW's default is 0.01 in torch and 0.0001 in optax), or another kind of it"
         )
     return explain(want, got)[1]
 

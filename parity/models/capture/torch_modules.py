@@ -71,7 +71,7 @@ class TorchModel:
             handles.append(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(recorder.leave(path), with_kwargs=True, always_call=False))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _statistics_kept(self.model):
                 self.model(*self.tensors(args), **self.tensors(kwargs))
         finally:
             for handle in handles:
@@ -82,7 +82,7 @@ class TorchModel:
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> Outputs:
         """Run one of the modules alone and return its outputs."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _statistics_kept(module):
                 return outputs_of(module(*self.tensors(args), **self.tensors(kwargs)))
         finally:
             self.shelved.rest()
@@ -93,6 +93,22 @@ class TorchModel:
             tensor = torch.from_numpy(np.array(tree))
             return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return mapped(tree, self.tensors) if is_container(tree) else _fresh(tree)
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Put running statistics back: a norm that trains moves them, and what is run next begins where the user's does."""
+    norms = [one for one in module.modules() if one.training and getattr(one, "running_mean", None) is not None]
+    found = [value for one in norms for name, value in one.named_buffers(recurse=False) if name in STATISTICS]
+    before = [value.clone() for value in found]
+    try:
+        yield
+    finally:
+        for value, was in zip(found, before, strict=True):
+            value.copy_(was)
 
 
 @contextlib.contextmanager

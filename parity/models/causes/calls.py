@@ -35,8 +35,11 @@ class _Taken:
 
     def of(self, array: Any) -> Any:
         """Return JAX's input for an array of torch's, traced or not."""
-        moved = array.ravel()[self.order.ravel()].reshape(self.order.shape)
-        return ((moved != 0) ^ self.turned).astype(self.dtype) if self.dtype else moved
+        moved = _placed(array, self.order)
+        if not self.dtype:
+            return moved
+        moved = moved if moved.dtype == bool else moved != 0
+        return (~moved if self.turned else moved).astype(self.dtype)
 
 
 class Calls:
@@ -152,10 +155,13 @@ class Calls:
             torch.nn.modules.module.register_module_forward_pre_hook(enter),
             torch.nn.modules.module.register_module_forward_hook(leave),
         ]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a whole encoder layer as one operator cannot be changed
         try:
             with replaced(self.torch_module, weights):
                 self._torch.run(values)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
             for view, before in self._buffers:
@@ -170,7 +176,22 @@ class Calls:
             values[one.at] = one.of(arrays[one.number])
         assert self._jax.trace is not None
         outputs = self._jax.trace(values)
-        return tuple(outputs[at].ravel()[order.ravel()].reshape(order.shape) for _, at, order in self._outputs)
+        return tuple(_placed(outputs[at], order) for _, at, order in self._outputs)
+
+
+def _placed(array: Any, order: np.ndarray) -> Any:
+    """Return the entries of an array, traced or not, in an order: in one step.
+
+    JAX's own indexing looks for negative indices first, with a comparison and a choice that are no part of the model.
+    """
+    if order.size == np.size(array) and np.array_equal(order.ravel(), np.arange(order.size)):
+        return array.reshape(order.shape)
+    if isinstance(array, np.ndarray):
+        return array.ravel()[order.ravel()].reshape(order.shape)
+    import jax
+
+    dimensions = jax.lax.GatherDimensionNumbers((), (0,), (0,))
+    return jax.lax.gather(array.ravel(), order[..., None], dimensions, (1,), mode="clip")
 
 
 def is_mask(array: np.ndarray) -> bool:

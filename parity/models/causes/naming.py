@@ -11,7 +11,7 @@ NAMES = (
     ("x64 off|lower precision", "", "lower precision"),
     ("arrangement: interleaved", "paired as halves", "rope pairing"),
     ("arrangement: (interleaved|channel order)", "", "head order"),
-    ("another formula: mask", r"a mask \((ones|zeros|full)", "mask: left out"),
+    ("another formula: mask", r"a mask \(((ones|zeros|full)|.* everywhere)", "mask: left out"),
     ("default argument: diagonal", r"has -?\d{2,}", "mask: left out"),
     ("default argument: diagonal", "", "mask: diagonal"),
     ("another formula: mask", "the opposite one", "mask polarity"),
@@ -59,12 +59,14 @@ def _of_attention(found: Diagnosis) -> Diagnosis:
     return Diagnosis("constant: attention scale", text, fix)
 
 
-def named(found: Diagnosis, *, attends: bool = True) -> Diagnosis:
+def named(found: Diagnosis, *, attends: bool = True, rotates: bool = True, flattens: bool = True) -> Diagnosis:
     """Return a diagnosis of operators with the name that it has in models.
 
     Args:
         found: Of operators.
         attends: Whether the module has heads.
+        flattens: Whether several axes become one in it.
+        rotates: Whether it multiplies by cosines: a table of positions that is added has halves or neighbours too.
 
     Example:
         >>> named(Diagnosis("x64 off", "JAX computes in bfloat16 where float64 was asked for.", "")).cause
@@ -74,7 +76,9 @@ def named(found: Diagnosis, *, attends: bool = True) -> Diagnosis:
     for cause, text, name in NAMES:
         if re.fullmatch(cause, found.cause) and re.search(text, found.text):
             if name == "head order" and not attends:
-                name = "flatten order"
+                name = "flatten order" if flattens else found.cause
+            if name == "rope pairing" and not rotates:
+                return replace(found, fix="Put sines and cosines in one order: in halves, or by turns.")
             if name == "lower precision":
                 found = replace(found, text=found.text.replace(" where float64 was asked for", " here"))
             return replace(found, cause=name, fix=FIXES.get(name, found.fix))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from parity.explanation.claims import Claim
-from parity.explanation.programs.program import Operation
+from parity.explanation.programs.program import Operation, Step
 from parity.explanation.substitution import Change
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
@@ -35,7 +35,8 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     if at is None:
         return
     steps = at.programs["torch"].steps
-    for claims in (_along(steps), _windows(steps)):
+    places = (_by_places(name, at.programs[name].steps) for name in ("torch", "jax"))
+    for claims in (_along(steps), *places, _windows(steps)):
         found = context.first(claims)
         if found is not None:
             yield found
@@ -49,7 +50,9 @@ def _along(steps: Any) -> Iterator[Claim]:
         axes = tuple(dim) if isinstance(dim, list) else (dim,)
         if not axes or not all(isinstance(axis, int) for axis in axes) or values.ndim < 2:
             continue
-        has = "the first" if step.name == "select" and step.operands.get("index") == 0 else TAKEN[step.name]
+        place = step.operands.get("index") if step.name == "select" else None
+        ends = {0: "the first", -1: "the last", values.shape[axes[0]] - 1: "the last"}
+        has = ends.get(place, TAKEN[step.name]) if isinstance(place, int) else TAKEN[step.name]
         count = math.prod(values.shape[axis] for axis in axes)
         along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(str(axis % values.ndim) for axis in axes)}"
         for needs, function in ALONG.items():
@@ -58,6 +61,38 @@ def _along(steps: Any) -> Iterator[Claim]:
                     Change("torch", {step.key: partial(_taken, function=function, axes=axes)}),
                     "pooling",
                     f"{has} of {count} along {along} is taken",
+                    needs,
+                    FIX,
+                )
+
+
+PICKS = {"torch": ("index", "gather"), "jax": ("gather",)}
+OPERANDS: dict[str, str | int] = {"torch": "self", "jax": 0}
+
+
+def _by_places(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield the first or the last of an axis for an element of each example, as the last that is not padding."""
+    for step in steps:
+        values, made = step.operands.get(OPERANDS[framework]), step.result
+        if step.name not in PICKS[framework] or not isinstance(values, np.ndarray) or made is None:
+            continue
+        if values.dtype.kind != "f":
+            continue
+        for axis in range(1, values.ndim):
+            count = values.shape[axis]
+            if count < 2 or made.size * count != values.size:
+                continue
+            for needs in OF_ONE_AXIS:
+
+                def picked(operation: Operation, axis: int = axis, f: Any = ALONG[needs]) -> Any:
+                    result = operation.compute(operation.operands)
+                    found = f(operation.numpy(operation.operands[OPERANDS[framework]]), (axis,))
+                    return operation.like(found.reshape(operation.numpy(result).shape), result)
+
+                yield Claim(
+                    Change(framework, {step.key: picked}),
+                    "pooling",
+                    f"one of {count} along axis {axis}, at a place of its own for each example,",
                     needs,
                     FIX,
                 )

@@ -29,6 +29,7 @@ def propose(context: Context) -> Iterator[Diagnosis]:
         (str(one.dtype), _multiset(one)) for one in getattr(at.programs["jax"], "held", ()) if str(one.dtype) in TYPES
     ]
     if not held:
+        yield from _stored(context)
         return
     weights = {}
     for name, value in context.pair.torch_weights.items():
@@ -44,6 +45,26 @@ def propose(context: Context) -> Iterator[Diagnosis]:
             "the two agree in float64.",
             FIXES["lower precision"],
         )
+
+
+def _stored(context: Context) -> Iterator[Diagnosis]:
+    """Yield weights that JAX keeps in 16 bits (param_dtype): torch's, rounded to that, give the same."""
+    kept = {_multiset(one) for one in context.pair.jax_state if one.dtype.kind == "f"}
+    for dtype, lower in TYPES.items():
+        weights = {}
+        for name, value in context.pair.torch_weights.items():
+            if value.dtype.kind == "f" and value.size:
+                rounded = torch.from_numpy(np.array(value, np.float32)).to(lower).double()
+                if _multiset(rounded.numpy()) in kept and not np.array_equal(rounded.numpy(), value):
+                    weights[name] = rounded
+        if weights and context.agree(lambda *arrays, w=weights: context.pair.torch_function(w, *arrays)):
+            yield Diagnosis(
+                "lower precision",
+                f"JAX keeps {', '.join(list(weights)[:4])} in {dtype}, torch in more; with these rounded to it in "
+                "torch the two agree in float64.",
+                "Keep the weights of both in one type: param_dtype of Flax's layers, model.to(dtype) in torch.",
+            )
+            return
 
 
 def _multiset(values: Any) -> bytes:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
 
 from parity.explanation import proof
 from parity.models.causes import (
@@ -55,7 +58,7 @@ def _searched(context: Context, stages: tuple[Callable[..., Diagnosis | None], .
         # A number that is nothing in its place makes one activation of another: ELU with the scale 0 is ReLU.
         other = proof.search(at, proof.FORMULAS)
         found = other if other is not None and "activation" in other.cause else found
-    yield named(found, attends=_attends(context))
+    yield named(found, attends=_attends(context), rotates=_rotates(context), flattens=_flattens(context))
 
 
 def _attends(context: Context) -> bool:
@@ -63,6 +66,37 @@ def _attends(context: Context) -> bool:
     at = context.bench
     names = {step.name for program in at.programs.values() for step in program.steps} if at is not None else set()
     return any("softmax" in name or "attention" in name for name in names) or {"exp", "div"} <= names
+
+
+def _flattens(context: Context) -> bool:
+    """Return whether a program makes one axis of several, the last with them."""
+    at = context.bench
+    for step in (step for program in at.programs.values() for step in program.steps) if at is not None else ():
+        given = step.operands.get("self", step.operands.get(0))
+        if step.name in FLATTENS and isinstance(given, np.ndarray) and step.result is not None:
+            last = step.result.shape[-1:], given.shape[-1:]
+            if given.ndim > step.result.ndim > 0 and last[0] > last[1]:
+                return True
+    return False
+
+
+FLATTENS = ("view", "_unsafe_view", "reshape", "flatten", "collapse")
+
+
+def _rotates(context: Context) -> bool:
+    """Return whether a program multiplies by cosines, or is given none to read: the tables may come from outside."""
+    at = context.bench
+    made = False
+    for program in at.programs.values() if at is not None else ():
+        reached: set[Any] = set()
+        for step in program.steps:
+            known = reached & set(step.sources.values())
+            if known and step.name in ("mul", "mul_", "einsum", "complex", "polar"):
+                return True
+            if step.name == "cos" or (known and step.name not in ("add", "add_", "add_any")):
+                reached.add(step.key)
+                made = True
+    return not made
 
 
 PROPOSERS: tuple[Proposer, ...] = (

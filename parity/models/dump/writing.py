@@ -52,6 +52,7 @@ def dump_model(
     Raises:
         TypeError: The model or the inputs are of no kind that is known.
         ValueError: The model does not run.
+        FileExistsError: The folder, or one that it is to lie in, is a file.
         ModuleNotFoundError: safetensors is not installed.
 
     Example:
@@ -69,6 +70,9 @@ def dump_model(
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
     seed = whole("seed", seed)
+    there = next(one for one in (Path(folder).absolute(), *Path(folder).absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise FileExistsError(f"folder: expected a folder, or a name for one, got {str(folder)!r}: {there} is a file")
     given = _inputs.of_both(inputs)[0]
     side: Any = sides.LiveTorch(model) if _is_torch(model) else sides.LiveJax(model)
     of_torch = isinstance(side, sides.LiveTorch)

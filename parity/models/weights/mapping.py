@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity import needs
-from parity.models.weights import blocks, containers, neighbours, recurrent
+from parity.models.weights import beside, blocks, containers, neighbours, recurrent
 from parity.models.weights.crossed import crossed
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
@@ -27,7 +27,7 @@ from parity.models.weights.matching import (
     match,
     roles_paired,
 )
-from parity.models.weights.names import COUNTED, VALUE, read
+from parity.models.weights.names import BIAS, COUNTED, VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
 from parity.models.weights.rules import Rule, told
 from parity.models.weights.torch_side import TorchTree
@@ -106,6 +106,7 @@ class _Mapping:
         matches = self._settled(self._matched(*self._without_misfits(torch, jax)))
         self._pair(matches)
         self._rest(ours, theirs)
+        self._beside(ours, theirs)
         self._misfits(torch, jax)
         return WeightMap.of(self.torch, self.jax, self._in_order(), self.ambiguous, self._unpaired())
 
@@ -122,11 +123,7 @@ class _Mapping:
 
     def _rest(self, ours: list[Item], theirs: list[Item]) -> None:
         """Pair what is left of layers that one side cuts otherwise, by names or equal values: a tied head's bias."""
-        views = {view for pair in self.pairs for view in (*pair.torch_views, *pair.jax_views)}
-        left, right = (
-            [item for item in side if item.view not in views and self.reasons.get(item.leaf.name) != AMBIGUOUS]
-            for side in (ours, theirs)
-        )
+        left, right = self._left(ours), self._left(theirs)
         torch, jax = (
             owners_of(replace(item, leaf=replace(item.leaf, aliases=())) for item in side) for side in (left, right)
         )
@@ -136,6 +133,21 @@ class _Mapping:
             if alike or (self._equal(one.torch, one.jax) and np.ptp(self._value(one.torch.main, torch=True)) > 0):
                 one.evidence = NAMES if alike else VALUES
                 self._pair([one])
+
+    def _left(self, side: list[Item]) -> list[Item]:
+        views = {view for pair in self.pairs for view in (*pair.torch_views, *pair.jax_views)}
+        return [item for item in side if item.view not in views and self.reasons.get(item.leaf.name) != AMBIGUOUS]
+
+    def _beside(self, ours: list[Item], theirs: list[Item]) -> None:
+        """Pair what is left of paired layers: their biases, under whatever name."""
+        parts = {name: leaf.parts for name, leaf in self.jax.leaves.items()}
+        torch = [item for item in self._left(ours) if item.role == BIAS]
+        found = beside.paired(
+            self.pairs, torch, self._left(theirs), parts, self._holds,
+            lambda item: beside.varied(self._value(item, torch=True)),
+        )  # fmt: skip
+        for mine, other, fit, evidence in list(found):
+            self._add(mine, other, fit, evidence)
 
     def _without_told(self, ours: list[Item], theirs: list[Item]) -> tuple[list[Item], list[Item]]:
         names = {name for pair in self.pairs for name in pair.torch}
