@@ -9,10 +9,12 @@ import numpy as np
 
 from parity.execution.calls import Failure, Outputs
 from parity.explanation import default_arguments as hypotheses
+from parity.explanation.claims import ADD_STEP
 from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
 from parity.explanation.trials import BESIDE, BOTH_RIGHT, NEAR
 from parity.operator.data import SUBNORMAL
+from parity.operator.tolerance import TOLERATED
 from parity.records import WHO, Diagnosis
 from parity.verdict.judge import same_dtype
 
@@ -136,7 +138,7 @@ def ordinary(e: Evidence) -> Diagnosis | None:
 
 def transposed(e: Evidence) -> Diagnosis | None:
     """The right numbers in transposed places."""
-    if not e.same_shape or e.got.ndim < 2 or not e.off.any():
+    if not e.same_shape or e.got.ndim < 2 or not e.off.any() or _explains(e.got, e.want):
         return None
     for i in range(e.got.ndim):
         for j in range(i + 1, e.got.ndim):
@@ -190,13 +192,21 @@ def nan_in_one(e: Evidence) -> Diagnosis | None:
         count, at = int((left != right).sum()), left != right
         finite = float((e.want if mine else e.got)[at][0])
         made = _made(e, name, True)
+        if not made and (stopped := _stopped(e, name, "NaN")) is not None:
+            return stopped
         return Diagnosis("nan in one", f"NaN in {WHO[name]} only ({count} elements of {e.name}), on {_points(e)}{made}. The "
                          f"other has {finite:.4g} there.",
                          "Decide what it should be there, and select that on both sides with where, before the operation "
                          "that makes the NaN as well as after it (the double where), or keep roots and divisors from "
                          "zero by a small number.")  # fmt: skip
     if e.output and (here != there).any() and e.cell.data != "subnormal":
-        made = _made(e, name, False) or ": one formula overflows or divides by zero where the other does not"
+        made = _made(e, name, False)
+        if not made and any(np.isinf(leaf).any() for leaf in e.numbers.theta):
+            other = float((e.want if mine else e.got)[here & ~there if mine else there & ~here][0])
+            return _stopped(e, name, "Infinity") or Diagnosis(
+                "infinity in one", f"Infinity in {WHO[name]} only, on {_points(e)}. The other has {other:.4g} there.",
+                "Decide what it should be there, and select that on both sides with where.")  # fmt: skip
+        made = made or ": one formula overflows or divides by zero where the other does not"
         pole = "zero" in e.cell.data or e.cell.data == "kinks"
         return Diagnosis("overflow in one", f"Infinity in {WHO[name]} only, on {_points(e)}{made}.",
                          "Decide what it should be there, and select that on both sides with where." if pole else
@@ -208,6 +218,13 @@ def _made(e: Evidence, framework: str, nan: bool) -> str:
     """Return where a NaN or an infinity comes from, to add to a sentence."""
     made = e.made_by(framework, nan) if e.judged == "meaning" else ""
     return f": {made}" if made else ""
+
+
+def _stopped(e: Evidence, framework: str, what: str) -> Diagnosis | None:
+    """Return that a step of the other framework makes a number of the NaN or infinity that goes in, where it does."""
+    other = {"torch": "jax", "jax": "torch"}[framework]
+    found = e.stopped_by(other, what == "NaN") if e.judged == "meaning" and e.cell.data in ("nan", "infinite") else ""
+    return Diagnosis("another formula", f"{what} in {WHO[framework]} only, on {_points(e)}: {found}.", ADD_STEP) if found else None
 
 
 def flushed(e: Evidence) -> Diagnosis | None:
@@ -230,6 +247,8 @@ def follows(e: Evidence) -> Diagnosis | None:
     """A derivative of what differs already."""
     if not e.derivative or e.forward is None:
         return None
+    if e.forward.text.startswith(TOLERATED):
+        return e.forward
     return Diagnosis(
         e.forward.cause, f"The forward differs already, and its derivative with it: {e.forward.text}", e.forward.fix
     )

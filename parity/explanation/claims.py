@@ -10,6 +10,9 @@ from parity.explanation.substitution import Change, other
 from parity.records import WHO, Diagnosis
 
 
+ADD_STEP = "Add the step on the side that lacks it, or leave it out on both."
+
+
 @dataclass(frozen=True)
 class Claim:
     """One thing that may be different between two programs.

@@ -22,9 +22,9 @@ from parity.explanation.activations import (
     gelu_tanh,
     logistic,
 )
-from parity.explanation.claims import Claim, change_all, grouped, place
+from parity.explanation.claims import ADD_STEP, Claim, change_all, grouped, place
 from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand, set_result, set_unary
-from parity.explanation.substitution import Bench, Change, where_they_part
+from parity.explanation.substitution import CHOICES, Bench, Change, where_they_part
 
 GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
 
@@ -257,10 +257,6 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
-CHOICES: dict[str, str | int] = {"masked_fill": "mask", "masked_fill_": "mask", "where": "condition", "select_n": 0}
-"""Operators that choose by a mask, and which operand that is."""
-
-
 def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     fix = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
     functions: dict[str, Callable[[Any, Any], Any]] = {
@@ -404,7 +400,7 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                     "another formula",
                     f"{step.name} (step {place(step)})",
                     "none",
-                    "Add the step on the side that lacks it, or leave it out on both.",
+                    ADD_STEP,
                 )
         if result.ndim:
             yield Claim(

@@ -67,6 +67,8 @@ def search(at: Bench, stages: Iterable[Callable[[Bench], Diagnosis | None]]) -> 
 
 def lower_type(at: Bench) -> Diagnosis | None:
     """Return that the two agree once both compute in float64 throughout: one of them passes through a lower type."""
+    import jax  # not on import: parity says in words what is not installed
+
     if at.difference() > at.agreement:
         return None
     low = {name: sorted({t for step in program.steps for t in lower(step)}) for name, program in at.programs.items()}
@@ -76,15 +78,20 @@ def lower_type(at: Bench) -> Diagnosis | None:
     (name,), types = who, low[who[0]]
     steps = [step for step in at.programs[name].steps if lower(step)]
     where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
-    single = types == ["float32"]
-    x64 = name == "jax" and single
+    # With x64 on, as after a cast, the user chose the type.
+    x64 = name == "jax" and types == ["float32"] and not jax.config.jax_enable_x64 and not any(map(_casts, steps))
     return Diagnosis(
-        "x64 off" if single else "lower precision",
+        "x64 off" if x64 else "lower precision",
         f"{WHO[name]} computes in {' and '.join(types)} where float64 was asked for ({where}); {WHO[other(name)]} does "
         "not. Computed in float64 throughout, the two agree.",
         "Look for casts, and for constants of that type"
         + ("; set jax_enable_x64 before arrays are made." if x64 else "."),
     )
+
+
+def _casts(step: Step) -> bool:
+    """Return whether a step of JAX rounds float64 to a lower type."""
+    return step.name == "convert_element_type" and step.dtypes[:1] == ("float64",)
 
 
 def _replaced(at: Bench) -> Diagnosis | None:
@@ -170,7 +177,8 @@ def _stepped(at: Bench) -> Diagnosis | None:
             times = factor_of(got, want) if got.size > MANY else None
             if times is not None:
                 what = at.numbers[0].names[index] or "the input"
-                return _best((one for one in constants.replacements(at) if one.from_other), at) or Diagnosis(
+                named = _best((one for one in constants.replacements(at) if one.from_other), at)
+                return named or _first(optimizer_rules.claims(at), at) or Diagnosis(
                     "constant factor",
                     f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
                     "Compare the learning rates, and the scale of what is added.",
