@@ -29,8 +29,9 @@ FEW = 3
 SMALL = 1e-6
 """A difference of a smaller part is of a small number, not of another function."""
 
-CLOSE = 1e-6
-"""How well a hypothesis must explain a difference: relative, of float64 results."""
+FLUSH_FIX = (
+    "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the cell as known."
+)
 
 
 def diagnose(evidence: Evidence) -> Diagnosis | None:
@@ -96,6 +97,9 @@ def shape(e: Evidence) -> Diagnosis | None:
     if e.got.shape == e.want.shape:
         return None
     shapes = f"{e.name} has shape {e.got.shape}, the other framework's {e.want.shape}"
+    if not e.at_random and e.cell.data == "subnormal" and e.framework == "jax":
+        return Diagnosis("flushed subnormals", f"{shapes}: JAX takes numbers below {SUBNORMAL[e.cell.dtype]:.3g} for "
+                         "zero, all of them for one number.", FLUSH_FIX)  # fmt: skip
     if not e.at_random and e.cell.data != "random":
         return Diagnosis("shape", f"{shapes}, on {_points(e)} alone: how many there are depends on the numbers.",
                          "Check what is counted as equal: jnp.unique takes all NaN for one, torch.unique does not.")  # fmt: skip
@@ -236,8 +240,7 @@ def flushed(e: Evidence) -> Diagnosis | None:
     tiny = SUBNORMAL[e.cell.dtype]
     if e.framework == "jax" and e.cell.data == "subnormal":
         return Diagnosis("flushed subnormals", f"JAX takes numbers below {tiny:.3g} for zero, and {e.name} shows it.",
-                         "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the "
-                         "cell as known.")  # fmt: skip
+                         FLUSH_FIX)  # fmt: skip
     return Diagnosis("underflow", f"Products of such numbers are below {tiny:.3g}, the smallest normal {e.cell.dtype}, and "
                      f"{e.name} shows it: the two lose them differently.",
                      "Scale before squaring (divide by the largest), or add eps under the root, on both sides.")  # fmt: skip

@@ -110,10 +110,16 @@ def _compared(
     own64 = runs.outputs(cell, world=runs.reference(framework, cell), dtype="float64")
     if found.judged == "meaning":
         twin64 = runs.outputs(cell, world=runs.reference(other, cell), dtype="float64")
+        if _shapes(own) != _shapes(twin) and _shapes(own64) == _shapes(twin64):
+            return own, twin, framework  # how many there are depends on what the dtype makes of the numbers
         return (own if cell.dtype == "float64" else own64), twin64, framework
     if found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
         return twin, runs.outputs(cell, world=runs.reference(other, cell), dtype="float64"), other
     return own, own64, framework
+
+
+def _shapes(outputs: Outputs | Failure) -> dict[str, tuple[int, ...]]:
+    return {} if isinstance(outputs, Failure) else {name: value.shape for name, value in outputs.values.items()}
 
 
 def _where_dtypes_part(

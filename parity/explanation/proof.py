@@ -13,6 +13,7 @@ import numpy as np
 from parity.execution.calls import Numbers
 from parity.explanation import (
     arrangement,
+    brought_along,
     constants,
     conventions,
     inputs,
@@ -51,7 +52,10 @@ def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], 
         if at.difference() <= NOTHING:
             at.each = True
         low = lower_type(at)
-        return low if low is not None or at.difference() <= NOTHING else search(at, STAGES)
+        if low is not None or at.difference() <= NOTHING:
+            return low
+        names = {"torch": brought_along.names_of(torch_function), "jax": brought_along.names_of(jax_function)}
+        return search(at, (*STAGES[:3], lambda at: _first(brought_along.claims(at, names), at), *STAGES[3:]))
 
 
 def search(at: Bench, stages: Iterable[Callable[[Bench], Diagnosis | None]]) -> Diagnosis | None:
