@@ -198,7 +198,7 @@ def nan_in_one(e: Evidence) -> Diagnosis | None:
         made = _made(e, name, True)
         if not made and (stopped := _stopped(e, name, "NaN")) is not None:
             return stopped
-        return Diagnosis("nan in one", f"NaN in {WHO[name]} only ({count} elements of {e.name}), on {_points(e)}{made}. The "
+        return Diagnosis("nan in one", f"NaN in {WHO[name]} only ({count} element{'s' * (count > 1)} of {e.name}), on {_points(e)}{made}. The "
                          f"other has {finite:.4g} there.",
                          "Decide what it should be there, and select that on both sides with where, before the operation "
                          "that makes the NaN as well as after it (the double where), or keep roots and divisors from "
