@@ -67,7 +67,7 @@ def _corrections(program: Program) -> Iterator[Claim]:
         yield Claim(
             Change(program.framework, edits),
             "optimizer: bias correction",
-            f"a moment divided by 1 - b^t, of b = {' and '.join(f'{b:g}' for b in several)},",
+            f"a moment divided by 1 - b^t, of b = {' and '.join(f'{b:g}' for b in sorted(several))},",
             "it as it is",
             FIXES["bias"],
         )
