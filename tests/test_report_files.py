@@ -172,7 +172,8 @@ def test_one_fault_is_one_section_of_markdown_with_its_cells_folded():
 
 def test_a_reason_that_a_cause_repeats_is_said_once():
     why = {"cause": "unsupported", "text": "forward in jax-jit raises: no rule", "fix": "List it."}
-    text = markdown.render(content.content("f", {}, [cell("f", verdict="unsupported", diagnosis=why, reason="no rule")]))
+    refused = cell("f", verdict="unsupported", diagnosis=why, reason="no rule")
+    text = markdown.render(content.content("f", {}, [refused]))
     assert text.count("no rule") == 1
     assert "### f: unsupported, 1 cell" in text
 

@@ -29,9 +29,7 @@ FEW = 3
 SMALL = 1e-6
 """A difference of a smaller part is of a small number, not of another function."""
 
-FLUSH_FIX = (
-    "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the cell as known."
-)
+FLUSH_FIX = "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the cell as known."
 
 
 def diagnose(evidence: Evidence) -> Diagnosis | None:
@@ -228,7 +226,11 @@ def _stopped(e: Evidence, framework: str, what: str) -> Diagnosis | None:
     """Return that a step of the other framework makes a number of the NaN or infinity that goes in, where it does."""
     other = {"torch": "jax", "jax": "torch"}[framework]
     found = e.stopped_by(other, what == "NaN") if e.judged == "meaning" and e.cell.data in ("nan", "infinite") else ""
-    return Diagnosis("another formula", f"{what} in {WHO[framework]} only, on {_points(e)}: {found}.", ADD_STEP) if found else None
+    return (
+        Diagnosis("another formula", f"{what} in {WHO[framework]} only, on {_points(e)}: {found}.", ADD_STEP)
+        if found
+        else None
+    )
 
 
 def flushed(e: Evidence) -> Diagnosis | None:

@@ -75,7 +75,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         framework=whose,
         at_random=at_random,
         at_ordinary=lambda: outcome(replace(named, data="random")).diagnosis,
-        forward=_forward(named, outcome, proved) if derivative and found.verdict in ("differs", "unsupported") else None,
+        forward=_forward(named, outcome, proved) if derivative and found.verdict in EXPLAINED else None,
         recompute=recompute,
         proved=proved,
         alike_nearby=lambda distance=trials.BESIDE: trials.alike_nearby(runs, cell, distance),
@@ -89,6 +89,9 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         unsteady=_unsteady(runs, cell.device) if differs else (),
     )
 
+
+EXPLAINED = ("differs", "unsupported")
+"""Verdicts of a derivative that may follow from its function's."""
 
 TINY = 1e-25
 """Numbers of this size are beside any eps nothing, and their squares are numbers."""
@@ -154,8 +157,9 @@ def _forward(cell: Cell, outcome: Judging, proved: Callable[[str], Diagnosis | N
             why = proved(kind)
             if why is not None:
                 return replace(why, text=f"{TOLERATED} {why.text}")
-            return Diagnosis("another formula", f"{TOLERATED} No cause of what is tolerated is proved.",
-                             "Compare the two without a tolerance, then give one that fits the derivative.")  # fmt: skip
+            text = f"{TOLERATED} No cause of what is tolerated is proved."
+            fix = "Compare the two without a tolerance, then give one that fits the derivative."
+            return Diagnosis("another formula", text, fix)
     return None
 
 

@@ -76,8 +76,8 @@ def stopped_by(runs: Runs, cell: Cell, framework: str, nan: bool) -> str:
             found = program.run(numbers, {step.key: partial(_handed_on, operand=operand, test=test)})
             if found is not None and distance(found, other.values) <= 1e-9:
                 first = tuple(np.argwhere(at)[0])
-                made = f"{step.name.rstrip('_')} makes {step.result[first]:.4g} of {value[first]:.4g} in {WHO[framework]}"
-                return f"{made}; where it hands that on, the two agree"
+                made = f"{step.name.rstrip('_')} makes {step.result[first]:.4g} of {value[first]:.4g}"
+                return f"{made} in {WHO[framework]}; where it hands that on, the two agree"
     return ""
 
 

@@ -28,7 +28,7 @@ from parity.explanation import (
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import DDOF_FIX, factor, factor_of
-from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE
+from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE, Step
 from parity.explanation.substitution import Bench, bench, lower, other
 from parity.explanation.windows import WINDOW
 from parity.records import WHO, Diagnosis
@@ -182,10 +182,14 @@ def _stepped(at: Bench) -> Diagnosis | None:
             if times is not None:
                 what = at.numbers[0].names[index] or "the input"
                 named = _best((one for one in constants.replacements(at) if one.from_other), at)
-                return named or _first(optimizer_rules.claims(at), at) or Diagnosis(
-                    "constant factor",
-                    f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
-                    "Compare the learning rates, and the scale of what is added.",
+                return (
+                    named
+                    or _first(optimizer_rules.claims(at), at)
+                    or Diagnosis(
+                        "constant factor",
+                        f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
+                        "Compare the learning rates, and the scale of what is added.",
+                    )
                 )
     return _first(itertools.chain(optimizer_steps.nesterov(at), optimizer_rules.claims(at)), at)
 

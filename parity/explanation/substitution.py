@@ -157,7 +157,7 @@ class Bench:
         return not self.empties(change)
 
     def empties(self, change: Change) -> bool:
-        """Return whether after a change of a comparison a selection chooses nothing more, or all, and none of the other's does.
+        """Return whether after a comparison is changed a selection takes all or nothing, and none of the other's does.
 
         Then it is only seen that the other side does without that selection, not what it compares by.
         """

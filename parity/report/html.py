@@ -74,7 +74,8 @@ def _table(report: Content) -> str:
         for row in rows
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<p class="empty">{_text(markdown.legend().replace("`", ""))}</p><table class="matrix"><tr>{top}</tr>{body}</table>'
+    legend = _text(markdown.legend().replace("`", ""))
+    return f'<p class="empty">{legend}</p><table class="matrix"><tr>{top}</tr>{body}</table>'
 
 
 def _card(cells: Cells) -> str:

@@ -55,8 +55,8 @@ def write(path: Path, report: Content) -> None:
 def legend() -> str:
     """Return what the signs of the table mean."""
     return (
-        "`=` same bits, `≈` within the bound, `≠` differs, `⌃` at the edge of the range, `∅` unsupported, `†` crashed, `∞` timed out, "
-        "`?` no such device; a number counts the cells that have the sign, where others are better."
+        "`=` same bits, `≈` within the bound, `≠` differs, `⌃` at the edge of the range, `∅` unsupported, `†` crashed, "
+        "`∞` timed out, `?` no such device; a number counts the cells that have the sign, where others are better."
     )
 
 
@@ -65,8 +65,8 @@ def table(report: Content) -> str:
     heads, rows = matrix(report)
     lines = [f"| {' | '.join(map(escape, heads))} |", f"|{'---|' * len(heads)}"]
     for row in rows:
-        many = len(row) > 1
-        lines.append(f"| {' | '.join(map(escape, row))} |" if many else f"| **{escape(row[0])}** |{' |' * (len(heads) - 1)}")
+        group = f"| **{escape(row[0])}** |{' |' * (len(heads) - 1)}"
+        lines.append(f"| {' | '.join(map(escape, row))} |" if len(row) > 1 else group)
     return "\n".join(lines)
 
 
@@ -93,9 +93,10 @@ def _fault(cells: Cells) -> list[str]:
     """Return a fault line by line: its cause and fix, the cell that tells most, and folded all others."""
     first, cause = cells[0], (cells[0].get("diagnosis") or {}).get("cause", "")
     what = f"{first['verdict']}: {cause}" if cause not in ("", first["verdict"]) else first["verdict"]
-    lines = [f"### {escape(first['pair'])}: {escape(what)}, {content.plural(len(cells), 'cell')}", "", *told(first)]
+    many = content.plural(len(cells), "cell")
+    lines = [f"### {escape(first['pair'])}: {escape(what)}, {many}", "", *told(first)]
     folded = [f"- {escape(line)}" for line in places(cells)]
-    return [*lines, "", f"<details><summary>{content.plural(len(cells), 'cell')}</summary>", "", *folded, "", "</details>"]
+    return [*lines, "", f"<details><summary>{many}</summary>", "", *folded, "", "</details>"]
 
 
 def failure(cell: Mapping[str, Any]) -> list[str]:

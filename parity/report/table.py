@@ -127,7 +127,8 @@ def _matrix(report: Report) -> Table:
     there = {record.verdict for record in report.cells}
     legend = [f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there]
     if any("-" in marks for _, rows in groups for *_, marks in rows):
-        legend.append("- no cell" + ", as of torch-eager in float64, which others are held to" * ("torch-eager" in worlds))
+        held_to = ", as of torch-eager in float64, which others are held to"
+        legend.append("- no cell" + held_to * ("torch-eager" in worlds))
     table = Table(title=visible(f"{report.name}: {', '.join(legend)}"), title_justify="left")
     table.add_column("transforms\n  numbers")
     for name in ("dtype", *worlds):
