@@ -56,6 +56,21 @@ def test_a_comparison_after_which_nothing_is_selected_is_not_the_others(before):
     assert "where torch has none" in found.text
 
 
+def test_masks_that_are_joined_otherwise_are_named():
+    """With `or` all is selected: a product before or after such a selection is the same, and no cause."""
+    found = why(lambda x: torch.where((x > 0) & (x < 1), x * x, x), lambda x: jnp.where((x > 0) | (x < 1), x * x, x), X)
+    assert found.text.startswith("masks joined by and in torch where JAX has or;")
+
+
+def test_a_momentum_of_statistics_that_is_one_less_it_is_no_factor():
+    """mlcommons/algorithmic-efficiency #231: torch's momentum is one less Flax's."""
+    found = why(
+        lambda x, m: 0.9 * m + 0.1 * F.relu(x).mean(0), lambda x, m: 0.1 * m + 0.9 * jax.nn.relu(x).mean(0),
+        RNG.standard_normal((6, 4)), RNG.standard_normal(4),
+    )  # fmt: skip
+    assert "0.1 and 0.9 in JAX where torch has 0.9 and 0.1" in found.text
+
+
 def test_a_comparison_that_is_another_is_still_named():
     found = why(lambda x: torch.where(x > 0, x, 0.1 * x), lambda x: jnp.where(x < 0, x, 0.1 * x), X)
     assert found.cause == "another formula: mask"

@@ -254,6 +254,24 @@ def _reductions(steps: Sequence[Step]) -> Iterator[Claim]:
                 )
 
 
+def joined(bench: Bench) -> Iterator[Claim]:
+    """Yield masks joined by `or` in the place of `and`, and the other way round."""
+    for framework, (left, right) in (("torch", ("self", "other")), ("jax", (0, 1))):
+        for name, function in (("and", np.logical_or), ("or", np.logical_and)):
+
+            def exchanged(operation: Operation, f: Any = function, two: Any = (left, right)) -> Any:
+                result = operation.compute(operation.operands)
+                return operation.like(f(*(operation.numpy(operation.operands[one]) for one in two)), result)
+
+            ends = (name, f"logical_{name}", f"bitwise_{name}", f"__{name}__")
+            steps = [step for step in bench.programs[framework].steps if step.name in ends]
+            for group in grouped(steps, lambda step: step.result is not None and step.result.dtype == bool):
+                yield Claim(
+                    change_all(framework, group, exchanged), "another formula: mask", f"masks joined by {name}",
+                    "or" if name == "and" else "and", "Join masks alike: & is both, | is either.",
+                )  # fmt: skip
+
+
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 

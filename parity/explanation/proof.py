@@ -184,7 +184,7 @@ def _stepped(at: Bench) -> Diagnosis | None:
                 named = _best((one for one in constants.replacements(at) if one.from_other), at)
                 return (
                     named
-                    or _first(optimizer_rules.claims(at), at)
+                    or _first(itertools.chain(optimizer_rules.claims(at), optimizer_steps.rates(at)), at)
                     or Diagnosis(
                         "constant factor",
                         f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
@@ -208,6 +208,10 @@ def _conjugates(at: Bench) -> Diagnosis | None:
 
 def _conventions(at: Bench) -> Diagnosis | None:
     return _first(conventions.claims(at), at)
+
+
+def _joined(at: Bench) -> Diagnosis | None:
+    return _first(operators.joined(at), at)
 
 
 def _operators(at: Bench) -> Diagnosis | None:
@@ -282,6 +286,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     optimizer_steps.decay,
     _conjugates,
     _conventions,
+    _joined,
     _ordered,
     _operators,
     inputs.unused,
