@@ -83,7 +83,12 @@ def lower_type(at: Bench) -> Diagnosis | None:
     steps = [step for step in at.programs[name].steps if lower(step)]
     where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
     # With x64 on, as after a cast, the user chose the type.
-    x64 = name == "jax" and types == ["float32"] and not jax.config.jax_enable_x64 and not any(map(_casts, steps))
+    x64 = (
+        name == "jax"
+        and types == ["float32"]
+        and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
+        and not any(map(_casts, steps))
+    )
     return Diagnosis(
         "x64 off" if x64 else "lower precision",
         f"{WHO[name]} computes in {' and '.join(types)} where float64 was asked for ({where}); {WHO[other(name)]} does "
