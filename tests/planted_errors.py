@@ -542,13 +542,13 @@ PLANTED = (
         "relu",
     ),
     Planted(
-        "x64 off within",
+        "a cast within",
         lambda x, w: torch.tanh(x @ w).exp(),
         lambda d: lambda x, w: jnp.exp(jnp.tanh((x @ w).astype(d)).astype(x.dtype)),
         "float64",
         "float32",
         ROWS,
-        "x64 off",
+        "lower precision",
         "float32",
     ),
 )

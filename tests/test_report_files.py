@@ -146,8 +146,36 @@ def test_no_verdict_is_told_by_colour_alone(page):
     assert "prefers-color-scheme: dark" in style
 
 
-def test_without_javascript_there_is_a_table(page):
-    assert "| max |" in "".join(page.texts["pre"])
+def test_without_javascript_there_are_the_causes_and_a_table():
+    static = re.sub(r"<script.*?</script>", "", html.render(REPORT), flags=re.S)
+    assert static.count("<p>Two &lt;maxima&gt;.</p>") == static.count("<p>by x[0]</p>") == 1
+    assert static.count('<p class="fix">Use amax.</p>') == 2  # of two pairs
+    assert '<tr><th scope="row">max</th><td> </td><td>≠</td></tr>' in static
+    assert f"<dt>python</dt><dd>{environment()['python']}</dd>" in static
+    passed = html.render(content.content("one", {}, [cell("same")]))
+    assert 'id="why-section" hidden>' in passed
+
+
+def test_one_fault_is_one_section_of_markdown_with_its_cells_folded():
+    """A wrong function fails in many cells; what follows from it has other words, and the same cause and fix."""
+    follows = CAUSE | {"text": "The forward differs already: two."}
+    cells = [cell("f", kind, "differs", data, diagnosis=follows if kind != "forward" else CAUSE, reason="by x",
+                  world=world) for kind in ("vjp", "jvp", "forward") for data in ("ties", "random")
+             for world in ("jax-eager", "jax-jit")]  # fmt: skip
+    text = markdown.render(content.content("f", {}, cells))
+    assert text.count("###") == text.count("**Fix:**") == text.count("Two &lt;maxima>.") == 1
+    assert "### f: differs: ties, 12 cells\n\nTwo" in text
+    assert "follow" not in text
+    assert "- forward, vjp, jvp: in jax-eager, jax-jit; float32; random, ties\n" in text
+    assert text.index("<details>") < text.index("- forward") < text.index("</details>")
+
+
+def test_a_reason_that_a_cause_repeats_is_said_once():
+    why = {"cause": "unsupported", "text": "forward in jax-jit raises: no rule", "fix": "List it."}
+    refused = cell("f", verdict="unsupported", diagnosis=why, reason="no rule")
+    text = markdown.render(content.content("f", {}, [refused]))
+    assert text.count("no rule") == 1
+    assert "### f: unsupported, 1 cell" in text
 
 
 def test_markdown_has_every_pair_failure_and_reason():

@@ -9,10 +9,12 @@ import numpy as np
 
 from parity.execution.calls import Failure, Outputs
 from parity.explanation import default_arguments as hypotheses
+from parity.explanation.claims import ADD_STEP
 from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
 from parity.explanation.trials import BESIDE, BOTH_RIGHT, NEAR
 from parity.operator.data import SUBNORMAL
+from parity.operator.tolerance import TOLERATED
 from parity.records import WHO, Diagnosis
 from parity.verdict.judge import same_dtype
 
@@ -27,8 +29,7 @@ FEW = 3
 SMALL = 1e-6
 """A difference of a smaller part is of a small number, not of another function."""
 
-CLOSE = 1e-6
-"""How well a hypothesis must explain a difference: relative, of float64 results."""
+FLUSH_FIX = "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the cell as known."
 
 
 def diagnose(evidence: Evidence) -> Diagnosis | None:
@@ -94,6 +95,9 @@ def shape(e: Evidence) -> Diagnosis | None:
     if e.got.shape == e.want.shape:
         return None
     shapes = f"{e.name} has shape {e.got.shape}, the other framework's {e.want.shape}"
+    if not e.at_random and e.cell.data == "subnormal" and e.framework == "jax":
+        return Diagnosis("flushed subnormals", f"{shapes}: JAX takes numbers below {SUBNORMAL[e.cell.dtype]:.3g} for "
+                         "zero, all of them for one number.", FLUSH_FIX)  # fmt: skip
     if not e.at_random and e.cell.data != "random":
         return Diagnosis("shape", f"{shapes}, on {_points(e)} alone: how many there are depends on the numbers.",
                          "Check what is counted as equal: jnp.unique takes all NaN for one, torch.unique does not.")  # fmt: skip
@@ -136,7 +140,7 @@ def ordinary(e: Evidence) -> Diagnosis | None:
 
 def transposed(e: Evidence) -> Diagnosis | None:
     """The right numbers in transposed places."""
-    if not e.same_shape or e.got.ndim < 2 or not e.off.any():
+    if not e.same_shape or e.got.ndim < 2 or not e.off.any() or _explains(e.got, e.want):
         return None
     for i in range(e.got.ndim):
         for j in range(i + 1, e.got.ndim):
@@ -190,13 +194,21 @@ def nan_in_one(e: Evidence) -> Diagnosis | None:
         count, at = int((left != right).sum()), left != right
         finite = float((e.want if mine else e.got)[at][0])
         made = _made(e, name, True)
-        return Diagnosis("nan in one", f"NaN in {WHO[name]} only ({count} elements of {e.name}), on {_points(e)}{made}. The "
+        if not made and (stopped := _stopped(e, name, "NaN")) is not None:
+            return stopped
+        return Diagnosis("nan in one", f"NaN in {WHO[name]} only ({count} element{'s' * (count > 1)} of {e.name}), on {_points(e)}{made}. The "
                          f"other has {finite:.4g} there.",
                          "Decide what it should be there, and select that on both sides with where, before the operation "
                          "that makes the NaN as well as after it (the double where), or keep roots and divisors from "
                          "zero by a small number.")  # fmt: skip
     if e.output and (here != there).any() and e.cell.data != "subnormal":
-        made = _made(e, name, False) or ": one formula overflows or divides by zero where the other does not"
+        made = _made(e, name, False)
+        if not made and any(np.isinf(leaf).any() for leaf in e.numbers.theta):
+            other = float((e.want if mine else e.got)[here & ~there if mine else there & ~here][0])
+            return _stopped(e, name, "Infinity") or Diagnosis(
+                "infinity in one", f"Infinity in {WHO[name]} only, on {_points(e)}. The other has {other:.4g} there.",
+                "Decide what it should be there, and select that on both sides with where.")  # fmt: skip
+        made = made or ": one formula overflows or divides by zero where the other does not"
         pole = "zero" in e.cell.data or e.cell.data == "kinks"
         return Diagnosis("overflow in one", f"Infinity in {WHO[name]} only, on {_points(e)}{made}.",
                          "Decide what it should be there, and select that on both sides with where." if pole else
@@ -210,6 +222,17 @@ def _made(e: Evidence, framework: str, nan: bool) -> str:
     return f": {made}" if made else ""
 
 
+def _stopped(e: Evidence, framework: str, what: str) -> Diagnosis | None:
+    """Return that a step of the other framework makes a number of the NaN or infinity that goes in, where it does."""
+    other = {"torch": "jax", "jax": "torch"}[framework]
+    found = e.stopped_by(other, what == "NaN") if e.judged == "meaning" and e.cell.data in ("nan", "infinite") else ""
+    return (
+        Diagnosis("another formula", f"{what} in {WHO[framework]} only, on {_points(e)}: {found}.", ADD_STEP)
+        if found
+        else None
+    )
+
+
 def flushed(e: Evidence) -> Diagnosis | None:
     """Subnormal numbers were taken for zero, or products of small numbers were lost."""
     if not e.same_shape or e.at_random or e.cell.data not in ("subnormal", "small"):
@@ -219,8 +242,7 @@ def flushed(e: Evidence) -> Diagnosis | None:
     tiny = SUBNORMAL[e.cell.dtype]
     if e.framework == "jax" and e.cell.data == "subnormal":
         return Diagnosis("flushed subnormals", f"JAX takes numbers below {tiny:.3g} for zero, and {e.name} shows it.",
-                         "XLA on CPUs flushes subnormal numbers: keep away from them (add a larger eps), or list the "
-                         "cell as known.")  # fmt: skip
+                         FLUSH_FIX)  # fmt: skip
     return Diagnosis("underflow", f"Products of such numbers are below {tiny:.3g}, the smallest normal {e.cell.dtype}, and "
                      f"{e.name} shows it: the two lose them differently.",
                      "Scale before squaring (divide by the largest), or add eps under the root, on both sides.")  # fmt: skip
@@ -230,6 +252,8 @@ def follows(e: Evidence) -> Diagnosis | None:
     """A derivative of what differs already."""
     if not e.derivative or e.forward is None:
         return None
+    if e.forward.text.startswith(TOLERATED):
+        return e.forward
     return Diagnosis(
         e.forward.cause, f"The forward differs already, and its derivative with it: {e.forward.text}", e.forward.fix
     )

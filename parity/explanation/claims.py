@@ -9,6 +9,8 @@ from parity.explanation.programs.program import Edit, Step
 from parity.explanation.substitution import Change, other
 from parity.records import WHO, Diagnosis
 
+ADD_STEP = "Add the step on the side that lacks it, or leave it out on both."
+
 
 @dataclass(frozen=True)
 class Claim:

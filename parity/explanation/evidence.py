@@ -54,6 +54,7 @@ class Evidence:
         wrong_derivative: Tells in a sentence whose derivative is not that of its function, by finite differences.
         widened: Runs in float64 the program that this framework's function has in the cell's dtype.
         made_by: Tells which step of a framework's program makes NaN (or infinity) of other numbers (origins.py).
+        stopped_by: Tells which step of a framework's program makes a number of NaN (or infinity): proved.
         inexact: Looks for special functions that are less exact than SciPy's, proved by substitution (origins.py).
         near_zero: Looks for an eps that is proved by substitution on tiny numbers.
         unsteady: The frameworks whose function gives other results when it is run again on the same numbers.
@@ -80,6 +81,7 @@ class Evidence:
     wrong_derivative: Callable[[], str] = field(default=lambda: "")
     widened: Callable[[], Widened | None] = field(default=lambda: None)
     made_by: Callable[[str, bool], str] = field(default=lambda framework, nan: "")
+    stopped_by: Callable[[str, bool], str] = field(default=lambda framework, nan: "")
     inexact: Callable[[], Diagnosis | None] = field(default=lambda: None)
     near_zero: Callable[[], Diagnosis | None] = field(default=lambda: None)
     against_oracle: bool = False

@@ -13,6 +13,7 @@ from parity.explanation import origins, trials
 from parity.explanation.evidence import Evidence
 from parity.explanation.proof import prove
 from parity.explanation.substitution import with_theta
+from parity.operator.tolerance import TOLERATED, WITHIN
 from parity.records import Cell, Diagnosis
 from parity.verdict import judge, sensitivity
 from parity.verdict.bounds import UNIT
@@ -52,8 +53,7 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
     random = replace(cell, data="random")
     at_random = differs and named.data != "random" and verdict(random).verdict == "differs"
 
-    def proved() -> Diagnosis | None:
-        kind = "random" if at_random else cell.data
+    def proved(kind: str = "random" if at_random else cell.data) -> Diagnosis | None:
         pair = runs.pair
         return runs.once(("proof", kind), lambda: prove(pair.torch, pair.jax, runs.plain(kind, "float64")))
 
@@ -75,19 +75,23 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
         framework=whose,
         at_random=at_random,
         at_ordinary=lambda: outcome(replace(named, data="random")).diagnosis,
-        forward=_forward(named, outcome) if derivative and found.verdict in ("differs", "unsupported") else None,
+        forward=_forward(named, outcome, proved) if derivative and found.verdict in EXPLAINED else None,
         recompute=recompute,
         proved=proved,
         alike_nearby=lambda distance=trials.BESIDE: trials.alike_nearby(runs, cell, distance),
         wrong_derivative=lambda: trials.wrong_derivative(runs, cell),
         widened=lambda: trials.widened(runs, cell, whose),
         made_by=lambda framework, nan: origins.made_by(runs, cell, framework, nan),
+        stopped_by=lambda framework, nan: origins.stopped_by(runs, cell, framework, nan),
         inexact=lambda: origins.inexact(runs, cell),
         near_zero=near_zero,
         against_oracle=found.against_oracle,
         unsteady=_unsteady(runs, cell.device) if differs else (),
     )
 
+
+EXPLAINED = ("differs", "unsupported")
+"""Verdicts of a derivative that may follow from its function's."""
 
 TINY = 1e-25
 """Numbers of this size are beside any eps nothing, and their squares are numbers."""
@@ -109,10 +113,16 @@ def _compared(
     own64 = runs.outputs(cell, world=runs.reference(framework, cell), dtype="float64")
     if found.judged == "meaning":
         twin64 = runs.outputs(cell, world=runs.reference(other, cell), dtype="float64")
+        if _shapes(own) != _shapes(twin) and _shapes(own64) == _shapes(twin64):
+            return own, twin, framework  # how many there are depends on what the dtype makes of the numbers
         return (own if cell.dtype == "float64" else own64), twin64, framework
     if found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
         return twin, runs.outputs(cell, world=runs.reference(other, cell), dtype="float64"), other
     return own, own64, framework
+
+
+def _shapes(outputs: Outputs | Failure) -> dict[str, tuple[int, ...]]:
+    return {} if isinstance(outputs, Failure) else {name: value.shape for name, value in outputs.values.items()}
 
 
 def _where_dtypes_part(
@@ -137,12 +147,19 @@ def _same_dtypes(own: Outputs | Failure, twin: Outputs | Failure) -> bool:
     return all(twin.dtypes.get(name, dtype) == dtype for name, dtype in own.dtypes.items())
 
 
-def _forward(cell: Cell, outcome: Judging) -> Diagnosis | None:
+def _forward(cell: Cell, outcome: Judging, proved: Callable[[str], Diagnosis | None]) -> Diagnosis | None:
     # A derivative can differ where the function does not: then it follows from what differs elsewhere.
     for kind in (cell.data, "random"):
         found = outcome(replace(cell, transform="forward", data=kind))
         if found.verdict == "differs" and found.judged == "meaning":
             return found.diagnosis
+        if WITHIN in found.reason:
+            why = proved(kind)
+            if why is not None:
+                return replace(why, text=f"{TOLERATED} {why.text}")
+            text = f"{TOLERATED} No cause of what is tolerated is proved."
+            fix = "Compare the two without a tolerance, then give one that fits the derivative."
+            return Diagnosis("another formula", text, fix)
     return None
 
 

@@ -22,9 +22,9 @@ from parity.explanation.activations import (
     gelu_tanh,
     logistic,
 )
-from parity.explanation.claims import Claim, change_all, grouped, place
+from parity.explanation.claims import ADD_STEP, Claim, change_all, grouped, place
 from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand, set_result, set_unary
-from parity.explanation.substitution import Bench, Change, where_they_part
+from parity.explanation.substitution import CHOICES, Bench, Change, where_they_part
 
 GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
 
@@ -276,11 +276,25 @@ PICKS = ("index", "gather", "index_select", "embedding", "take_along_dim")
 """Operators that take elements from places."""
 
 
+def joined(bench: Bench) -> Iterator[Claim]:
+    """Yield masks joined by `or` in the place of `and`, and the other way round."""
+    for framework, (left, right) in (("torch", ("self", "other")), ("jax", (0, 1))):
+        for name, function in (("and", np.logical_or), ("or", np.logical_and)):
+
+            def exchanged(operation: Operation, f: Any = function, two: Any = (left, right)) -> Any:
+                result = operation.compute(operation.operands)
+                return operation.like(f(*(operation.numpy(operation.operands[one]) for one in two)), result)
+
+            ends = (name, f"logical_{name}", f"bitwise_{name}", f"__{name}__")
+            steps = [step for step in bench.programs[framework].steps if step.name in ends]
+            for group in grouped(steps, lambda step: step.result is not None and step.result.dtype == bool):
+                yield Claim(
+                    change_all(framework, group, exchanged), "another formula: mask", f"masks joined by {name}",
+                    "or" if name == "and" else "and", "Join masks alike: & is both, | is either.",
+                )  # fmt: skip
+
+
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-
-
-CHOICES: dict[str, str | int] = {"masked_fill": "mask", "masked_fill_": "mask", "where": "condition", "select_n": 0}
-"""Operators that choose by a mask, and which operand that is."""
 
 
 def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
@@ -445,7 +459,7 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                     "another formula",
                     f"{step.name} (step {place(step)})",
                     "none",
-                    "Add the step on the side that lacks it, or leave it out on both.",
+                    ADD_STEP,
                 )
         if result.ndim:
             yield Claim(

@@ -53,8 +53,10 @@ def claims(bench: Bench) -> Iterator[Claim]:
 
 
 def _decays(program: Program) -> list[float]:
-    values = (v for c in program.constants for v in (c.value, 1 - c.value))
-    return sorted({round(v, 12) for v in values if 0.5 <= v < 1})
+    """Return numbers that may be decay rates, those that stand in the program as such first: 1 - b^t gives b^t too."""
+    values = {round(c.value, 12) for c in program.constants}
+    made = {round(1 - value, 12) for value in values} - values
+    return [v for several in (values, made) for v in sorted(several) if 0.5 <= v < 1]
 
 
 def _corrections(program: Program) -> Iterator[Claim]:
@@ -65,7 +67,7 @@ def _corrections(program: Program) -> Iterator[Claim]:
         yield Claim(
             Change(program.framework, edits),
             "optimizer: bias correction",
-            f"a moment divided by 1 - b^t, of b = {' and '.join(f'{b:g}' for b in several)},",
+            f"a moment divided by 1 - b^t, of b = {' and '.join(f'{b:g}' for b in sorted(several))},",
             "it as it is",
             FIXES["bias"],
         )

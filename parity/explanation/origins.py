@@ -54,6 +54,39 @@ def made_by(runs: Runs, cell: Cell, framework: str, nan: bool) -> str:
     return _words(making[0], by_key, nan)
 
 
+def stopped_by(runs: Runs, cell: Cell, framework: str, nan: bool) -> str:
+    """Return in words which step of a framework's program makes a number of NaN, or infinity; or nothing.
+
+    It is said only where the two agree once that step hands on what it is given.
+    """
+    numbers = runs.numbers_of(cell, framework)
+    world = EAGER[OTHER[framework]]
+    other = runs.rerun(replace(cell, world=world), "float64", numbers) if isinstance(numbers, Numbers) else None
+    if not isinstance(numbers, Numbers) or not isinstance(other, Outputs):
+        return ""
+    program = program_of(runs, cell, framework, numbers, "float64")
+    test = np.isnan if nan else np.isinf
+    for step in program.steps if program is not None else ():
+        for operand, value in step.operands.items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or step.result is None:
+                continue
+            at = test(value) & np.isfinite(step.result) if value.shape == step.result.shape else np.zeros(1, bool)
+            if not at.any() or step.result.dtype.kind != "f":
+                continue
+            found = program.run(numbers, {step.key: partial(_handed_on, operand=operand, test=test)})
+            if found is not None and distance(found, other.values) <= 1e-9:
+                first = tuple(np.argwhere(at)[0])
+                made = f"{step.name.rstrip('_')} makes {step.result[first]:.4g} of {value[first]:.4g}"
+                return f"{made} in {WHO[framework]}; where it hands that on, the two agree"
+    return ""
+
+
+def _handed_on(operation: Operation, operand: Any, test: Any) -> Any:
+    result = operation.compute(operation.operands)
+    given, values = (operation.numpy(one) for one in (operation.operands[operand], first_of(result)))
+    return with_first(result, operation.like(np.where(test(given), given, values), first_of(result)))
+
+
 def _new(result: Any, operands: Iterable[Any], nan: bool) -> np.ndarray:
     """Return where a step makes NaN (or infinity) of numbers that are none."""
     if not isinstance(result, np.ndarray) or result.dtype.kind != "f":

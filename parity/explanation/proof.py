@@ -13,6 +13,7 @@ import numpy as np
 from parity.execution.calls import Numbers
 from parity.explanation import (
     arrangement,
+    brought_along,
     constants,
     conventions,
     inputs,
@@ -27,7 +28,7 @@ from parity.explanation import (
 from parity.explanation.claims import Claim
 from parity.explanation.constants import Replacement, related, written
 from parity.explanation.default_arguments import DDOF_FIX, factor, factor_of
-from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE
+from parity.explanation.programs.program import ATTENTION_SCALE, PASSES, ROPE_BASE, Step
 from parity.explanation.substitution import Bench, bench, lower, other
 from parity.explanation.windows import WINDOW
 from parity.records import WHO, Diagnosis
@@ -51,7 +52,10 @@ def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], 
         if at.difference() <= NOTHING:
             at.each = True
         low = lower_type(at)
-        return low if low is not None or at.difference() <= NOTHING else search(at, STAGES)
+        if low is not None or at.difference() <= NOTHING:
+            return low
+        names = {"torch": brought_along.names_of(torch_function), "jax": brought_along.names_of(jax_function)}
+        return search(at, (*STAGES, lambda at: _first(brought_along.claims(at, names), at)))
 
 
 def search(at: Bench, stages: Iterable[Callable[[Bench], Diagnosis | None]]) -> Diagnosis | None:
@@ -67,6 +71,8 @@ def search(at: Bench, stages: Iterable[Callable[[Bench], Diagnosis | None]]) -> 
 
 def lower_type(at: Bench) -> Diagnosis | None:
     """Return that the two agree once both compute in float64 throughout: one of them passes through a lower type."""
+    import jax  # not on import: parity says in words what is not installed
+
     if at.difference() > at.agreement:
         return None
     low = {name: sorted({t for step in program.steps for t in lower(step)}) for name, program in at.programs.items()}
@@ -76,15 +82,25 @@ def lower_type(at: Bench) -> Diagnosis | None:
     (name,), types = who, low[who[0]]
     steps = [step for step in at.programs[name].steps if lower(step)]
     where = ", ".join(dict.fromkeys(step.name for step in steps[:3]))
-    single = types == ["float32"]
-    x64 = name == "jax" and single
+    # With x64 on, as after a cast, the user chose the type.
+    x64 = (
+        name == "jax"
+        and types == ["float32"]
+        and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
+        and not any(map(_casts, steps))
+    )
     return Diagnosis(
-        "x64 off" if single else "lower precision",
+        "x64 off" if x64 else "lower precision",
         f"{WHO[name]} computes in {' and '.join(types)} where float64 was asked for ({where}); {WHO[other(name)]} does "
         "not. Computed in float64 throughout, the two agree.",
         "Look for casts, and for constants of that type"
         + ("; set jax_enable_x64 before arrays are made." if x64 else "."),
     )
+
+
+def _casts(step: Step) -> bool:
+    """Return whether a step of JAX rounds float64 to a lower type."""
+    return step.name == "convert_element_type" and step.dtypes[:1] == ("float64",)
 
 
 def _replaced(at: Bench) -> Diagnosis | None:
@@ -170,10 +186,15 @@ def _stepped(at: Bench) -> Diagnosis | None:
             times = factor_of(got, want) if got.size > MANY else None
             if times is not None:
                 what = at.numbers[0].names[index] or "the input"
-                return _best((one for one in constants.replacements(at) if one.from_other), at) or Diagnosis(
-                    "constant factor",
-                    f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
-                    "Compare the learning rates, and the scale of what is added.",
+                named = _best((one for one in constants.replacements(at) if one.from_other), at)
+                return (
+                    named
+                    or _first(itertools.chain(optimizer_rules.claims(at), optimizer_steps.rates(at)), at)
+                    or Diagnosis(
+                        "constant factor",
+                        f"{name} less {what} is in JAX {times:.6g} times torch's everywhere, on other numbers as well.",
+                        "Compare the learning rates, and the scale of what is added.",
+                    )
                 )
     return _first(itertools.chain(optimizer_steps.nesterov(at), optimizer_rules.claims(at)), at)
 
@@ -192,6 +213,10 @@ def _conjugates(at: Bench) -> Diagnosis | None:
 
 def _conventions(at: Bench) -> Diagnosis | None:
     return _first(conventions.claims(at), at)
+
+
+def _joined(at: Bench) -> Diagnosis | None:
+    return _first(operators.joined(at), at)
 
 
 def _operators(at: Bench) -> Diagnosis | None:
@@ -266,6 +291,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     optimizer_steps.decay,
     _conjugates,
     _conventions,
+    _joined,
     _ordered,
     _operators,
     inputs.unused,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
-from parity.explanation.programs.program import Edits, Key, Program, Step
+from parity.explanation.programs.program import Edit, Edits, Key, Operation, Program, Step
 from parity.operator import trees
 from parity.operator.trees import is_float
 
@@ -154,7 +154,48 @@ class Bench:
             after = self.residual(change, at)
             if not after <= self.agreement or not after <= max(before / SHRINK, ROUNDING):
                 return False
-        return True
+        return not self.empties(change)
+
+    def empties(self, change: Change) -> bool:
+        """Return whether after a comparison is changed a selection takes all or nothing, and none of the other's does.
+
+        Then it is only seen that the other side does without that selection, not what it compares by.
+        """
+        steps = {step.key: step for step in self.programs[change.framework].steps}
+        compared = [steps[key] for key in change.edits if key in steps]
+        if not any(step.result is not None and step.result.dtype == bool for step in compared):
+            return False
+        chooses = [s for s in steps.values() if s.key not in change.edits and len(_values(_mask(s))) > 1]
+        if any(len(_values(_mask(s))) == 1 for s in self.programs[other(change.framework)].steps):
+            return False
+        seen: dict[Key, set[bool]] = {}
+
+        def noted(key: Key) -> Edit:
+            def edit(operation: Operation) -> Any:
+                mask = operation.numpy(operation.operands[CHOICES[operation.name]])
+                seen.setdefault(key, set()).update(_values(mask))
+                return operation.compute(operation.operands)
+
+            return edit
+
+        watch = {step.key: noted(step.key) for step in chooses}
+        for at in range(len(self.numbers)) if watch else ():
+            self.changed(replace(change, edits={**change.edits, **watch}), at)
+        return any(len(values) == 1 for values in seen.values())
+
+
+CHOICES: dict[str, str | int] = {"masked_fill": "mask", "masked_fill_": "mask", "where": "condition", "select_n": 0}
+"""Operators that choose by a mask, and which operand that is."""
+
+
+def _mask(step: Step) -> Any:
+    return step.operands.get(CHOICES[step.name]) if step.name in CHOICES else None
+
+
+def _values(mask: Any) -> set[bool]:
+    """Return the truth values in a mask; none in what is no mask."""
+    is_mask = isinstance(mask, np.ndarray) and mask.dtype == bool
+    return set(np.unique(mask).tolist()) if is_mask else set()
 
 
 def _cost(program: Program) -> float:

@@ -104,7 +104,7 @@ class Lifted:
         self.__wrapped__, self._found, self._places = function, found, places
         # What is not lifted is cast: from here, as inside of a transform a tensor may have no numbers to read.
         own = {path: found.side.numpy(array) for path, array in found.arrays.items() if path not in places}
-        self._own = {**own, **fixed}
+        self.own = {**own, **fixed}
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -117,7 +117,7 @@ class Lifted:
         def swap(path: str, array: Any, learns: bool = True) -> Any:
             if path not in self._places:
                 # A copy in any case: a function may write to its buffers, and the user's are not touched.
-                return side.array(self._own[path], array if like is None else like) if path in self._own else array
+                return side.array(self.own[path], array if like is None else like) if path in self.own else array
             name, axes = self._places[path]
             return weights[name] if axes is None else side.transposed(weights[name], axes)
 

@@ -9,6 +9,9 @@ from typing import SupportsFloat
 WITHIN = "within the tolerance given: "
 """What the reason of a cell says that agrees by it only, before the user's own words."""
 
+TOLERATED = "The functions agree within the tolerance given alone, and the derivative differs by more."
+"""What is said of a derivative that differs where its function is tolerated."""
+
 
 @dataclass(frozen=True)
 class Tolerance:

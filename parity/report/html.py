@@ -13,6 +13,8 @@ from typing import Any
 from parity.records import BINS
 from parity.report import content, markdown
 from parity.report.content import Content
+from parity.report.findings import Cells, findings, places
+from parity.report.markdown import SIGN
 
 FIELDS = ("pair", "transform", "world", "dtype", "device", "data")
 """What the page needs of every cell, by number in a table of strings."""
@@ -37,12 +39,17 @@ def render(report: Content) -> str:
     """
     broken = content.failed(report)
     parts = {
-        "title": html.escape(content.visible(report["name"])),
-        "headline": html.escape(content.visible(content.headline(report))),
+        "title": _text(report["name"]),
+        "headline": _text(content.headline(report)),
         "failed": str(broken).lower(),
         "style": _file("page.css"),
         "script": _file("page.js"),
-        "fallback": f"<pre>{html.escape(markdown.table(report))}</pre>",
+        "why": _why(report),
+        "hidden": "" if broken else " hidden",
+        "environment": "".join(
+            f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in content.flat(report["environment"])
+        ),
+        "fallback": _table(report),
         # Inside a script element only these could end it, or open a comment that hides the end.
         "data": _compact(_data(report)).replace("<", "\\u003c"),
     }
@@ -52,6 +59,41 @@ def render(report: Content) -> str:
 def write(path: Path, report: Content) -> None:
     """Write the page to a file, whole or not at all."""
     content.write_text(path, render(report))
+
+
+def _why(report: Content) -> str:
+    """Return the faults as the page has them without JavaScript, which shows them anew."""
+    return "".join(map(_card, findings(cell for cell in report["cells"] if cell["failed"])))
+
+
+def _table(report: Content) -> str:
+    heads, rows = markdown.matrix(report)
+    top = "".join(f'<th scope="col">{_text(head)}</th>' for head in heads)
+    lines = (
+        "".join(f"<td>{_text(one)}</td>" if at else f'<th scope="row">{_text(one)}</th>' for at, one in enumerate(row))
+        for row in rows
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    legend = _text(markdown.legend().replace("`", ""))
+    return f'<p class="empty">{legend}</p><table class="matrix"><tr>{top}</tr>{body}</table>'
+
+
+def _card(cells: Cells) -> str:
+    first, why = cells[0], cells[0].get("diagnosis")
+    said = [first["reason"]] if first.get("reason") and (why is None or first["reason"] not in why["text"]) else []
+    said = [*([why["text"]] if why else []), *said] or [first["verdict"]]
+    fix = f'<p class="fix">{_text(why["fix"])}</p>' if why else ""
+    where = "".join(f'<p class="where">{_text(place)}</p>' for place in places(cells))
+    return (
+        f'<article class="card"><h3><span class="mark v-{_verdict(first)}" aria-hidden="true">'
+        f"{SIGN[first['verdict']][0]}</span>{_text(first['pair'])}</h3>"
+        f"{''.join(f'<p>{_text(text)}</p>' for text in said)}{fix}"
+        f"<details><summary>{content.plural(len(cells), 'cell')}</summary>{where}</details></article>"
+    )
+
+
+def _text(text: str) -> str:
+    return html.escape(content.visible(text))
 
 
 def _data(report: Content) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from typing import Any
 
 from parity.report import content
 from parity.report.content import AGREES, Content
+from parity.report.findings import Cells, findings, places
 
 SIGN = {
     "crashed": "† crashed", "timed out": "∞ timed out", "differs": "≠", "no device": "? no device", "unsupported": "∅",
     "edge": "⌃", "within bound": "≈", "identical": "=",
 }  # fmt: skip
 MOST = 40
-"""Failures told in full; the JSON keeps all."""
+"""Faults told in full; the JSON keeps all."""
 
 
 def render(report: Content) -> str:
@@ -28,11 +29,11 @@ def render(report: Content) -> str:
         # nothing
     """
     parts = [f"# {escape(report['name'])}", "", escape(content.headline(report)), "", legend(), "", table(report)]
-    failures = [cell for cell in report["cells"] if cell["failed"]]
+    failures = findings(cell for cell in report["cells"] if cell["failed"])
     if failures:
         parts += ["", "## What failed", ""]
-        for cell in failures[:MOST]:
-            parts += [*failure(cell), ""]
+        for cells in failures[:MOST]:
+            parts += [*_fault(cells), ""]
         if len(failures) > MOST:
             parts += [f"... and {len(failures) - MOST} more.", ""]
     differing = list(dict.fromkeys(cell["pair"] for cell in report["cells"] if cell["verdict"] not in AGREES))
@@ -54,49 +55,64 @@ def write(path: Path, report: Content) -> None:
 def legend() -> str:
     """Return what the signs of the table mean."""
     return (
-        "`=` same bits, `≈` within the bound, `≠` differs, `∅` unsupported, `†` crashed, `∞` timed out, "
-        "`?` no such device; a number counts the cells that have the sign, where others are better."
+        "`=` same bits, `≈` within the bound, `≠` differs, `⌃` at the edge of the range, `∅` unsupported, `†` crashed, "
+        "`∞` timed out, `?` no such device; a number counts the cells that have the sign, where others are better."
     )
 
 
 def table(report: Content) -> str:
     """Return the matrix: pairs by transform, or, of one pair, transforms by world and dtype."""
-    cells = report["cells"]
-    pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
-    if len(pairs) > 1:
-        rows, columns = [(cell["pair"],) for cell in cells], [cell["transform"] for cell in cells]
-    else:
-        rows, columns = (
-            [(cell["transform"],) for cell in cells],
-            [f"{cell['world']} {cell['dtype']}" for cell in cells],
-        )
-    heads = list(dict.fromkeys(columns))
-    held: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for cell, (row,), column in zip(cells, rows, columns, strict=True):
-        held.setdefault((row, column), []).append(cell)
-    lines = [
-        f"| {'pair' if len(pairs) > 1 else 'transform'} | {' | '.join(map(escape, heads))} |",
-        f"|---|{'---|' * len(heads)}",
-    ]
-    group = None
-    for (row,) in dict.fromkeys(rows):
-        of = str(_about(report, row).get("group") or "") if len(pairs) > 1 else ""
-        if of and of != group:
-            lines.append(f"| **{escape(of)}** |{' |' * len(heads)}")
-        group = of
-        lines.append(f"| {escape(row)} | {' | '.join(_sign(held.get((row, head), ())) for head in heads)} |")
+    heads, rows = matrix(report)
+    lines = [f"| {' | '.join(map(escape, heads))} |", f"|{'---|' * len(heads)}"]
+    for row in rows:
+        group = f"| **{escape(row[0])}** |{' |' * (len(heads) - 1)}"
+        lines.append(f"| {' | '.join(map(escape, row))} |" if len(row) > 1 else group)
     return "\n".join(lines)
+
+
+def matrix(report: Content) -> tuple[list[str], list[list[str]]]:
+    """Return the heads of the matrix, and its rows; a row of one text is the name of the group that follows."""
+    cells = report["cells"]
+    many = len({cell["pair"] for cell in cells}) > 1
+    held: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for cell in cells:
+        row, column = "pair" if many else "transform", cell["transform"] if many else f"{cell['world']} {cell['dtype']}"
+        held.setdefault(cell[row], {}).setdefault(column, []).append(cell)
+    heads = list(dict.fromkeys(column for columns in held.values() for column in columns))
+    rows, group = [], None
+    for row, columns in held.items():
+        of = str(_about(report, row).get("group") or "") if many else ""
+        if of and of != group:
+            rows.append([of])
+        group = of
+        rows.append([row, *(_sign(columns.get(head, ())) for head in heads)])
+    return ["pair" if many else "transform", *heads], rows
+
+
+def _fault(cells: Cells) -> list[str]:
+    """Return a fault line by line: its cause and fix, the cell that tells most, and folded all others."""
+    first, cause = cells[0], (cells[0].get("diagnosis") or {}).get("cause", "")
+    what = f"{first['verdict']}: {cause}" if cause not in ("", first["verdict"]) else first["verdict"]
+    many = content.plural(len(cells), "cell")
+    lines = [f"### {escape(first['pair'])}: {escape(what)}, {many}", "", *told(first)]
+    folded = [f"- {escape(line)}" for line in places(cells)]
+    return [*lines, "", f"<details><summary>{many}</summary>", "", *folded, "", "</details>"]
 
 
 def failure(cell: Mapping[str, Any]) -> list[str]:
     """Return everything about a failed cell, line by line."""
-    lines = [f"### {escape(cell['id'])}: {cell['verdict']}", ""]
+    return [f"### {escape(cell['id'])}: {cell['verdict']}", "", *told(cell)]
+
+
+def told(cell: Mapping[str, Any]) -> list[str]:
+    """Return why a cell failed, and its worst element, line by line."""
+    lines = []
     cause = cell.get("diagnosis")
     if cause:
         lines += [escape(cause["text"]), ""]
         if cause.get("fix"):
             lines += [f"**Fix:** {escape(cause['fix'])}", ""]
-    if cell.get("reason") and (not cause or cell["reason"] != cause["text"]):
+    if cell.get("reason") and (not cause or cell["reason"] not in cause["text"]):
         lines += [escape(cell["reason"]), ""]
     if cell.get("output") is not None and cell.get("got") is not None:
         where = f"{cell['output']}{list(cell['index'])}" if cell.get("index") else cell["output"]

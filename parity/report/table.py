@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +17,7 @@ from parity.operator.tolerance import WITHIN
 from parity.records import VERDICTS, WORLDS, Record
 from parity.report import content, terminal
 from parity.report.content import visible
+from parity.report.findings import findings, places
 from parity.report.report import Report
 
 WIDTH = 120
@@ -114,49 +116,65 @@ def _alike(report: Report) -> list[list[Record]]:
 
     A group begins with its forward, where that fails: its derivatives follow from it.
     """
-    groups: dict[tuple[str, ...], list[Record]] = {}
-    for record in sorted(report.failed, key=lambda record: (record.transform != "forward", record.data != "random")):
-        why = record.diagnosis
-        cause = (why.cause, why.fix) if why else (record.transform, record.data, record.reason)
-        groups.setdefault((record.verdict, *cause), []).append(record)
-    return list(groups.values())
+    failed = {record.cell.id: record for record in report.failed}
+    return [[failed[cell["id"]] for cell in alike] for alike in findings(one.as_dict() for one in failed.values())]
 
 
 def _matrix(report: Report) -> Table:
+    """Return the matrix: a heading for transforms that look alike in every row, then a row for each look of numbers."""
     worlds = [world for world in WORLDS if any(record.world == world for record in report.cells)]
+    groups = _folded(report, worlds)
     there = {record.verdict for record in report.cells}
-    legend = ", ".join(f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there)
-    table = Table(title=visible(f"{report.name}: {legend}"), title_justify="left", show_lines=True)
-    for name in ("transform", "data", "dtype", *worlds):
+    legend = [f"{terminal.SYMBOL[verdict]} {verdict}" for verdict in VERDICTS if verdict in there]
+    if any("-" in marks for _, rows in groups for *_, marks in rows):
+        held_to = ", as of torch-eager in float64, which others are held to"
+        legend.append("- no cell" + held_to * ("torch-eager" in worlds))
+    table = Table(title=visible(f"{report.name}: {', '.join(legend)}"), title_justify="left")
+    table.add_column("transforms\n  numbers")
+    for name in ("dtype", *worlds):
         table.add_column(name.replace("-", "\n"), no_wrap=True)
-    for transforms, rows in _folded(report, worlds):
-        data, dtypes, marks = zip(*rows, strict=True)
-        columns = [Text("\n").join(Text(mark, _style(mark)) for mark in column) for column in zip(*marks, strict=True)]
-        table.add_row("\n".join(transforms), "\n".join(data), "\n".join(dtypes), *columns)
+    for transforms, rows in groups:
+        table.add_row(Text(visible(", ".join(transforms)), "bold"))
+        for data, dtype, marks in rows:
+            numbers = Padding(Text(visible(data)), (0, 0, 0, 2))
+            table.add_row(numbers, dtype, *(Text(mark, _style(mark)) for mark in marks))
+        table.add_section()
     return table
 
 
 Row = tuple[str, str, tuple[str, ...]]
-"""Kinds of data, a dtype, and a mark for each world."""
+"""Kinds of numbers, a dtype, and a mark for each world."""
 
 
 def _folded(report: Report, worlds: Sequence[str]) -> list[tuple[list[str], list[Row]]]:
-    """Return the rows of the matrix: kinds of data that look alike in one, transforms that look alike together."""
-    seen: dict[str, dict[tuple[str, str], dict[str, Record]]] = {}
+    """Return the rows of the matrix: kinds of numbers that look alike in one, transforms that look alike together."""
+    seen: dict[str, dict[str, dict[str, dict[str, Record]]]] = {}
     for record in report.cells:
-        seen.setdefault(record.transform, {}).setdefault((record.dtype, record.data), {})[record.world] = record
+        kinds = seen.setdefault(record.transform, {}).setdefault(record.dtype, {})
+        kinds.setdefault(record.data, {})[record.world] = record
     groups: dict[tuple[Row, ...], list[str]] = {}
-    for transform, cells in seen.items():
-        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for (dtype, data), row in cells.items():
-            alike.setdefault((dtype, tuple(_mark(row.get(world)) for world in worlds)), []).append(data)
-        rows = tuple((_short(data), dtype, marks) for (dtype, marks), data in alike.items())
-        groups.setdefault(rows, []).append(transform)
+    for transform, dtypes in seen.items():
+        rows: list[Row] = []
+        for dtype, kinds in dtypes.items():
+            alike: dict[tuple[str, ...], list[str]] = {}
+            for data, row in kinds.items():
+                alike.setdefault(tuple(_mark(row.get(world)) for world in worlds), []).append(data)
+            rows += [(_short(data, list(kinds)), dtype, marks) for marks, data in alike.items()]
+        groups.setdefault(tuple(rows), []).append(transform)
     return [(transforms, list(rows)) for rows, transforms in groups.items()]
 
 
-def _short(data: Sequence[str]) -> str:
-    return ", ".join(data) if len(data) <= 2 else f"{data[0]}, {data[1]}, {len(data) - 2} more"
+def _short(data: Sequence[str], among: Sequence[str]) -> str:
+    """Return which kinds of numbers there are, by those that are not where most are.
+
+    Example:
+        >>> _short(["random", "ties", "large", "small"], ["random", "ties", "large", "small", "nan"])
+        'all 5 kinds but nan'
+    """
+    rest = [kind for kind in among if kind not in data]
+    if len(data) < 4 or len(rest) >= len(data):
+        return ", ".join(data)
+    return f"all {len(among)} kinds" + (f" but {', '.join(rest)}" if rest else "")
 
 
 def _mark(record: Record | None) -> str:
@@ -180,8 +198,9 @@ def _failure(alike: Sequence[Record], file: str | None) -> str:
     lines = []
     if first.diagnosis is not None:
         lines += [first.diagnosis.text, f"fix: {first.diagnosis.fix}"]
-    lines.append(f"where: {'; '.join(_listed(alike, name) for name in ('transform', 'data', 'world', 'dtype'))}")
-    lines.append(f"first: {first.reason}")
+    lines += [f"where: {place}" for place in places([vars(one.cell) for one in alike])]
+    if first.diagnosis is None or first.reason not in first.diagnosis.text:
+        lines.append(f"first: {first.reason}")
     worst = first.finding
     if worst is not None and not (math.isnan(worst.got) and math.isnan(worst.want)):
         lines.append(f"worst: {worst.output}{list(worst.index) or ''}  got {worst.got!r}  want {worst.want!r}")
@@ -193,7 +212,3 @@ def _call(record: Record) -> str:
     chosen = {f"{name}s": [getattr(record, name)] for name in ("transform", "world", "dtype")}
     chosen |= {"data": [record.data], "devices": [record.device]}
     return f"parity.compare(..., {', '.join(f'{name}={value}' for name, value in chosen.items())}, seed={record.seed})"
-
-
-def _listed(alike: Sequence[Record], name: str) -> str:
-    return ", ".join(dict.fromkeys(getattr(record, name) for record in alike))

@@ -213,8 +213,11 @@ def _constants(
 def _numpy(leaf: Any) -> np.ndarray:
     if not isinstance(leaf, torch.Tensor):
         return np.asarray(leaf)
-    leaf = leaf.detach().resolve_conj().resolve_neg()
-    return np.array((leaf.to(torch.float64) if leaf.dtype in LOW else leaf).cpu().numpy())
+    if leaf.is_meta:
+        return np.zeros(0)  # of which forward mode asks the shape alone
+    leaf = leaf.detach()
+    # By force: conjugates, and the tangents that forward mode knows to be zero, are no plain arrays.
+    return np.array((leaf.to(torch.float64) if leaf.dtype in LOW else leaf).numpy(force=True))
 
 
 def _like(values: np.ndarray, leaf: Any) -> Any:

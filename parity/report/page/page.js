@@ -175,7 +175,7 @@
       make("h3", {}, mark(cell.verdict), " ", NAME[cell.verdict], list.length > 1 ? " in " + count(list.length, "cell") : ""),
       make("p", { class: "where" }, places.slice(0, 6).join(", ") + (places.length > 6 ? ", and " + (places.length - 6) + " more" : "")),
       cause ? make("p", {}, ...linked(cause.text)) : null,
-      detail.reason && (!cause || detail.reason !== cause.text) ? make("p", { class: "note" }, ...linked(detail.reason)) : null,
+      detail.reason && (!cause || !cause.text.includes(detail.reason)) ? make("p", { class: "note" }, ...linked(detail.reason)) : null,
       cause && cause.fix ? make("p", { class: "fix" }, ...linked(cause.fix)) : null,
       terms("numbers", [["worst element", where], ["got", brief(detail.got ?? "")], ["want", brief(detail.want ?? "")],
         ["error / bound", cell.ratio === null ? null : brief(cell.ratio)], ["RMS jax / torch", detail.twin_ratio === undefined || detail.twin_ratio === null ? null : brief(detail.twin_ratio)],
