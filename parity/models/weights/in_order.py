@@ -7,7 +7,7 @@ numbers mix up a model of many stages; both sides from first to last are paired 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -53,10 +53,10 @@ def paired(torch: Sequence[Owner], jax: Sequence[Owner], matches: Sequence[Match
     return [Match(ours[i], theirs[j], float(gains[i, j]), ORDER) for i, j in sorted(pairs.items())]
 
 
-def _made(owners: object) -> list[Owner]:
+def _made(owners: Iterable[Owner]) -> list[Owner]:
     """Return layers in the order in which their modules were made: those of a class in a module by their number."""
     slots: dict[Parts, list[str]] = defaultdict(list)
-    found = list(owners)  # type: ignore[call-overload]
+    found = list(owners)
     for one in found:
         for depth, part in enumerate(map(str, one.parts)):
             inside = slots[one.parts[:depth]]
@@ -98,7 +98,8 @@ def _is_matrix(owner: Owner) -> bool:
 
 def _aligned(gains: np.ndarray) -> Pairs:
     """Return what is paired in order with the greatest gain, the first where two are alike, and of the rest again."""
-    gains, found = gains[::-1, ::-1].copy(), {}
+    gains = gains[::-1, ::-1].copy()
+    found: Pairs = {}
     while gains.any():
         best = np.zeros((len(gains) + 1, len(gains[0]) + 1))
         for i, row in enumerate(gains):
@@ -121,7 +122,7 @@ def _beside(shape: tuple[int, ...], pairs: Pairs) -> np.ndarray:
     before = [
         np.searchsorted(sorted(side), range(count)) for side, count in zip((pairs, pairs.values()), shape, strict=True)
     ]
-    return 1 / (1 + np.abs(np.subtract.outer(*before)))
+    return np.asarray(1 / (1 + np.abs(np.subtract.outer(*before))))
 
 
 def _around(torch: Sequence[Owner], jax: Sequence[Owner], pairs: Pairs) -> np.ndarray:
