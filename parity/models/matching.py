@@ -39,6 +39,7 @@ class Fed:
         distance: The largest relative distance of a float that comes from torch from what it was in JAX's own run.
         farthest: Of which input.
         floats: The largest distance of a float.
+        rounded: Whether one of torch's was of a wider type than what JAX's module takes in its place.
     """
 
     values: list[Any]
@@ -49,6 +50,7 @@ class Fed:
     distance: float = 0.0
     farthest: str = ""
     floats: float = 0.0
+    rounded: bool = False
 
 
 KINDS = ("all", "floats", "main")
@@ -78,6 +80,7 @@ def feed(torch_call: Call, jax_call: Call, kind: str = "all") -> Fed:
             if distance > fed.distance:
                 fed.distance, fed.farthest = distance, leaf.name
             fed.values[at] = value.astype(leaf.value.dtype)
+            fed.rounded |= leaf.is_float and value.dtype.itemsize > leaf.value.dtype.itemsize
             fed.arrays[leaf.name] = source.name
             fed.moved |= value.ndim > 2 and not (
                 value.shape == source.value.shape
@@ -139,7 +142,8 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, n
             continue
         if made and not (one.is_float and is_mask(one.value)):
             distances = [relative_distance(value, leaf.value) for value in made]
-            return one, made[_nearest(distances, likely if _is_cube(one.value.shape, leaf.value.shape) else 0)]
+            likely = min(likely, len(made) - 1) if _is_cube(one.value.shape, leaf.value.shape) else 0
+            return one, made[_nearest(distances, likely)]
     return None
 
 
@@ -150,7 +154,7 @@ def _is_cube(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
         >>> _is_cube((2, 8, 8, 8), (2, 8, 8, 8)), _is_cube((2, 3, 8, 8), (2, 8, 8, 3)), _is_cube((2, 6, 2), (2, 6, 2))
         (True, False, False)
     """
-    return shape == target and len(shape) > 3 and len(set(shape[1:])) == 1
+    return shape == target and len(shape) > 2 and len(set(shape[1:])) == 1
 
 
 def _nearest(distances: Sequence[float], likely: int) -> int:
@@ -318,6 +322,6 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
     # The usual order, not the nearest: a port that exchanges two axes of one length is wrong. Only where all lengths
     # are one does the shape not say whether the channels are still where the inputs have them.
     choice = 0
-    if moved and torch_value.ndim > 3 and torch_value.shape == jax_value.shape and len(set(jax_value.shape[1:])) == 1:
+    if moved and _is_cube(torch_value.shape, jax_value.shape):
         choice = _nearest([relative_distance(one, jax_value) for one in made[:3]], 1)
     return Output(name, made[choice], jax_value, choice)

@@ -123,7 +123,7 @@ class Recorder:
                     out_leaves[at] = value
                 out = jax.tree.unflatten(out_tree, out_leaves)
                 whole = out if whole is out_before else (out, *whole[1:])
-            one.out_names = output_names(out, len(at_out))
+            one.out_names = output_names(out, [out_leaves[at] for at in at_out])
         finally:
             self.stack.remove(one)
         one.ended = next(self.ends)
@@ -191,10 +191,19 @@ def _is_state(value: Any) -> bool:
     return type(value).__name__ == "State" and type(value).__module__.startswith("equinox.")
 
 
-def output_names(out: Any, count: int) -> list[str]:
-    """Return what the arrays of a result are called."""
-    named = [name or "output" for name, leaf in named_leaves(out) if _is_array(leaf)]
-    return named if len(set(named)) == len(named) == count else [f"output[{at}]" for at in range(count)]
+def output_names(out: Any, arrays: Sequence[Any]) -> list[str]:
+    """Return what the arrays of a result are called: JAX takes those of a dict in the order of its keys.
+
+    Example:
+        >>> one, other = jnp.zeros(1), jnp.ones(2)
+        >>> output_names({"logits": one, "cache": other}, [other, one])
+        ['cache', 'logits']
+    """
+    names: dict[int, list[str]] = {}
+    for name, leaf in named_leaves(out):
+        names.setdefault(id(leaf), []).append(name or "output")
+    found = [names[id(leaf)].pop(0) if names.get(id(leaf)) else "" for leaf in arrays]
+    return found if len(set(found)) == len(found) and "" not in found else [f"output[{at}]" for at in range(len(found))]
 
 
 def host(value: Any) -> Any:

@@ -201,6 +201,8 @@ class Fit:
 
 def layouts_of(torch: Leaf, jax: Leaf, *, role: str) -> list[Fit]:
     """Return the layouts that fit the shapes, the likeliest first: several are an ambiguity."""
+    if torch.dtype.startswith("complex") != jax.dtype.startswith("complex"):
+        return []
     if role != "weight" or min(len(torch.shape), len(jax.shape)) < 1 or np.prod(torch.shape) in torch.shape:
         # One axis or none: biases, scales, statistics.
         return [Fit(LAYOUTS["same"], True)] if regroups(torch.shape, jax.shape) else []

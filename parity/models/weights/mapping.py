@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity import needs
-from parity.models.weights import beside, blocks, containers, neighbours, recurrent
+from parity.models.weights import beside, blocks, containers, in_order, neighbours, recurrent
 from parity.models.weights.crossed import crossed
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
@@ -26,6 +26,7 @@ from parity.models.weights.matching import (
     fits,
     match,
     roles_paired,
+    together,
 )
 from parity.models.weights.names import BIAS, COUNTED, VALUE, read
 from parity.models.weights.pairs import WeightPair, one_to_one
@@ -197,6 +198,10 @@ class _Mapping:
             matches = [*self._in_groups(left), *made]
         beside = {id(one.torch): one for one in neighbours.named_after(matches)}
         matches = [beside.get(id(one.torch), one) for one in matches]
+        if self.jax.ordered and (made := in_order.paired(torch, jax, matches)) and not _against_order(made):
+            for family in together(made):
+                self._by_values(family)
+            return made
         for family in [*unsure, *crossed(matches), *_against_order(matches)]:
             _open(matches, family)
         return matches

@@ -178,7 +178,7 @@ def match(
         return []
     names = Names(torch, jax)
     scores = np.full((len(torch), len(jax)), IMPOSSIBLE)
-    compatible = _compatible(torch, jax) if compatible is None else compatible
+    compatible = compatible_of(torch, jax) if compatible is None else compatible
     for i, j in zip(*np.nonzero(compatible), strict=True):
         one, other = torch[i], jax[j]
         shared = len(roles_paired(one, other))
@@ -209,7 +209,8 @@ def match(
     return made
 
 
-def _compatible(torch: Sequence[Owner], jax: Sequence[Owner]) -> np.ndarray:
+def compatible_of(torch: Sequence[Owner], jax: Sequence[Owner]) -> np.ndarray:
+    """Return which layers can be one by their shapes."""
     known: dict[tuple[object, ...], bool] = {}
     made = np.zeros((len(torch), len(jax)), dtype=bool)
     for i, one in enumerate(torch):
@@ -228,6 +229,7 @@ def _signature(owner: Owner) -> tuple[object, ...]:
         (
             role,
             item.leaf.shape,
+            item.leaf.dtype,
             item.leaf.layer,
             str(item.leaf.parts[-1]),
             tuple(sorted(map(str, item.leaf.flags.items()))),
