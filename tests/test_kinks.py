@@ -31,7 +31,7 @@ CONVENTIONS = [
     (F.hardtanh, lambda x: jax.nn.hard_tanh(x), "ties, kinks", "where input is 1,"),
     (F.leaky_relu, lambda x: jax.nn.leaky_relu(x), "zeros, signed zeros, kinks", "The derivative at zero is a"),
     (F.relu6, lambda x: jnp.minimum(jax.nn.relu(x), 6.0), "kinks", "where input is 6,"),
-    (F.softshrink, soft_shrink, "signed zeros, kinks", "is -0.5 or 0.5,"),
+    (F.softshrink, soft_shrink, "kinks", "is -0.5 or 0.5,"),
 ]
 
 

@@ -66,10 +66,11 @@ class Runs:
     def drawn(self, kind: str, dtype: str) -> str:
         """Return the dtype whose numbers a kind of data takes, for results in another.
 
-        Special points are the same in float64 as in float32. There both take the same numbers, so that what is run in
-        float64 to hold float32 to is the run of float64 itself.
+        Special points are the same in float64 as in float32, and so are sweeps of usual sizes. There both take the same
+        numbers, so that what is run in float64 to hold float32 to is the run of float64 itself.
         """
-        if dtype != "float64" or self.pair.numbers is not None or kind.partition("#")[0] not in data.POINTS:
+        same = kind.partition("#")[0] in data.POINTS or kind.startswith("sweep#near.")
+        if dtype != "float64" or self.pair.numbers is not None or not same:
             return dtype
         single = self.once(("keeps range",), lambda: data.keeps_range(self.pair, "float32", self.seed))
         return "float32" if single else dtype

@@ -137,12 +137,39 @@ def call(asked: Call, world: str, device: str, kept: dict[str, Any], x64: bool |
         if key not in kept:
             torch.compiler.reset()
             kept[key] = _compiled(asked)
-        return _outputs(kept[key](arrays))
+        try:
+            return _outputs(kept[key](arrays))
+        except AssertionError as error:
+            if UNGUARDED not in str(error) or asked.transform.name != "vjp":
+                raise
+            torch.compiler.reset()
+            kept[key] = _compiled(asked, Outside)
+            return _outputs(kept[key](arrays))
 
 
-def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
+UNGUARDED = "Guard failed on the same frame"
+"""What torch.compile says of a NumPy array of the function's, where it compiles a derivative by torch.func as well."""
+
+
+class Outside(Ops):
+    """The names, with a derivative that is taken outside of what is compiled."""
+
+    @staticmethod
+    def vjp(f: Callable[..., Any], *theta: Any) -> Any:  # type: ignore[override] # without auxiliary outputs
+        """Return a function's results, and what differentiates them in the framework's ordinary way."""
+        leaves = tuple(leaf.clone().requires_grad_() for leaf in theta)
+        outputs = f(*leaves)
+
+        def pull(cotangents: Any) -> Any:
+            found = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True, materialize_grads=True)
+            return tuple(found)
+
+        return outputs, pull
+
+
+def _compiled(asked: Call, ops: Any = Ops) -> Callable[[dict[str, Any]], dict[str, Any]]:
     options = {"fullgraph": True, **asked.compiler}
-    if asked.transform.outside:
+    if asked.transform.outside or ops is Outside:
         # The ordinary way is to compile the function and differentiate outside; on other numbers it is the same one.
         once: list[Callable[..., Any]] = []
 
@@ -151,7 +178,7 @@ def _compiled(asked: Call) -> Callable[[dict[str, Any]], dict[str, Any]]:
                 once.append(torch.compile(f, **options))
             return once[0]
 
-        return lambda a: asked.program(Ops, is_float, a, compiled)
+        return lambda a: asked.program(ops, is_float, a, compiled)
 
     def program(a: dict[str, Any]) -> dict[str, Any]:
         return asked.program(Ops, is_float, a)

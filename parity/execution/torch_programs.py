@@ -46,10 +46,13 @@ EXACT = frozenset(_EXACT.split())
 """Operators that move, choose or compare numbers: their results are not rounded."""
 
 _BASIC = """
-add sub rsub mul div true_divide reciprocal sqrt square addcmul addcdiv lerp remainder
+add sub rsub mul div true_divide reciprocal sqrt square remainder
 """
 BASIC = frozenset(_BASIC.split())
 """Arithmetic that is rounded once."""
+
+IN_PLACE = frozenset(("lerp", "addcmul", "addcdiv", "add", "sub"))
+"""Operators of more than one rounding that optimizers write in place: x + a y cancels though a y is rounded."""
 
 _TRANSCENDENTAL = """
 acos acosh asin asinh atan atan2 atanh cos cosh erf erfc exp exp2 expm1 log log10 log1p log2 pow rsqrt sigmoid sin
@@ -130,8 +133,9 @@ class Rounding(TorchDispatchMode):
         if base in EXACT or not inputs:
             return self._cast(func(*args, **kwargs), inputs)
         in_place = name.endswith("_") and not name.endswith("__")
-        simple = base in BASIC or base in TRANSCENDENTAL
-        if not in_place and (base in self.formulas or not (simple or base in ATOMIC)):
+        simple = (base in BASIC or base in TRANSCENDENTAL) and kwargs.get("alpha", 1) == 1
+        whole = simple or base in ATOMIC or (in_place and base not in IN_PLACE)
+        if not whole or (base in self.formulas and not in_place):
             parts = self.formulas.get(base) or decomposition_of(func)
             if parts is not None:
                 try:
@@ -139,7 +143,7 @@ class Rounding(TorchDispatchMode):
                         return parts(*args, **kwargs)
                 except Exception:  # a decomposition that does not know these arguments
                     pass
-        if not simple and not in_place and not _is_view(func):
+        if not (simple or base in BASIC) and not in_place and not _is_view(func):
             args = self._moved_inputs(func, base, args)
         factor = 1.0 if base in BASIC else FUNCTIONS if base in TRANSCENDENTAL else SPECIAL
         return self._moved(func(*args, **kwargs), inputs, factor, in_place)

@@ -1,10 +1,12 @@
 """Zero times infinity: NaN in a dense product, where the other side leaves the zero out.
 
 Some functions multiply by a matrix of many zeros: to resize an image, or to select a column. For finite numbers this
-gives the same results as reading the window alone.
+gives the same results as reading the window alone. Dropout multiplies by a mask, or selects by it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +21,15 @@ PRODUCTS = ("dot_general", "mm", "bmm", "mv", "dot", "conv_general_dilated")
 """Operators that are products of two arrays, summed."""
 
 
-def came_through_zero(runs: Runs, cell: Cell) -> bool:
-    """Return whether two functions agree once zero times what is no number is zero in the products of one.
+THROUGH_ZERO = "zero times what is no number, where the other leaves that out"
+AT_NAN = "of relu and its like torch lets the gradient through at NaN, which is not below zero, and JAX does not"
+
+
+def at_no_number(runs: Runs, cell: Cell) -> str:
+    """Return in words which convention at NaN and infinities is all that differs in a cell, or nothing.
+
+    Two are tried, by substitution: zero times what is no number is zero in the products of one side; and torch's
+    gradient of relu at NaN is zero.
 
     Args:
         runs: Of the pair.
@@ -30,15 +39,46 @@ def came_through_zero(runs: Runs, cell: Cell) -> bool:
     for framework in ("jax", "torch") if transform.order <= 1 else ():
         numbers = runs.numbers_of(cell, framework)
         program = program_of(runs, cell, framework, numbers, "float64") if isinstance(numbers, Numbers) else None
-        edits = {step.key: _sparse for step in program.steps if step.name in PRODUCTS} if program is not None else {}
-        if program is None or not isinstance(numbers, Numbers) or not edits:
+        if program is None or not isinstance(numbers, Numbers):
             continue
-        found = program.run(numbers, edits)
         as_it_is = runs.outputs(cell, world=EAGER[OTHER[framework]], dtype="float64")
         others = [one for one in (as_it_is, of_other(runs, cell, framework, numbers)) if isinstance(one, Outputs)]
-        if found is not None and any(agree(found, one.values, {}) for one in others):
-            return True
-    return False
+        summed, each, gated = (
+            {step.key: change for step in program.steps if step.name in names} for names, change in CHANGES
+        )
+        each = {} if transform.order else each  # a derivative by a branch that is not taken comes so, too
+        tried: list[dict[Any, Any]] = []
+        for edits, what in (
+            (summed, THROUGH_ZERO), (summed | each, THROUGH_ZERO), (gated, AT_NAN),
+            (summed | each | gated, f"{THROUGH_ZERO}, and {AT_NAN}" if gated else THROUGH_ZERO),
+        ):  # fmt: skip
+            if not edits or edits in tried:
+                continue
+            tried.append(edits)
+            found = program.run(numbers, edits)
+            if found is not None and any(agree(found, one.values, {}) for one in others):
+                return what
+    return ""
+
+
+def _stopped(operation: Operation) -> object:
+    """Compute a gradient that is zero where its function is NaN."""
+    whole, at = operation.compute(operation.operands), operation.operands["self"]
+    return operation.like(np.where(np.isnan(operation.numpy(at)), 0.0, operation.numpy(whole)), whole)
+
+
+def _masked(operation: Operation) -> object:
+    """Compute a product of each two elements, in which that of a mask's zero is zero.
+
+    A mask has zeros and one other number: zeros that come of what it made are none.
+    """
+    whole, change = operation.compute(operation.operands), operation.numpy
+    arrays = [change(one) for one in operation.operands.values() if getattr(one, "ndim", 0)]
+    masks = [one for one in arrays if np.isfinite(one).all() and len(np.unique(one)) == 2 and (one == 0).any()]
+    out = change(whole)
+    for mask in masks:
+        out = np.where(np.broadcast_to(mask == 0, out.shape), 0.0, out)
+    return operation.like(out, whole)
 
 
 def _sparse(operation: Operation) -> object:
@@ -65,3 +105,7 @@ def _sparse(operation: Operation) -> object:
     found = np.where(many > 0, np.copysign(np.inf, surplus), numbers)
     found = np.where(none | ((many > 0) & (np.abs(surplus) < many)), np.nan, found)
     return operation.like(found, whole)
+
+
+CHANGES = ((PRODUCTS, _sparse), (("mul",), _masked), (("threshold_backward", "hardtanh_backward"), _stopped))
+"""Operators, and what runs in their place."""

@@ -33,6 +33,13 @@ SWEEP = {"float64": (-900, 800), "float32": (-120, 100), "bfloat16": (-120, 100)
 NEAR = (-12, 12)
 """Powers of two between which thresholds lie that people write: 20 for softplus, 1e-3, 1000."""
 
+NEAR_ENOUGH = 128
+"""Numbers between these powers, in draws of few: of either sign there is one in each 0.38 of a power of two. softplus
+with a threshold of 20 differs from one without by more than rounding from 20 to 28, which is half a power."""
+
+ENOUGH_OUT, DRAWN = 24, 2**18
+"""Numbers of an output, over all draws, of which the mean says something; and numbers that are drawn for it at most."""
+
 TAME = (10, 8, 7, 6, 5, 4)
 """Powers of two that numbers stay below where more would leave the range: `exp` does at 2^9.5, in float32 at 2^6.5."""
 
@@ -76,6 +83,15 @@ def _one(kind: str) -> Draw:
         return changed
 
     return draw
+
+
+def _covering(rng: np.random.Generator, values: np.ndarray, draw: int, draws: int) -> np.ndarray:
+    """Return one of some draws that together lie evenly between the powers of NEAR, of both signs if there are any."""
+    places = (rng.permutation(values.size) * draws + draw + rng.random(values.size)) / max(values.size * draws, 1)
+    signs = np.ones(values.size)
+    if np.min(values, initial=0.0) < 0:
+        signs, places = np.where(places < 0.5, -1.0, 1.0), 2 * places % 1
+    return (signs * np.exp2(NEAR[0] + places * (NEAR[1] - NEAR[0]))).reshape(values.shape)
 
 
 def _swept(rng: np.random.Generator, values: np.ndarray, powers: tuple[int, int]) -> np.ndarray:
@@ -142,6 +158,38 @@ def variants(pair: Pair, kind: str) -> tuple[str, ...]:
     return (kind, *near, *(alone if len(floats) <= ALONE else []), *together)
 
 
+def further_sweeps(pair: Pair) -> tuple[str, ...]:
+    """Return further variants of a sweep of usual sizes: each array alone, in as many draws as it takes.
+
+    Example:
+        >>> pair = Pair(torch=divmod, jax=divmod, inputs=(np.ones(64), np.ones(200)))
+        >>> further_sweeps(pair)
+        ('sweep#near.1.0', 'sweep#near.1.1', 'sweep#near.2.0')
+    """
+    floats = _own_floats(pair, [leaf for _, leaf in trees.leaves(pair.make(0))])
+    if pair.numbers is not None:
+        return ()
+    arrays = [(number, leaf.size) for number, leaf in enumerate(floats, 1) if leaf.size][:ALONE]
+    return tuple(f"sweep#near.{number}.{draw}" for number, size in arrays for draw in range(_times(size)))
+
+
+def _times(size: int) -> int:
+    return -(-NEAR_ENOUGH // size)
+
+
+def further_draws(pair: Pair, draws: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Return the draws of the user's own numbers, with so many more as an output of some size takes.
+
+    Args:
+        pair: The pair.
+        draws: Those there are in any case.
+        size: Of the smallest output.
+    """
+    total = sum(leaf.size for _, leaf in trees.leaves(pair.make(0)))
+    count = min(-(-ENOUGH_OUT // max(size, 1)), DRAWN // max(total, 1))
+    return (*draws, *(f"random#{number}" for number in range(len(draws) + 1, 1 + count)))
+
+
 def few(kind: str) -> str:
     """Return the variant of a kind that has one special number.
 
@@ -178,7 +226,9 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
         raise Fault(f"numbers: expected Numbers for the pair's own kind of data {kind!r}, got None")
     again = int(variant) if name == "random" and variant else 1
     arguments = pair.make(seed + 7919 * (again - 1))
-    rng = np.random.Generator(np.random.PCG64([zlib.crc32(f"{pair.name}/{kind}".encode()), seed]))
+    near = variant.startswith("near.")
+    drawn_as = variant.rpartition(".")[0] if near else kind
+    rng = np.random.Generator(np.random.PCG64([zlib.crc32(f"{pair.name}/{drawn_as}".encode()), seed]))
     if again > 1 and not callable(pair.inputs):
         arguments = _scaled(arguments, rng)
     leaves = [leaf for _, leaf in trees.leaves(arguments)]
@@ -189,7 +239,12 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
     draw = KINDS[name]
     if variant == FEW:
         draw = _one(name)
-    if kind == "sweep#near" or power:
+    if near:
+        at = int(variant.rpartition(".")[2])
+        draw = lambda rng, values, dtype: _within(  # noqa: E731 # as below
+            _covering(rng, values, at, _times(values.size)), int(power) if power else NEAR[1]
+        )
+    elif kind == "sweep#near" or power:
         powers = (ORDINARY, int(power)) if power else NEAR
         draw = lambda rng, values, dtype: _swept(rng, values, powers)  # noqa: E731 # it closes over the powers
     number = -1
@@ -205,6 +260,12 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
         return _each_part(lambda part: rounded(part, dtype), values)
 
     return trees.rebuild(arguments, iter([changed(leaf) for leaf in leaves]))
+
+
+def _within(values: np.ndarray, power: int) -> np.ndarray:
+    """Return numbers of which those beyond a power of two are one below it."""
+    beyond = np.abs(values) >= 2.0**power
+    return np.where(beyond, np.copysign(2.0 ** (power - 1), values), values)
 
 
 def keeps_range(pair: Pair, dtype: str, seed: int) -> bool:
@@ -236,6 +297,8 @@ def _special(kind: str, floats: list[Any]) -> set[int]:
         return {0}
     if variant.isdecimal():
         return {int(variant) - 1}
+    if variant.startswith("near."):
+        return {int(variant.split(".")[1]) - 1}
     return {number for number, leaf in enumerate(floats) if leaf.shape == floats[0].shape}
 
 
@@ -253,9 +316,11 @@ def _not_negative(leaf: Any) -> bool:
 
 
 def _scaled(arguments: tuple[Any, ...], rng: np.random.Generator) -> tuple[Any, ...]:
-    """Return arguments times factors, one for each array: signs, orders, symmetry and definiteness stay."""
+    """Return arguments times factors, one for each array: signs, orders, symmetry and definiteness stay, and masks."""
     leaves = [leaf for _, leaf in trees.leaves(arguments)]
-    scaled = [leaf * rng.uniform(0.5, 1.0) if is_float(leaf) else leaf for leaf in leaves]
+    scaled = [
+        leaf * rng.uniform(0.5, 1.0) if is_float(leaf) and set(np.unique(leaf)) != {0, 1} else leaf for leaf in leaves
+    ]
     return trees.rebuild(arguments, iter(scaled))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SCALARS = (bool, int, float, complex)
+
+FIELDS = "\0"
+"""In the mark of a named tuple, before its fields: no text and no key has it, as repr escapes it."""
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,8 +54,9 @@ def rebuild(tree: Any, values: Iterator[Any]) -> Any:
 def outputs(tree: Any, path: str = "output") -> dict[str, Any]:
     """Return what a function returned as leaves by path, with a mark, of None, for what is no array but counts.
 
-    Lists and tuples are alike, named tuples too; dicts and dataclasses are alike, and a field of a dataclass that is
-    None is not there. None elsewhere, text, and what is empty must be the same on both sides: it is part of the name.
+    Lists and tuples are alike; dicts and dataclasses are alike, and a field of a dataclass that is None is not there.
+    None elsewhere, text, and what is empty must be the same on both sides: it is part of the name. The fields of a
+    named tuple are marked, and must be the same where both sides have a named tuple (`fields`).
 
     Raises:
         TypeError: Something is neither.
@@ -77,9 +81,23 @@ def outputs(tree: Any, path: str = "output") -> dict[str, Any]:
         empty = "{}" if isinstance(tree, Mapping) or _is_record(tree) else "()"
         return {f"{path} is {empty}": None}
     made: dict[str, Any] = {}
+    named = getattr(tree, "_fields", None) if isinstance(tree, tuple) else None
+    if named:
+        made[f"{path}{FIELDS}{', '.join(named)}"] = None
     for inner, part in parts:
         made |= outputs(part, inner)
     return made
+
+
+def fields(marks: Iterable[str]) -> dict[str, str]:
+    """Return the fields of named tuples by path, from the marks of outputs.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> fields(outputs(namedtuple("Parts", "a b")(1.5, 2.5)))
+        {'output': 'a, b'}
+    """
+    return {path: names for path, found, names in (mark.partition(FIELDS) for mark in marks) if found}
 
 
 def _parts(tree: Any, path: str) -> list[tuple[str, Any]] | None:

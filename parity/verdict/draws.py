@@ -3,7 +3,8 @@
 The user's own numbers are drawn several times, with the same shapes, so that compiled programs are used again. How far
 rounding moves an element is measured on the first draw. The other draws use that measure, scaled by the size of the
 element. It is measured only if results in units of the elements do not decide (`Slope.is_settled`), and if there are
-enough numbers (`data.ENOUGH`) for their mean to say more than the bound of each.
+enough numbers (`data.ENOUGH`) for their mean to say more than the bound of each. An output of few numbers (a loss) is
+drawn more often.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ FAR = 1e-7
 
 TRANSFORMS = ("forward", "vjp")
 
+SWEEP = "sweep#near."
+"""How the names of further sweeps begin."""
+
+ROUNDING, JUDGED = 2.0**-48, 3
+"""A relative difference in float64 from which a sweep is judged, and how many are."""
+
+TAIL = 32.0
+"""Times the bound, up to which the worst of many sweeps shows nothing: errors of what is badly conditioned (a matrix of
+numbers of all sizes) have a heavy tail, that of the worst of n draws is about n times the usual one."""
+
 Slopes = dict[str, Slope]
 
 
@@ -51,6 +62,10 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
     if found.error is None or cell.world == "torch-compiled" or runs.pair.numbers is not None:
         return found
     draws = data.variants(runs.pair, cell.data) if cell.transform in TRANSFORMS else (cell.data,)
+    given = runs.outputs(cell)
+    sizes = [one.size for one in given.values.values() if one.size] if isinstance(given, Outputs) else []
+    if sizes and cell.transform in TRANSFORMS:
+        draws = data.further_draws(runs.pair, draws, min(sizes))
     own, other = framework_of(cell), OTHER[framework_of(cell)]
     double, single = cell.dtype == "float64", cell.dtype
     # In float64 JAX is held to torch, in less each framework to its own float64 run.
@@ -85,9 +100,9 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
             torch, jax = ({name: _rms(one[name]) for name in shared} for one in (twin, mine))
             twin_ratio = compare.assert_error_ratios(torch, jax)
         if not double or own == "jax":
-            given = runs.pair.tolerance
+            tolerance = runs.pair.tolerance
             narrow = _single(runs, cell, reference) if double else set()
-            tolerated = given.rtol if given else 0.0
+            tolerated = tolerance.rtol if tolerance else 0.0
             # What both compute in float32 inside errs as float32 does, whatever the outputs are.
             dtype = inside.lowest or cell.dtype
             assert_no_factor(mine, dtype, twin, both=double, tolerated=tolerated, single=narrow)
@@ -99,6 +114,48 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
             twin_ratio=mismatch.finding.ratio if ratio else twin_ratio,
         )  # fmt: skip
     return replace(found, twin_ratio=twin_ratio)
+
+
+def far_sweeps(runs: Runs, cell: Cell) -> tuple[str, ...]:
+    """Return the further sweeps of a cell on which the two functions are the farthest from each other, in float64.
+
+    All are run, and none is judged here: a threshold that one of the two has shows in few numbers.
+    """
+    if cell.transform not in TRANSFORMS or framework_of(cell) != "jax":
+        return ()
+
+    def find() -> tuple[str, ...]:
+        found = []
+        for variant in data.further_sweeps(runs.pair):
+            there = replace(cell, data=variant)
+            one, other = (runs.outputs(there, world=world, dtype="float64") for world in EAGER.values())
+            if isinstance(one, Outputs) and isinstance(other, Outputs) and (off := _off(one, other)) > ROUNDING:
+                found.append((off, variant))
+        return tuple(variant for _, variant in sorted(found, reverse=True)[:JUDGED])
+
+    made: tuple[str, ...] = runs.once(("far sweeps", cell.transform, cell.device, runs.drawn(SWEEP, cell.dtype)), find)
+    return made
+
+
+def is_in_the_tail(outcome: Outcome) -> bool:
+    """Return whether a difference in float64 is no larger than that of the worst of many draws."""
+    return outcome.judged == "meaning" and outcome.finding is not None and outcome.finding.ratio < TAIL
+
+
+def _off(one: Outputs, other: Outputs) -> float:
+    """Return the largest difference of two results, relative to each element."""
+    worst = 0.0
+    for name, left in one.values.items():
+        right = other.values.get(name)
+        if right is None or left.shape != right.shape:
+            return np.inf
+        apart = (left != right) & ~(np.isnan(left) & np.isnan(right)) if left.dtype.kind == "f" else left != right
+        if apart.any() and (left.dtype.kind != "f" or right.dtype.kind != "f"):
+            return np.inf
+        if apart.any():
+            off = np.abs(left - right)[apart] / np.maximum(np.abs(left), np.abs(right))[apart]
+            worst = max(worst, float(np.max(np.where(np.isnan(off), np.inf, off))))
+    return worst
 
 
 def _is_far(one: Outputs | Failure, other: Outputs | Failure) -> bool:

@@ -24,11 +24,12 @@ import numpy as np
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation import fills
-from parity.explanation.sparse_products import came_through_zero
+from parity.explanation.sparse_products import at_no_number
 from parity.operator import data
 from parity.records import WHO, Cell
-from parity.verdict import arithmetic
+from parity.verdict import arithmetic, ties
 from parity.verdict.bounds import FLUSHED, UNIT
+from parity.verdict.draws import is_in_the_tail
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.outcomes import Outcome
 
@@ -57,6 +58,9 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         found: It differs.
         judged: Judges another cell.
     """
+    if operator := ties.chosen_freely(runs, cell):
+        reason = f"among equal numbers, whose order torch's {operator} leaves open; with JAX's order the two agree"
+        return replace(found, verdict="edge", reason=f"{reason}: {found.reason}")
     if (
         cell.data.split("#")[0] not in (*KINDS, *NO_NUMBERS)
         or found.finding is None
@@ -79,9 +83,8 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
             return replace(found, verdict="edge", reason=uncompiled.reason)
     if _is_nowhere(runs, cell, found, judged):
         return replace(found, verdict="edge", reason=f"a derivative where the function is no number: {found.reason}")
-    if cell.data.split("#")[0] in NO_NUMBERS and came_through_zero(runs, cell):
-        reason = f"zero times what is no number, where the other leaves that out: {found.reason}"
-        return replace(found, verdict="edge", reason=reason)
+    if cell.data.split("#")[0] in NO_NUMBERS and (convention := at_no_number(runs, cell)):
+        return replace(found, verdict="edge", reason=f"{convention}: {found.reason}")
     if "~" in cell.data:
         return found  # it was drawn so as not to leave the range
     if cell.data.split("#")[0] in NO_NUMBERS:
@@ -100,7 +103,7 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         if _why(runs, there, dtype):
             continue
         tame = judged(there)
-        if tame.verdict == "differs":
+        if tame.verdict == "differs" and not is_in_the_tail(tame):
             return tame
     return replace(found, verdict="edge", reason=f"at the edge of the range: {why}; there {found.reason}")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.execution.calls import Outputs
+from parity.operator import trees
 from parity.operator.tolerance import Tolerance
 from parity.records import BINS, Finding
 from parity.verdict import compare, sensitivity
@@ -41,10 +42,16 @@ class Twin:
 
 def assert_same_outputs(got: Outputs, want: Outputs, left: str = "jax", right: str = "torch") -> None:
     """Raise unless both have the same outputs, in the same structure, shapes and dtypes."""
-    if set(got.values) != set(want.values) or set(got.marks) != set(want.marks):
-        found = [", ".join([*one.values, *one.marks]) or "nothing" for one in (got, want)]
+    names = [trees.fields(one.marks) for one in (got, want)]
+    marks = [[mark for mark in one.marks if trees.FIELDS not in mark] for one in (got, want)]
+    if set(got.values) != set(want.values) or set(marks[0]) != set(marks[1]):
+        found = [", ".join([*one.values, *rest]) or "nothing" for one, rest in zip((got, want), marks, strict=True)]
         text = f"{left} returns {found[0]}; {right} {found[1]}"
         raise Mismatch(Finding("structure", (), np.nan, np.nan, np.inf, text))
+    for path in names[0].keys() & names[1].keys():
+        if names[0][path] != names[1][path]:
+            text = f"{path}: {left} returns a named tuple of {names[0][path]}; {right} of {names[1][path]}"
+            raise Mismatch(Finding("structure", (), np.nan, np.nan, np.inf, text))
     for name, value in got.values.items():
         compare.assert_same_shape(name, value, want.values[name])
     assert_same_dtypes(got.dtypes, want.dtypes, left, right)

@@ -29,7 +29,7 @@ from parity.operator.known import settle as settle
 from parity.operator.pair import Pair
 from parity.records import VERDICTS, Cell, Record
 from parity.verdict import edge, nestings
-from parity.verdict.draws import held_over_draws
+from parity.verdict.draws import far_sweeps, held_over_draws, is_in_the_tail
 from parity.verdict.float64 import held_to_float64
 from parity.verdict.oracle import OfTorch, held_to_oracle
 from parity.verdict.outcomes import Outcome, record_of, together
@@ -191,7 +191,7 @@ class Judge:
         """Judge a cell on every variant of its kind of data; the worst is its verdict."""
         found: list[Outcome] = []
         usual = data.variants(self.runs.pair, cell.data)
-        variants = list(usual)
+        variants = [*usual, *(far_sweeps(self.runs, cell) if cell.data == "sweep" else ())]
         for variant in variants:
             if cell.data == "random" and variant != cell.data:
                 break  # further draws, of which only means are judged
@@ -199,6 +199,8 @@ class Judge:
             if cell.data == "indices" and variant != "indices#within" and not takes(self.runs, there):
                 continue
             outcome = replace(held_to_float64(self.runs, there), variant=variant)
+            if variant.startswith("sweep#near") and is_in_the_tail(outcome):
+                continue
             if outcome.verdict == "differs":
                 outcome = edge.apart(self.runs, there, outcome, self._held_to_float64)
             found.append(outcome)

@@ -2,6 +2,7 @@
 
 `tanh(-0.0)` is -0.0, and `tanh` of a small negative number is negative: the sign counts. The mean of zeros, subtracted
 from zeros, is +0.0 or -0.0, depending on the formula, and for numbers near zero it has either sign: it does not count.
+Nor does the sign of x times zero, where the other side has a plain zero, as dropout by a product and by a choice.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> boo
     """
     apart = {name: _apart(jax.values[name], value) for name, value in torch.values.items() if name in jax.values}
     numbers, there = runs.plain(cell.data, cell.dtype), replace(cell, world=EAGER["torch"])
+    for name, mask in _times_zero(runs, cell, numbers, jax, torch).items():
+        apart[name] &= ~mask
     for draw in range(DRAWS):
         beside = runs.rerun(there, "float64", _beside(numbers, draw))
         for name, mask in apart.items():
@@ -47,6 +50,32 @@ def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> boo
                 return True
             mask &= np.signbit(limit) == np.signbit(torch.values[name])
     return any(bool(mask.any()) for mask in apart.values())
+
+
+def _times_zero(
+    runs: Runs, cell: Cell, numbers: Numbers, jax: Outputs, torch: Outputs
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return which elements are zeros beside zero too, of the sign of what goes in on the side that has -0.0."""
+    beside = _beside(numbers, 0)
+    seen = {}
+    for framework in EAGER:
+        there = replace(cell, world=EAGER[framework])
+        seen[framework] = [runs.rerun(there, "float64", one) for one in (beside, beside.changed(np.negative))]
+    values = {
+        name: [one.values for one in found if isinstance(one, Outputs)] for name, found in seen.items()
+    }  # fmt: skip
+    made = {}
+    for name in torch.values.keys() & jax.values.keys():
+        found = [one.get(name) for side in values.values() for one in side]
+        if len(found) < 4 or any(one is None or one.shape != torch.values[name].shape for one in found):
+            continue
+        zero = np.all([one == 0 for one in found], axis=0)
+        turns = {
+            framework: np.signbit(one[name]) != np.signbit(other[name]) for framework, (one, other) in values.items()
+        }
+        minus = np.signbit(torch.values[name])
+        made[name] = zero & np.where(minus, turns["torch"] & ~turns["jax"], turns["jax"] & ~turns["torch"])
+    return made
 
 
 def _apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
