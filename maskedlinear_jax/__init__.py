@@ -21,7 +21,9 @@ from maskedlinear_core import score_trees as _score_trees
 from maskedlinear_core import select as select
 from maskedlinear_core import simplify as simplify
 from maskedlinear_core import submatrix as submatrix
+from maskedlinear_jax import constant as _constant
 from maskedlinear_jax import convert as _convert
+from maskedlinear_jax import flax_bytes as _flax_bytes
 from maskedlinear_jax import lowering as _lowering
 from maskedlinear_jax.convert import mask_linears as mask_linears
 from maskedlinear_jax.convert import merged as merged
@@ -54,6 +56,7 @@ from maskedlinear_jax.summary import summary as summary
 _arrays.register_reader(_jax.Array, _lowering.read)
 _score_trees.register_flattener(_convert.leaves_of)
 _masks.on_register(_lowering.register_pytree)
+_flax_bytes.store(MaskedLinear, PackedLinear, MaskedEmbedding, PackedEmbedding, _constant.Constant)
 
 __all__ = [
     "Mask",

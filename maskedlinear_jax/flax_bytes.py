@@ -1,21 +1,21 @@
-"""Pytree layers in `flax.serialization`: `to_bytes`, `to_state_dict` and their inverses (needs Flax)."""
+"""Pytree layers in `flax.serialization`: `to_bytes`, `to_state_dict` and their inverses.
+
+Flax has a register of what it stores. It is told as soon as it is imported, which is never done here.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import serialization
 
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.masks import Mask
-from maskedlinear_jax.constant import Constant
-from maskedlinear_jax.embedding import MaskedEmbedding, PackedEmbedding
-from maskedlinear_jax.module import MaskedLinear
-from maskedlinear_jax.packed_module import PackedLinear
 
 _MASKS = "masks"
+_untold: list[type] = []
 
 
 def _named(node: Any) -> dict[str, Any]:
@@ -42,7 +42,14 @@ def _from_state(node: Any, state: dict[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(node), leaves)
 
 
-def register() -> None:
-    """Let Flax store the layers of this package: their leaves by name."""
-    for kind in (MaskedLinear, PackedLinear, MaskedEmbedding, PackedEmbedding, Constant):
-        serialization.register_serialization_state(kind, _to_state, _from_state, override=True)
+def store(*kinds: type) -> None:
+    """Let Flax store layers of these classes, their leaves by name: now, or once it is imported."""
+    _untold.extend(kinds)
+    tell()
+
+
+def tell() -> None:
+    """Tell Flax what it does not know yet, if it is imported (called wherever JAX makes a layer)."""
+    if _untold and (register := getattr(sys.modules.get("flax.serialization"), "register_serialization_state", None)):
+        while _untold:
+            register(_untold.pop(), _to_state, _from_state, override=True)

@@ -18,7 +18,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.precision import Precision, as_precision, described
-from maskedlinear_jax import _compat
+from maskedlinear_jax import _compat, flax_bytes
 from maskedlinear_jax.functional import masked_linear
 
 Tree = TypeVar("Tree")
@@ -244,6 +244,7 @@ class MaskedLinear:
     @classmethod
     def tree_unflatten(cls, static: Precision, leaves: Any) -> Self:
         """Return the module with these leaves, unchecked (for pytrees)."""
+        flax_bytes.tell()
         layer = object.__new__(cls)
         layer.weight, layer.bias, layer.grad_mask, layer.bias_mask = leaves
         layer.precision = static
@@ -252,6 +253,7 @@ class MaskedLinear:
     def _draw(
         self, out_features: int, in_features: int, bias: bool, bound: float, seed: int | None, key: Any, dtype: Any
     ) -> None:
+        flax_bytes.tell()
         if seed is not None:
             weight, bias_values = initial.parameters(
                 out_features, in_features, bias, bound=bound, seed=seed, dtype=dtype.name

@@ -35,7 +35,7 @@ try:
 except ImportError as error:
     raise ImportError("maskedlinear_jax.nnx needs flax: pip install 'maskedlinear[nnx]'") from error
 
-from maskedlinear_jax.flax_bytes import register as _register_in_flax
+from maskedlinear_jax.flax_bytes import tell as _tell_flax
 from maskedlinear_jax.nnx_convert import Model as _Model
 from maskedlinear_jax.nnx_convert import check_ties as _check_ties
 from maskedlinear_jax.nnx_convert import depth_of as _depth
@@ -417,4 +417,4 @@ _summary_of_models(
     nnx.Module,
     lambda model: _tree(model, stacks=True) | {name: _Constant(value) for name, value in _frozen_others(model).items()},
 )
-_register_in_flax()
+_tell_flax()

@@ -18,7 +18,7 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Precision, described
-from maskedlinear_jax import lowering, marks, packing, rule
+from maskedlinear_jax import flax_bytes, lowering, marks, packing, rule
 from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
 
@@ -292,6 +292,7 @@ class PackedLinear:
     @classmethod
     def tree_unflatten(cls, static: tuple[str, Precision], leaves: Any) -> Self:
         """Return the module with these leaves, unchecked (for pytrees)."""
+        flax_bytes.tell()
         layer = object.__new__(cls)
         layer.values, layer.bias_values, layer.grad_mask, layer.bias_mask, layer.base_bits, layer.bias_bits = leaves
         layer._dtype, layer.precision = static

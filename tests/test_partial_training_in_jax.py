@@ -1,6 +1,8 @@
 """Partial training as people write it in JAX: what is held, counted and stored, and what a mistake is told."""
 
 import functools
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -438,3 +440,17 @@ def test_a_model_of_shapes_alone_is_not_packed():
     assert nnx.state(abstract)["a"]["values"].get_value().shape == (O, 2)
     abstract = jax.eval_shape(lambda: mj.mask_linears({"a": masked().to_linear()}, masks, packed=True))
     assert abstract["a"].values.shape == (O, 2)
+
+
+@pytest.mark.parametrize("order", ["flax, maskedlinear_jax", "maskedlinear_jax, flax"])
+def test_flax_serialization_needs_no_adapter(order):
+    """It ended in "can not serialize 'MaskedLinear' object" until `maskedlinear_jax.nnx` was imported."""
+    code = f"""
+import {order}, flax.serialization, sys
+import maskedlinear_jax as mj
+assert "maskedlinear_jax.nnx" not in sys.modules
+layer = mj.MaskedLinear(3, 2, grad_mask=mj.columns([1]), seed=0)
+again = flax.serialization.from_bytes(layer, flax.serialization.to_bytes(layer))
+assert (again.weight == layer.weight).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
