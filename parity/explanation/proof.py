@@ -421,10 +421,11 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     count = "" if len(replacement.constants) == len(pairs) else f", {len(replacement.constants)} times"
     what = name if name and where == "scalar_tensor" else f"{name} of {where}" if name and name != where else where
     text = f"{mine} in {who} where {whose} has {has} ({what}{count}); with it replaced the two agree."
-    if name == "ddof" and len(pairs) == 1 and abs(pairs[0][0] - pairs[0][1]) == 1 and min(pairs[0]) > 1:
+    tapers = name in ("", "ddof") and _tapers(replacement, pairs, at)
+    if (name == "ddof" or tapers) and len(pairs) == 1 and abs(pairs[0][0] - pairs[0][1]) == 1 and min(pairs[0]) > 1:
         text = _divisors(*pairs[0], who, whose, where)
     fix = FIXES.get(name, "Use one value on both sides: {mine} in {who} now, {theirs} in {whose}.")
-    if name in ("", "ddof") and _tapers(replacement, pairs, at):
+    if tapers:
         return Diagnosis("another formula: window", text.replace(f"({what}", f"(window of {where}"), WINDOW)
     cause = "constant" if not name or name == "exponent" else "mask" if name == "mask" else f"default argument: {name}"
     if name in (ROPE_BASE, ATTENTION_SCALE):
