@@ -178,3 +178,10 @@ def test_the_matrix_has_no_row_that_can_be_read_for_another_transform():
     assert heads == ["forward", "vjp", "jvp, vmap-0"]
     assert "zeros, signed zeros, large, small" in rows
     assert not any("more" in row for row in rows)
+
+
+def test_numbers_that_both_have_are_not_said_to_be_the_others_alone():
+    """The two have 2 and 4, before and after the softmax: that JAX has 1 and 2 was said."""
+    found = why(lambda x: torch.log_softmax(x / 2, -1) * 4, lambda x: jax.nn.log_softmax(x, -1) / 2 * 4, ROWS)
+    assert found.text.startswith("With 1 and 2 in the place of 2 and 4 in torch"), found
+    assert "JAX has 2 and 4 as well" in found.text
