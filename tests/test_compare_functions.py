@@ -132,6 +132,7 @@ WRONG = {
     "no NumPy": (TypeError, r"inputs\[0\]: expected a NumPy array, got Tensor", {"inputs": (torch.ones(2),)}),
     "a number": (TypeError, r"inputs\[0\]: expected a NumPy array, got float", {"inputs": (1.0,)}),
     "a tensor": (TypeError, "got Tensor; convert it with np.asarray", {"inputs": (torch.ones(3),)}),
+    "no elements": (ValueError, r"array with elements, got \(0, 3\): nothing would", {"inputs": (np.zeros((0, 3)),)}),
     "no inputs": (ValueError, "expected at least one array, got none", {"inputs": ()}),
     "no function": (TypeError, "torch: expected a function, got int", {"torch_fn": 3}),
     "transform": (ValueError, "transforms: expected some of .* got 'vpj'; did you mean 'vjp'", {"transforms": ["vpj"]}),

@@ -165,6 +165,12 @@ def test_keywords_and_what_is_no_array_are_passed():
         dtypes=["float64"], data=["random"],
     )  # fmt: skip
     assert report.ok, str(report)
+    turned = parity.Args({"x": X, "how": ["roll", None]}, shift=2)
+    (cell,) = parity.compare(
+        lambda of, *, shift: torch.roll(of["x"], shift), lambda of, *, shift: jnp.roll(of["x"], shift), turned,
+        transforms=["forward"], worlds=["torch-compiled"], dtypes=["float32"], data=["random"],
+    ).cells  # fmt: skip
+    assert cell.verdict == "identical", cell.reason  # Dynamo traces how arguments are put together
     with pytest.raises(ValueError, match="expected at least one NumPy array, got none"):
         parity.Args(2, axis=1)
 

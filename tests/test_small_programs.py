@@ -142,3 +142,12 @@ def test_what_a_step_of_an_optimizer_rounds_inside_is_counted(step):
     with Rounding(2.0**-20, 0):
         moved = step(m, g)
     assert float((moved - step(m, g)).abs().mean()) > 2.0**-22
+
+
+def test_a_sweep_of_which_only_the_tail_differs_has_a_verdict():
+    """There was no result left, and an error of our own."""
+    report = parity.compare(
+        lambda x: torch.where(x > 20, x, torch.log1p(torch.exp(x))), lambda x: jnp.logaddexp(x, 0), (np.ones(5),),
+        data=["sweep"], dtypes=["float64"], worlds=["jax-eager"], transforms=["forward", "vjp"],
+    )  # fmt: skip
+    assert [cell.verdict for cell in report.cells][:1] == ["differs"], report

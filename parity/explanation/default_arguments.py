@@ -124,5 +124,15 @@ def factor(
                 f"{output} in {who} is {found:.6g} times torch's everywhere: {words}.",
                 fix,
             )
-    return Diagnosis("constant factor", f"{output} in {who} is {found:.6g} times torch's everywhere, on other numbers as well.",
+    return Diagnosis("constant factor", f"{output} in {who} is {_digits(found)} times torch's everywhere, on other numbers as well.",
                      "Compare the scale, the reduction and the units of both.")  # fmt: skip
+
+
+def _digits(factor: float) -> str:
+    """Return a factor with as many digits as tell it from 1.
+
+    Example:
+        >>> _digits(0.5), _digits(1.0000001)
+        ('0.5', '1.0000001')
+    """
+    return f"{factor:.6g}" if f"{factor:.6g}" != "1" else f"{factor:.10g}"

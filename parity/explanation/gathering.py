@@ -55,7 +55,8 @@ def gather(runs: Runs, cell: Cell, found: Outcome, *, verdict: Judging, outcome:
 
     def proved(kind: str = "random" if at_random else cell.data) -> Diagnosis | None:
         pair = runs.pair
-        return runs.once(("proof", kind), lambda: prove(pair.torch, pair.jax, runs.plain(kind, "float64")))
+        usual = [runs.plain("random", "float64")] if kind != "random" else []
+        return runs.once(("proof", kind), lambda: prove(pair.torch, pair.jax, runs.plain(kind, "float64"), also=usual))
 
     def near_zero() -> Diagnosis | None:
         return runs.once(("proof", "near zero"), lambda: _near_zero(runs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -37,16 +37,23 @@ NOTHING = 1e-12
 """Two float64 programs that differ by less have nothing to explain here."""
 
 
-def prove(torch_function: Callable[..., Any], jax_function: Callable[..., Any], numbers: Numbers) -> Diagnosis | None:
+def prove(
+    torch_function: Callable[..., Any],
+    jax_function: Callable[..., Any],
+    numbers: Numbers,
+    *,
+    also: Sequence[Numbers] = (),
+) -> Diagnosis | None:
     """Return a cause that explains the whole difference of two functions on some numbers, or None.
 
     Args:
         torch_function: Of torch tensors.
         jax_function: Of JAX arrays.
         numbers: What both are called with.
+        also: Numbers on which the two agree: a cause leaves that as it is.
     """
     with np.errstate(all="ignore"):
-        at = bench(torch_function, jax_function, numbers)
+        at = bench(torch_function, jax_function, numbers, also=also)
         if at is None:
             return None
         if at.difference() <= NOTHING:
@@ -177,7 +184,8 @@ def _stepped(at: Bench) -> Diagnosis | None:
     """An optimizer's step, the output less the parameter, is a number times the other's; or it is Nesterov's alone."""
     outputs = [at.outputs[name] for name in ("jax", "torch")]
     (name, *more), theta = at.outputs["jax"][0], at.numbers[0].theta
-    for index, leaf in enumerate(theta) if not more else ():
+    # A step takes a parameter and a gradient at least.
+    for index, leaf in enumerate(theta) if not more and len(theta) > 1 else ():
         if all(one[0][name].shape == leaf.shape and one[0][name].dtype.kind == "f" for one in outputs):
             got, want = (
                 np.concatenate([(a[name] - n.theta[index]).ravel() for a, n in zip(one, at.numbers, strict=True)])

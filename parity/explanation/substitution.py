@@ -7,7 +7,7 @@ throughout, also where they would cast to another dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -327,8 +327,19 @@ def mixed(numbers: Numbers, seed: int) -> Numbers:
     return with_theta(numbers, tuple(rng.permutation(leaf.ravel()).reshape(leaf.shape) for leaf in numbers.theta))
 
 
-def bench(torch_function: Any, jax_function: Any, numbers: Numbers) -> Bench | None:
-    """Return both programs, or None where one cannot be read: it raises, or its outputs are not those of the other."""
+def _shapes(numbers: Numbers) -> list[tuple[int, ...]]:
+    return [np.shape(leaf) for leaf in numbers.theta]
+
+
+def bench(torch_function: Any, jax_function: Any, numbers: Numbers, *, also: Sequence[Numbers] = ()) -> Bench | None:
+    """Return both programs, or None where one cannot be read: it raises, or its outputs are not those of the other.
+
+    Args:
+        torch_function: Of torch tensors.
+        jax_function: Of JAX arrays.
+        numbers: Those of the cell.
+        also: More numbers, on which what is proved must hold too.
+    """
     from parity.explanation.programs.jax_program import JaxProgram
     from parity.explanation.programs.torch_program import TorchProgram
 
@@ -341,6 +352,7 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers) -> Bench | N
         }
         if any(step.name in CHOOSES for program in programs.values() for step in program.steps):
             several += tuple(mixed(numbers, seed) for seed in range(3, 3 + MORE))
+        several += tuple(one for one in also if _shapes(one) == _shapes(numbers))
         # A step that is not read as it runs (a callback, random numbers) shows here: the same again must be the same.
         outputs = {name: tuple(program.run(one, {}) for one in several) for name, program in programs.items()}
     except Exception:

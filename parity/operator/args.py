@@ -35,6 +35,7 @@ class Args:
         self._leaves = [leaf for _, leaf in trees.leaves((positional, keywords))]
         if not self.arrays:
             raise ValueError("Args: expected at least one NumPy array, got none")
+        self._merged = trees.rebuilder((positional, keywords), _is_array)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -47,9 +48,7 @@ class Args:
 
     def call(self, function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
         """Call a function with these arguments, but with other arrays."""
-        given = iter(arrays)
-        merged = iter([next(given) if _is_array(leaf) else leaf for leaf in self._leaves])
-        positional, keywords = trees.rebuild((self.positional, self.keywords), merged)
+        positional, keywords = self._merged(iter(arrays))
         return function(*positional, **keywords)
 
     def names(self, function: Callable[..., Any]) -> tuple[str, ...]:

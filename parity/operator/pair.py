@@ -233,6 +233,9 @@ class Pair:
                 raise TypeError(f"inputs{path}: expected floats, complex numbers, integers or bools, got {leaf.dtype}")
         if not found:
             raise ValueError("inputs: expected at least one array, got none")
+        if not any(leaf.size for _, leaf in found):
+            shapes = ", ".join(str(leaf.shape) for _, leaf in found)
+            raise ValueError(f"inputs: expected an array with elements, got {shapes}: nothing would be compared")
         return tuple(made)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 SCALARS = (bool, int, float, complex)
@@ -36,19 +36,38 @@ def rebuild(tree: Any, values: Iterator[Any]) -> Any:
         >>> rebuild({"b": [1, 2], "a": 3}, iter("xyz"))
         {'a': 'x', 'b': ['y', 'z']}
     """
+    return rebuilder(tree)(values)
+
+
+def rebuilder(tree: Any, is_given: Callable[[Any], bool] = lambda leaf: True) -> Callable[[Iterator[Any]], Any]:
+    """Return a function that makes a tree of the same structure from an iterator of its leaves.
+
+    What the tree is made of is looked up now, so that torch.compile can trace the function.
+
+    Args:
+        tree: Nested dicts, lists, tuples and dataclasses.
+        is_given: Which leaves come from the iterator; the others stay.
+
+    Example:
+        >>> rebuilder({"b": [1, "s"], "a": 3}, lambda leaf: leaf != "s")(iter("xy"))
+        {'a': 'x', 'b': ['y', 's']}
+    """
     if tree is None:
-        return None
+        return lambda values: None
     if isinstance(tree, Mapping):
-        return {key: rebuild(tree[key], values) for key in sorted(tree, key=str)}
+        entries = [(key, rebuilder(tree[key], is_given)) for key in sorted(tree, key=str)]
+        return lambda values: {key: make(values) for key, make in entries}
     if _is_record(tree):
-        made = {field.name: rebuild(getattr(tree, field.name), values) for field in dataclasses.fields(tree)}
-        return dataclasses.replace(tree, **made)
+        fields = [(one.name, rebuilder(getattr(tree, one.name), is_given)) for one in dataclasses.fields(tree)]
+        return lambda values: dataclasses.replace(tree, **{name: make(values) for name, make in fields})
     if isinstance(tree, list | tuple):
-        parts = [rebuild(part, values) for part in tree]
+        parts = [rebuilder(part, is_given) for part in tree]
+        if isinstance(tree, list):
+            return lambda values: [make(values) for make in parts]
         if hasattr(tree, "_make"):
-            return tree._make(parts)
-        return parts if isinstance(tree, list) else tuple(parts)
-    return next(values)
+            return lambda values: tree._make([make(values) for make in parts])
+        return lambda values: tuple([make(values) for make in parts])
+    return next if is_given(tree) else lambda values: tree
 
 
 def outputs(tree: Any, path: str = "output") -> dict[str, Any]:
