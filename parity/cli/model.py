@@ -76,10 +76,10 @@ def run(asked: argparse.Namespace) -> int:
     made: argparse.ArgumentParser = asked.parser
     out = console()
     try:
-        if asked.dump is not None:
-            return _dump(Path(asked.file), asked, out)
         if asked.replay is not None:
             return _replay(asked, out)
+        if asked.dump is not None:
+            return _dump(Path(asked.file), asked, out)
         report = _compare(_models(Path(asked.file), against=asked.against), asked, out)
     except (NotUnderstood, NotReplayed) as error:
         made.error(str(error))
@@ -140,7 +140,9 @@ def _dump(file: Path, asked: argparse.Namespace, out: Console) -> int:
     return 0
 
 
-ALONE = ("dump", "against", "only", "optimizer", "steps", "plot", *FILES)
+ALONE = (
+    "dump", "against", "side", "float32", "only", "fail_fast", "strict", "optimizer", "steps", "plot", *FILES,
+)  # fmt: skip
 """Options that have no effect with --replay."""
 
 
@@ -148,7 +150,7 @@ def _replay(asked: argparse.Namespace, out: Console) -> int:
     """Run one module again on the inputs that a report kept. The report is data: only FILE.py runs."""
     from parity.models import compare
 
-    idle = [name for name in ALONE if getattr(asked, name) is not None]
+    idle = [name.replace("_", "-") for name in ALONE if getattr(asked, name) not in (None, False)]
     if idle:
         asked.parser.error(f"--replay: runs one module alone, so --{idle[0]} has no effect")
     saved = read(asked.replay)
@@ -162,7 +164,7 @@ def _replay(asked: argparse.Namespace, out: Console) -> int:
     out.print(Text(visible(f"{name}  <->  {made.jax_path or 'the JAX model'}: {now.verdict}")), soft_wrap=True)
     shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in saved.arrays)
     weights = "perturbed weights" if saved.perturbed else "weights as they are"
-    lines = [f"inputs: {shapes}, as kept in {asked.replay.partition('#')[0]}; {weights}"]
+    lines = [f"inputs: {shapes}, as kept in {asked.replay.rpartition('#')[0]}; {weights}"]
     if made.diagnosis is not None:
         lines += [f"cause: {made.diagnosis.cause}: {made.diagnosis.text}", f"fix:   {made.diagnosis.fix}"]
     if now.own_error is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from parity.models.capture.call import Call
-from parity.models.matching import feed, pair_outputs, rearranged, relative_distance
+from parity.models.matching import feed, makes_channels, pair_outputs, rearranged, relative_distance
 from parity.models.runs import Judgement
 from parity.records import Diagnosis
 
@@ -84,7 +84,9 @@ def _compared(torch_call: Call, jax_call: Call, rng: np.random.Generator) -> tup
     found, pull = jax.vjp(outputs, *(jnp.asarray(fed.values[at]) for at in places))
     names = list(jax_call.outputs)
     theirs = {name: np.asarray(value) for name, value in zip(names, found, strict=True)}
-    placed, _, _ = pair_outputs(torch_call.outputs, theirs, moved=fed.moved)
+    placed, _, _ = pair_outputs(
+        torch_call.outputs, theirs, moved=fed.moved, channels=makes_channels(torch_call.class_name)
+    )
     values = [torch.from_numpy(np.array(leaf.value)) if leaf.is_array else leaf.value for leaf in torch_call.inputs]
     for at in {sources[fed.arrays[jax_call.inputs[place].name]] for place in places}:
         values[at].requires_grad_(True)

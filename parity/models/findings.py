@@ -138,7 +138,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         notes += [text for text in (note, other) if text]
     elif made:
         notes.append("gradients are compared where the outputs agree")
-    if asked.only is None and (lone := _other_outputs(asked, first)) is not None:
+    if asked.only is None and (lone := _other_outputs(asked, first) or _other_axes(asked)) is not None:
         root = place.get((pairing.Node(""), pairing.Node("")))
         if root is not None and all(modules[at].verdict != "differs" for at in made):
             # What both give may agree, or all but its gradients: the models are two functions all the same.
@@ -196,6 +196,14 @@ def _other_outputs(asked: Comparison, one: Pass) -> Diagnosis | None:
     if idle := _never_called(asked, one):
         text += f"; JAX never calls {', '.join(idle[:4])}, whose weights are paired"
     return Diagnosis(OUTPUTS, text, "Return the same from both, or compare a wrapper that returns what both have.")
+
+
+def _other_axes(asked: Comparison) -> Diagnosis | None:
+    """Say that an output of the models has another number of axes: it was compared without those of length 1."""
+    if not asked.other_axes:
+        return None
+    text = f"{' and '.join(asked.other_axes)}: the numbers of axes differ"
+    return Diagnosis(SHAPE, text, "Return one shape from both: squeeze the axis of length 1, or add it.")
 
 
 def _never_called(asked: Comparison, one: Pass) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from parity.models import bounds
 from parity.models.bounds import Sensitivity
 from parity.models.capture.call import Call, Outputs
-from parity.models.matching import KINDS, Fed, Output, feed, pair_outputs, relative_distance
+from parity.models.matching import KINDS, Fed, Output, feed, makes_channels, pair_outputs, relative_distance
 from parity.records import Finding
 
 AGREES = ("identical", "within bound")
@@ -69,7 +69,7 @@ def judge(
     """
     seen = {} if seen is None else seen
     fed = feed(*directed(torch_call, jax_call))
-    placed, _, _ = pair_outputs(torch_call.outputs, jax_call.outputs, moved=fed.moved)
+    placed, _, _ = _paired(torch_call, fed, torch_call.outputs, jax_call.outputs)
     found = Judged("not judged", inputs=fed.distance, worst_input=fed.farthest, fed=fed.arrays)
     found.inherited_error = max((relative_distance(one.torch, one.jax) for one in placed), default=None)
     if not fed.complete:
@@ -100,6 +100,10 @@ def judge(
     return first
 
 
+def _paired(torch_call: Call, fed: Fed, ours: Outputs, theirs: Outputs) -> tuple[list[Output], list[str], list[str]]:
+    return pair_outputs(ours, theirs, moved=fed.moved, channels=makes_channels(torch_call.class_name))
+
+
 def directed(torch_call: Call, jax_call: Call) -> tuple[Call, Call]:
     """Return the call whose inputs are taken, and the one that runs on them: JAX's, unless JAX ran elsewhere."""
     return (torch_call, jax_call) if jax_call.stored is None else (jax_call, torch_call)
@@ -117,14 +121,14 @@ def _alone(
         sides = ("JAX's", "torch's") if alone is jax_call else ("torch's", "JAX's")
         text = f"{sides[0]} module does not run on {sides[1]} inputs: {type(raised).__name__}: {''.join(lines)}"
         if torch_call.path == jax_call.path == "":
-            placed, _, _ = pair_outputs(torch_call.outputs, jax_call.outputs, moved=fed.moved)
+            placed, _, _ = _paired(torch_call, fed, torch_call.outputs, jax_call.outputs)
             return _in_place(torch_call, jax_call, replace(found, reason=text), placed)
         return replace(found, reason=text)
     ours, theirs = (torch_call.outputs, own) if alone is jax_call else (own, jax_call.outputs)
     # What only one module is given, a rotary table, the other computes: it was float32 where it came from.
     kept = [leaf.value for leaf in given.inputs if leaf.is_float and leaf.name not in fed.arrays.values()]
     tables = tables or any(map(bounds.was_rounded, kept))
-    outputs, _, _ = pair_outputs(ours, theirs, moved=fed.moved)
+    outputs, _, _ = _paired(torch_call, fed, ours, theirs)
     if not outputs:
         text = _no_partner(ours, theirs)
         # Frameworks' own layers do one thing: of others it is not known where each ends.

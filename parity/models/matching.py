@@ -282,7 +282,7 @@ class Output:
 
 
 def pair_outputs(
-    torch_out: Outputs, jax_out: Outputs, *, moved: bool = False
+    torch_out: Outputs, jax_out: Outputs, *, moved: bool = False, channels: bool = False
 ) -> tuple[list[Output], list[str], list[str]]:
     """Return the outputs that both have, and the names of torch's and of JAX's that have no partner.
 
@@ -292,17 +292,18 @@ def pair_outputs(
         torch_out: Of the torch module.
         jax_out: Of the JAX module.
         moved: Whether the channels are at another place in JAX: known from the inputs.
+        channels: Whether the module makes channels (`makes_channels`).
     """
     found, left = [], dict(torch_out)
     rest = dict(jax_out)
     for name in [name for name in jax_out if name in torch_out and len(jax_out) > 1]:
-        made = _aligned(name, torch_out[name], jax_out[name], moved)
+        made = _aligned(name, torch_out[name], jax_out[name], moved, channels)
         if made is not None:
             found.append(made)
             del left[name], rest[name]
     for name, value in list(rest.items()):
         for other in sorted(left, key=lambda one: one not in MAIN):
-            made = _aligned(other, left[other], value, moved)
+            made = _aligned(other, left[other], value, moved, channels)
             if made is not None:
                 found.append(made)
                 del left[other], rest[name]
@@ -310,7 +311,21 @@ def pair_outputs(
     return found, list(left), list(rest)
 
 
-def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: bool) -> Output | None:
+LAYERS = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "Pool", "Upsample")
+"""Parts of the names of torch's layers whose output has its channels second."""
+
+
+def makes_channels(class_name: str) -> bool:
+    """Return whether a layer of torch has its channels second, also where the shape does not say it.
+
+    Example:
+        >>> makes_channels("Conv1d"), makes_channels("Linear")
+        (True, False)
+    """
+    return any(part in class_name for part in LAYERS)
+
+
+def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: bool, channels: bool) -> Output | None:
     if (torch_value.dtype.kind == "f") != (jax_value.dtype.kind == "f"):
         return None
     made = rearranged(torch_value, jax_value.shape)
@@ -320,8 +335,9 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
     if not made:
         return None
     # The usual order, not the nearest: a port that exchanges two axes of one length is wrong. Only where all lengths
-    # are one does the shape not say whether the channels are still where the inputs have them.
+    # are one does the shape not say whether the channels are still where the inputs have them. Of three axes, scores
+    # of positions by positions look so, too.
     choice = 0
-    if moved and _is_cube(torch_value.shape, jax_value.shape):
+    if moved and (channels or torch_value.ndim > 3) and _is_cube(torch_value.shape, jax_value.shape):
         choice = _nearest([relative_distance(one, jax_value) for one in made[:3]], 1)
     return Output(name, made[choice], jax_value, choice)

@@ -74,7 +74,7 @@ def read(text: str) -> Saved:
     Raises:
         NotReplayed: There is no such report, it is damaged, or it keeps no inputs of that module.
     """
-    file, mark, path = text.partition("#")
+    file, mark, path = text.rpartition("#")
     if not mark or not path:
         raise NotReplayed(f"--replay: expected REPORT.json#PATH, a module's path after the file, got {text!r}")
     try:
@@ -87,7 +87,7 @@ def read(text: str) -> Saved:
                 raise TypeError(f"{name}: expected {kind.__name__}, got {one[name]!r}")
     except OSError as error:
         raise NotReplayed(f"--replay: cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NotReplayed(f"--replay: {file} is no report of `python -m parity model --json`: {error!r}") from error
     if one is None:
         raise NotReplayed(unknown(f"--replay: a module whose inputs {file} keeps", path, [at or WHOLE for at in kept]))

@@ -143,6 +143,7 @@ class Comparison:
             self.map = replace(self.weights, unequal=self.weights.checked(self.torch.tree, self.tree))
         self.native = self.torch.native()
         self.outputs_alone: list[list[str]] = [[], []]
+        self.other_axes: list[str] = []
         self.trained: Training | None = None
         self.once, self.changed = Once(), None
         size = sum(value.nbytes for value in self.torch_weights.values())
@@ -313,7 +314,12 @@ class Comparison:
         if changed is None:
             _check_outputs(wanted)
         jax_calls = self.jax.calls(self.inputs[1], replace(setting, native=self.native), theirs, wanted)
-        _, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
+        placed, *self.outputs_alone = pair_outputs(wanted, root(jax_calls).outputs)
+        self.other_axes = [
+            f"{one.name} is {list(shape)} in torch and {list(one.jax.shape)} in JAX"
+            for one in placed
+            if (shape := wanted[one.name].shape) and len(shape) != one.jax.ndim
+        ]
         keep((*torch_calls, *jax_calls), self.once)
         moved = feed(*directed(root(torch_calls), root(jax_calls))).moved
         for call in (*torch_calls, *jax_calls):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.models.matching import feed, pair_outputs, rearranged
+from parity.models.matching import feed, makes_channels, pair_outputs, rearranged
 from parity.models.pairing import Pair
 from parity.models.weights.matching import ORDER
 
@@ -122,7 +122,9 @@ class Calls:
         """Return torch's name of each output, the place of JAX's, and where its entries stand there."""
         jax_out = self._jax.run(self._fed.values)
         places = {id(value): at for at, value in enumerate(jax_out.values())}
-        found, _, _ = pair_outputs(self._torch.outputs, jax_out, moved=self._fed.moved)
+        found, _, _ = pair_outputs(
+            self._torch.outputs, jax_out, moved=self._fed.moved, channels=makes_channels(self._torch.class_name)
+        )
         orders = []
         for one in found:
             shape = self._torch.outputs[one.name].shape
