@@ -1,0 +1,109 @@
+"""What learns, saved by the names of `named_parameters` and loaded with `load_state_dict`: nothing is lost (SPEC S8)."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import maskedlinear_torch as mt
+from maskedlinear_core import columns, rows
+
+
+def linears():
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), {"*": columns([1, 2])}, torch.randn(5, 8)
+
+
+def partial_bias():
+    return linears()
+
+
+def embedding():
+    return nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 3)), {"0": rows([1, 2]), "1": rows([0])}, torch.arange(10)
+
+
+def attention():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    return layer, {"*": columns([1, 2])}, torch.randn(2, 5, 8)
+
+
+def conv1d():
+    return nn.Sequential(Conv1D(6, 8)), {"*": columns([1, 2])}, torch.randn(5, 8)
+
+
+def model_of(kind, freeze_others):
+    torch.manual_seed(0)
+    model, masks, x = kind()
+    kept = {"bias_masks": {"0": np.arange(6) < 2}} if kind is partial_bias else {}
+    return mt.mask_linears(model, masks, packed=True, freeze_others=freeze_others, **kept), x
+
+
+def trained(kind, freeze_others):
+    model, x = model_of(kind, freeze_others)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    return model, x
+
+
+@pytest.mark.parametrize("kind", [linears, partial_bias, embedding, attention, conv1d])
+@pytest.mark.parametrize("freeze_others", [False, True])
+@pytest.mark.parametrize("assign", [False, True])
+class TestByName:
+    def test_what_learns_comes_back(self, kind, freeze_others, assign):
+        model, x = trained(kind, freeze_others)
+        learned = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        fresh, _ = model_of(kind, freeze_others)
+        assert not torch.equal(fresh(x), model(x))
+        known = fresh.load_state_dict(learned, strict=False, assign=assign)
+        assert known.unexpected_keys == []
+        assert torch.equal(fresh(x), model(x))
+        assert {name for name, p in fresh.named_parameters() if p.requires_grad} == set(learned)
+
+    def test_all_parameters_by_name_are_a_whole_state(self, kind, freeze_others, assign):
+        model, x = trained(kind, freeze_others)
+        state = {name: p.detach().clone() for name, p in model.named_parameters()}
+        fresh, _ = model_of(kind, freeze_others)
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.fill_(7)
+        fresh.load_state_dict(state, assign=assign)  # strict: nothing is missing
+        assert torch.equal(fresh(x), model(x))
+
+
+def test_a_file_knows_what_was_loaded_by_name(tmp_path):
+    model, x = trained(linears, True)
+    fresh, _ = model_of(linears, True)
+    first = copy.deepcopy(fresh)
+    learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    fresh.load_state_dict(learned, strict=False)
+    mt.save_packed(tmp_path / "file", fresh)
+    mt.load_packed(tmp_path / "file", mt.unmask_linears(first))
+    assert torch.equal(first(x), model(x))
+
+
+@pytest.mark.parametrize("kind", [linears, attention])
+def test_other_shapes_and_names_are_told(kind):
+    model, _ = model_of(kind, True)
+    name = next(name for name, _ in model.named_parameters() if name.endswith("values"))
+    with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
+        model.load_state_dict({name: torch.zeros(3, 1)}, strict=False)
+    wrong = {f"{name}_": torch.zeros(3), name.replace("values", "bias_base"): torch.zeros(3)}
+    assert sorted(model.load_state_dict(wrong, strict=False).unexpected_keys) == sorted(wrong)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({name: model.get_parameter(name).detach()})
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_one_of_weight_and_bias_is_assigned_alone(name):
+    model, x = model_of(linears, True)
+    expected = mt.unmask_linears(copy.deepcopy(model))
+    new = {f"0.{name}": torch.ones_like(expected.state_dict()[f"0.{name}"])}
+    expected.load_state_dict(new, strict=False, assign=True)
+    model.load_state_dict(new, strict=False, assign=True)
+    assert torch.equal(model(x), expected(x))
+    assert not model[0].bias.requires_grad
