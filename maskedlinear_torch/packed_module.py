@@ -538,7 +538,7 @@ class PackedLinear(Layer):
             elif assign:
                 learns, self.bias_values = self.bias_values.requires_grad, None
                 self._take_bias_over(plain.bias)
-                self.bias_values.requires_grad_(learns)
+                Bias(self).learn(learns)
             else:
                 Bias(self).write(plain.bias)
             load_parts(self, parts, prefix, local_metadata, missing_keys, error_msgs)

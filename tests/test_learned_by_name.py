@@ -1,4 +1,4 @@
-"""What learns, saved by the names of `named_parameters` and loaded with `load_state_dict`: nothing is lost (SPEC S8)."""
+"""What learns, saved by the names of `named_parameters` and loaded with `load_state_dict`: nothing is lost."""
 
 import copy
 
