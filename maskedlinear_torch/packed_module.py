@@ -513,10 +513,10 @@ class PackedLinear(Layer):
         assign = bool(local_metadata.get("assign_to_params_buffers"))
         plain = nn.Linear(
             self.in_features, self.out_features, self.bias_values is not None,
-            device="meta" if assign else self.base.device, dtype=self.base.dtype,
+            device="meta" if assign or not whole else self.base.device, dtype=self.base.dtype,
         )  # fmt: skip
         with torch.no_grad():
-            if not assign:
+            if whole and not assign:
                 plain.weight.copy_(self._whole_weight())
                 if plain.bias is not None:
                     plain.bias.copy_(self._whole_bias())
