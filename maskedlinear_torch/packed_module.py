@@ -513,13 +513,13 @@ class PackedLinear(Layer):
         assign = bool(local_metadata.get("assign_to_params_buffers"))
         plain = nn.Linear(
             self.in_features, self.out_features, self.bias_values is not None,
-            device="meta" if assign or not whole else self.base.device, dtype=self.base.dtype,
+            device="meta", dtype=self.base.dtype,
         )  # fmt: skip
         with torch.no_grad():
             if whole and not assign:
-                plain.weight.copy_(self._whole_weight())
+                plain.weight = nn.Parameter(self._whole_weight().detach().clone())  # sharded as the layer is
                 if plain.bias is not None:
-                    plain.bias.copy_(self._whole_bias())
+                    plain.bias = nn.Parameter(self._whole_bias().detach().clone())
             plain._load_from_state_dict(
                 whole, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
             )

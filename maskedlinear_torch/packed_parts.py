@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskedlinear_torch import _compat
+from maskedlinear_torch import _compat, rule
 from maskedlinear_torch.tensors import Constant, Merged, as_bits
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class Weight(NamedTuple):
     def write(self, whole: Tensor) -> None:
         """Let the weight be `whole`; values of a wider dtype are rounded only where they differ from it."""
         layer = self.layer
+        if _compat.is_distributed(layer.base):
+            taken = rule.placed(layer._positions(), layer.base).pack(whole)
+            layer.base.copy_(whole)
+            layer.values.copy_(taken.to(layer.values.dtype))
+            return
         taken = layer._positions().pack(whole)
         same = as_bits(taken) == as_bits(layer.values.to(taken.dtype))
         layer.base.copy_(whole)
@@ -66,7 +71,9 @@ class Bias(NamedTuple):
             layer.bias_values.copy_(whole)
         else:
             layer.bias_base.copy_(whole)
-            layer.bias_values.copy_(whole.index_select(0, layer._bias_index()))
+            index = layer._bias_index()
+            index = _compat.replicate_like(whole)(index) if _compat.is_distributed(whole) else index
+            layer.bias_values.copy_(whole.index_select(0, index))
 
     def learn(self, learns: bool) -> None:
         """Let the bias require a gradient, or not."""

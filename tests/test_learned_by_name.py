@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers.pytorch_utils import Conv1D
 
 import maskedlinear_torch as mt
-from maskedlinear_core import columns, rows
+from maskedlinear_core import columns, elements, rows
 
 
 def linears():
@@ -107,3 +109,29 @@ def test_one_of_weight_and_bias_is_assigned_alone(name):
     model.load_state_dict(new, strict=False, assign=True)
     assert torch.equal(model(x), expected(x))
     assert not model[0].bias.requires_grad
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("mask", [columns([1, 2]), rows([0, 5]), elements(np.eye(6, 8, dtype=bool))], ids=str)
+@pytest.mark.parametrize("by", ["name", "state_dict"])
+def test_a_sharded_layer_loads_the_state_of_one(mesh, by, mask):
+    def sharded(seed):
+        torch.manual_seed(seed)
+        layer = mt.PackedLinear(8, 6, grad_mask=mask, bias_mask=np.arange(6) % 2 == 0)
+        fully_shard(layer, mesh=mesh)
+        return layer
+
+    one, other = sharded(0), sharded(1 if by == "state_dict" else 0)
+    with torch.no_grad():
+        for parameter in (one.values, one.bias_values):
+            parameter.add_(1)
+    learned = {name: p.detach() for name, p in one.named_parameters() if p.requires_grad}
+    known = other.load_state_dict(learned if by == "name" else one.state_dict(), strict=by != "name")
+    assert known.unexpected_keys == []
+    assert torch.equal(other(torch.ones(2, 8)), one(torch.ones(2, 8)))
