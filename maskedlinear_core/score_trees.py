@@ -62,6 +62,7 @@ def layers_of(tree: Any, what: str = "weight") -> Arrays:
         what: "weight" or "gradient", of a model that has both.
 
     Raises:
+        TypeError: A Flax variable in a list, or in a dict under the name of its layer: its axes are not known.
         ValueError: Two layers of one name.
 
     Example:
@@ -97,13 +98,22 @@ def _own(name: str) -> bool:
     return name.rpartition(".")[2] in OWN_NAMES
 
 
+def _refuse_variable(name: object, value: Any) -> None:
+    # By no name of Flax's own: whose axes nobody can tell.
+    if is_variable(value) and len(value.shape) == 2:
+        selection_checks.refuse_variable(str(name), tuple(value.shape))
+
+
 def _leaves(tree: Any, path: tuple[str, ...]) -> Leaves:
     # Dicts in the order that they are written in, which jax.tree would sort.
     if isinstance(tree, Mapping):
         for name, child in tree.items():
+            if isinstance(tree, dict) and not _own(str(name)):
+                _refuse_variable(name, child)
             yield from _leaves(child, (*path, *str(name).split(".")))
     elif isinstance(tree, list | tuple) and not hasattr(tree, "_fields"):
         for number, child in enumerate(tree):
+            _refuse_variable(number, child)
             yield from _leaves(child, (*path, str(number)))
     elif is_framework_array(tree) or is_variable(tree) or tree is None or not _FLATTENERS:
         yield path, tree

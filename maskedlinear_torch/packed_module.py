@@ -25,7 +25,7 @@ from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
-from maskedlinear_torch.packed_parts import Bias, Weight, seen
+from maskedlinear_torch.packed_parts import Bias, Weight, load_parts, seen
 from maskedlinear_torch.products import NATIVE, as_learned
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
@@ -493,9 +493,12 @@ class PackedLinear(Layer):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # What a subclass has beside as every module's; the weight as a plain layer's, which is then taken apart.
+        # What a subclass has beside as every module's; the weight as a plain layer's, which is then taken apart; and
+        # its own parts under the names of `named_parameters`, which people save what learns by.
         whole = {name: value for name, value in state_dict.items() if name in (prefix + "weight", prefix + "bias")}
-        rest = {name: value for name, value in state_dict.items() if name not in whole}
+        own = {prefix + name for name in _OF_PACKED if self._parameters.get(name) is not None}
+        parts = {name: value for name, value in state_dict.items() if name in own}
+        rest = {name: value for name, value in state_dict.items() if name not in whole and name not in own}
         before = dict(self._parameters)
         for name in _OF_PACKED:
             self._parameters.pop(name, None)
@@ -510,27 +513,32 @@ class PackedLinear(Layer):
         assign = bool(local_metadata.get("assign_to_params_buffers"))
         plain = nn.Linear(
             self.in_features, self.out_features, self.bias_values is not None,
-            device="meta" if assign else self.base.device, dtype=self.base.dtype,
+            device="meta", dtype=self.base.dtype,
         )  # fmt: skip
         with torch.no_grad():
-            if not assign:
-                plain.weight.copy_(self._whole_weight())
+            if whole and not assign:
+                plain.weight = nn.Parameter(self._whole_weight().detach().clone())  # sharded as the layer is
                 if plain.bias is not None:
-                    plain.bias.copy_(self._whole_bias())
+                    plain.bias = nn.Parameter(self._whole_bias().detach().clone())
             plain._load_from_state_dict(
                 whole, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
             )
             if plain.weight.is_meta:
-                return
-            if assign:
+                pass
+            elif assign:
                 learns = self.values.requires_grad
                 self.base = Constant(plain.weight.detach())
                 self._set_masks(self._mask, self._bias_values)
                 values = self._positions().pack(self.base.detach()).to(self.values.dtype)
                 self.values = nn.Parameter(values, requires_grad=learns)
-                self.bias_values = None
+            else:
+                Weight(self).write(plain.weight)
+            if self.bias_values is None or plain.bias.is_meta:
+                pass
+            elif assign:
+                learns, self.bias_values = self.bias_values.requires_grad, None
                 self._take_bias_over(plain.bias)
-                return
-            Weight(self).write(plain.weight)
-            if plain.bias is not None:
+                Bias(self).learn(learns)
+            else:
                 Bias(self).write(plain.bias)
+            load_parts(self, parts, prefix, local_metadata, missing_keys, error_msgs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from maskedlinear_torch import _compat
-from maskedlinear_torch.tensors import Merged, as_bits
+from maskedlinear_torch import _compat, rule
+from maskedlinear_torch.tensors import Constant, Merged, as_bits
 
 if TYPE_CHECKING:
     from maskedlinear_torch.packed_module import PackedLinear
@@ -33,6 +33,11 @@ class Weight(NamedTuple):
     def write(self, whole: Tensor) -> None:
         """Let the weight be `whole`; values of a wider dtype are rounded only where they differ from it."""
         layer = self.layer
+        if _compat.is_distributed(layer.base):
+            taken = rule.placed(layer._positions(), layer.base).pack(whole)
+            layer.base.copy_(whole)
+            layer.values.copy_(taken.to(layer.values.dtype))
+            return
         taken = layer._positions().pack(whole)
         same = as_bits(taken) == as_bits(layer.values.to(taken.dtype))
         layer.base.copy_(whole)
@@ -66,7 +71,9 @@ class Bias(NamedTuple):
             layer.bias_values.copy_(whole)
         else:
             layer.bias_base.copy_(whole)
-            layer.bias_values.copy_(whole.index_select(0, layer._bias_index()))
+            index = layer._bias_index()
+            index = _compat.replicate_like(whole)(index) if _compat.is_distributed(whole) else index
+            layer.bias_values.copy_(whole.index_select(0, index))
 
     def learn(self, learns: bool) -> None:
         """Let the bias require a gradient, or not."""
@@ -93,3 +100,38 @@ def seen(read: Callable[[], Any], part: Weight | Bias, name: str) -> Any:
     if _compat.is_distributed(whole) or whole.is_meta or type(whole) is not Tensor or whole.is_inference():
         return whole
     return Merged.of(whole, part, name)
+
+
+def load_parts(
+    layer: PackedLinear,
+    parts: Mapping[str, Any],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    missing_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Load what learns, and the matrix and bias beside it, under the names that `named_parameters` gives them.
+
+    Args:
+        layer: The layer. What is loaded whole is in it already.
+        parts: What is loaded, by prefix and name.
+        prefix: As for `torch.nn.Module.load_state_dict`, and so the others. A weight or bias all of whose parts are
+            here is taken out of the missing ones.
+        local_metadata: See above.
+        missing_keys: See above.
+        error_msgs: See above.
+    """
+    if not parts:
+        return
+    own, holder = layer._parameters, nn.Module()
+    before = {name: own[name] for name in (key.removeprefix(prefix) for key in parts)}
+    holder._parameters.update(before)
+    holder._load_from_state_dict(dict(parts), prefix, dict(local_metadata), True, [], [], error_msgs)
+    for name, old in before.items():
+        new = holder._parameters[name]
+        if new is not old and new is not None and old is not None:  # load_state_dict(assign=True)
+            fits = new.detach().to(old.dtype)
+            own[name] = Constant(fits) if isinstance(old, Constant) else nn.Parameter(fits, old.requires_grad)
+    for name, made_of in (("weight", ("base", "values")), ("bias", ("bias_base", "bias_values"))):
+        if all(own.get(part) is None or part in before for part in made_of) and prefix + name in missing_keys:
+            missing_keys.remove(prefix + name)

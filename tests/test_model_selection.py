@@ -186,3 +186,13 @@ def test_wrong_scores():
 def test_M11_random_of_a_layer_says_what_is_wanted(given):
     with pytest.raises(TypeError, match=r"random: expected shape as \(out_features, in_features\), got an? \w+; pass"):
         select.random(given, 0.1, seed=0)
+
+
+@pytest.mark.parametrize("wrap", [lambda one: {"a": one}, lambda one: {"b": {"a": one}}, lambda one: {"a": [one]}])
+def test_a_square_kernel_of_flax_under_the_name_of_its_layer_is_refused(wrap):
+    kernel = nnx.Linear(4, 4, rngs=nnx.Rngs(0)).kernel
+    for use in (lambda scores: select.model_top_k(scores, count=2), lambda scores: select.Scores().add(scores)):
+        with pytest.raises(TypeError, match=r"[a0]: expected .* got a Flax variable of shape \(4, 4\)"):
+            use(wrap(kernel))
+    by_own_name = select.model_top_k({"a": {"kernel": kernel}}, count=2)["a"]
+    assert by_own_name == select.model_top_k({"a": kernel[...].T}, count=2)["a"]
