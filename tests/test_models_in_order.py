@@ -263,3 +263,59 @@ def test_a_complex_weight_is_no_real_one():
     found = parity.map_weights(Spectral(), (lambda params, x: x @ params["kernel_1_r"], params))
     assert found.unpaired.torch == ("weights1",)
     assert not found.pairs
+
+
+class Mixed(nn.Module):
+    """A block whose last layer is called first."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down, self.mix = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+
+
+class MixedStages(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+        if norm:
+            self.norm, self.blocks = nn.LayerNorm(8), nn.ModuleList(Mixed() for _ in range(3))
+        else:
+            self.enc, self.dec = (nn.ModuleList(Mixed() for _ in range(2)) for _ in range(2))
+
+
+class LinenMixed(linen.Module):
+    second: bool = True
+
+    @linen.compact
+    def __call__(self, x):
+        mix, down, up = linen.Dense(8), linen.Dense(8), linen.Dense(16)
+        x = x + mix(linen.LayerNorm()(x))
+        return x + down(jax.nn.relu(up(linen.LayerNorm()(x) if self.second else x)))
+
+
+class LinenMixedStages(linen.Module):
+    blocks: int
+    lost: int | None = None
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(8)(x)
+        for at in range(self.blocks):
+            x = LinenMixed(at != self.lost)(x)
+        return linen.Dense(3)(linen.LayerNorm()(x))
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["final norm in JAX alone", "norm lost in a block"])
+def test_layers_of_a_block_stay_in_one_block(norm):
+    """One norm more or less opened an order, by which a block's layers went to the block after it and to the first."""
+    model = MixedStages(norm)
+    module = LinenMixedStages(3, lost=1) if norm else LinenMixedStages(4)
+    found = parity.map_weights(model, (module, module.init(jax.random.key(0), TOKENS[..., :4])))
+    pairs = {pair.torch[0]: (pair.jax[0].removeprefix("params."), pair.rule) for pair in found.pairs}
+    blocks = [f"blocks.{k}" for k in range(3)] if norm else ["enc.0", "enc.1", "dec.0", "dec.1"]
+    for k, block in enumerate(blocks):
+        for layer, number in (("mix", 0), ("down", 1), ("up", 2)):
+            theirs = f"LinenMixed_{k}.Dense_{number}"
+            assert pairs[f"{block}.{layer}.weight"] == (f"{theirs}.kernel", "kernel = weight.T"), found
+            assert pairs[f"{block}.{layer}.bias"][0] == f"{theirs}.bias", found
