@@ -319,3 +319,78 @@ def test_layers_of_a_block_stay_in_one_block(norm):
             theirs = f"LinenMixed_{k}.Dense_{number}"
             assert pairs[f"{block}.{layer}.weight"] == (f"{theirs}.kernel", "kernel = weight.T"), found
             assert pairs[f"{block}.{layer}.bias"][0] == f"{theirs}.bias", found
+
+
+class Gated(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(8, 8))
+
+    def forward(self, x):
+        first, second, last = (getattr(self, name) for name in self.names)
+        return last(torch.tanh(first(x)) * torch.sigmoid(second(x)))
+
+
+class NnxGated(nnx.Module):
+    """Weights and biases in one module, of which the first two biases may be exchanged in loading."""
+
+    def __init__(self, model, weights, biases, *, exchanged):
+        layers = [getattr(model, name) for name in model.names]
+        held = [layers[k] for k in ((1, 0, 2) if exchanged else (0, 1, 2))]
+        for weight, bias, layer, other in zip(weights, biases, layers, held, strict=True):
+            setattr(self, weight, nnx.Param(jnp.array(layer.weight.detach().numpy().T)))
+            setattr(self, bias, nnx.Param(jnp.array(other.bias.detach().numpy())))
+        self.names = nnx.static([*weights, *biases]) if hasattr(nnx, "static") else [*weights, *biases]
+
+    def __call__(self, x):
+        w = [getattr(self, name)[...] for name in self.names]
+        return (jnp.tanh(x @ w[0] + w[3]) * jax.nn.sigmoid(x @ w[1] + w[4])) @ w[2] + w[5]
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "weights", "biases"),
+    [
+        ("qko", ("wq", "wk", "wo"), ("q_shift", "k_shift", "o_shift")),
+        (("lin_a", "lin_b", "lin_c"), ("w_1", "w_2", "w_3"), ("shift_1", "shift_2", "shift_3")),
+    ],
+    ids=["names", "numbers"],
+)
+def test_biases_that_were_exchanged_in_loading_are_found_by_their_names(layers, weights, biases, exchanged):
+    """Equal values went before names: the two were called the same weights, and the cause was unknown."""
+    torch.manual_seed(1)
+    model = Gated(layers)
+    port = NnxGated(model, weights, biases, exchanged=exchanged)
+    found = parity.map_weights(model, port)
+    assert [found.pair(f"{name}.bias").jax[0] for name in layers] == list(biases), found
+    report = parity.compare_models(model, port, (TOKENS,))
+    assert report.ok is not exchanged, report
+    if exchanged:
+        assert report.first.diagnosis.cause == "weight: exchanged", report
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_a_bias_that_neither_name_nor_value_tells_is_said_to_be_a_guess():
+    params = {"first": jnp.ones((8, 6)), "second": jnp.ones((6, 4)), "here": jnp.zeros(6), "there": jnp.zeros(4)}
+
+    def port(params, x):
+        return jnp.tanh(x @ params["first"] + params["here"]) @ params["second"] + params["there"]
+
+    model = Halves()
+    found = parity.map_weights(model, (port, params))
+    assert found.pair("first.bias").jax == ("here",)
+    assert found.pair("first.bias").evidence.startswith("a guess"), found
+    report = parity.compare_models(model, found.load_into_jax(model, (port, params)), (TOKENS,), weights=found)
+    assert report.ok, report
+    assert "paired by a guess" in str(report), report
+    assert "first.bias" in str(report), report
