@@ -58,9 +58,9 @@ def paired(
     for at, found in near.items():
         for other, fit in found:
             if taken.count(other.view) == 1:
-                equal = varied(torch[at]) and holds(torch[at], other, fit)
+                held = varied(torch[at]) and holds(torch[at], other, fit)
                 told = at in by_number
-                yield torch[at], other, fit, NAMES if at in named else VALUES if equal else BESIDE if told else GUESS
+                yield torch[at], other, fit, NAMES if at in named else VALUES if held else BESIDE if told else GUESS
 
 
 def _counted_alike(home: Parts | None, homes: dict[str, Parts], jax: Sequence[Item]) -> bool:
