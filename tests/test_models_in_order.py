@@ -394,3 +394,32 @@ def test_a_bias_that_neither_name_nor_value_tells_is_said_to_be_a_guess():
     assert report.ok, report
     assert "paired by a guess" in str(report), report
     assert "first.bias" in str(report), report
+
+
+class Decoding(nn.Module):
+    """What is run last is defined first."""
+
+    def __init__(self):
+        super().__init__()
+        self.dec, self.enc = (nn.ModuleList([nn.Linear(8, 8)]) for _ in range(2))
+
+    def forward(self, x):
+        return self.dec[0](torch.tanh(self.enc[0](x)))
+
+
+class LinenDecoding(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = jnp.tanh(linen.Dense(8)(x))
+        return linen.Dense(8)(x)
+
+
+def test_modules_that_a_map_may_have_exchanged_are_likely():
+    """The map paired by order of definition, loaded them so, and then the port was blamed for certain."""
+    model, module = Decoding(), LinenDecoding()
+    port = module, module.init(jax.random.key(0), TOKENS)
+    report = parity.compare_models(model, parity.map_weights(model, port).load_into_jax(model, port), (TOKENS,))
+    found = report.first.diagnosis
+    assert found.cause == "modules exchanged", report
+    assert found.text.startswith("Likely: "), found
+    assert "by the order of definition" in found.text, found
