@@ -263,3 +263,163 @@ def test_a_complex_weight_is_no_real_one():
     found = parity.map_weights(Spectral(), (lambda params, x: x @ params["kernel_1_r"], params))
     assert found.unpaired.torch == ("weights1",)
     assert not found.pairs
+
+
+class Mixed(nn.Module):
+    """A block whose last layer is called first."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down, self.mix = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+
+
+class MixedStages(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+        if norm:
+            self.norm, self.blocks = nn.LayerNorm(8), nn.ModuleList(Mixed() for _ in range(3))
+        else:
+            self.enc, self.dec = (nn.ModuleList(Mixed() for _ in range(2)) for _ in range(2))
+
+
+class LinenMixed(linen.Module):
+    second: bool = True
+
+    @linen.compact
+    def __call__(self, x):
+        mix, down, up = linen.Dense(8), linen.Dense(8), linen.Dense(16)
+        x = x + mix(linen.LayerNorm()(x))
+        return x + down(jax.nn.relu(up(linen.LayerNorm()(x) if self.second else x)))
+
+
+class LinenMixedStages(linen.Module):
+    blocks: int
+    lost: int | None = None
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(8)(x)
+        for at in range(self.blocks):
+            x = LinenMixed(at != self.lost)(x)
+        return linen.Dense(3)(linen.LayerNorm()(x))
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["final norm in JAX alone", "norm lost in a block"])
+def test_layers_of_a_block_stay_in_one_block(norm):
+    """One norm more or less opened an order, by which a block's layers went to the block after it and to the first."""
+    model = MixedStages(norm)
+    module = LinenMixedStages(3, lost=1) if norm else LinenMixedStages(4)
+    found = parity.map_weights(model, (module, module.init(jax.random.key(0), TOKENS[..., :4])))
+    pairs = {pair.torch[0]: (pair.jax[0].removeprefix("params."), pair.rule) for pair in found.pairs}
+    blocks = [f"blocks.{k}" for k in range(3)] if norm else ["enc.0", "enc.1", "dec.0", "dec.1"]
+    for k, block in enumerate(blocks):
+        for layer, number in (("mix", 0), ("down", 1), ("up", 2)):
+            theirs = f"LinenMixed_{k}.Dense_{number}"
+            assert pairs[f"{block}.{layer}.weight"] == (f"{theirs}.kernel", "kernel = weight.T"), found
+            assert pairs[f"{block}.{layer}.bias"][0] == f"{theirs}.bias", found
+
+
+class Gated(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(8, 8))
+
+    def forward(self, x):
+        first, second, last = (getattr(self, name) for name in self.names)
+        return last(torch.tanh(first(x)) * torch.sigmoid(second(x)))
+
+
+class NnxGated(nnx.Module):
+    """Weights and biases in one module, of which the first two biases may be exchanged in loading."""
+
+    def __init__(self, model, weights, biases, *, exchanged):
+        layers = [getattr(model, name) for name in model.names]
+        held = [layers[k] for k in ((1, 0, 2) if exchanged else (0, 1, 2))]
+        for weight, bias, layer, other in zip(weights, biases, layers, held, strict=True):
+            setattr(self, weight, nnx.Param(jnp.array(layer.weight.detach().numpy().T)))
+            setattr(self, bias, nnx.Param(jnp.array(other.bias.detach().numpy())))
+        self.names = nnx.static([*weights, *biases]) if hasattr(nnx, "static") else [*weights, *biases]
+
+    def __call__(self, x):
+        w = [getattr(self, name)[...] for name in self.names]
+        return (jnp.tanh(x @ w[0] + w[3]) * jax.nn.sigmoid(x @ w[1] + w[4])) @ w[2] + w[5]
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "weights", "biases"),
+    [
+        ("qko", ("wq", "wk", "wo"), ("q_shift", "k_shift", "o_shift")),
+        (("lin_a", "lin_b", "lin_c"), ("w_1", "w_2", "w_3"), ("shift_1", "shift_2", "shift_3")),
+    ],
+    ids=["names", "numbers"],
+)
+def test_biases_that_were_exchanged_in_loading_are_found_by_their_names(layers, weights, biases, exchanged):
+    """Equal values went before names: the two were called the same weights, and the cause was unknown."""
+    torch.manual_seed(1)
+    model = Gated(layers)
+    port = NnxGated(model, weights, biases, exchanged=exchanged)
+    found = parity.map_weights(model, port)
+    assert [found.pair(f"{name}.bias").jax[0] for name in layers] == list(biases), found
+    report = parity.compare_models(model, port, (TOKENS,))
+    assert report.ok is not exchanged, report
+    if exchanged:
+        assert report.first.diagnosis.cause == "weight: exchanged", report
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_a_bias_that_neither_name_nor_value_tells_is_said_to_be_a_guess():
+    params = {"first": jnp.ones((8, 6)), "second": jnp.ones((6, 4)), "here": jnp.zeros(6), "there": jnp.zeros(4)}
+
+    def port(params, x):
+        return jnp.tanh(x @ params["first"] + params["here"]) @ params["second"] + params["there"]
+
+    model = Halves()
+    found = parity.map_weights(model, (port, params))
+    assert found.pair("first.bias").jax == ("here",)
+    assert found.pair("first.bias").evidence.startswith("a guess"), found
+    report = parity.compare_models(model, found.load_into_jax(model, (port, params)), (TOKENS,), weights=found)
+    assert report.ok, report
+    assert "paired by a guess" in str(report), report
+    assert "first.bias" in str(report), report
+
+
+class Decoding(nn.Module):
+    """What is run last is defined first."""
+
+    def __init__(self):
+        super().__init__()
+        self.dec, self.enc = (nn.ModuleList([nn.Linear(8, 8)]) for _ in range(2))
+
+    def forward(self, x):
+        return self.dec[0](torch.tanh(self.enc[0](x)))
+
+
+class LinenDecoding(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = jnp.tanh(linen.Dense(8)(x))
+        return linen.Dense(8)(x)
+
+
+def test_modules_that_a_map_may_have_exchanged_are_likely():
+    """The map paired by order of definition, loaded them so, and then the port was blamed for certain."""
+    model, module = Decoding(), LinenDecoding()
+    port = module, module.init(jax.random.key(0), TOKENS)
+    report = parity.compare_models(model, parity.map_weights(model, port).load_into_jax(model, port), (TOKENS,))
+    found = report.first.diagnosis
+    assert found.cause == "modules exchanged", report
+    assert found.text.startswith("Likely: "), found
+    assert "by the order of definition" in found.text, found

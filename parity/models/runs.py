@@ -24,6 +24,7 @@ from parity.models.sides import NotInFloat64, Setting, float64, root, said, shap
 from parity.models.taken import LossIsNoNumber
 from parity.models.weighing import Compared, Training
 from parity.models.weights.mapping import map_trees
+from parity.models.weights.matching import GUESS
 from parity.models.weights.weight_map import WeightMap
 from parity.names import unknown
 from parity.verdict.bounds import UNIT
@@ -117,6 +118,8 @@ class Comparison:
         self.begin()
         passes = [self._pass(None)]
         notes = [*self._settle(passes[0]), *self._dropout(), *getattr(self.jax, "notes", [])]
+        if guessed := [pair.torch[0] for pair in self.map.pairs if pair.evidence == GUESS]:
+            notes.append(f"paired by a guess, as neither names nor values say which is which: {', '.join(guessed)}")
         stop = self.fail_fast and any(not one.agrees for one in passes[0].judgements)
         pairs = [pair for pair in self.map.pairs if pair.kind != "buffer" and id(pair) not in self.doubted]
         if self.perturb and pairs and not stop and not (lone := self._perturbed_alone(pairs)):

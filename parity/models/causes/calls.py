@@ -12,7 +12,7 @@ import numpy as np
 
 from parity.models.matching import feed, makes_channels, pair_outputs, rearranged
 from parity.models.pairing import Pair
-from parity.models.weights.matching import ORDER
+from parity.models.weights.matching import ORDER, VALUES
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Calls:
         jax_state: The arrays that the JAX module held in this call, but for keys of random numbers.
         unpaired: Names of those that have no counterpart in JAX.
         by_order: Names of those that are paired by their order of definition alone.
+        by_values: Names of those that only their values tell: a map that pairs by order may have loaded them.
         fixed: Arrays by their place that the JAX module does not take.
     """
 
@@ -84,6 +85,9 @@ class Calls:
         self.unpaired = tuple(name for name in self.torch_weights if prefix + name not in paired)
         self.by_order = {
             name.removeprefix(prefix) for one in pair.weights if one.evidence == ORDER for name in one.torch
+        }
+        self.by_values = {
+            name.removeprefix(prefix) for one in pair.weights if one.evidence == VALUES for name in one.torch
         }
         self._inputs = [*self._input_orders(), *self._mask_orders()]
         taken = {one.number for one in self._inputs}

@@ -14,6 +14,10 @@ from parity.records import Diagnosis
 
 MOST = 60
 """How many exchanges are tried."""
+BY_VALUES = (
+    ". No name says which of these weights is which: if they were loaded by a map, that paired them by the order of "
+    "definition, which may be wrong; then say it by rules=[Rule(...)] and load again."
+)
 
 
 def propose(context: Context) -> Iterator[Diagnosis]:
@@ -30,6 +34,8 @@ def propose(context: Context) -> Iterator[Diagnosis]:
             if context.agree(lambda *arrays, w=tensors: context.pair.torch_function(w, *arrays)):
                 if set(weights) <= context.pair.by_order:
                     yield _of_the_map(weights)
+                elif set(weights) <= context.pair.by_order | context.pair.by_values:
+                    yield Diagnosis(cause, f"Likely: {text}; with that changed in torch the two agree{BY_VALUES}", fix)
                 else:
                     yield Diagnosis(cause, f"{text}; with that changed in torch the two agree.", fix)
                 return

@@ -50,6 +50,10 @@ def paired(torch: Sequence[Owner], jax: Sequence[Owner], matches: Sequence[Match
     left = [np.setdiff1d(range(len(side)), found) for side, found in ((ours, [*pairs]), (theirs, [*pairs.values()]))]
     if any(_is_matrix(ours[i]) and fits[i, j] for i in left[0] for j in left[1]):
         return []  # one more of its kind on either side: which one it is the order does not say
+    if any(_is_matrix(ours[i]) and not _same_sizes(ours[i], theirs[j]) for i, j in pairs.items()) or _mixed(
+        {(ours[i].parts[:-1], theirs[j].parts[:-1]) for i, j in pairs.items() if _is_matrix(ours[i])}
+    ):
+        return []  # layers of a block are made in another order than they are defined
     return [Match(ours[i], theirs[j], float(gains[i, j]), ORDER) for i, j in sorted(pairs.items())]
 
 
@@ -90,6 +94,16 @@ def _turned(group: Sequence[Match], place: dict[int, int]) -> bool:
     if len(set(places)) > 1 and any(not one.evidence for one in ordered):
         return True
     return places != sorted(places) and any(one.evidence == ORDER or one.rivals for one in ordered)
+
+
+def _same_sizes(one: Owner, other: Owner) -> bool:
+    return all(one.items[a].leaf.size == other.items[b].leaf.size for a, b in roles_paired(one, other))
+
+
+def _mixed(homes: set[tuple[Parts, Parts]]) -> bool:
+    """Return whether a module's layers go to several modules, of which one holds layers of another module as well."""
+    ours, theirs = Counter(one for one, _ in homes), Counter(other for _, other in homes)
+    return any(ours[one] > 1 and theirs[other] > 1 for one, other in homes)
 
 
 def _is_matrix(owner: Owner) -> bool:

@@ -198,7 +198,11 @@ class _Mapping:
             matches = [*self._in_groups(left), *made]
         beside = {id(one.torch): one for one in neighbours.named_after(matches)}
         matches = [beside.get(id(one.torch), one) for one in matches]
-        if self.jax.ordered and (made := in_order.paired(torch, jax, matches)) and not _against_order(made):
+        if (
+            self.jax.ordered
+            and (made := in_order.paired(torch, jax, matches))
+            and not (_against_order(made) or crossed(made))
+        ):
             for family in together(made):
                 self._by_values(family)
             return made

@@ -16,7 +16,7 @@ IMPOSSIBLE = -1e6
 DECIDED = 0.02
 """The least advantage of one pairing over an exchange of two that names must give, of a score of about 1.5."""
 NAMES, SHAPE, ORDER, VALUES = "name and shape", "shape alone", "order of definition", "equal values"
-BESIDE, ELSEWHERE = "the layer beside it", "as in the other blocks"
+BESIDE, ELSEWHERE, GUESS = "the layer beside it", "as in the other blocks", "a guess: beside its weight"
 Words = tuple[tuple[Word, bool], ...]
 """The words of a path, and whether each has a number."""
 UNLIKE_COUNTS = 0.999
