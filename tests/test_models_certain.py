@@ -191,6 +191,12 @@ def test_the_same_optimizers_agree_at_every_step_of_a_model_with_kinks():
         assert report.ok, str(report)
 
 
+def test_a_training_that_diverges_is_not_judged_beyond():
+    options, square = ("sgd", {"lr": 50.0}), lambda out: (out * out * out * out).sum()
+    report = compared(Net(), Port(), (X,), optimizer=options, steps=8, loss=square, perturb=False)
+    assert all(one.verdict == "not judged" and "diverges" in one.reason for one in report.training)
+
+
 @pytest.mark.parametrize(
     ("other", "text"),
     [

@@ -26,6 +26,9 @@ ROUNDED = {"float64": 1e-12, "float32": 1e-6}
 LATER = 10.0
 """Times its bound that a later step may be off: what rounding does to many steps is measured by few draws."""
 
+DIVERGED = 1e6
+"""Times the largest parameter after the first step: beyond it a training runs to infinity, and its steps overflow."""
+
 PARTS = " is the first that differs: "
 
 ROUGH = 1e-2
@@ -261,8 +264,14 @@ def _judge_later(
 
     Each step begins where torch's training was.
     """
+    start = max((np.abs(value).max(initial=0.0) for name, value in ours.items() if name.startswith("0/")), default=0.0)
     for at in range(1, len(theirs)):
         mine = {name.partition("/")[2]: value for name, value in ours.items() if name.startswith(f"{at}/")}
+        largest = max((np.abs(value).max(initial=0.0) for value in mine.values()), default=0.0)
+        if not largest <= DIVERGED * start:  # NaN too
+            for one in [one for one in parameters if one.verdict != "differs"]:
+                one.verdict, one.reason = "not judged", f"from step {at + 1} on: torch's training diverges"
+            return 0
         for one, (pair, want, got) in zip(parameters, _pairs(run, mine, theirs[at]), strict=True):
             if one.verdict != "differs":
                 names = [(f"{at}/{view.name}", _part_of(view)) for view in pair.torch_views][: len(want)]
