@@ -141,13 +141,82 @@ SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 )
 def test_optimizers_are_told_apart_by_their_steps(make, other, text):
     steps = 2 if "without" in text else 1
-    model, port = Net(torch.tanh), Port(jnp.tanh)
-    report = compared(model, port, (X,), optimizer=(make, other), steps=steps)
-    if "without" in text:  # the first step has no momentum yet
-        assert report.ok
-        assert report.steps.distances[1] > 1e-3
-        return
+    report = compared(Net(torch.tanh), Port(jnp.tanh), (X,), optimizer=(make, other), steps=steps)
+    assert not report.ok
     assert all(text in one.reason for one in report.training), [one.reason for one in report.training]
+
+
+ADAM, PLAIN = functools.partial(torch.optim.Adam, lr=0.01), functools.partial(torch.optim.SGD, lr=0.1)
+LATER = {
+    "momentum": (SGD, optax.sgd(0.1), "SGD without momentum"),
+    "another momentum": (SGD, optax.sgd(0.1, momentum=0.5), "another momentum: 0.5 in JAX, and torch has 0.9"),
+    "dampening": (functools.partial(SGD, dampening=0.5), optax.sgd(0.1, momentum=0.9), "with dampening=0, and torch"),
+    "beta1": (ADAM, optax.adam(0.01, b1=0.5), "another beta1: 0.5 in JAX, and torch has 0.9"),
+    "beta2": (ADAM, optax.adam(0.01, b2=0.99), "another beta2: 0.99 in JAX, and torch has 0.999"),
+    "schedule": (PLAIN, optax.sgd(optax.exponential_decay(0.1, 1, 0.5)), "JAX's is 1, 0.5, 0.25, 0.125 times torch's"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_every_step_counts_and_not_the_first_alone(case):
+    make, other, text = LATER[case]
+    report = compared(Net(torch.tanh), Port(jnp.tanh), (X,), optimizer=(make, other), steps=4, perturb=False)
+    assert not report.ok
+    for one in report.training:
+        assert one.verdict == "differs"
+        assert one.reason.startswith("step 2 is the first that differs: "), one.reason
+        assert text in one.reason
+    one = compared(Net(torch.tanh), Port(jnp.tanh), (X,), optimizer=(make, other), steps=1, perturb=False)
+    assert one.ok
+    assert "one step: momentum, betas and schedules show from the second" in str(one)
+
+
+def test_a_schedule_that_changes_late_is_found_where_it_does():
+    late = optax.sgd(optax.piecewise_constant_schedule(0.1, {4: 0.5}))
+    report = compared(Net(torch.tanh), Port(jnp.tanh), (X,), optimizer=(PLAIN, late), steps=6, perturb=False)
+    assert not report.ok
+    assert all("step 5 is the first that differs: another schedule" in one.reason for one in report.training)
+    assert compared(Net(torch.tanh), Port(jnp.tanh), (X,), optimizer=(PLAIN, late), steps=4, perturb=False).ok
+
+
+def test_betas_that_a_constant_gradient_hides_are_told():
+    report = compared(Net(), Port(), (X,), optimizer=(ADAM, optax.adam(0.01, b1=0.5)), steps=4, perturb=False)
+    assert not report.ok
+    assert "of others, another beta1: 0.5 in JAX" in report.training[0].reason
+
+
+def test_the_same_optimizers_agree_at_every_step_of_a_model_with_kinks():
+    for make, other in ((SGD, optax.sgd(0.1, momentum=0.9)), (ADAM, optax.adam(0.01))):
+        report = compared(Net(torch.relu), Port(jax.nn.relu), (X,), optimizer=(make, other), steps=20, perturb=False)
+        assert report.ok, str(report)
+
+
+def test_a_training_that_diverges_is_not_judged_beyond():
+    options, square = ("sgd", {"lr": 50.0}), lambda out: (out * out * out * out).sum()
+    report = compared(Net(), Port(), (X,), optimizer=options, steps=8, loss=square, perturb=False)
+    assert all(one.verdict == "not judged" and "diverges" in one.reason for one in report.training)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)), "clips the norm of the gradients at 0.1"),
+        (optax.chain(optax.clip(0.1), optax.sgd(0.1)), "clips the elements of the gradients at 0.1"),
+        (optax.sgd(0.05), "0.5 times torch's: another learning rate"),
+    ],
+    ids=["norm", "elements", "rate"],
+)
+def test_a_rate_is_proved_on_gradients_of_several_sizes(other, text):
+    report = compared(Net(), Port(), (X,), optimizer=(PLAIN, other), perturb=False)
+    assert all(text in one.reason for one in report.training), [one.reason for one in report.training]
+
+
+def test_an_optimizer_that_is_not_known_is_told_in_plain_words():
+    decayed = functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+    report = compared(Net(), Port(), (X,), optimizer=(decayed, optax.adamw(0.01, weight_decay=0.0)), perturb=False)
+    assert "another weight decay, 0 where torch has 0.1" in report.training[0].reason
+    text = str(compared(Net(), Port(), (X,), optimizer=(PLAIN, optax.sign_sgd(0.1)), perturb=False))
+    assert "fc.weight: differs, by " in text
 
 
 @pytest.mark.parametrize("options", [{"lr": -1}, {"lr": 0.1, "momentum": -1}, {"lr": 0.1, "nesterov": True}])

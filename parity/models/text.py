@@ -183,12 +183,15 @@ def _gradients(report: ModelReport) -> list[str]:
         if found:
             lines += ["", f"{what}: {len(found) - len(wrong)} of {len(found)} agree"]
         for one in wrong[:MOST_NAMES]:
-            lines.append(f"  {one.torch}: {one.verdict}, {getattr(one, 'reason', '') or one.error}")
+            reason = (one.reason or str(one.error)).removeprefix(f"{one.verdict}, ")
+            lines.append(f"  {one.torch}: {one.verdict}, {reason}")
     if report.steps is not None:
         from parity.models import curve
 
         lines += ["", "training steps: how far apart the parameters are, relative to how far torch's have moved"]
         lines += curve.table(report.steps)
+        if len(report.steps.distances) == 1:
+            lines.append("  one step: momentum, betas and schedules show from the second")
     return lines
 
 

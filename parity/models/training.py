@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
 from parity.models import optimizers, stepping, weighing
 from parity.models.backward import Backward, groups
 from parity.models.matching import typical
+from parity.models.perturb import into_jax
 from parity.models.torch_function import Arrays
 from parity.models.weighing import Parameter, Statistic, Training
 from parity.models.weights.tree import STATISTIC
@@ -19,6 +22,14 @@ from parity.models.weights.unequal import explain
 
 ROUNDED = {"float64": 1e-12, "float32": 1e-6}
 """What rounding does to a running variance, relative to the largest."""
+
+LATER = 10.0
+"""Times its bound that a later step may be off: what rounding does to many steps is measured by few draws."""
+
+DIVERGED = 1e6
+"""Times the largest parameter after the first step: beyond it a training runs to infinity, and its steps overflow."""
+
+PARTS = " is the first that differs: "
 
 ROUGH = 1e-2
 """How far a momentum that is solved for may lie beyond what it can be."""
@@ -76,7 +87,7 @@ def _why(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarray) 
     if not np.array_equal(start, was):
         return "the two did not begin with the same values"
     moved, theirs = want - start, got - was
-    if (factor := _constant(theirs, moved)) is not None:
+    if (factor := stepping.constant(theirs, moved)) is not None:
         return (
             f"JAX's moves {factor:.6g} times as far as torch's: another momentum (torch's momentum 0.1 is Flax's and"
             " Equinox's 0.9)"
@@ -110,7 +121,10 @@ def _divisor(start: np.ndarray, want: np.ndarray, was: np.ndarray, got: np.ndarr
 
 
 def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
-    """Train both models on the same inputs with the same loss, and compare the parameters.
+    """Train both models on the same inputs with the same loss, and compare the parameters after every step.
+
+    Both train freely for the table of distances. For the verdict each step of both begins where torch's training was,
+    for a model's chaos would drown an optimizer's fault; only the optimizers' states are their own throughout.
 
     Args:
         run: Both models; they are changed, for they are copies.
@@ -131,27 +145,64 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
     paths = {pair.jax_views[0].name for g in groups(run.weights.pairs) for pair in g if pair.torch[0] in trained}
     frozen = {path: value for path, value in run.jax.parameters.items() if path not in paths}
     values = {path: value for path, value in run.jax.parameters.items() if path in paths}
+    norms: list[float] = []
 
-    def torch_steps(number: int, make: Callable[[list[Any]], Any] = make) -> tuple[list[Arrays], list[float]]:
+    def torch_steps(number: int) -> tuple[list[Arrays], list[float]]:
         with run.torch.kept():
-            return steps_of_torch(number, make)
+            return steps_of_torch(number)
 
-    def steps_of_torch(number: int, make: Callable[[list[Any]], Any]) -> tuple[list[Arrays], list[float]]:
+    def steps_of_torch(number: int) -> tuple[list[Arrays], list[float]]:
         made: list[Arrays] = []
         losses = []
         stepper = optimizers.made(make, list(trained.values()))
         for _ in range(number):
-            stepper.zero_grad()
-            loss = run.losses[0](run.torch(*run.torch.tensors(run.inputs[0]))).reshape(())
-            loss.backward()
-            stepper.step()
-            losses.append(float(loss.detach()))
+            losses.append(step(stepper))
             made.append({name: _host(value) for name, value in trained.items()})
         stepper.zero_grad()
-        with torch.no_grad():
-            for name, value in start.items():
-                trained[name].copy_(value)
+        move(start)
         return made, losses
+
+    def step(stepper: Any) -> float:
+        stepper.zero_grad()
+        loss = run.losses[0](run.torch(*run.torch.tensors(run.inputs[0]))).reshape(())
+        loss.backward()
+        stepper.step()
+        return float(loss.detach())
+
+    def move(values: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                trained[name].copy_(value)
+
+    def torch_along(points: list[Arrays]) -> Arrays:
+        """Return the parameters after each step by one optimizer that begins at a point, by step and name."""
+        made: Arrays = {}
+        stepper = optimizers.made(make, list(trained.values()))
+        for at, point in enumerate(points):
+            move({name: torch.from_numpy(np.array(value)) for name, value in point.items()})
+            with run.torch.kept():  # JAX's objective keeps no running statistics
+                step(stepper)
+            made |= {f"{at}/{name}": _host(value) for name, value in trained.items()}
+        stepper.zero_grad()
+        move(start)
+        return made
+
+    def jax_along(points: list[Arrays]) -> list[Arrays]:
+        made: list[Arrays] = []
+        pairs = [
+            pair
+            for group in groups(run.weights.pairs)
+            for pair in group
+            if all(name in trained for name in pair.torch) and all(view.name in values for view in pair.jax_views)
+        ]
+        state = transformation.init(values)
+        for at, point in enumerate(points):
+            moved = into_jax(pairs, point, values) if at else {}
+            now = {path: jnp.asarray(moved.get(path, value), value.dtype) for path, value in values.items()}
+            found = jax.grad(objective)(now)
+            updates, state = transformation.update(found, state, now)
+            made.append({path: np.asarray(now[path] + updates[path]) for path in now})
+        return made
 
     def objective(moving: Mapping[str, Any]) -> Any:
         return run.jax_value({**frozen, **moving}, {})
@@ -162,6 +213,7 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
         now, state = values, transformation.init(values)
         for _ in range(number):
             loss, found = jax.value_and_grad(objective)(now)
+            norms.append(float(np.sqrt(sum(float(jnp.vdot(g, g).real) for g in found.values()))))
             updates, state = transformation.update(found, state, now)
             now = jax.tree.map(lambda value, update: value + update, now, updates)
             losses.append(float(loss))
@@ -173,31 +225,74 @@ def train(run: Backward, optimizer: Any, steps: int = 1) -> Training:
     judge = weighing.Weighing(lambda: torch_steps(1)[0][0], run.dtype, order=1, double=run.double, native=run.native)
     result.parameters = _parameters(run, first, ours[0], theirs[0], judge)
     result.distances = [_distance(run, first, mine, other) for mine, other in zip(ours, theirs, strict=True)]
-    if any(one.verdict == "differs" for one in result.parameters):
-        seen = theirs if steps >= stepping.STEPS else jax_steps(stepping.STEPS)[0]
-
-        def apart(other: Callable[[list[Any]], Any]) -> float:
-            tried = torch_steps(stepping.STEPS, other)[0]
-            return max(_distance(run, first, mine, got) for mine, got in zip(tried, seen, strict=False))
-
-        stepper = optimizers.made(make, list(trained.values()))
-        told = stepping.explain(stepper, apart, _facts(run, first, ours[0], theirs[0]), double=run.double)
-        for one in result.parameters:
-            if told and one.verdict == "differs":
-                one.reason = told
+    at = 0
+    if steps > 1 and any(one.verdict != "differs" for one in result.parameters):
+        along = [first, *ours[:-1]]
+        judge = weighing.Weighing(lambda: torch_along(along), run.dtype, order=1, double=run.double, native=run.native)
+        try:
+            at = _judge_later(run, result.parameters, torch_along(along), jax_along(along), judge)
+        except Exception as error:
+            for one in result.parameters:
+                if one.verdict != "differs":
+                    one.verdict, one.reason = "not judged", f"beyond the first step: {type(error).__name__}: {error}"
+    wrong = any(one.verdict == "differs" for one in result.parameters)
+    if (wrong or steps > 1) and values:
+        with contextlib.suppress(Exception):  # optimizers that do not step other arrays explain nothing
+            shapes = {path: values[path].shape for path in _in_order(run, values, trained)}
+            tried = max(at, min(steps, stepping.MOST_STEPS))
+            alone = stepping.Alone(transformation, shapes, norms[0], tried)
+            if wrong or alone.apart(make, (1.0,), tried) > stepping.AGREE:
+                told = stepping.explain(optimizers.made(make, list(trained.values())), make, alone)
+                _tell(result.parameters, told, wrong=wrong)
     return result
 
 
-def _facts(run: Backward, first: Arrays, ours: Arrays, theirs: Arrays) -> stepping.Facts:
-    """Return what the first steps have to do with each other, of the first parameter of which that is known."""
-    starts = {pair.torch_views: want for pair, want, _ in _pairs(run, first, theirs)}
-    times = decay = None
-    for pair, want, got in _pairs(run, ours, theirs):
-        start = starts[pair.torch_views][0]
-        if not np.array_equal(got[0], start):
-            times = _constant(got[0] - start, want[0] - start) if times is None else times
-            decay = _constant(want[0] - got[0], start) if decay is None else decay
-    return stepping.Facts(times, decay)
+def _tell(parameters: list[Parameter], told: str, *, wrong: bool) -> None:
+    """Say of parameters that differ why; of others that the optimizers do, though not of this loss's gradients."""
+    for one in parameters:
+        if told and one.verdict == "differs":
+            one.reason = one.reason.partition(PARTS)[0] + PARTS + told if PARTS in one.reason else told
+        elif told and not wrong and one.verdict != "not judged":
+            one.verdict = "differs"
+            one.reason = f"the same steps of this loss, whose gradient hardly changes; of others, {told}"
+
+
+def _judge_later(
+    run: Backward, parameters: list[Parameter], ours: Arrays, theirs: list[Arrays], judge: weighing.Weighing
+) -> int:
+    """Judge each step but the first, up to that at which the two part; return which that is, or 0.
+
+    Each step begins where torch's training was.
+    """
+    start = max((np.abs(value).max(initial=0.0) for name, value in ours.items() if name.startswith("0/")), default=0.0)
+    for at in range(1, len(theirs)):
+        mine = {name.partition("/")[2]: value for name, value in ours.items() if name.startswith(f"{at}/")}
+        largest = max((np.abs(value).max(initial=0.0) for value in mine.values()), default=0.0)
+        if not largest <= DIVERGED * start:  # NaN too
+            for one in [one for one in parameters if one.verdict != "differs"]:
+                one.verdict, one.reason = "not judged", f"from step {at + 1} on: torch's training diverges"
+            return 0
+        for one, (pair, want, got) in zip(parameters, _pairs(run, mine, theirs[at]), strict=True):
+            if one.verdict != "differs":
+                names = [(f"{at}/{view.name}", _part_of(view)) for view in pair.torch_views][: len(want)]
+                found = judge.of(names, want, got)
+                if found.verdict == "differs" and found.ratio > LATER:
+                    one.verdict, one.error, one.ratio = "differs", found.error, found.ratio
+                    one.reason = f"step {at + 1}{PARTS}JAX's is another step from the same parameters"
+        if any(one.verdict == "differs" for one in parameters):
+            return at + 1
+    return 0
+
+
+def _in_order(run: Backward, values: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
+    """Return JAX's paths in the order of torch's parameters."""
+    order = {name: at for at, name in enumerate(trained)}
+    place: dict[str, int] = {}
+    for group in groups(run.weights.pairs):
+        for pair in group:
+            for view in pair.jax_views:
+                place[view.name] = min(place.get(view.name, len(order)), order.get(pair.torch[0], len(order)))
+    return sorted(values, key=lambda path: place.get(path, len(order)))
 
 
 def _pairs(run: Backward, ours: Arrays, theirs: Arrays) -> Any:
@@ -236,26 +331,18 @@ def _step_reason(start: np.ndarray, want: np.ndarray, got: np.ndarray) -> str:
     if np.array_equal(want, start):
         return "torch's does not move"
     moved, theirs = want - start, got - start
-    if (factor := _constant(theirs, moved)) is not None:
+    if (factor := stepping.constant(theirs, moved)) is not None:
         return (
             f"JAX's first step is {factor:.6g} times torch's. Likely another learning rate or scale of the loss, or"
-            " another momentum, or none (Nesterov's)"
+            " another momentum, or none (Nesterov's), or clipping"
         )
-    if (factor := _constant(want - got, start)) is not None:
+    if (factor := stepping.constant(want - got, start)) is not None:
         return (
-            f"JAX's first step is torch's less {factor:.6g} times the weight. Likely another weight decay, by that over"
-            " the learning rate (AdamW's default is 0.01 in torch and 0.0001 in optax), or another kind of it"
+            f"JAX's first step is torch's {'less' if factor > 0 else 'plus'} {abs(factor):.6g} times the weight. Likely"
+            " another weight decay, by that over the learning rate (AdamW's default is 0.01 in torch and 0.0001 in"
+            " optax), or another kind of it"
         )
-    return explain(want, got)[1]
-
-
-def _constant(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Return the factor by which one is the other throughout, or None."""
-    large = np.abs(other) > 1e-3 * np.abs(other).max(initial=0.0)
-    if large.sum() < 2:
-        return None
-    ratios = one[large] / other[large]
-    return float(ratios[0]) if float(np.ptp(ratios)) <= 1e-5 * abs(float(ratios[0])) else None
+    return explain(want, got)[1].removeprefix("differs, ")
 
 
 MOST_ROUGH, LEAST_FACTOR, LEAST_SPREAD = 0.01, 3.0, 0.5

@@ -47,7 +47,7 @@ class Statistic(Compared):
 
 
 class Parameter(Compared):
-    """A parameter after the first step of an optimizer."""
+    """A parameter after the steps of an optimizer."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Training:
     """What came of optimizer steps.
 
     Attributes:
-        parameters: Every paired parameter that torch trains, after the first step.
+        parameters: Every paired parameter that torch trains: after the first step, or the first that differs.
         distances: After each step, the largest distance of a parameter in JAX from torch's, relative to how far
             torch's has moved from its start.
         losses: Before each step, torch's and JAX's loss.
