@@ -96,9 +96,9 @@ AS_USERS = (
     "test_attention_verdicts", "test_bench_command", "test_bench_rivals", "test_bench_rows", "test_blocks_memory",
     "test_compare", "test_cost", "test_course", "test_digits", "test_exact_engines", "test_formulas", "test_grid",
     "test_hold_compiled", "test_import_time", "test_jax_memory", "test_kinks", "test_minilm", "test_models_memory",
-    "test_no_lies", "test_oracle", "test_overhead", "test_quantized", "test_quiet", "test_real_size",
-    "test_recompilation", "test_reproducible", "test_right_ports", "test_right_ports_beyond", "test_theory",
-    "test_workers",
+    "test_no_lies", "test_oracle", "test_overhead", "test_private_names_parity", "test_quantized", "test_quiet",
+    "test_real_size", "test_recompilation", "test_reproducible", "test_right_ports", "test_right_ports_beyond",
+    "test_theory", "test_workers",
 )  # fmt: skip
 """Files that ask how XLA's optimized code rounds, what it costs or what memory it takes. Of all others XLA makes code
 without LLVM's optimizations, in a third of the time: their sums are exact, or of planted faults far beyond any
