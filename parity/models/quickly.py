@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def compiled_quickly() -> Iterator[None]:
     """On a CPU, have XLA make machine code without LLVM's optimizations: in a third of the time.
 
-    Half of a comparison was spent on code that runs once. The graph goes through all passes of XLA. Nothing changes
+    A comparison runs each operator a few times. The graph goes through all passes of XLA. Nothing changes
     where JAX is not loaded, on other devices, and where the user has set a precision of products.
     """
     jax = sys.modules.get("jax")
