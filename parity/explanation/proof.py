@@ -440,8 +440,9 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
         cause = f"constant: {name}"
     if cause == "constant" and not replacement.from_other and all(value in (0.0, 1.0) for value in replacement.values):
         cause = "another formula"  # the other has no such term, rather than another number in it
-    there = {written(constant.value) for constant in at.programs[other(replacement.framework)].constants}
-    if cause == "constant" and not replacement.from_other and {written(value) for value, _ in pairs} <= there:
+    there = {(written(one.value), one.name.rstrip("_")) for one in at.programs[other(replacement.framework)].constants}
+    same = {(written(one.value), one.name.rstrip("_")) for one in replacement.constants} <= there
+    if cause == "constant" and not replacement.from_other and same:
         text = (
             f"With {theirs} in the place of {mine} in {who} ({what}{count}) the two agree. {whose} has {mine} as "
             "well: the steps may be in another order."

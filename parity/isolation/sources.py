@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,12 @@ def import_file(path: Path) -> dict[str, Any]:
         sys.path.insert(0, folder)
     sys.modules.setdefault(path.stem, module)
     try:
-        spec.loader.exec_module(module)
+        if isinstance(spec.loader, SourceFileLoader):
+            # Compiled anew: the bytecode that Python keeps is stale if a file changes twice within a second.
+            source = spec.loader.get_data(str(path))
+            exec(spec.loader.source_to_code(source, str(path)), vars(module))
+        else:
+            spec.loader.exec_module(module)
     except BaseException as error:
         raise NotUnderstood(f"{path} fails to import: {_place(error, path)}{type(error).__name__}: {error}") from error
     return vars(module)
