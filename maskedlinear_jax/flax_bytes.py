@@ -1,6 +1,7 @@
 """Pytree layers in `flax.serialization`: `to_bytes`, `to_state_dict` and their inverses.
 
-Flax has a register of what it stores. It is told as soon as it is imported, which is never done here.
+Flax has a register of what it stores. It is told when the first layer is made after it was imported, which is never
+done here.
 """
 
 from __future__ import annotations

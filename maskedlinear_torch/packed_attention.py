@@ -31,22 +31,17 @@ class InProjection(PackedLinear):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix.removesuffix(".") + self._joint, keep_vars)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        *rest: Any,
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Load the parts under names of their own; weight and bias the attention loads by `load`, before."""
-        if any(name.startswith(prefix) for name in state_dict):
-            missing: list[str] = []
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *rest)
-            complete = {prefix.removesuffix(".") + self._joint + name for name in ("weight", "bias")}
-            complete -= {prefix.removesuffix(".") + self._joint + name.removeprefix(prefix) for name in missing}
-            missing_keys[:] = [name for name in missing_keys if name not in complete]
+        if not any(name.startswith(prefix) for name in state_dict):
+            return
+        local_metadata, strict, missing_keys, *others = rest
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *others)
+        joint = prefix.removesuffix(".") + self._joint
+        still = {joint + name.removeprefix(prefix) for name in missing}
+        complete = {joint + name for name in ("weight", "bias")} - still
+        missing_keys[:] = [name for name in missing_keys if name not in complete]
 
     def load(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Load the weight and bias under the names that start with a prefix."""
