@@ -1,5 +1,6 @@
 """Settings of the test run: JAX on the CPU, everything seeded, and who runs what."""
 
+import contextlib
 import gc
 import os
 import tempfile
@@ -21,17 +22,26 @@ import torch
 
 import maskedlinear_jax
 import maskedlinear_torch
-from parity.execution._compat import QUICKLY, known_xla_options, xla_options
+from parity.execution._compat import QUICKLY, known_xla_options, one_ir_context, xla_options
+from parity.garbage import what_was_there_set_aside
 from parity.suites.masked_linear.grid import collect_rarely
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     collect_rarely()
 
 
+_set_aside = contextlib.ExitStack()
+
+
 def pytest_collection_finish():
     """Let the garbage collector look at what tests make alone: the frameworks are a million objects."""
     gc.collect()
-    gc.freeze()
+    _set_aside.enter_context(what_was_there_set_aside())
+
+
+def pytest_unconfigure():
+    """Take it back while Python is whole."""
+    _set_aside.close()
 
 
 # What JAX compiled once in this process it need not compile again, after `clear_caches` too. A folder for each process:
@@ -60,10 +70,10 @@ FIRST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Put the long files first, among several workers; else keep the order."""
+    """Put the long files first, among several workers, and then those for which XLA's own code is made."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        places = {name: place for place, name in enumerate(FIRST)}
-        items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+        places = {name: place for place, name in enumerate((*FIRST, *AS_USERS))}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -81,9 +91,9 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture
 def nothing_set_aside():
     """Let the garbage collector look at everything, as in a program of a user, in one test."""
-    gc.unfreeze()
+    _set_aside.close()
     yield
-    gc.freeze()
+    _set_aside.enter_context(what_was_there_set_aside())
 
 
 @pytest.fixture(autouse=True)
@@ -105,18 +115,24 @@ without LLVM's optimizations, in a third of the time: their sums are exact, or o
 rounding, and they compare within the bounds that theory gives."""
 
 
+_made_quickly = []
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _xla(request):
     """Let XLA make machine code in a third of the time where that is not in question (`AS_USERS`).
 
-    The graph goes through all of XLA's passes. What was compiled so is forgotten afterwards.
+    The graph goes through all of XLA's passes. What was compiled so is forgotten before XLA's own code is asked for.
     """
     if request.path.stem in AS_USERS:
+        if _made_quickly:
+            jax.clear_caches()
+            _made_quickly.clear()
         yield
         return
-    with xla_options(known_xla_options(QUICKLY)):
+    _made_quickly.append(request.path.stem)
+    with xla_options(known_xla_options(QUICKLY)), one_ir_context():
         yield
-    jax.clear_caches()
 
 
 TORCH = SimpleNamespace(

@@ -1,5 +1,7 @@
 """Large models: arrays wait on disk, and nothing is kept of a run but what was said of it; a dump holds gradients."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,22 @@ def test_a_large_model_is_judged_as_a_small_one(options, monkeypatch):
     assert [(one.torch, one.verdict) for one in large.gradients] == [
         (one.torch, one.verdict) for one in small.gradients
     ]
+
+
+def test_memory_is_looked_for_where_the_process_grew_alone():
+    looked = []
+    gc.callbacks.append(count := lambda phase, found: looked.append(phase) if found["generation"] == 2 else None)
+    try:
+        shelf.give_back()
+        del looked[:]
+        shelf.give_back()
+        assert not looked, "nothing was made since"
+        held = np.ones(2 * shelf.WORTHWHILE, np.uint8)
+        shelf.give_back()
+        assert looked == ["start", "stop"]
+        del held
+    finally:
+        gc.callbacks.remove(count)
 
 
 def test_gradients_leave_memory_one_by_one(monkeypatch):

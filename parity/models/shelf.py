@@ -112,9 +112,26 @@ def give_back_large() -> None:
             ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
 
 
+WORTHWHILE = 32 * 2**20
+"""Bytes by which the process must have grown before memory is looked for: that takes as long as a small model's run."""
+
+_before = [0]
+"""Bytes of the process when memory was last given back."""
+
+
 def give_back() -> None:
-    """Give memory that is free back to the system: the C library of Linux keeps it otherwise."""
-    gc.collect()  # a model and its hooks hold each other
-    if sys.platform == "linux":
+    """Give free memory back to the system where the process grew: the C library of Linux keeps it otherwise."""
+    if sys.platform != "linux":
+        gc.collect()  # a model and its hooks hold each other
+    elif _resident() - _before[0] >= WORTHWHILE:
+        gc.collect()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+        _before[0] = _resident()
+    else:
+        _before[0] = min(_before[0], _resident())
+
+
+def _resident() -> int:
+    """Return the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
