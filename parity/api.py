@@ -9,6 +9,7 @@ from typing import Any
 
 from parity import needs
 from parity.counts import whole
+from parity.execution.endings import kept_alive
 from parity.garbage import what_was_there_set_aside
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Inputs, Known, Pair
@@ -108,7 +109,7 @@ def compare_pair(
         what_was_there_set_aside(),
         contextlib.closing(run.run(pair, order, seed, jobs=jobs, strict=strict)) as records,
     ):
-        for record in records:
+        for record in kept_alive(records):
             found[record.cell] = record
             if progress is not None:
                 progress(record)

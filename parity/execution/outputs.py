@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 
 from parity.execution import plan
 from parity.execution.calls import Call, Failure, Numbers, Outputs
+from parity.execution.endings import RAISED
 from parity.execution.programs import Reading
 from parity.operator import data, transforms, trees
 from parity.operator.faults import Fault, ask
@@ -142,7 +144,7 @@ class Runs:
             return self._called(EAGER[framework], device, "float64", shared, self.plain(kind, dtype), {}, {})
         except Fault:
             raise
-        except Exception as error:
+        except RAISED as error:
             # As in rerun.
             return _failure(error)
 
@@ -208,7 +210,7 @@ class Runs:
             return self._called(cell.world, cell.device, dtype, transform, numbers, compiler, kept)
         except Fault:
             raise
-        except Exception as error:
+        except RAISED as error:
             # Whatever a framework or the user's function raises is the cell's result, and the run goes on.
             return _failure(error)
 
@@ -228,7 +230,7 @@ class Runs:
             transform, framework = self.pair.transform(cell.transform), framework_of(cell)
             if cell.world != "jax-jit" or cell.device not in world_of(framework).devices():
                 continue
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(*RAISED):
                 numbers = self.numbers_in(cell)
                 if isinstance(numbers, Numbers) and (transform.everything or numbers.cotangents):
                     asked = Call(self.function(framework), transform, numbers, cell.dtype, self._compiler(cell))
@@ -259,7 +261,7 @@ class Runs:
         try:
             kept = self._kept[framework]
             return world_of(framework).read(asked, cell.device, kept, ranges=ranges, x64=x64)
-        except Exception:
+        except RAISED:
             # What raises here raised before, and that is the cell's result; or it cannot be read.
             return None
 
@@ -273,7 +275,7 @@ class Runs:
             asked = Call(self.function(framework), transform, numbers, "float32")
             try:
                 return set(world_of(framework).made_wide(asked, cell.device))
-            except Exception:
+            except RAISED:
                 # It cannot run in a mixture of types: then nothing is known of it.
                 return set()
 
@@ -313,7 +315,7 @@ class Runs:
             return self.compute(cell)
         except Fault:
             raise
-        except Exception as error:
+        except RAISED as error:
             # As in rerun.
             return _failure(error)
 
@@ -359,14 +361,33 @@ def _digest(arguments: tuple[Any, ...]) -> str:
     return found.hexdigest()
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: BaseException) -> Failure:
     raised = f"{type(error).__name__}: "
-    return Failure(raised + _first_line(error), f"{raised}{error}")
+    if isinstance(error, SystemExit):
+        return Failure(f"{raised}the function ends the process ({error})", f"{raised}{error}")
+    return Failure(raised + _said(error), f"{raised}{error}")
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return data.rounded(rng.uniform(0.5, 1.5, shape) * rng.choice((-1.0, 1.0), shape), dtype)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _said(error: BaseException) -> str:
+    """Return an error in a line: its first one, and of what torch.compile says why, and at which line of the user's."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    why = next((line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")), "")
+    if not why and lines[0].endswith(":"):
+        why = next(filter(None, lines[1:]), "")
+    told = [lines[0][:LINE] + ("" if not why or lines[0].endswith(":") else ":"), why[:LINE]]
+    if USERS in lines:
+        code = list(itertools.takewhile(bool, lines[lines.index(USERS) + 1 :]))
+        code = [line for line in code if line.strip("^~")]
+        told.append(f"(at `{code[-1][:LINE]}`)" if code else "")
+    return " ".join(filter(None, told))
+
+
+LINE = 200
+"""Characters of each line of an error that are told."""
+
+USERS = "from user code:"
+"""What torch.compile writes before the lines of the user's that it could not take."""

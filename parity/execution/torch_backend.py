@@ -187,12 +187,12 @@ def _compiled(asked: Call, ops: Any = Ops) -> Callable[[dict[str, Any]], dict[st
 
 
 @contextlib.contextmanager
-def rounding(size: float, seed: int, *, lower: bool = False) -> Iterator[None]:
+def rounding(size: float, seed: int, *, lower: bool = False, alike: bool = False) -> Iterator[None]:
     """In this context every result is rounded anew, at random (`torch_programs.Rounding`).
 
     Attention is computed by its formula: the backward of torch's fused kernel cannot be taken apart.
     """
-    with sdpa_kernel(SDPBackend.MATH), torch_programs.Rounding(size, seed, lower=lower):
+    with sdpa_kernel(SDPBackend.MATH), torch_programs.Rounding(size, seed, lower=lower, alike=alike):
         yield
 
 

@@ -62,7 +62,7 @@ TRANSCENDENTAL = frozenset(_TRANSCENDENTAL.split())
 """Functions that good libraries give to a few units of the result."""
 
 _MOVES = """
-alias detach view to _to_copy convert_element_type unsqueeze squeeze expand permute transpose t clone
+alias detach lift_fresh view to _to_copy convert_element_type unsqueeze squeeze expand permute transpose t clone
 broadcast_in_dim _unsafe_view reshape slice select cat stack zeros_like ones_like new_zeros
 """
 MOVES = frozenset(_MOVES.split())
@@ -112,14 +112,15 @@ class Rounding(TorchDispatchMode):
         lower: Whether numbers are moved by units of the type that they have in the program.
         formulas: Of operators, by name, in the place of torch's own parts.
         counts: Whether counts and positions stay: no type rounds them, and moved they are cut to other whole numbers.
+        alike: Whether all numbers of a result are moved by one part of their size, as by a constant that was rounded.
     """
 
     def __init__(
         self, size: float, seed: int, *, lower: bool = False, formulas: Mapping[str, Callable[..., Any]] | None = None,
-        counts: bool = False,
+        counts: bool = False, alike: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.counts = counts
+        self.counts, self.alike = counts, alike
         self.size, self.lower, self.formulas = size, lower, formulas or {}
         self.lost = max((FLUSHED[name] for name, unit in UNIT.items() if unit == size and not lower), default=0.0)
         self.random = torch.Generator().manual_seed(seed)
@@ -143,9 +144,10 @@ class Rounding(TorchDispatchMode):
                         return parts(*args, **kwargs)
                 except Exception:  # a decomposition that does not know these arguments
                     pass
-        if not (simple or base in BASIC) and not in_place and not _is_view(func):
+        if not (simple or base in BASIC or self.alike) and not in_place and not _is_view(func):
             args = self._moved_inputs(func, base, args)
-        factor = 1.0 if base in BASIC else FUNCTIONS if base in TRANSCENDENTAL else SPECIAL
+        once = base in BASIC or (self.alike and base in ATOMIC)
+        factor = 1.0 if once else FUNCTIONS if base in TRANSCENDENTAL else SPECIAL
         return self._moved(func(*args, **kwargs), inputs, factor, in_place)
 
     def _cast(self, out: Any, inputs: list[torch.Tensor]) -> Any:
@@ -171,6 +173,9 @@ class Rounding(TorchDispatchMode):
 
     def _drawn(self, tensor: torch.Tensor, amount: float, middle: float) -> torch.Tensor:
         size = tensor.numel()
+        if self.alike:
+            drawn = torch.empty((), dtype=torch.float64).uniform_(-amount, amount, generator=self.random)
+            return (drawn + middle).to(tensor.device)
         drawn = torch.empty(min(size, BLOCK), dtype=torch.float64).uniform_(0.0, 2 * amount, generator=self.random)
         drawn.sub_(amount)
         if size > BLOCK:
@@ -271,7 +276,8 @@ class Reader(TorchDispatchMode):
             if leaf.dtype in UNITS and inputs and base not in MOVES:
                 self.reading.note(_type(leaf), base)
                 with contextlib.suppress(RuntimeError):  # numbers that are not stored
-                    self._note_range(base, leaf, inputs)
+                    if 0 not in [one for one in args if isinstance(one, int | float)]:
+                        self._note_range(base, leaf, inputs)
         return out
 
     def _note_range(self, name: str, out: torch.Tensor, inputs: list[torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from parity.explanation import default_arguments as hypotheses
 from parity.explanation.claims import ADD_STEP
 from parity.explanation.evidence import Evidence
 from parity.explanation.precision import bfloat16_inputs, distance, lost_precision, low_accumulator, tf32
+from parity.explanation.selections import THRESHOLD
 from parity.explanation.trials import BESIDE, BOTH_RIGHT, NEAR
 from parity.operator.data import SUBNORMAL
 from parity.operator.tolerance import TOLERATED
@@ -52,8 +53,11 @@ def raises(e: Evidence) -> Diagnosis | None:
             return Diagnosis("error in the function", f"Nothing was compared: {e.reason}.",
                              "Mend the functions, and hand them arguments that both take.")  # fmt: skip
         where = f"{e.cell.transform} in {e.cell.world}, {e.cell.dtype}"
-        return Diagnosis("unsupported", f"{where} raises: {e.reason}", "Write the operator of parts that can do this, or "
-                         "list the cell as known with the reason.")  # fmt: skip
+        if "SystemExit" in e.reason:
+            return Diagnosis("error in the function", f"{where} is not compared: {e.reason}", "Raise an error in its place: "
+                             "whoever calls the function goes on.")  # fmt: skip
+        fix = next((one for part, one in TRACED.items() if part in e.reason), UNSUPPORTED)
+        return Diagnosis("unsupported", f"{where} raises: {e.reason}", fix)
     if e.output:
         return None
     fix = "Check arguments alike on both sides, or list the cell as known."
@@ -63,6 +67,18 @@ def raises(e: Evidence) -> Diagnosis | None:
             "inputs, or cast them to the dtype of the argument."
         )
     return Diagnosis("raises in one", f"Only one framework refuses these numbers: {e.reason}", fix)
+
+
+TRACED = {
+    "Unsupported: ": "torch.compile takes it in one graph (fullgraph=True) here: keep such lines out of what is compared, or "
+    "list torch-compiled as known with the reason.",
+    "TracerArrayConversionError": "jax.jit traces without numbers: use jnp in the place of NumPy, and return JAX's arrays.",
+    "ConcretizationTypeError": "jax.jit traces without numbers: use jnp.where and jax.lax.cond in the place of if, float and "
+    "tolist, or list jax-jit as known with the reason.",
+}  # fmt: skip
+"""What to do about an error of a compiler, by a part of its text."""
+
+UNSUPPORTED = "Write the operator of parts that can do this, or list the cell as known with the reason."
 
 
 def oracle(e: Evidence) -> Diagnosis | None:
@@ -79,7 +95,7 @@ def unsteady(e: Evidence) -> Diagnosis | None:
         return None
     who = " and ".join(WHO[name] for name in e.unsteady)
     return Diagnosis("not deterministic", f"Run again on the same numbers, the function in {who} gives other results.",
-                     "Switch dropout off (eval mode), or pass what is drawn at random as an input to both.")  # fmt: skip
+                     "Switch dropout off (eval mode), and pass what is drawn at random, or kept from call to call, as an input to both.")  # fmt: skip
 
 
 def structure(e: Evidence) -> Diagnosis | None:
@@ -123,6 +139,10 @@ def promotion(e: Evidence) -> Diagnosis | None:
     own, other = (one.dtypes.get(e.output, "") for one in (e.own, e.other))
     if not own or not other or same_dtype(own, other):
         return None
+    if "ndarray" in (own, other):
+        whose = e.who if own == "ndarray" else e.whose
+        return Diagnosis("structure", f"{e.name} is a NumPy array in {whose}, and the framework's own in the other.",
+                         "Return tensors and JAX arrays: a NumPy array has no derivative, and no compiler traces it.")  # fmt: skip
     if e.got.dtype.kind in "iu" and e.want.dtype.kind in "iu":
         return Diagnosis("integer width", f"{e.name} is {own} in {e.who} and {other} in the other.",
                          "Cast the result to one type on both sides: in the narrower one large numbers wrap around.")  # fmt: skip
@@ -159,21 +179,30 @@ def signed_zero(e: Evidence) -> Diagnosis | None:
         return None
     if e.at_random and (usual := e.at_ordinary()) is not None:
         return usual  # zeros of other places
-    return Diagnosis("signed zero", f"{int(sign.sum())} zeros of {e.name} have the other sign (-0.0 for +0.0).",
+    return Diagnosis("signed zero", f"{int(sign.sum())} {'zeros have' if sign.sum() > 1 else 'zero has'} the other sign (-0.0 for +0.0) in {e.name}.",
                      "Harmless unless 1/x, atan2, copysign or sqrt follow; add 0.0 to the result to make zeros positive.")  # fmt: skip
 
 
 def small_enough(e: Evidence) -> Diagnosis | None:
-    """An eps that shows on zeros and tiny numbers alone: it is found on tiny numbers."""
+    """An eps or a threshold that shows on zeros and tiny numbers alone: it is found on tiny numbers."""
     tiny = e.cell.data in ("zeros", "signed zeros", "subnormal", "small") and not e.at_random
-    if tiny and e.derivative and e.forward is not None and e.forward.cause == "default argument: eps":
-        return follows(e)
-    if not tiny or e.verdict != "differs" or e.judged != "meaning" or e.derivative or not e.same_shape:
+    if not tiny or e.verdict != "differs" or e.judged != "meaning" or not e.same_shape:
         return None
-    if not (e.off.any() or np.isnan(e.got).any() != np.isnan(e.want).any()):
-        return None
+    if e.derivative and e.forward is not None:
+        return (
+            follows(e) if e.forward.cause == "default argument: eps" or e.forward.text.startswith(NEAR_ZERO) else None
+        )
     found = e.near_zero()
-    return None if found is None else Diagnosis(found.cause, f"Near zero, {found.text}", found.fix)
+    if found is None or (found.cause == "default argument: eps" and (e.derivative or not _differs_in_kind(e))):
+        return None
+    return Diagnosis(found.cause, f"{NEAR_ZERO} {found.text}", found.fix)
+
+
+NEAR_ZERO = "Near zero,"
+
+
+def _differs_in_kind(e: Evidence) -> bool:
+    return bool(e.off.any() or np.isnan(e.got).any() != np.isnan(e.want).any())
 
 
 def special(e: Evidence) -> Diagnosis | None:
@@ -298,17 +327,28 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
         return None
     if not e.alike_nearby():
         return None
+    if (
+        e.cell.data == "kinks"
+        and special
+        and not e.derivative
+        and e.judged == "meaning"
+        and (found := e.proved()) is not None
+    ):
+        return found
     first = tuple(int(i) for i in index[0])
     what = "derivative" if e.derivative else "value"
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
     if e.cell.data == "random":
         point = "some of these numbers, which are ties, kinks or edges,"
     if e.judged == "meaning" and not e.alike_nearby(NEAR):
+        found = e.near_zero()
+        if found is not None and found.cause == THRESHOLD:
+            return Diagnosis(found.cause, f"{NEAR_ZERO} {found.text}", found.fix)
         return Diagnosis("another formula", f"The {what} differs at {point.rstrip(',')} and as near as {NEAR:.0e}, in {len(index)} of {e.got.size} "
                          f"elements of {e.name}, and agrees as far as {BESIDE:.0e} from there: an eps or a threshold differs.",
                          "Compare what keeps roots and quotients from zero: its size, and whether it stands under the root.")  # fmt: skip
     point = point.rstrip(",") + where if (where := _where(e)) else point
-    return Diagnosis("tie or kink", f"The {what} at {point} is a convention, and the frameworks have different ones: "
+    return Diagnosis("tie or kink", f"The {what} at {point} is a matter of convention, and the two follow different ones: "
                      f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
                      f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
                      "Write the convention out (where, or a custom rule) on one side, or list the cell as known.")  # fmt: skip
@@ -375,8 +415,9 @@ def other_formula(e: Evidence) -> Diagnosis | None:
         return None
     error = distance(e.got, e.want)
     count = int(e.off.sum()) or "some"
-    if e.cell.data == "random" and 0 < float(np.nanmax(error, initial=0.0)) < SMALL:
-        return Diagnosis("another formula", f"In float64, {e.name} differs by up to {_off_by(e):.2g} of its size: the two agree "
+    if 0 < float(np.nanmax(error, initial=0.0)) < SMALL:
+        on = "" if e.cell.data == "random" else f", on {_points(e)},"
+        return Diagnosis("another formula", f"In float64{on or ','} {e.name} differs by up to {_off_by(e):.2g} of its size: the two agree "
                          f"to {int(-np.log10(_off_by(e)))} digits, and no further. A small number (eps), a constant of few digits "
                          "or an approximation is another.", "Compare eps and constants; of special functions, how exact each is.")  # fmt: skip
     return Diagnosis("another formula", f"In float64, on {_points(e)}, {count} of {e.got.size} elements of "
@@ -394,8 +435,8 @@ def integers(e: Evidence) -> Diagnosis | None:
     special = e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random
     if (special or e.cell.data == "random") and e.alike_nearby():
         return Diagnosis("tie or kink", f"{e.name} names other elements in {count} of {e.got.size} places where numbers are equal; "
-                         "beside these the two agree.", "Among equal numbers no order is promised: sort stably, or compare "
-                         "values instead of indices.")  # fmt: skip
+                         "beside these the two agree.", "Let both take the first of equal numbers, as argmax, argmin, max(dim) and min(dim) do, and stable "
+                         "sorts; or compare values instead of indices.")  # fmt: skip
     return proved(e) or Diagnosis("another formula", f"{count} of {e.got.size} elements of {e.name} differ, on {_points(e)}, and they are "
                      "no floats.", "Compare conventions: where counting begins, which side is meant, what is true.")  # fmt: skip
 
@@ -409,7 +450,7 @@ def summation_order(e: Evidence) -> Diagnosis | None:
 
 
 CAUSES: tuple[Cause, ...] = (
-    raises, structure, unsteady, oracle, shape, promotion, ordinary, signed_zero, transposed, flushed, small_enough, special, nan_in_one, overflowed, tie_or_kink,
+    raises, structure, unsteady, oracle, shape, promotion, ordinary, small_enough, signed_zero, transposed, flushed, special, nan_in_one, overflowed, tie_or_kink,
     follows, integers, proved, default_argument, gradient_missing, gradient_masked, gradient_rule, tf32, bfloat16_inputs,
     low_accumulator, lost_precision, other_formula,
 )  # fmt: skip

@@ -259,8 +259,13 @@ def _near(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:
     return bench.in_focus(framework, [constant.step for constant in group])
 
 
+THRESHOLDS = ("lambd", "threshold", "lt", "le", "gt", "ge")
+
+
 def _idle(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:
     """Return whether a constant moves no output: replacing it explains nothing."""
+    if any(constant.name in THRESHOLDS for constant in group):
+        return False  # a small step moves nothing over it
     slope = _slope(bench, framework, group, group[0].value)
     return slope is not None and not np.any(slope)
 
@@ -268,8 +273,13 @@ def _idle(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:
 def _is_whole(bench: Bench, framework: str, group: tuple[Constant, ...]) -> bool:
     """Return whether constants stand among integers: positions, counts."""
     keys = {constant.step for constant in group}
-    results = [step.result for step in bench.programs[framework].steps if step.key in keys]
-    return any(result is not None and result.dtype.kind in "iu" for result in results)
+    steps = {step.key: step for step in bench.programs[framework].steps if step.key in keys}
+    if any(step.result is not None and step.result.dtype.kind in "iu" for step in steps.values()):
+        return True
+    # A function that is called with an integer (ddof) would cut another number.
+    floats = {key for key, step in steps.items() if step.result is not None and step.result.dtype.kind == "f"}
+    given = [steps[c.step].operands.get(c.operand) for c in group if c.step in floats]
+    return any(isinstance(one, np.ndarray | np.generic) and one.dtype.kind in "iu" for one in given)
 
 
 def _slope(bench: Bench, framework: str, group: tuple[Constant, ...], value: float) -> np.ndarray | None:

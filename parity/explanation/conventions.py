@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.explanation import eps, windows
+from parity.explanation import alike, eps, windows
 from parity.explanation.claims import Claim
 from parity.explanation.programs.program import (
     Operand,
@@ -36,6 +36,15 @@ ROUND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 ROUND_FIX = (
     "Round alike: // and % go with the floor in Python, torch and JAX; lax.div, lax.rem, fmod and casts truncate."
+)
+HALVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "to even": np.round,
+    "up": lambda x: np.floor(x + 0.5),
+    "away from zero": lambda x: np.copysign(np.floor(np.abs(x) + 0.5), x),
+}
+HALF_FIX = (
+    "Round halves alike: torch.round and jnp.round go to the even neighbour, floor(x + 0.5) goes up, and jax.lax.round "
+    "away from zero unless it is told otherwise."
 )
 MOST = 64
 """Of the claims of one kind so many are tried."""
@@ -170,12 +179,23 @@ def _roundings(framework: str, steps: Any) -> Iterator[Claim]:
                 ROUND_FIX,
             )
         elif step.name in ROUND and step.result is not None and step.result.dtype.kind == "f":
+            operand = 0 if framework == "jax" else "self"
             for name, function in ROUND.items():
                 if name != step.name:
-                    operand = 0 if framework == "jax" else "self"
                     yield Claim(
                         Change(framework, {step.key: set_unary(function, operand)}), cause, step.name, name, ROUND_FIX
                     )
+            halves = [one for one, way in HALVES.items() if step.name == "round" and _gives(way, step, operand)]
+            for name, function in HALVES.items() if len(halves) == 1 else ():
+                if name not in halves:
+                    yield Claim(
+                        Change(framework, {step.key: set_unary(function, operand)}), cause,
+                        f"halves rounded {halves[0]} (round)", f"them rounded {name}", HALF_FIX,
+                    )  # fmt: skip
+
+
+def _gives(function: Callable[[np.ndarray], np.ndarray], step: Step, operand: Operand) -> bool:
+    return step.result is not None and np.array_equal(function(step.operands[operand]), step.result, equal_nan=True)
 
 
 def _quotient(a: np.ndarray, b: np.ndarray, how: str) -> np.ndarray:
@@ -459,6 +479,10 @@ OF_TORCH: dict[str, Callable[[Step], Iterator[Claim]]] = {
     "adaptive_max_pool2d": _adaptive,
     "native_group_norm": _groups,
     "native_batch_norm": _running,
+    "smooth_l1_loss": alike.quadratic,
+    "huber_loss": alike.quadratic,
+    "max_pool2d_with_indices": alike.padded_pool,
+    "grid_sampler_2d": alike.sampled,
     **dict.fromkeys(("hann_window", "hamming_window", "blackman_window", "bartlett_window"), windows.tapers),
 }
 """Claims of single operators."""

@@ -58,7 +58,7 @@ def places(bench: Bench, framework: str) -> Iterator[Claim]:
                 source = by_key.get(step.sources.get(others[step.key]))
                 where, fix = _place(by_key, source, now)
                 yield Claim(none, "default argument: eps", f"eps = {constant.value:.12g} {where}", "none", fix)
-            for where, eps in itertools.product(PLACES, values):
+            for where, eps in itertools.product(PLACES, values) if _rooted(by_key, step) else ():
                 if where != now:
                     placed = partial(_placed, where=where, eps=eps)
                     change = Change(framework, {key: set_unary(placed, o) for key, o in others.items()})
@@ -85,6 +85,11 @@ def _place(by_key: Mapping[Key, Step], source: Step | None, now: str) -> tuple[s
     if now != NOW["add"] or any(step is not None and step.name.rstrip("_") in ROOTS for step in near):
         return now, EPS_FIX
     return "added", "Add it on both sides, or on neither."
+
+
+def _rooted(by_key: Mapping[Key, Step], step: Step) -> bool:
+    """Return whether what an eps is added to may be a root: what is on its way into a logarithm is none."""
+    return not any(step.key in one.sources.values() and one.name.startswith("log") for one in by_key.values())
 
 
 def _array(step: Step, constant: Operand) -> Operand | None:

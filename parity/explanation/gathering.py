@@ -11,7 +11,7 @@ from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation import origins, trials
 from parity.explanation.evidence import Evidence
-from parity.explanation.proof import prove
+from parity.explanation.proof import prove, selected
 from parity.explanation.substitution import with_theta
 from parity.operator.tolerance import TOLERATED, WITHIN
 from parity.records import Cell, Diagnosis
@@ -99,10 +99,14 @@ TINY = 1e-25
 
 
 def _near_zero(runs: Runs) -> Diagnosis | None:
-    """Return an eps that explains how two functions differ on tiny numbers, or None."""
-    numbers = runs.plain("random", "float64").changed(lambda values: values * TINY)
-    found = prove(runs.pair.torch, runs.pair.jax, with_theta(numbers, numbers.theta))
-    return found if found is not None and found.cause == "default argument: eps" else None
+    """Return an eps, or a threshold, that explains how two functions differ on tiny numbers, or None."""
+    pair, usual = runs.pair, runs.plain("random", "float64")
+    tiny = usual.changed(lambda values: values * TINY)
+    tiny = with_theta(tiny, tiny.theta)
+    found = prove(pair.torch, pair.jax, tiny)
+    if found is not None and found.cause == "default argument: eps":
+        return found
+    return found and prove(pair.torch, pair.jax, tiny, also=[usual], stages=[selected])
 
 
 def _compared(
@@ -114,7 +118,8 @@ def _compared(
     own64 = runs.outputs(cell, world=runs.reference(framework, cell), dtype="float64")
     if found.judged == "meaning":
         twin64 = runs.outputs(cell, world=runs.reference(other, cell), dtype="float64")
-        if _shapes(own) != _shapes(twin) and _shapes(own64) == _shapes(twin64):
+        ran = isinstance(own, Outputs) and isinstance(twin, Outputs)
+        if ran and _shapes(own) != _shapes(twin) and _shapes(own64) == _shapes(twin64):
             return own, twin, framework  # how many there are depends on what the dtype makes of the numbers
         return (own if cell.dtype == "float64" else own64), twin64, framework
     if found.judged == "ratio" and found.finding is not None and found.finding.want > found.finding.got:
@@ -170,7 +175,12 @@ def _unsteady(runs: Runs, device: str) -> tuple[str, ...]:
 
 
 def _changes(runs: Runs, framework: str, device: str) -> bool:
-    pair, plain = runs.pair, runs.plain("random", "float64")
-    cell = pair.cell(pair.name, pair.group, "float64", "forward", EAGER[framework], device, "random")
-    one, two = (runs.rerun(cell, "float64", plain) for _ in range(2))
-    return isinstance(one, Outputs) and isinstance(two, Outputs) and not judge.same_bits(one, two)
+    """Return whether a function gives other results again than at first, in any dtype, or than a moment ago."""
+    pair = runs.pair
+    for dtype in dict.fromkeys(("float64", *(pair.dtypes or ("float32", "bfloat16")))):
+        cell = pair.cell(pair.name, pair.group, dtype, "forward", EAGER[framework], device, "random")
+        several = [runs.outputs(cell), *(runs.rerun(cell, dtype) for _ in range(2 if dtype == "float64" else 1))]
+        ran = [one for one in several if isinstance(one, Outputs)]
+        if any(not judge.same_bits(ran[0], one) for one in ran[1:]):
+            return True
+    return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.explanation import windows
+from parity.explanation import selections, windows
 from parity.explanation.activations import (
     ACTIVATIONS,
     AS,
@@ -24,6 +24,7 @@ from parity.explanation.activations import (
 )
 from parity.explanation.claims import ADD_STEP, Claim, change_all, grouped, place
 from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.selections import COMPARISONS
 from parity.explanation.substitution import CHOICES, Bench, Change, where_they_part
 
 GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
@@ -37,6 +38,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _switches(steps, bench.programs["jax"].steps)
     yield from _thresholds(steps)
     yield from _reductions(steps)
+    yield from selections.scans(steps)
     yield from windows.resizes(steps)
     yield from _logarithms(steps)
     for framework in ("torch", "jax"):  # before comparisons: ELU whose mask is turned around is ReLU
@@ -294,9 +296,6 @@ def joined(bench: Bench) -> Iterator[Claim]:
                 )  # fmt: skip
 
 
-COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-
-
 def _comparisons(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
     fix = "Write masks with the same comparison; check whether True means keep or drop, and the diagonal."
     functions: dict[str, Callable[[Any, Any], Any]] = {
@@ -461,7 +460,7 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                     "none",
                     ADD_STEP,
                 )
-        if result.ndim:
+        if result.ndim and any(isinstance(values, np.ndarray) for values in step.operands.values()):
             yield Claim(
                 change_all(framework, [step], set_result(np.negative)),
                 "another formula: sign",

@@ -132,6 +132,8 @@ def _words(step: Step, by_key: Mapping[Key, Step], nan: bool) -> str:
     sign = {"mul": " * ", "div": " / ", "true_divide": " / ", "sub": " - "}.get(name)
     if sign and len(given) == 2:
         return f"{sign.join(given)} ({name}{infinite})"
+    if not given:
+        return f"made by {name}"
     return f"{name}({', '.join(given)}){infinite.replace(', whose', ', the')}"
 
 

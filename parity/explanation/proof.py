@@ -23,6 +23,7 @@ from parity.explanation import (
     optimizer_rules,
     optimizer_steps,
     order,
+    selections,
     wiring,
 )
 from parity.explanation.claims import Claim
@@ -43,6 +44,7 @@ def prove(
     numbers: Numbers,
     *,
     also: Sequence[Numbers] = (),
+    stages: Sequence[Callable[[Bench], Diagnosis | None]] = (),
 ) -> Diagnosis | None:
     """Return a cause that explains the whole difference of two functions on some numbers, or None.
 
@@ -51,6 +53,7 @@ def prove(
         jax_function: Of JAX arrays.
         numbers: What both are called with.
         also: Numbers on which the two agree: a cause leaves that as it is.
+        stages: Where causes are looked for; none for all.
     """
     with np.errstate(all="ignore"):
         at = bench(torch_function, jax_function, numbers, also=also)
@@ -61,6 +64,8 @@ def prove(
         low = lower_type(at)
         if low is not None or at.difference() <= NOTHING:
             return low
+        if stages:
+            return search(at, stages)
         names = {"torch": brought_along.names_of(torch_function), "jax": brought_along.names_of(jax_function)}
         return search(at, (*STAGES, lambda at: _first(brought_along.claims(at, names), at)))
 
@@ -259,6 +264,11 @@ def _arranged_steps(at: Bench) -> Diagnosis | None:
     return _first(arrangement.steps(at), at)
 
 
+def selected(at: Bench) -> Diagnosis | None:
+    """Return that one side chooses by a threshold, and the other does not."""
+    return _first(selections.claims(at), at)
+
+
 def _left_out(at: Bench) -> Diagnosis | None:
     return _first(operators.left_out(at), at)
 
@@ -277,7 +287,9 @@ def _channels(at: Bench) -> Diagnosis | None:
         factors = (got * want).sum(1) / (want * want).sum(1)
         apart = np.abs(got - factors[:, None] * want).max(1) / np.abs(got).max(1)
         if np.all(apart < at.agreement) and np.ptp(factors) > 1e-6 * np.abs(factors).max():
-            shown = ", ".join(f"{one:.6g}" for one in factors[:FEW]) + (", ..." if len(factors) > FEW else "")
+            apart = [(at, one) for at, one in enumerate(factors) if abs(one - 1) > 1e-6]
+            told = [f"{one:.6g}" + f" at {at}" * (len(apart) < len(factors)) for at, one in apart]
+            shown = ", ".join(told[:FEW]) + (", ..." if len(told) > FEW else "")
             return Diagnosis(
                 "constant factor: by channel",
                 f"{name} in JAX is torch's times a number for each index of axis {axis} ({shown}), on other numbers as "
@@ -310,6 +322,7 @@ STAGES: tuple[Callable[[Bench], Diagnosis | None], ...] = (
     _arrangements,
     _linked,
     _arranged_steps,
+    selected,
     _left_out,
     _wired,
     _channels,
@@ -404,8 +417,8 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
     if role == "beta" and set(replacement.values) == {0.0}:
         return Diagnosis(
             "another formula: bias",
-            f"{WHO[replacement.framework]} adds a bias that {WHO[other(replacement.framework)]} does not add "
-            f"({replacement.constants[0].name}); without it the two agree.",
+            f"{WHO[replacement.framework]} adds a bias that {WHO[other(replacement.framework)]} does not "
+            "add; without it the two agree.",
             "Add the bias on both sides, or on neither (bias=False).",
         )
     pairs = list(dict.fromkeys(zip((c.value for c in replacement.constants), replacement.values, strict=True)))

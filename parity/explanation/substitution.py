@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers
+from parity.execution.endings import RAISED
 from parity.explanation.programs.program import Edit, Edits, Key, Operation, Program, Step
 from parity.operator import trees
+from parity.operator.data import labels
 from parity.operator.trees import is_float
 
 AGREE = 1e-9
@@ -211,6 +213,8 @@ def lower(step: Step) -> set[str]:
 
 
 def _counts(values: np.ndarray) -> bool:
+    if values.dtype.kind == "c":
+        return False
     return values.dtype.kind in "biu" or bool(np.all((values == np.trunc(values)) & (np.abs(values) < 2**8)))
 
 
@@ -311,7 +315,9 @@ def fresh(numbers: Numbers, seed: int) -> Numbers:
         leaves = [leaf for _, leaf in trees.leaves(numbers.arguments)]
         mixed = [rng.permutation(np.ravel(leaf)).reshape(np.shape(leaf)) for leaf in leaves]
         return replace(numbers, arguments=trees.rebuild(numbers.arguments, iter(mixed)))
-    return with_theta(numbers, tuple(leaf * rng.uniform(0.5, 1.5, leaf.shape) for leaf in numbers.theta))
+    kept = labels(list(numbers.theta))
+    drawn = (leaf * (at in kept or rng.uniform(0.5, 1.5, leaf.shape)) for at, leaf in enumerate(numbers.theta))
+    return with_theta(numbers, tuple(drawn))
 
 
 CHOOSES = ("argmax", "argmin", "argsort", "sort", "topk", "top_k", "max", "min", "floor", "round", "sign")
@@ -355,7 +361,7 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers, *, also: Seq
         several += tuple(one for one in also if _shapes(one) == _shapes(numbers))
         # A step that is not read as it runs (a callback, random numbers) shows here: the same again must be the same.
         outputs = {name: tuple(program.run(one, {}) for one in several) for name, program in programs.items()}
-    except Exception:
+    except RAISED:
         return None
     if any(one is None for found in outputs.values() for one in found):
         return None

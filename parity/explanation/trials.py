@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Numbers, Outputs
+from parity.execution.endings import RAISED
 from parity.execution.outputs import EAGER, Runs
 from parity.explanation.evidence import Widened
 from parity.records import WHO, Cell
@@ -243,5 +244,5 @@ def program_of(runs: Runs, cell: Cell, framework: str, numbers: Numbers, dtype: 
         if framework == "jax":
             return JaxProgram(pair.jax, numbers, transform=transform, dtype=dtype)
         return TorchProgram(pair.torch, numbers, transform=transform, dtype=dtype)
-    except Exception:
+    except RAISED:
         return None

@@ -43,14 +43,18 @@ def resizes(steps: Sequence[Step]) -> Iterator[Claim]:
     ):
         for group in grouped(steps, partial(_is, name=mine)):
 
-            def resized(operation: Operation, theirs: str = theirs) -> Any:
+            def resized(operation: Operation, theirs: str = theirs, centres: bool = False) -> Any:
                 o = operation.operands
                 size = o.get("output_size")
                 if size is None:
                     size = [int(n * s) for n, s in zip(o["input"].shape[2:], o["scale_factors"], strict=True)]
                 call = getattr(torch.ops.aten, theirs).default
                 x = o.get("self", o.get("input"))
-                return call(x, size) if "nearest" in theirs else call(x, size, bool(o.get("align_corners")))
+                return (
+                    call(x, size)
+                    if "nearest" in theirs
+                    else call(x, size, bool(o.get("align_corners")) and not centres)
+                )
 
             aa = ("_aa" in mine) != ("_aa" in theirs)
             cause = "default argument: antialias" if aa else "default argument: mode"
@@ -65,6 +69,13 @@ def resizes(steps: Sequence[Step]) -> Iterator[Claim]:
                 # Where nothing shrinks there is no antialiasing: torch has another kernel for it.
                 kernels = ("the cubic kernel of a = -0.75", "that of a = -0.5")
                 has, needs = kernels if "_aa" in theirs else kernels[::-1]
+                if step.operands.get("align_corners"):
+                    change = change_all("torch", group, partial(resized, centres=True))
+                    yield Claim(
+                        change, "default argument: align_corners", f"align_corners=True, and {has},",
+                        f"align_corners=False, and {needs}", "jax.image.resize has the centre of pixels, as "
+                        "align_corners=False, and a = -0.5, as antialias=True: pass these, or use scale_and_translate.",
+                    )  # fmt: skip
                 yield Claim(
                     change_all("torch", group, resized), "another formula: cubic kernel", has, needs,
                     "torch's bicubic has a = -0.75, with antialias=True a = -0.5, as jax.image.resize: pass that.",

@@ -150,8 +150,9 @@ def variants(pair: Pair, kind: str) -> tuple[str, ...]:
         return (kind, *(f"random#{number}" for number in range(2, 1 + min(MOST, -(-ENOUGH // size)))))
     if kind == "indices":
         return ("indices#within", "indices#negative", "indices#beyond")
-    alone = [f"{kind}#{number}" for number, leaf in enumerate(floats, 1)
-             if len(floats) > 1 and _special(f"{kind}#{number}", floats) != _special(kind, floats)]  # fmt: skip
+    usual = _special(kind, floats)
+    each = {f"{kind}#{number}": _special(f"{kind}#{number}", floats) for number in range(1, 1 + len(floats))}
+    alone = [name for name, reached in each.items() if len(floats) > 1 and reached not in (usual, set())]
     shapes = {leaf.shape for leaf in floats}
     together = [f"{kind}#all"] if len(shapes) > 1 else []
     near = ["sweep#near"] if kind == "sweep" else []
@@ -169,7 +170,8 @@ def further_sweeps(pair: Pair) -> tuple[str, ...]:
     floats = _own_floats(pair, [leaf for _, leaf in trees.leaves(pair.make(0))])
     if pair.numbers is not None:
         return ()
-    arrays = [(number, leaf.size) for number, leaf in enumerate(floats, 1) if leaf.size][:ALONE]
+    left_out = labels(floats)
+    arrays = [(at + 1, leaf.size) for at, leaf in enumerate(floats) if leaf.size and at not in left_out][:ALONE]
     return tuple(f"sweep#near.{number}.{draw}" for number, size in arrays for draw in range(_times(size)))
 
 
@@ -286,8 +288,27 @@ def _own_floats(pair: Pair, leaves: list[Any]) -> list[Any]:
     return floats[: len(floats) - pair.weights]
 
 
+def labels(floats: list[Any]) -> set[int]:
+    """Return the numbers of the arguments that are zeros and ones beside others that are not: labels, or a mask.
+
+    Example:
+        >>> labels([np.linspace(-1, 1, 4), np.array([0.0, 1.0, 1.0, 0.0]), np.ones(4)])
+        {1}
+    """
+    found = {number for number, leaf in enumerate(floats) if leaf.size >= FEWEST and set(np.unique(leaf)) == {0, 1}}
+    return found if len(found) < len(floats) else set()
+
+
+FEWEST = 4
+"""Numbers of an array that are zeros and ones by no chance."""
+
+
 def _special(kind: str, floats: list[Any]) -> set[int]:
-    """Return the numbers of the floating arguments that get a kind's values."""
+    """Return the numbers of the floating arguments that get a kind's values: labels and masks keep theirs."""
+    return _reached(kind, floats) - (set() if kind.startswith("random") else labels(floats))
+
+
+def _reached(kind: str, floats: list[Any]) -> set[int]:
     name, _, variant = kind.partition("~")[0].partition("#")
     if name in ("random", "indices"):
         return set()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from parity.execution.outputs import Runs
 from parity.execution.programs import Reading
+from parity.explanation.words import spelt
 from parity.records import WHO, Cell
 from parity.verdict.bounds import UNIT
 
@@ -51,6 +52,7 @@ def of_cell(runs: Runs, cell: Cell, dtype: str) -> Arithmetic:
     if torch is None or jax is None:
         return Arithmetic()
     found = compared(torch, jax, dtype)
+    found = replace(found, text=spelt(runs, found.text))
     if found.text and not found.library and dtype == "float64":
         # Nobody asked for float64 where a framework computes in it as that is its default: by itself it is float32.
         wider = "jax" if found.text.startswith("torch") else "torch"

@@ -9,7 +9,7 @@ whole error. A factor of 1 + 4 units in the last place is a b of 8 u.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,9 @@ UNITS = 1.5
 
 SHARE = 0.5
 """Part of the inherent unit that they may, where the function is sensitive to them."""
+
+DIRECTED = 2.0
+"""Times the largest of some draws, which another may exceed."""
 
 LUCK = 5.0
 """Standard errors."""
@@ -81,6 +84,12 @@ class Slope:
         sensitive = math.sqrt(self.count / self.square)
         return UNITS * unit + SHARE * sensitive + LUCK * self._luck
 
+    def least(self, unit: float) -> float:
+        """Return the largest factor, relative, that is plausible of a function that is not sensitive."""
+        if self.count < ENOUGH or not self.square > 0:
+            return math.inf
+        return UNITS * unit + LUCK * self._luck
+
     def is_settled(self, unit: float) -> bool:
         """Return whether units of the elements alone show what wider ones, measured, would show: nothing.
 
@@ -103,7 +112,7 @@ class Slope:
 
 def assert_no_factor(
     mine: Mapping[str, Slope], dtype: str, other: Mapping[str, Slope] | None = None, *, both: bool = False,
-    tolerated: float = 0.0, single: Collection[str] = (),
+    tolerated: float = 0.0, single: Collection[str] = (), directed: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:  # fmt: skip
     """Raise if an output is too large or too small by a factor that rounding does not explain.
 
@@ -114,6 +123,8 @@ def assert_no_factor(
         both: Whether two runs that both err are compared.
         tolerated: A factor, relative, that the user tolerates.
         single: Outputs that are float32 in any case.
+        directed: Measures by output which factor errors in one direction make (`sensitivity.in_one_direction`): asked
+            where an output is sensitive and its factor is more than constants make of one that is not.
     """
     asked = dtype
     for name, slope in mine.items():
@@ -121,6 +132,8 @@ def assert_no_factor(
         allowed = slope.allowed(UNIT[dtype]) * (2 if both else 1)
         beside = 0.0 if other is None or name not in other else other[name].factor
         off = abs(slope.factor) - abs(beside) - tolerated
+        if directed is not None and slope.least(UNIT[dtype]) < off <= allowed:
+            allowed = min(allowed, slope.least(UNIT[dtype]) + DIRECTED * directed().get(name, math.inf))
         if off > allowed:
             text = (
                 f"{name}: {slope.factor / UNIT[dtype]:+.3g} units of {dtype} on average over {slope.count} numbers, "

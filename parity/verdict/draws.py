@@ -9,6 +9,7 @@ drawn more often.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from parity.verdict.bias import ROUNDED, Slope, assert_no_factor
 from parity.verdict.bounds import UNIT
 from parity.verdict.compare import Mismatch
 from parity.verdict.outcomes import Outcome
+from parity.verdict.refusals import LOW
 
 FAR = 1e-7
 """A difference in float64, relative or of numbers of the size of one, at which another draw is judged by itself."""
@@ -105,7 +107,9 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
             tolerated = tolerance.rtol if tolerance else 0.0
             # What both compute in float32 inside errs as float32 does, whatever the outputs are.
             dtype = inside.lowest or cell.dtype
-            assert_no_factor(mine, dtype, twin, both=double, tolerated=tolerated, single=narrow)
+            low = cell.dtype in LOW and dtype == cell.dtype
+            directed = functools.partial(sensitivity.in_one_direction, runs, cell, UNIT[cell.dtype]) if low else None
+            assert_no_factor(mine, dtype, twin, both=double, tolerated=tolerated, single=narrow, directed=directed)
     except Mismatch as mismatch:
         ratio = mismatch.finding.output == "error ratio"
         judged: Judged = "ratio" if ratio else "meaning" if double else "precision"

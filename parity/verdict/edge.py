@@ -25,6 +25,8 @@ from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation import fills
 from parity.explanation.sparse_products import at_no_number
+from parity.explanation.trials import program_of
+from parity.explanation.words import spelt
 from parity.operator import data
 from parity.records import WHO, Cell
 from parity.verdict import arithmetic, ties
@@ -61,6 +63,15 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
     if operator := ties.chosen_freely(runs, cell):
         reason = f"among equal numbers, whose order torch's {operator} leaves open; with JAX's order the two agree"
         return replace(found, verdict="edge", reason=f"{reason}: {found.reason}")
+    if by := _by_labels(runs, cell, found, judged):
+        reason = f"a derivative by {by}, which is 0 or 1 everywhere, as labels and masks are: {found.reason}"
+        return replace(found, verdict="edge", reason=reason)
+    eager = replace(cell, world=EAGER[framework_of(cell)])
+    if cell.data == "signed zeros" and eager.world != cell.world and _is_of_signs_alone(runs, cell, eager, judged):
+        reason = (
+            f"the sign of a zero, as {cell.world} compiles it, where {eager.world} has no difference: {found.reason}"
+        )
+        return replace(found, verdict="edge", reason=reason)
     if (
         cell.data.split("#")[0] not in (*KINDS, *NO_NUMBERS)
         or found.finding is None
@@ -72,7 +83,6 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
     if _is_a_kernel(runs, cell):
         reason = f"torch's fused kernel does otherwise there than its formula, which JAX agrees with: {found.reason}"
         return replace(found, verdict="edge", reason=reason)
-    eager = replace(cell, world=EAGER[framework_of(cell)])
     if eager.world != cell.world:
         uncompiled = judged(eager)
         if uncompiled.verdict in ("identical", "within bound"):
@@ -95,7 +105,9 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         reason = f"at infinities and NaN, in {cell.dtype} alone: {found.reason}"
         return replace(found, verdict="edge", reason=reason)
     dtype = "float64" if found.judged == "meaning" else cell.dtype
-    why = _why(runs, cell, dtype)
+    if found.judged == "meaning" and (fill := fills.stand_in(runs, cell, _zeros(runs, cell))):
+        return replace(found, verdict="edge", reason=f"{fill}; among numbers as large {found.reason}")
+    why = _why(runs, cell, dtype) or _is_singular(runs, cell, dtype)
     if not why:
         return found
     for power in data.TAME if cell.data.startswith("sweep") else ():
@@ -106,6 +118,48 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         if tame.verdict == "differs" and not is_in_the_tail(tame):
             return tame
     return replace(found, verdict="edge", reason=f"at the edge of the range: {why}; there {found.reason}")
+
+
+def _by_labels(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outcome]) -> str:
+    """Return the inputs of zeros and ones (labels, a mask), if derivatives differ by these alone; else nothing.
+
+    Functions that agree on all labels may be two elsewhere, and no one asks for a derivative by a label.
+    """
+    transform, numbers = runs.pair.transform(cell.transform), runs.numbers_of(cell)
+    if (
+        not transform.order
+        or found.judged != "meaning"
+        or isinstance(numbers, Failure)
+        or runs.pair.brings(cell.transform)
+    ):
+        return ""
+    kept = data.labels(list(runs.plain("random", cell.dtype).theta))
+    if not kept or judged(replace(cell, transform="forward")).verdict not in ("identical", "within bound", "edge"):
+        return ""
+    still = tuple(
+        tuple(np.zeros_like(leaf) if at in kept else leaf for at, leaf in enumerate(each))
+        for each in numbers.directions
+    )
+    held = replace(numbers, directions=still)
+    one, other = (runs.rerun(replace(cell, world=world), "float64", held) for world in EAGER.values())
+    if isinstance(one, Failure) or isinstance(other, Failure) or one.values.keys() != other.values.keys():
+        return ""
+    names = {numbers.names[at] for at in kept}
+    alike = all(
+        value.shape == other.values[name].shape
+        and np.allclose(value, other.values[name], rtol=NEAR, atol=NEAR, equal_nan=True)
+        for name, value in one.values.items() if names.isdisjoint(f" {name}".split(" by ")[1:])
+    )  # fmt: skip
+    return " and ".join(sorted(names)) if alike else ""
+
+
+def _is_of_signs_alone(runs: Runs, cell: Cell, eager: Cell, judged: Callable[[Cell], Outcome]) -> bool:
+    """Return whether a compiled program differs in signs of zeros alone from an eager one that has no difference."""
+    own, plain = runs.outputs(cell), runs.outputs(eager)
+    if isinstance(own, Failure) or isinstance(plain, Failure) or own.values.keys() != plain.values.keys():
+        return False
+    alike = all(np.array_equal(value, plain.values[name], equal_nan=True) for name, value in own.values.items())
+    return alike and judged(eager).verdict in ("identical", "within bound")
 
 
 def _is_a_kernel(runs: Runs, cell: Cell) -> bool:
@@ -283,6 +337,28 @@ def _reached(
     return found
 
 
+SOLVES = ("det", "slogdet", "solve", "inv", "cholesky", "lu_", "svd", "eig", "qr", "pinv", "lstsq", "triangular")
+"""Parts of the names of operators whose error grows with the condition number of a matrix."""
+
+
+def _is_singular(runs: Runs, cell: Cell, dtype: str) -> str:
+    """Return in words that torch factors a matrix that is singular to within a unit of the dtype; else nothing."""
+    numbers = runs.plain(cell.data, cell.dtype)
+    program = program_of(runs, replace(cell, transform="forward"), "torch", numbers, "float64")
+    for step in program.steps if program is not None else ():
+        grows = step.name == "linalg_matrix_exp"
+        if not grows and not any(part in step.name for part in SOLVES):
+            continue
+        for leaf in step.operands.values():
+            if isinstance(leaf, np.ndarray) and leaf.ndim > 1 and leaf.dtype.kind == "f" and np.isfinite(leaf).all():
+                norm = float(np.max(np.linalg.norm(leaf, 1, (-2, -1)), initial=0.0))
+                if grows and not np.exp(norm) * UNIT[dtype] < 1:
+                    return f"the exponential of a matrix of norm {norm:.2g}, which magnifies what is rounded"
+                if not grows and not float(np.max(np.linalg.cond(leaf), initial=0.0)) * UNIT[dtype] < 1:
+                    return spelt(runs, f"a matrix is singular as far as {dtype} tells ({step.name} in torch)")
+    return ""
+
+
 def _why(runs: Runs, cell: Cell, dtype: str) -> str:
     large, small = [], []
     for framework in ("torch", "jax"):
@@ -294,9 +370,9 @@ def _why(runs: Runs, cell: Cell, dtype: str) -> str:
         if reading.small:
             small.append(f"{', '.join(sorted(reading.small)[:3])} in {WHO[framework]}")
     if large:
-        return f"an intermediate result overflows ({'; '.join(large)})"
+        return spelt(runs, f"an intermediate result overflows ({'; '.join(large)})")
     if small:
-        return f"subnormal numbers, which XLA flushes to zero ({'; '.join(small)})"
+        return spelt(runs, f"subnormal numbers, which XLA flushes to zero ({'; '.join(small)})")
     numbers = runs.numbers_in(cell)
     if isinstance(numbers, Numbers):
         for leaf in numbers.theta:

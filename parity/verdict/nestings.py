@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parity.execution.calls import Call, Numbers
+from parity.execution.endings import RAISED
 from parity.execution.outputs import Runs, world_of
 from parity.explanation import trials
 from parity.explanation.gathering import Judging
@@ -92,7 +93,7 @@ def _has_own_rules(runs: Runs, cell: Cell) -> bool:
     def find() -> bool:
         try:
             return bool(world_of("torch").has_own_rules(asked, cell.device))
-        except Exception:
+        except RAISED:
             # It takes no numbers that require a gradient (statistics of batch_norm): nothing is known of its rules.
             return True
 

@@ -22,6 +22,7 @@ from parity.execution.outputs import EAGER, Runs, framework_of, world_of
 from parity.execution.plan import plan as plan
 from parity.explanation import causes
 from parity.explanation.gathering import gather
+from parity.explanation.words import spelt
 from parity.operator import data
 from parity.operator.faults import Fault
 from parity.operator.known import matches
@@ -170,7 +171,8 @@ class Judge:
             return replace(found, known=not self.strict, reason=reason, diagnosis=torchs)
         seen = replace(found, verdict="differs") if found.verdict == "edge" else found
         evidence = gather(self.runs, cell, seen, verdict=self._held_to_float64, outcome=self.outcome)
-        return replace(found, diagnosis=causes.diagnose(evidence))
+        why = causes.diagnose(evidence)
+        return replace(found, diagnosis=why and replace(why, text=spelt(self.runs, why.text)))
 
     def _held_to_float64(self, cell: Cell) -> Outcome:
         return self.runs.once(("verdict", cell.id), lambda: self._on_all_variants(cell))

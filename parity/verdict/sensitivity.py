@@ -234,6 +234,36 @@ def _draws(cell: Cell) -> int:
     return DRAWS if cell.transform in ("forward", "vjp") else FEW
 
 
+def in_one_direction(runs: Runs, cell: Cell, size: float) -> dict[str, float]:
+    """Return by which factor, less one, an output is off at most where each operator's results are all off alike.
+
+    So are rounded constants, and functions that a library approximates. Sums of errors that have no direction are not
+    in it: those of numbers that cancel. Nothing is returned where torch does not run it.
+    """
+    there = replace(cell, world=EAGER["torch"])
+
+    def moved(by: float, draw: int) -> Tree | None:
+        with world_of("torch").rounding(by, draw, alike=True):
+            found = runs.rerun(there, "float64")
+        return found.values if isinstance(found, Outputs) else None
+
+    def find() -> dict[str, float]:
+        still, worst = moved(0.0, 0), dict[str, float]()
+        for draw in range(DRAWS if still is not None else 0):
+            after = moved(size, draw)
+            if after is None or still is None:
+                return {}
+            for name, value in still.items():
+                if value.dtype.kind == "f" and value.size and after[name].shape == value.shape:
+                    scale = np.abs(value) + float(np.max(np.abs(value))) * 2.0**-10 + np.finfo(float).tiny
+                    off = ((after[name] - value) * value / scale**2).sum() / max((value**2 / scale**2).sum(), 1e-300)
+                    worst[name] = max(worst.get(name, 0.0), abs(float(off)))
+        return worst
+
+    found: dict[str, float] = runs.once(("in one direction", cell.device, cell.transform, str(size)), find)
+    return found
+
+
 class _Measuring:
     """What movements do to a cell, measured as far as it is asked for.
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from parity.execution.calls import Call, Numbers, Outputs
+from parity.execution.endings import RAISED
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of, world_of
 from parity.execution.programs import Steps
 from parity.operator import trees
@@ -160,7 +161,7 @@ def _steps(runs: Runs, framework: str, transform: str) -> Steps | None:
     asked = Call(runs.function(framework), pair.transform(transform), numbers, "float32")
     try:
         found: Steps = world_of(framework).steps(asked, "cpu")
-    except Exception:
+    except RAISED:
         # It cannot be traced, or it raises: then it runs at full size, and what it raises is the cell's result.
         return None
     return found

@@ -48,8 +48,8 @@ def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> boo
             limit = beside.values.get(name) if isinstance(beside, Outputs) else None
             if limit is None or limit.shape != mask.shape:
                 return True
-            mask &= np.signbit(limit) == np.signbit(torch.values[name])
-    return any(bool(mask.any()) for mask in apart.values())
+            apart[name] = mask & (np.signbit(limit) == np.signbit(torch.values[name]))
+    return any(bool(np.any(mask)) for mask in apart.values())
 
 
 def _times_zero(

@@ -150,7 +150,10 @@ def roles(steps: Sequence[Step], constants: Sequence[Constant]) -> list[Constant
         for operand, source in step.sources.items():
             users.setdefault(source, []).append((step, operand))
     by_key = {step.key: step for step in steps}
-    return [Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users)) for c in constants]
+    return [
+        Constant(c.step, c.operand, c.value, c.name, c.role or _role(c, by_key[c.step], users, by_key))
+        for c in constants
+    ]
 
 
 PRODUCTS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "dot", "mv", "dot_general")
@@ -185,10 +188,26 @@ SMALL = 1e-2
 ROPE_BASE, ATTENTION_SCALE = "rope base", "attention scale"
 
 
-def _role(constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]]) -> str:
+def _of_scores(step: Step, constant: Constant, by_key: Mapping[Key, Step]) -> bool:
+    """Return whether a number scales scores, or what they are made of: no positions, and no soft cap."""
+    operand = next((o for o, v in step.operands.items() if o != constant.operand and isinstance(v, np.ndarray)), None)
+    for _ in range(10):
+        source = by_key.get(step.sources.get(operand)) if operand is not None else None
+        if source is None or source.name in PRODUCTS:
+            return True
+        if source.name not in ON_THE_WAY:
+            return source.name not in ("tanh", "iota", "arange", "abs", "jit")
+        step, operand = source, next(iter(source.sources), None)
+    return True
+
+
+def _role(
+    constant: Constant, step: Step, users: Mapping[Key, list[tuple[Step, Operand]]], by_key: Mapping[Key, Step]
+) -> str:  # fmt: skip
     if step.name == "pow" and constant.operand in (0, "self") and _leads(step, ("cos", "sin"), users):
         return ROPE_BASE
-    softmax = _leads(step, SOFTMAXES, users, POWERS) if step.name in ("mul", "div") else None
+    scales = step.name in ("mul", "div") and _of_scores(step, constant, by_key)
+    softmax = _leads(step, SOFTMAXES, users, POWERS) if scales else None
     if softmax is not None and _leads(softmax, PRODUCTS, users):
         return ATTENTION_SCALE
     if step.name not in (*ADDS, "scalar_tensor") or abs(constant.value) > SMALL:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from parity.execution._compat import torch_dispatch_mode
 from parity.execution.calls import Call, Numbers
+from parity.execution.endings import RAISED
 from parity.execution.torch_backend import Ops, is_float
 from parity.explanation._compat import torch_schema
 from parity.explanation.programs.program import Constant, Edits, Key, Operand, Operation, Step, as_written, roles
@@ -47,7 +49,7 @@ class TorchProgram:
         """Return the outputs with steps changed, or None where that does not run."""
         try:
             return self._run(numbers, _mode(edits, record=False))
-        except Exception:  # an operator that refuses the change: it explains nothing
+        except RAISED:  # an operator that refuses the change: it explains nothing
             return None
 
     def _run(self, numbers: Numbers, mode: Any) -> dict[str, np.ndarray]:
@@ -59,6 +61,33 @@ class TorchProgram:
             warnings.simplefilter("ignore")
             outputs = call.program(Ops, is_float, arrays)
         return {name: _numpy(leaf) for name, leaf in outputs.items()}
+
+
+def called(function: Callable[..., Any], numbers: Numbers) -> dict[str, str]:
+    """Return by ATen operator the function of torch that a program called it by, where that is one."""
+    calls: list[str] = []
+    seen: dict[str, set[str]] = {}
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(str(getattr(func, "__name__", "")).strip("_"))
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                calls.pop()
+
+    class Operators(torch_dispatch_mode()):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if calls:
+                seen.setdefault(torch_schema(func).name.split("::")[-1], set()).add(calls[0])
+            return func(*args, **(kwargs or {}))
+
+    call = Call(function, FORWARD, numbers, "float64")
+    arrays = call.arrays(lambda v: torch.from_numpy(np.array(v, np.float64)), lambda v: torch.from_numpy(np.array(v)))
+    with warnings.catch_warnings(), Functions(), Operators():
+        warnings.simplefilter("ignore")
+        call.program(Ops, is_float, arrays)
+    return {name: several.pop() for name, several in seen.items() if len(several) == 1}
 
 
 @contextlib.contextmanager
