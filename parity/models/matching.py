@@ -269,12 +269,21 @@ def pieces(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 @dataclass
 class Output:
-    """An output of both, torch's in JAX's arrangement."""
+    """An output of both, torch's in JAX's arrangement.
+
+    Attributes:
+        name: In torch.
+        torch: Torch's.
+        jax: JAX's.
+        choice: Which arrangement of torch's it is.
+        assumed: JAX's name, where neither names nor an order say which output it is.
+    """
 
     name: str
     torch: np.ndarray
     jax: np.ndarray
     choice: int = 0
+    assumed: str = ""
 
     def arranged(self, like_torch: np.ndarray) -> np.ndarray:
         """Return an array in torch's arrangement in JAX's."""
@@ -286,7 +295,8 @@ def pair_outputs(
 ) -> tuple[list[Output], list[str], list[str]]:
     """Return the outputs that both have, and the names of torch's and of JAX's that have no partner.
 
-    By name where both have names, else by order, where the shapes fit.
+    By name where both have names, else by order, where the shapes fit. JAX sorts the keys of a dict, so that their order
+    says nothing: such outputs are paired by values, where these are clearly nearer the other way round.
 
     Args:
         torch_out: Of the torch module.
@@ -301,14 +311,45 @@ def pair_outputs(
         if made is not None:
             found.append(made)
             del left[name], rest[name]
-    for name, value in list(rest.items()):
-        for other in sorted(left, key=lambda one: one not in MAIN):
-            made = _aligned(other, left[other], value, moved, channels)
-            if made is not None:
-                found.append(made)
-                del left[other], rest[name]
-                break
+    unsure = len(rest) > 1 and len(left) > 1 and sorted(rest) == list(rest) and not any(map(_is_place, rest))
+    fits = {
+        (name, other): made
+        for name in rest
+        for other in left
+        if (made := _aligned(other, left[other], rest[name], moved, channels)) is not None
+    }
+    chosen: dict[str, str] = {}
+    for name in rest:
+        free = [other for other in left if (name, other) in fits and other not in chosen.values()]
+        if free:
+            chosen[name] = min(free, key=lambda one: one not in MAIN)
+    if unsure:
+        chosen = _by_values(fits, chosen)
+    for name, other in chosen.items():
+        made = fits[name, other]
+        made.assumed = name if unsure else ""
+        found.append(made)
+        del left[other], rest[name]
     return found, list(left), list(rest)
+
+
+def _is_place(name: str) -> bool:
+    """Return whether an output has no name: it is one of a tuple, or alone."""
+    return name == "output" or name.startswith(("[", "output["))
+
+
+def _by_values(fits: Mapping[tuple[str, str], Output], chosen: dict[str, str]) -> dict[str, str]:
+    """Return pairs of names whose values are nearest, where they are twice as near as the pairs that are given."""
+    from scipy.optimize import linear_sum_assignment
+
+    ours, theirs = (list(dict.fromkeys(pair[side] for pair in fits)) for side in (1, 0))
+    far = np.full((len(theirs), len(ours)), 1e9)
+    for (name, other), one in fits.items():
+        distance = relative_distance(one.torch, one.jax)
+        far[theirs.index(name), ours.index(other)] = np.log(np.clip(distance, 1e-12, 1e6))
+    found = {theirs[i]: ours[j] for i, j in zip(*linear_sum_assignment(far), strict=True) if far[i, j] < 1e9}
+    near, before = (sum(far[theirs.index(a), ours.index(b)] for a, b in one.items()) for one in (found, chosen))
+    return found if len(found) > len(chosen) or near < before - np.log(UNUSUAL) else chosen
 
 
 LAYERS = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "Pool", "Upsample")

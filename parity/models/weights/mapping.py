@@ -158,7 +158,12 @@ class _Mapping:
     def _settled(self, matches: list[Match]) -> list[Match]:
         """Let equal values decide where names did not, then the layers around; the rest is ambiguous and left out."""
         left: set[int] = set()
-        still = [group for group in _groups(matches) if not self._by_values([matches[k] for k in group])]
+        still = []
+        for group in _groups(matches):
+            members = [matches[k] for k in group]
+            # Blocks that only their number tells apart are in that order: other values in them were loaded wrongly.
+            if containers.of_blocks(members) or not self._by_values(members):
+                still.append(group)
         unsure = {k for group in still for k in group}
         settled = [one for k, one in enumerate(matches) if k not in unsure]
         homes = _homes(settled)
