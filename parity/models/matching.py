@@ -295,8 +295,8 @@ def pair_outputs(
 ) -> tuple[list[Output], list[str], list[str]]:
     """Return the outputs that both have, and the names of torch's and of JAX's that have no partner.
 
-    By name where both have names, else by order, where the shapes fit. JAX sorts the keys of a dict, so that their order
-    says nothing: such outputs are paired by values, where these are clearly nearer the other way round.
+    By name where both have names, else by order, where the shapes fit. JAX sorts the keys of a dict, so that their
+    order says nothing: such outputs are paired by values, where these are clearly nearer the other way round.
 
     Args:
         torch_out: Of the torch module.

@@ -91,5 +91,3 @@ def _left(
     if unsure:
         text += f"; {', '.join(unsure[:3])} could not be judged"
     return Diagnosis(CAUSE, f"Likely: {text}", f"compare the code around {names} in both, line by line")
-
-

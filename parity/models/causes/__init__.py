@@ -16,9 +16,7 @@ from parity.records import Diagnosis
 __all__ = ["diagnose", "diagnose_weights"]
 
 
-def diagnose(
-    pair: Pair, call: int, work: list[float] | None = None, inner: Sequence[Pair] = ()
-) -> Diagnosis | None:
+def diagnose(pair: Pair, call: int, work: list[float] | None = None, inner: Sequence[Pair] = ()) -> Diagnosis | None:
     """Return why a module differs from its counterpart, or None where nothing is proved or likely.
 
     Args:
