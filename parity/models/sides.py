@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +74,9 @@ class LiveTorch:
 
     def dropout(self) -> list[str]:
         """Return the paths of dropout layers that a model in training has."""
-        from parity.models.capture.torch_modules import without_dropout
+        from parity.models.capture.torch_modules import copied, without_dropout
 
-        return without_dropout(copy.deepcopy(self.model).train())
+        return without_dropout(copied(self.model).train())
 
     def dropout_of_training(self) -> list[str]:
         """Return the paths of dropout layers that drop as the model was handed over."""

@@ -101,8 +101,8 @@ def of_apply(module: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any
     taken = inspect.signature(type(module).__call__).parameters
     given = {name: kwargs[name] for name in ("rngs", "mutable", "capture_intermediates") if name in kwargs}
     given = {name: value for name, value in given.items() if name not in taken}
-    rngs = given.get("rngs") or {}
-    rngs = rngs if isinstance(rngs, Mapping) else dict.fromkeys(("default", "dropout"), rngs)
+    rngs = given.get("rngs")
+    rngs = rngs if isinstance(rngs, Mapping) else {} if rngs is None else {"default": rngs, "dropout": rngs}
     keys = {name: jnp.asarray(key) for name, key in rngs.items()}
     return {"dropout": jax.random.key(0), **keys}, {name: kwargs[name] for name in kwargs if name not in given}
 

@@ -124,6 +124,7 @@ class _Mapping:
         )
         torch, jax = owners_of(ours), owners_of(theirs)
         matches = self._settled(self._matched(*self._without_misfits(torch, jax)))
+        matches = self._in_turns(matches) if self.jax.ordered else matches
         self._pair(matches)
         self._rest(ours, theirs)
         self._beside(ours, theirs)
