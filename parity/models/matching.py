@@ -143,6 +143,7 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, n
         if made and not (one.is_float and is_mask(one.value)):
             distances = [relative_distance(value, leaf.value) for value in made]
             likely = min(likely, len(made) - 1) if _is_cube(one.value.shape, leaf.value.shape) else 0
+            likely = len(made) - 1 if one.value.ndim > 3 == leaf.value.ndim else likely  # an image as a row of positions
             return one, made[_nearest(distances, likely)]
     return None
 
@@ -199,6 +200,10 @@ def rearranged(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
                     found.append(moved)
     elif _regroups(array.shape, shape):
         found.append(array.reshape(shape))  # heads and channels, or examples and positions, in one axis
+    if array.ndim > 3 == len(shape) and shape == (len(array), int(np.prod(array.shape[2:])), array.shape[1]):
+        found.append(np.moveaxis(array, 1, -1).reshape(shape))  # an image as a row of positions
+    elif len(shape) > 3 == array.ndim and array.shape == (shape[0], int(np.prod(shape[2:])), shape[1]):
+        found.append(array.swapaxes(1, 2).reshape(shape))
     return found
 
 
@@ -379,6 +384,8 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
     # are one does the shape not say whether the channels are still where the inputs have them. Of three axes, scores
     # of positions by positions look so, too.
     choice = 0
-    if moved and (channels or torch_value.ndim > 3) and _is_cube(torch_value.shape, jax_value.shape):
+    if channels and torch_value.ndim > 3 == jax_value.ndim:
+        choice = len(made) - 1
+    elif moved and (channels or torch_value.ndim > 3) and _is_cube(torch_value.shape, jax_value.shape):
         choice = _nearest([relative_distance(one, jax_value) for one in made[:3]], 1)
     return Output(name, made[choice], jax_value, choice)

@@ -158,7 +158,9 @@ class Calls:
         values = self._torch.values
         for places, array in zip(self._places, arrays, strict=True):
             for at in places:
-                values[at] = array
+                own = getattr(torch, str(values[at].dtype), None)
+                # A model that does not run in float64 has float32 weights, which take no float64.
+                values[at] = array.to(own) if own is not None and array.is_floating_point() else array
         raw: list[Any] = []
         depth = [0]
 
