@@ -251,3 +251,130 @@ def test_a_convolution_that_is_padded_before_it_is_judged(sides):
     assert report.ok == (sides == (1, 1))
     if not report.ok:
         assert (report.first.path, report.first.diagnosis.cause) == ("", "padding")
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv1d(4, 6, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(nn.functional.max_pool1d(self.conv(x), 3, 2, padding=1).mean(-1))
+
+
+class PortPooled(linen.Module):
+    padding: object
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Conv(6, (3,), padding=1)(x)
+        return linen.Dense(3)(linen.max_pool(x, (3,), (2,), self.padding).mean(1))
+
+
+def test_the_padding_of_a_pool_along_one_axis_is_named():
+    """Its mean over the positions is the same for the reversed input: that is no cause."""
+    model, x = Pooled(), RNG.standard_normal((2, 4, 8)).astype(np.float32)
+    for padding, cause in ((((1, 1),), ""), ("SAME", "padding")):
+        port = PortPooled(padding)
+        made = loaded(model, (port, port.init(jax.random.key(0), x.transpose(0, 2, 1))))
+        report = parity.compare_models(model, made, Inputs(torch=(x,), jax=(x.transpose(0, 2, 1),)))
+        assert report.ok == (not cause)
+        assert report.ok or report.first.diagnosis.cause == cause
+
+
+class Normed(linen.Module):
+    axes: tuple
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(linen.LayerNorm(reduction_axes=self.axes, feature_axes=(-2, -1), epsilon=1e-5)(x))
+
+
+@pytest.mark.parametrize(("axes", "cause"), [((-2, -1), ""), ((-1,), "normalization axes")])
+def test_a_norm_over_other_axes_is_named(axes, cause):
+    model, port = nn.Sequential(nn.LayerNorm([6, 8]), nn.Linear(8, 3)), Normed(axes)
+    x = RNG.standard_normal((2, 6, 8)).astype(np.float32)
+    report = parity.compare_models(model, loaded(model, (port, port.init(jax.random.key(0), x))), (x,))
+    assert report.ok == (not cause)
+    if cause:
+        assert (report.first.path, report.first.diagnosis.cause) == ("0", cause)
+        assert "over the axes 1 and 2 in torch where JAX has one over 2" in report.first.diagnosis.text
+
+
+class Experts(nn.Module):
+    """Lists of layers, under other names than the port's, which keeps each kind in one array beside a router."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(8, 3, bias=False)
+        self.experts = nn.ModuleList(
+            nn.ModuleDict({"w1": nn.Linear(8, 5, bias=False), "w2": nn.Linear(5, 8, bias=False)}) for _ in range(3)
+        )
+
+    def forward(self, x):
+        shares = self.gate(x).softmax(-1)
+        return sum(shares[:, at : at + 1] * one["w2"](torch.relu(one["w1"](x))) for at, one in enumerate(self.experts))
+
+
+def experts(params, x):
+    shares = jax.nn.softmax(x @ params["router"]["kernel"], -1)
+    hidden = jax.nn.relu(jnp.einsum("td,edh->teh", x, params["w_up"]))
+    return jnp.einsum("te,teh,ehd->td", shares, hidden, params["w_down"])
+
+
+def test_experts_in_one_array_beside_a_router_are_mapped():
+    model = Experts()
+    params = {"router": {"kernel": np.zeros((8, 3))}, "w_up": np.zeros((3, 8, 5)), "w_down": np.zeros((3, 5, 8))}
+    params = jax.tree.map(lambda one: jnp.asarray(one, jnp.float32), params)
+    report = parity.compare_models(model, loaded(model, (experts, params)), (ROWS,))
+    assert report.ok, str(report)
+    assert len(report.weights.pairs) == 7
+
+
+class Coupling(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.scale, self.shift = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        kept = x * self.mask
+        return kept + (1 - self.mask) * (x * self.scale(kept).tanh().exp() + self.shift(kept))
+
+
+class PortCoupling(nnx.Module):
+    def __init__(self, mask, rngs, activation):
+        self.mask = nnx.Variable(mask)
+        self.s, self.t = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x):
+        kept = x * self.mask[...]
+        return kept + (1 - self.mask[...]) * (x * jnp.exp(self.activation(self.s(kept))) + self.t(kept))
+
+
+class Flows(nnx.Module):
+    def __init__(self, activation=jnp.tanh):
+        rngs, mask = nnx.Rngs(0), jnp.tile(jnp.array([0.0, 1.0]), 4)
+        masks = mask, 1 - mask, mask
+        self.flows = nnx.List([PortCoupling(one, rngs, activation) for one in masks])
+
+    def __call__(self, x):
+        for flow in self.flows:
+            x = flow(x)
+        return x
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_lists_of_other_names_are_paired_by_their_numbers(wrong):
+    """The first and the last mask of torch are one tensor, which tells neither module."""
+    torch.manual_seed(0)
+    mask = torch.tensor([0.0, 1.0] * 4)
+    model = nn.ModuleDict({"layers": nn.Sequential(Coupling(mask), Coupling(1 - mask), Coupling(mask))})
+    model.forward = model["layers"].forward
+    port = loaded(model, Flows(jax.nn.sigmoid if wrong else jnp.tanh))
+    report = parity.compare_models(model, port, (ROWS,))
+    assert {f"layers.{at}" for at in range(3)} <= {one.path for one in report.modules}
+    assert report.ok == (not wrong), str(report)
+    if wrong:
+        assert (report.first.path, report.first.diagnosis.cause) == ("layers.0", "another formula: activation")
