@@ -241,9 +241,10 @@ class _Mapping:
 
     def _in_turns(self, matches: list[Match]) -> list[Match]:
         """Pair norms by the layers beside them, where values do not say otherwise."""
-        beside = {id(one.torch): one for one in neighbours.in_turns(matches)}
-        for family in together(beside.values()):
+        beside: dict[int, Match] = {}
+        for family in neighbours.in_turns(matches):
             self._by_values(family)
+            beside |= {id(one.torch): one for one in family}
         return [beside.get(id(one.torch), one) for one in matches]
 
     def _in_groups(self, groups: Sequence[tuple[list[Owner], ...]]) -> list[Match]:

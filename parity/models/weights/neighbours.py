@@ -76,8 +76,8 @@ def named_after(matches: Sequence[Match]) -> list[Match]:
     return found
 
 
-def in_turns(matches: Sequence[Match]) -> list[Match]:
-    """Return norms that Linen counted, each with the torch norm beside the layer that it is made after, or before.
+def in_turns(matches: Sequence[Match]) -> list[list[Match]]:
+    """Return the norms that Linen counted in a module, each with torch's beside the layer that it is made after, or before.
 
     `BatchNorm_2` says nothing of which convolution it follows; that `Conv_2` was made just before it does. Only where
     all norms of a module have such a layer, on both sides of the comparison on the same side.
@@ -90,7 +90,7 @@ def in_turns(matches: Sequence[Match]) -> list[Match]:
     for one in matches:
         if not _is_matrix(one.jax) and one.jax.parts and COUNTED.fullmatch(str(one.jax.parts[-1])):
             homes[one.jax.parts[:-1]].append(one)
-    found: list[Match] = []
+    found: list[list[Match]] = []
     for home, norms in homes.items():
         for side in SIDES if len(norms) > 1 else ():
             made = []
@@ -103,7 +103,7 @@ def in_turns(matches: Sequence[Match]) -> list[Match]:
                     break
                 made.append(Match(norm, one.jax, 0.0, BESIDE))
             if {id(one.torch) for one in made} == {id(one.torch) for one in norms}:
-                found += made
+                found.append(made)
                 break
     return found
 
