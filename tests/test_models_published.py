@@ -149,9 +149,11 @@ def test_norms_of_a_block_go_with_their_convolutions():
 
 
 def test_norms_are_open_where_convolutions_are_made_in_another_order():
-    """The shortcut's norm may be made last where its convolution is made first: the tree fits both."""
+    """The shortcut's norm may be made last where its convolution is made first: a tree that was sorted fits both."""
     model, port = resnet(late=True), ResNet()
-    found = parity.map_weights(model, (port, port.init(jax.random.key(0), IMAGES.transpose(0, 2, 3, 1))))
+    variables = port.init(jax.random.key(0), IMAGES.transpose(0, 2, 3, 1))
+    assert not parity.map_weights(model, (port, variables)).ambiguous
+    found = parity.map_weights(model, (port, jax.tree.map(jnp.asarray, variables)))
     assert {one.torch for one in found.ambiguous} == {"0.bn1.weight", "0.bn2.weight", "0.downsample.1.weight"}
 
 
@@ -166,7 +168,7 @@ def test_a_block_that_is_open_is_as_the_others():
             into[f"Conv_{k}"] = {"kernel": turned(model.get_submodule(f"{number}.{conv}"))}
             size = model.get_submodule(f"{number}.{norm}").weight.shape
             into[f"BatchNorm_{k}"] = {"scale": jnp.ones(size), "bias": jnp.zeros(size)}
-    found = parity.map_weights(model, (lambda params, x: x, params))
+    found = parity.map_weights(model, (lambda params, x: x, jax.tree.map(jnp.asarray, params)))
     assert not found.ambiguous, found
     for norm, number in (("bn1", 0), ("bn2", 1), ("downsample.1", 2)):
         assert found.pair(f"0.{norm}.weight").jax == (f"BasicBlock_0.BatchNorm_{number}.scale",)

@@ -123,7 +123,7 @@ def _along(size: int, weights: bool) -> Iterator[tuple[str, str, Along, str]]:
                 partial(_split, shape=(a, b), order=(1, 0)),
                 INTERLEAVE,
             )
-    yield "arrangement: reversed", "reversed", np.flip, FLIP
+    yield "arrangement: reversed", "reversed", np.flip, FLIP if weights else REVERSE
     for by in (1, -1):
         yield (
             "arrangement: shifted",

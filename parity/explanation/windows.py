@@ -118,7 +118,7 @@ def paddings(steps: Sequence[Step]) -> Iterator[Claim]:
                 if high >= 0 and (low, high) != (p, p)
             ]
             if p
-            else [(0, 1), (1, 0), (1, 1)]
+            else [(0, 0)] * any(padding) + [(0, 1), (1, 0), (1, 1)]  # of a pool along one axis the other has none
             for p in padding
         ]
         alike = [pairs for pairs in zip(*sides, strict=False)] if len({tuple(s) for s in sides}) == 1 else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parity.models import pairing, replay
+from parity.models import pairing, replay, seconds
 from parity.models.capture.call import Call
 from parity.models.causes import diagnose, shared, sizes
 from parity.models.causes.weights import diagnose_weights
@@ -118,6 +118,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         below = [modules[i] for i in children.get(at, [])]
         modules[at].makes = True
         modules[at].diagnosis = _diagnosis(asked, one, judgement, below, unequal, searched)
+    made += seconds.found(asked, shown, modules, children, searched.work)
     notes += [ELSEWHERE.format(name) for name in sorted(searched.elsewhere)]
     for module in modules:
         if module.verdict == "differs" and not module.makes and not module.reason:
@@ -418,7 +419,8 @@ def _unpaired_weights(asked: Comparison) -> Diagnosis:
 def _of_weights(asked: Comparison, wrong: Sequence[Any]) -> Diagnosis:
     names = list(dict.fromkeys(str(one) for one in wrong))
     total = len(asked.map.pairs)
-    if len(asked.map.unequal) > total / 2:
+    exchanged = all(one.cause == "exchanged" for one in asked.map.unequal)
+    if len(asked.map.unequal) > total / 2 and not exchanged:
         text = f"{len(asked.map.unequal)} of {total} weights are not equal ({names[0]}): were torch's loaded?"
         return Diagnosis(
             WEIGHTS,

@@ -57,9 +57,12 @@ def _call_nnx(model: Any, args: Any, kwargs: Any, mapped: bool) -> tuple[Any, An
 
 
 def _call_linen(model: Any, args: Any, kwargs: Any, mapped: bool) -> tuple[Any, Any]:
+    from parity.models.capture.linen_modules import of_apply
+
     module, variables = model
     mutable = [name for name in variables if name != "params"]
-    out, changed = module.apply(variables, *args, mutable=mutable, rngs={"dropout": jax.random.key(0)}, **kwargs)
+    rngs, kwargs = of_apply(module, kwargs)
+    out, changed = module.apply(variables, *args, mutable=mutable, rngs=rngs, **kwargs)
     return out, (module, {**variables, **changed})
 
 

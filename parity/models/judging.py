@@ -10,7 +10,10 @@ from parity.models import bounds
 from parity.models.bounds import Sensitivity
 from parity.models.capture.call import Call, Outputs
 from parity.models.matching import KINDS, Fed, Output, feed, makes_channels, pair_outputs, relative_distance
+from parity.models.padded import fitted
 from parity.records import Finding
+
+PADDED = "one side pads before the layer, the other in it"
 
 AGREES = ("identical", "within bound")
 
@@ -75,6 +78,11 @@ def judge(
     if not fed.complete:
         if torch_call.path == jax_call.path == "":
             return _in_place(torch_call, jax_call, found, placed)
+        if jax_call.stored is None and (given := fitted(torch_call, jax_call)) is not None:
+            fed = feed(given, jax_call)
+            made = _alone(torch_call, jax_call, fed, replace(found, fed=fed.arrays), tables, double, native, seen)
+            if made.verdict in AGREES:  # else it is not known on which side zeros are missing
+                return replace(made, reason=made.reason or PADDED)
         return replace(found, reason="the inputs of the two do not correspond")
     if placed and fed.distance == 0 and _same(placed):
         return replace(found, verdict="identical", own_error=0.0)

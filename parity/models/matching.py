@@ -143,6 +143,9 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, n
         if made and not (one.is_float and is_mask(one.value)):
             distances = [relative_distance(value, leaf.value) for value in made]
             likely = min(likely, len(made) - 1) if _is_cube(one.value.shape, leaf.value.shape) else 0
+            likely = (
+                len(made) - 1 if one.value.ndim > 3 == leaf.value.ndim else likely
+            )  # an image as a row of positions
             return one, made[_nearest(distances, likely)]
     return None
 
@@ -199,6 +202,10 @@ def rearranged(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
                     found.append(moved)
     elif _regroups(array.shape, shape):
         found.append(array.reshape(shape))  # heads and channels, or examples and positions, in one axis
+    if array.ndim > 3 == len(shape) and shape == (len(array), int(np.prod(array.shape[2:])), array.shape[1]):
+        found.append(np.moveaxis(array, 1, -1).reshape(shape))  # an image as a row of positions
+    elif len(shape) > 3 == array.ndim and array.shape == (shape[0], int(np.prod(shape[2:])), shape[1]):
+        found.append(array.swapaxes(1, 2).reshape(shape))
     return found
 
 
@@ -269,12 +276,21 @@ def pieces(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 @dataclass
 class Output:
-    """An output of both, torch's in JAX's arrangement."""
+    """An output of both, torch's in JAX's arrangement.
+
+    Attributes:
+        name: In torch.
+        torch: Torch's.
+        jax: JAX's.
+        choice: Which arrangement of torch's it is.
+        assumed: JAX's name, where neither names nor an order say which output it is.
+    """
 
     name: str
     torch: np.ndarray
     jax: np.ndarray
     choice: int = 0
+    assumed: str = ""
 
     def arranged(self, like_torch: np.ndarray) -> np.ndarray:
         """Return an array in torch's arrangement in JAX's."""
@@ -286,7 +302,8 @@ def pair_outputs(
 ) -> tuple[list[Output], list[str], list[str]]:
     """Return the outputs that both have, and the names of torch's and of JAX's that have no partner.
 
-    By name where both have names, else by order, where the shapes fit.
+    By name where both have names, else by order, where the shapes fit. JAX sorts the keys of a dict, so that their
+    order says nothing: such outputs are paired by values, where these are clearly nearer the other way round.
 
     Args:
         torch_out: Of the torch module.
@@ -301,14 +318,45 @@ def pair_outputs(
         if made is not None:
             found.append(made)
             del left[name], rest[name]
-    for name, value in list(rest.items()):
-        for other in sorted(left, key=lambda one: one not in MAIN):
-            made = _aligned(other, left[other], value, moved, channels)
-            if made is not None:
-                found.append(made)
-                del left[other], rest[name]
-                break
+    unsure = len(rest) > 1 and len(left) > 1 and sorted(rest) == list(rest) and not any(map(_is_place, rest))
+    fits = {
+        (name, other): made
+        for name in rest
+        for other in left
+        if (made := _aligned(other, left[other], rest[name], moved, channels)) is not None
+    }
+    chosen: dict[str, str] = {}
+    for name in rest:
+        free = [other for other in left if (name, other) in fits and other not in chosen.values()]
+        if free:
+            chosen[name] = min(free, key=lambda one: one not in MAIN)
+    if unsure:
+        chosen = _by_values(fits, chosen)
+    for name, other in chosen.items():
+        made = fits[name, other]
+        made.assumed = name if unsure else ""
+        found.append(made)
+        del left[other], rest[name]
     return found, list(left), list(rest)
+
+
+def _is_place(name: str) -> bool:
+    """Return whether an output has no name: it is one of a tuple, or alone."""
+    return name == "output" or name.startswith(("[", "output["))
+
+
+def _by_values(fits: Mapping[tuple[str, str], Output], chosen: dict[str, str]) -> dict[str, str]:
+    """Return pairs of names whose values are nearest, where they are twice as near as the pairs that are given."""
+    from scipy.optimize import linear_sum_assignment
+
+    ours, theirs = (list(dict.fromkeys(pair[side] for pair in fits)) for side in (1, 0))
+    far = np.full((len(theirs), len(ours)), 1e9)
+    for (name, other), one in fits.items():
+        distance = relative_distance(one.torch, one.jax)
+        far[theirs.index(name), ours.index(other)] = np.log(np.clip(distance, 1e-12, 1e6))
+    found = {theirs[i]: ours[j] for i, j in zip(*linear_sum_assignment(far), strict=True) if far[i, j] < 1e9}
+    near, before = (sum(far[theirs.index(a), ours.index(b)] for a, b in one.items()) for one in (found, chosen))
+    return found if len(found) > len(chosen) or near < before - np.log(UNUSUAL) else chosen
 
 
 LAYERS = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "Pool", "Upsample")
@@ -338,6 +386,8 @@ def _aligned(name: str, torch_value: np.ndarray, jax_value: np.ndarray, moved: b
     # are one does the shape not say whether the channels are still where the inputs have them. Of three axes, scores
     # of positions by positions look so, too.
     choice = 0
-    if moved and (channels or torch_value.ndim > 3) and _is_cube(torch_value.shape, jax_value.shape):
+    if channels and torch_value.ndim > 3 == jax_value.ndim:
+        choice = len(made) - 1
+    elif moved and (channels or torch_value.ndim > 3) and _is_cube(torch_value.shape, jax_value.shape):
         choice = _nearest([relative_distance(one, jax_value) for one in made[:3]], 1)
     return Output(name, made[choice], jax_value, choice)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from parity.models.capture.call import Call
 from parity.models.matching import feed, pair_outputs, relative_distance
+from parity.models.weights.tree import BUFFER
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,18 @@ def modules(
     roots = Node("")
     if roots in torch_nodes and roots in jax_nodes and roots not in used:
         add(roots, roots)
-    groups: dict[frozenset[int], tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
-    for side, owned in enumerate((owned_torch, owned_jax)):
-        for node, held in owned.items():
-            if held and node.path and node not in used:
-                groups[held][side].append(node)
-    for torch_side, jax_side in groups.values():
-        for torch, jax in _chains(torch_side, jax_side, torch_nodes, jax_nodes):
-            add(torch, jax)
+    # A buffer that several modules of torch share is paired with that of each of JAX's, and tells none of them.
+    counts = Counter(name for one in weight_pairs if one.kind == BUFFER for name in one.torch)
+    shared = {at for at, one in enumerate(weight_pairs) if any(counts[name] > 1 for name in one.torch)}
+    for left_out in [frozenset[int](), frozenset(shared)][: 1 + bool(shared)]:
+        groups: dict[frozenset[int], tuple[list[Node], list[Node]]] = defaultdict(lambda: ([], []))
+        for side, owned in enumerate((owned_torch, owned_jax)):
+            for node, held in owned.items():
+                if held - left_out and node.path and node not in used:
+                    groups[held - left_out][side].append(node)
+        for torch_side, jax_side in groups.values():
+            for torch, jax in _chains(torch_side, jax_side, torch_nodes, jax_nodes):
+                add(torch, jax)
     return sorted(found, key=lambda pair: pair.torch_calls[0].order)
 
 

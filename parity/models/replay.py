@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,10 @@ def read(text: str) -> Saved:
     if not mark or not path:
         raise NotReplayed(f"--replay: expected REPORT.json#PATH, a module's path after the file, got {text!r}")
     try:
-        kept = json.loads(Path(file).read_text("utf-8"))["replay"]
+        whole = json.loads(Path(file).read_text("utf-8"))
+        if isinstance(whole, dict) and "replay" not in whole:
+            raise TypeError("it keeps no inputs, under 'replay'")
+        kept = whole["replay"]
         if not isinstance(kept, dict):
             raise TypeError(f"replay: expected an object, got {kept!r}")
         one: Any = kept.get("" if path == WHOLE else path)
@@ -89,8 +92,19 @@ def read(text: str) -> Saved:
         raise NotReplayed(f"--replay: cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NotReplayed(f"--replay: {file} is no report of `python -m parity model --json`: {error!r}") from error
+    if not kept:
+        raise NotReplayed(f"--replay: {file} keeps the inputs of no module: none of its modules differs")
     if one is None:
         raise NotReplayed(unknown(f"--replay: a module whose inputs {file} keeps", path, [at or WHOLE for at in kept]))
+    from parity.models.compare import MODES
+    from parity.models.runs import ORDER
+
+    for name in ("call", "seed"):
+        if one[name] < 0:
+            raise NotReplayed(f"--replay: {name} of {path} in {file}: expected a number from 0 on, got {one[name]}")
+    for name, known in (("mode", MODES), ("verdict", ORDER)):
+        if one[name] not in known:
+            raise NotReplayed(unknown(f"--replay: {name} of {path} in {file}", one[name], known))
     try:
         arrays = tuple(unpack(one["inputs"]))
     except ValueError as error:
@@ -166,11 +180,32 @@ def again(asked: Comparison, saved: Saved) -> Replayed:
         call.inputs[at] = Leaf(call.inputs[at].name, array)
     with jax.enable_x64(one.double):
         call.outputs = call.run(call.values)
+        _check_numbers(saved, call.outputs)
         found = judge(
             call, pair.jax_calls[saved.call], tables=asked.tables()(pair), double=one.double, native=asked.native
         )
+        if text := _beside(call.outputs):
+            found.reason = f"{found.reason}; {text}" if found.reason else text
         why = diagnose(pair, saved.call) if found.verdict not in AGREES else None
     return Replayed(found, pair.jax.path, why)
+
+
+def _check_numbers(saved: Saved, outputs: Mapping[str, np.ndarray]) -> None:
+    """Refuse inputs of which nothing but NaN or infinities is made: all that differs would be hidden by them."""
+    floats = [value for value in outputs.values() if value.dtype.kind == "f" and value.size]
+    if floats and not any(np.isfinite(value).any() for value in floats):
+        bad = sum(int(np.sum(~np.isfinite(array))) for array in saved.arrays if array.dtype.kind == "f")
+        raise NotReplayed(
+            f"--replay: {saved.path or WHOLE} gives no finite number on the saved inputs, of which {bad} are NaN or"
+            " infinite: nothing can be told from that"
+        )
+
+
+def _beside(outputs: Mapping[str, np.ndarray]) -> str:
+    """Say how many numbers of an output are NaN or infinite, if some are: there both may be so for other reasons."""
+    floats = [value for value in outputs.values() if value.dtype.kind == "f"]
+    bad, total = sum(int(np.sum(~np.isfinite(one))) for one in floats), sum(one.size for one in floats)
+    return f"{bad} of {total} elements of torch's output are NaN or infinite, and say nothing" if bad else ""
 
 
 def _kinds(arrays: Sequence[np.ndarray]) -> str:

@@ -23,7 +23,7 @@ from parity.models.shelf import Shelf, give_back, give_back_large, layered
 from parity.models.sides import NotInFloat64, Setting, float64, root, said, shapes
 from parity.models.taken import LossIsNoNumber
 from parity.models.weighing import Compared, Training
-from parity.models.weights.mapping import map_trees
+from parity.models.weights.mapping import in_call_order, map_trees
 from parity.models.weights.matching import GUESS
 from parity.models.weights.weight_map import WeightMap
 from parity.names import unknown
@@ -141,7 +141,8 @@ class Comparison:
         self.tree, self.leaves = self.jax.tree, self.torch.tree.leaves
         self.torch_weights = self.torch.tree.weights()
         if self.weights is None:
-            self.map = map_trees(self.torch.tree, self.tree, rules=self.rules)
+            tree = in_call_order(self.tree, self.inputs[1]) if self.jax.live else self.tree
+            self.map = map_trees(self.torch.tree, tree, rules=self.rules)
         else:
             self.map = replace(self.weights, unequal=self.weights.checked(self.torch.tree, self.tree))
         self.native = self.torch.native()

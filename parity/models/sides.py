@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +74,9 @@ class LiveTorch:
 
     def dropout(self) -> list[str]:
         """Return the paths of dropout layers that a model in training has."""
-        from parity.models.capture.torch_modules import without_dropout
+        from parity.models.capture.torch_modules import copied, without_dropout
 
-        return without_dropout(copy.deepcopy(self.model).train())
+        return without_dropout(copied(self.model).train())
 
     def dropout_of_training(self) -> list[str]:
         """Return the paths of dropout layers that drop as the model was handed over."""
@@ -206,12 +205,17 @@ def _as_wanted(wanted: Outputs, given: Outputs) -> bool:
 
 def _otherwise_arranged(wanted: Outputs, given: Outputs) -> list[str]:
     """Return in words which outputs have other shapes than torch's: they are compared with their axes moved."""
-    shapes = [(name, wanted[name].shape, one.jax.shape) for one in pair_outputs(wanted, given)[0] if (name := one.name)]
-    return [
-        f"{name} is {list(torch)} in torch and {list(jax)} in JAX: compared in JAX's order of axes"
-        for name, torch, jax in shapes
-        if torch != jax
+    placed, _, _ = pair_outputs(wanted, given)
+    found = [
+        f"{one.name} is {list(torch)} in torch and {list(jax)} in JAX: compared in JAX's order of axes"
+        for one in placed
+        if one.name and (torch := wanted[one.name].shape) != (jax := one.jax.shape)
     ]
+    if pairs := [f"{one.name} is {one.assumed}" for one in placed if one.assumed]:
+        found.append(
+            f"outputs of other names, in a dict, whose keys JAX sorts, were paired by values: {', '.join(pairs)}"
+        )
+    return found
 
 
 def arguments(inputs: Arguments, *, double: bool) -> Arguments:

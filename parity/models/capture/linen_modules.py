@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -92,10 +93,24 @@ def _given(name: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
             yield from _given(f"{name}_{key}", one)
 
 
+def of_apply(module: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the keys of random numbers, and the keywords of the module itself.
+
+    `rngs`, `mutable` and `capture_intermediates` are taken by `apply`, unless the module has a parameter of that name.
+    """
+    taken = inspect.signature(type(module).__call__).parameters
+    given = {name: kwargs[name] for name in ("rngs", "mutable", "capture_intermediates") if name in kwargs}
+    given = {name: value for name, value in given.items() if name not in taken}
+    rngs = given.get("rngs")
+    rngs = rngs if isinstance(rngs, Mapping) else {} if rngs is None else {"default": rngs, "dropout": rngs}
+    keys = {name: jnp.asarray(key) for name, key in rngs.items()}
+    return {"dropout": jax.random.key(0), **keys}, {name: kwargs[name] for name in kwargs if name not in given}
+
+
 def _applied(module: Any, variables: Any, args: Any, kwargs: Any, **options: Any) -> Any:
     # Statistics may be written, though nobody reads what was; random numbers are the same at every run.
     mutable = [name for name in variables if name != "params"]
-    rngs = {"dropout": jax.random.key(0)}
+    rngs, kwargs = of_apply(module, kwargs) if "method" not in options else ({"dropout": jax.random.key(0)}, kwargs)
     double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(variables))
     with nn.intercept_methods(_carry) if double else contextlib.nullcontext():
         out, _ = module.apply(variables, *args, mutable=mutable, rngs=rngs, **options, **kwargs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,61 @@ def without_dropout(model: nn.Module) -> list[str]:
 
 def prepared(model: nn.Module, mode: str, *, double: bool) -> tuple[nn.Module, torch.dtype]:
     """Return a copy of a model in a mode, with its dropout off, as float64 where `double`; and its float dtype."""
-    made = copy.deepcopy(model)
+    made = copied(model)
     made.train(mode == "train")
     without_dropout(made)
     if double:
         made.double()
     floats = [value.dtype for value in made.parameters() if value.is_floating_point()]
     return made, torch.float64 if double else floats[0] if floats else torch.float32
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model, whose functions see the copy as well: a lambda keeps what it closes over."""
+    memo: dict[int, Any] = {}
+    made: nn.Module = copy.deepcopy(model, memo)
+    done: dict[int, Any] = {}
+
+    def bound(value: Any) -> Any:
+        if isinstance(value, types.MethodType):
+            function = bound(value.__func__)
+            return value if function is value.__func__ else types.MethodType(function, value.__self__)
+        cells = value.__closure__ if isinstance(value, types.FunctionType) else None
+        if id(value) not in done:
+            done[id(value)] = value
+            held = [one.cell_contents if _is_set(one) else None for one in cells or ()]
+            new = [_of_copy(one, memo, bound) for one in held]
+            if any(one is not other for one, other in zip(new, held, strict=True)):
+                closure = tuple(map(types.CellType, new))
+                other = types.FunctionType(
+                    value.__code__, value.__globals__, value.__name__, value.__defaults__, closure
+                )
+                other.__kwdefaults__ = value.__kwdefaults__
+                done[id(value)] = other
+        return done[id(value)]
+
+    for module in made.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType | types.MethodType):
+                vars(module)[name] = bound(value)
+            elif isinstance(value, dict):
+                value.update({key: bound(one) for key, one in value.items() if isinstance(one, types.FunctionType)})
+    return made
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # not assigned yet
+        return False
+
+
+def _of_copy(value: Any, memo: dict[int, Any], bound: Callable[[Any], Any]) -> Any:
+    """Return what the copy of a model has in the place of something that a function of it holds."""
+    if isinstance(value, types.FunctionType | types.MethodType):
+        return bound(value)
+    held = isinstance(value, nn.Module | torch.Tensor | list | dict)
+    return copy.deepcopy(value, memo) if held and (id(value) in memo or isinstance(value, list | dict)) else value
 
 
 class TorchModel:

@@ -57,9 +57,11 @@ class Calls:
         by_order: Names of those that are paired by their order of definition alone.
         by_values: Names of those that only their values tell: a map that pairs by order may have loaded them.
         fixed: Arrays by their place that the JAX module does not take.
+        inner: JAX's modules that stand in the place of torch's in it (`causes.inner`), or None.
     """
 
-    def __init__(self, pair: Pair, call: int) -> None:
+    def __init__(self, pair: Pair, call: int, inner: Any = None) -> None:
+        self.inner = inner
         self._torch, self._jax = pair.torch_calls[call], pair.jax_calls[call]
         self.path, self.jax_path, self.torch_module = pair.torch.path, pair.jax.path, self._torch.module
         self._fed = feed(self._torch, self._jax)
@@ -136,6 +138,17 @@ class Calls:
             orders.append((one.name, places[id(one.jax)], np.argsort(order, axis=None).reshape(shape)))
         return orders
 
+    @property
+    def taken(self) -> list[int]:
+        """Which of the arrays that go into torch's module it is called with, among its arrays alone."""
+        arrays = [at for at, leaf in enumerate(self._torch.inputs) if leaf.is_array]
+        return [arrays.index(places[0]) for places in self._places]
+
+    @property
+    def given(self) -> list[str]:
+        """Torch's names of the outputs."""
+        return [name for name, _, _ in self._outputs]
+
     def torch_function(self, weights: Mapping[str, Any], *arrays: Any) -> tuple[Any, ...]:
         """Run the torch module on tensors, with some of its weights replaced, and return its tensors."""
         import torch
@@ -145,7 +158,9 @@ class Calls:
         values = self._torch.values
         for places, array in zip(self._places, arrays, strict=True):
             for at in places:
-                values[at] = array
+                own = getattr(torch, str(values[at].dtype), None)
+                # A model that does not run in float64 has float32 weights, which take no float64.
+                values[at] = array.to(own) if own is not None and array.is_floating_point() else array
         raw: list[Any] = []
         depth = [0]
 
@@ -164,7 +179,8 @@ class Calls:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # a whole encoder layer as one operator cannot be changed
         try:
-            with replaced(self.torch_module, weights):
+            placed = contextlib.nullcontext() if self.inner is None else self.inner.placed()
+            with replaced(self.torch_module, weights), placed:
                 self._torch.run(values)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)

@@ -58,6 +58,15 @@ def by_number(members: Sequence[Match]) -> bool:
     return all(one.evidence for one in members) and all(len({_stems(one) for one in side}) == 1 for side in sides)
 
 
+def of_blocks(members: Sequence[Match]) -> bool:
+    """Return whether layers are one in each of several blocks, which both sides number alike, and are paired so."""
+    if not by_number(members):
+        return False
+    numbers = [(_numbers(one.torch), _numbers(one.jax)) for one in members]
+    inner = all(ours[:-1].count(-1) < len(ours) - 1 and len(theirs) > 1 for ours, theirs in numbers)
+    return inner and len({ours[-1] for ours, _ in numbers}) == 1 == len({theirs[-1] for _, theirs in numbers})
+
+
 def _by_kind(ours: Sequence[Owner], theirs: Sequence[Owner]) -> list[tuple[list[Owner], list[Owner]]]:
     """Return layers by their names without numbers, with those that are as many; all together where two are as many."""
     kinds: list[dict[tuple[str, ...], list[Owner]]] = [defaultdict(list), defaultdict(list)]

@@ -197,6 +197,11 @@ def unstacked(items: list[Item], others: list[Item]) -> list[Item]:
         made[places[inside[0].leaf.name]] = [
             _layer_of_stack(item, len(prefix), number) for number in range(length) for item in inside
         ]
+    for place, item in enumerate(items):  # experts beside a router: what is around them is no stack
+        length = item.leaf.shape[0] if item.leaf.shape else 0
+        layer = (item.leaf.size // max(length, 1), _rank_of(item.leaf.shape[1:]))
+        if made[place] == [item] and length in counts and item.leaf.size not in sizes and layer in ranked:
+            made[place] = [_layer_of_stack(item, len(item.leaf.parts) - 1, number) for number in range(length)]
     return [item for group in made for item in group]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from parity.models.weights.function import flat
 from parity.models.weights.jax_side import JaxTree, extends
-from parity.models.weights.tree import BUFFER, PARAMETER, STATISTIC, Leaf
+from parity.models.weights.tree import BUFFER, PARAMETER, STATISTIC, Leaf, Parts
 
 COLLECTIONS = {"params": PARAMETER, "batch_stats": STATISTIC}
 
@@ -41,3 +41,36 @@ def read(model: Any) -> JaxTree:
     }
     arrays = {path: value for path, (_, value) in entries.items()}
     return JaxTree(model, "linen", leaves, arrays, lambda values: (module, rebuild(values)), ordered=ordered)
+
+
+def as_called(tree: JaxTree, args: Any, kwargs: Any) -> JaxTree:
+    """Return the tree in the order in which the modules are called: JAX sorts the keys of a dict that it maps.
+
+    Args:
+        tree: Of a Linen model.
+        args: What the model is called with, and so are the others.
+        kwargs: By keyword.
+    """
+    import jax
+    from flax import linen
+
+    from parity.models.capture.linen_modules import of_apply
+
+    module, variables = tree.model
+    order: dict[Parts, int] = {}
+
+    def note(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        order.setdefault(tuple(context.module.path), len(order))
+        return function(*args, **kwargs)
+
+    rngs, kwargs = of_apply(module, kwargs)
+    mutable = [name for name in variables if name != "params"]
+    with linen.intercept_methods(note):
+        jax.eval_shape(lambda values: module.apply(values, *args, rngs=rngs, mutable=mutable, **kwargs), variables)
+
+    def place(path: str) -> list[int]:
+        parts = tuple(str(part) for part in tree.leaves[path].parts)
+        return [order.get(parts[:depth], len(order)) for depth in range(1, len(parts))]
+
+    leaves = {path: tree.leaves[path] for path in sorted(tree.leaves, key=place)}
+    return JaxTree(tree.model, tree.framework, leaves, tree.arrays, tree.with_arrays, ordered=True)

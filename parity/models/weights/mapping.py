@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from parity import needs
+from parity.models.inputs import Call, of_both
 from parity.models.weights import beside, blocks, containers, in_order, neighbours, recurrent
 from parity.models.weights.crossed import crossed
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
 from parity.models.weights.matching import (
+    BESIDE,
     ELSEWHERE,
     LIKELY,
     NAMES,
@@ -40,7 +42,7 @@ CONVENTIONAL = ("kernel", "w")
 
 
 @needs.named("map_weights")
-def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = ()) -> WeightMap:
+def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = (), inputs: Any = None) -> WeightMap:
     """Pair the weights of a torch model with those of its JAX port, and compare their values.
 
     The shapes and the layouts of the frameworks' layers say what is possible. Of that the names choose, with the words
@@ -53,6 +55,8 @@ def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = ())
         jax_model: A Flax NNX module; an Equinox module, or `(module, state)`; a Linen pair `(module, variables)`; or
             `(function, params)` with any pytree of arrays.
         rules: What you know better: see `Rule`.
+        inputs: As of `compare_models`. JAX sorts the keys of a dict that it maps or compiles, so that nothing says in
+            which order Linen made `Conv_0` and `BatchNorm_0`; a run on inputs does. Other models need none.
 
     Returns:
         The map: `pairs`, `unpaired`, `unequal`, `ambiguous`; `print` shows it as a table.
@@ -72,7 +76,22 @@ def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = ())
     """
     if not hasattr(torch_model, "named_modules"):
         raise TypeError(f"the torch model: expected an nn.Module, got {type(torch_model).__name__}")
-    return map_trees(TorchTree(torch_model), jax_tree(jax_model), rules=rules)
+    jax = jax_tree(jax_model)
+    if inputs is not None:
+        jax = in_call_order(jax, of_both(inputs)[1])
+    return map_trees(TorchTree(torch_model), jax, rules=rules)
+
+
+def in_call_order(jax: JaxTree, inputs: Call) -> JaxTree:
+    """Return the weights of a Linen model whose variables were sorted in the order in which its modules run."""
+    if jax.framework != "linen" or jax.ordered:
+        return jax
+    from parity.models.weights.linen import as_called
+
+    try:
+        return as_called(jax, *inputs)
+    except Exception:  # that it does not run is said where it is to run
+        return jax
 
 
 def map_trees(torch: TorchTree, jax: JaxTree, *, rules: Sequence[Rule] = ()) -> WeightMap:
@@ -105,6 +124,7 @@ class _Mapping:
         )
         torch, jax = owners_of(ours), owners_of(theirs)
         matches = self._settled(self._matched(*self._without_misfits(torch, jax)))
+        matches = self._in_turns(matches) if self.jax.ordered else matches
         self._pair(matches)
         self._rest(ours, theirs)
         self._beside(ours, theirs)
@@ -158,7 +178,12 @@ class _Mapping:
     def _settled(self, matches: list[Match]) -> list[Match]:
         """Let equal values decide where names did not, then the layers around; the rest is ambiguous and left out."""
         left: set[int] = set()
-        still = [group for group in _groups(matches) if not self._by_values([matches[k] for k in group])]
+        still = []
+        for group in _groups(matches):
+            members = [matches[k] for k in group]
+            # Blocks that only their number tells apart are in that order: other values in them were loaded wrongly.
+            if containers.of_blocks(members) or not self._by_values(members):
+                still.append(group)
         unsure = {k for group in still for k in group}
         settled = [one for k, one in enumerate(matches) if k not in unsure]
         homes = _homes(settled)
@@ -205,10 +230,22 @@ class _Mapping:
         ):
             for family in together(made):
                 self._by_values(family)
-            return made
-        for family in [*unsure, *crossed(matches), *_against_order(matches)]:
-            _open(matches, family)
+            return self._in_turns(made)
+        doubtful = [*unsure, *crossed(matches), *_against_order(matches)]
+        if self.jax.ordered:
+            matches = self._in_turns(matches)
+        for family in doubtful:
+            if not all(one.evidence == BESIDE for one in matches if any(one.torch is other.torch for other in family)):
+                _open(matches, family)
         return matches
+
+    def _in_turns(self, matches: list[Match]) -> list[Match]:
+        """Pair norms by the layers beside them, where values do not say otherwise."""
+        beside: dict[int, Match] = {}
+        for family in neighbours.in_turns(matches):
+            self._by_values(family)
+            beside |= {id(one.torch): one for one in family}
+        return [beside.get(id(one.torch), one) for one in matches]
 
     def _in_groups(self, groups: Sequence[tuple[list[Owner], ...]]) -> list[Match]:
         """Match the layers of each group of both sides."""
@@ -222,11 +259,14 @@ class _Mapping:
 
     def _refuse(self, one: Match, members: list[Match]) -> None:
         candidates = tuple(dict.fromkeys(_label(other.jax) for other in members if fits(one.torch, other.jax)))
+        text = "the names do not say which, and the order of a sorted dict says nothing"
+        if self.jax.framework == "linen" and not self.jax.ordered:
+            text += " (map_weights(..., inputs=...) sees in which order the modules run)"
         self.ambiguous.append(
             Ambiguous(
                 one.torch.main.leaf.name,
                 candidates,
-                "the names do not say which, and the order of a sorted dict says nothing",
+                text,
             )
         )
         for item in (*one.torch.items.values(), *one.jax.items.values()):

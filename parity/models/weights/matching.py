@@ -114,9 +114,16 @@ class Names:
                 continue
             agree.append(AGREE[torch.ranks[i] == jax.ranks[j], numbers[0] == numbers[1]])
         met = [{pair[side] for pair in pairs} for side in (0, 1)]
-        for side, owner in enumerate((torch, jax)):
-            alone = (number for place, (_, number) in enumerate(owner.tokens) if place not in met[side])
-            agree += [UNMET for number in alone if number is not None]
+        alone = [
+            [place for place, (_, number) in enumerate(owner.tokens) if place not in met[side] and number is not None]
+            for side, owner in enumerate((torch, jax))
+        ]
+        if len(alone[0]) == len(alone[1]) == 1:  # lists of other names: `layers.1` is `flows.1` before `flows.2`
+            (i,), (j,) = alone
+            same = torch.tokens[i][1] == jax.tokens[j][1]
+            agree.append(UNMET * (0.5 + AGREE[torch.ranks[i] == jax.ranks[j], same]))
+            alone = [[], []]
+        agree += [UNMET] * sum(map(len, alone))
         return base + NUMBERS_COUNT * (sum(agree) / len(agree) if agree else 0.5)
 
     def _align(self, ours: Words, theirs: Words) -> tuple[float, list[tuple[int, int, float]]]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from parity.models.weights.items import Owner
 from parity.models.weights.matching import BESIDE, ORDER, Match, fits, together
+from parity.models.weights.names import COUNTED
 from parity.models.weights.tree import Parts
 
 SIDES = (-1, 1)
@@ -73,6 +74,42 @@ def named_after(matches: Sequence[Match]) -> list[Match]:
                 found += [Match(one, layer.jax, 0.0, BESIDE) for one, layer in zip(ours, group, strict=True) if one]
                 break
     return found
+
+
+def in_turns(matches: Sequence[Match]) -> list[list[Match]]:
+    """Return the norms that Linen counted in a module, each with torch's beside the layer that it is made after, or before.
+
+    `BatchNorm_2` says nothing of which convolution it follows; that `Conv_2` was made just before it does. Only where
+    all norms of a module have such a layer, on both sides of the comparison on the same side.
+
+    Args:
+        matches: What is paired so far; the order of JAX's layers is the order in which they were made.
+    """
+    ours, theirs = {one.torch.place: one.torch for one in matches}, {one.jax.place: one for one in matches}
+    homes: dict[Parts, list[Match]] = defaultdict(list)
+    for one in matches:
+        if not _is_matrix(one.jax) and one.jax.parts and COUNTED.fullmatch(str(one.jax.parts[-1])):
+            homes[one.jax.parts[:-1]].append(one)
+    found: list[list[Match]] = []
+    for home, norms in homes.items():
+        for side in SIDES if len(norms) > 1 else ():
+            made = []
+            for one in norms:
+                layer = theirs.get(one.jax.place + side)
+                if layer is None or not _is_matrix(layer.jax) or layer.jax.parts[:-1] != home or not layer.evidence:
+                    break
+                norm = ours.get(layer.torch.place - side)
+                if norm is None or _is_matrix(norm) or not fits(norm, one.jax):
+                    break
+                made.append(Match(norm, one.jax, 0.0, BESIDE))
+            if {id(one.torch) for one in made} == {id(one.torch) for one in norms}:
+                found.append(made)
+                break
+    return found
+
+
+def _is_matrix(owner: Owner) -> bool:
+    return sum(size > 1 for size in owner.main.leaf.shape) > 1
 
 
 def _ends(owner: Owner) -> set[tuple[int, str]]:
