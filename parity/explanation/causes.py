@@ -348,7 +348,7 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
                          f"elements of {e.name}, and agrees as far as {BESIDE:.0e} from there: an eps or a threshold differs.",
                          "Compare what keeps roots and quotients from zero: its size, and whether it stands under the root.")  # fmt: skip
     point = point.rstrip(",") + where if (where := _where(e)) else point
-    return Diagnosis("tie or kink", f"The {what} at {point} is a matter of convention, and the two follow different ones: "
+    return Diagnosis("tie or kink", f"The {what} at {point} is a convention, and the two follow different ones: "
                      f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
                      f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
                      "Write the convention out (where, or a custom rule) on one side, or list the cell as known.")  # fmt: skip
