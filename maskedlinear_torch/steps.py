@@ -34,7 +34,7 @@ _stayed: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 _looked_at: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 """By optimizer, whether its state was seen to have the shapes of its parameters since it was loaded last."""
 _hooks: list[Any] = []
-hold_also: Callable[[Any, str, int], None]
+hold_also: Callable[[Any, str, int], None] | None = None
 """Holds a layer for a holder: of `freeze`, which imports this file."""
 unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
@@ -275,7 +275,7 @@ def _held_by(known: dict[int, Tensor]) -> list[Any]:
 
 def _with_the_rest(known: dict[int, Tensor], held: list[Any]) -> list[Any]:
     # Beside held layers an optimizer may have those of a model that its hold was not told of (`add_param_group`).
-    if held:
+    if held and hold_also is not None:
         free = [one for one in list(_masked) if one._held is None and not getattr(one, "_is_packed", False)]
         rest = [one for one in free if any(id(parameter) in known for parameter in one._parameters.values())]
         for layer in rest:

@@ -164,8 +164,8 @@ def not_broadcast(layer: str, prefix: str) -> str:
     """Return what to say where a sharded layer's weight has come to some processes alone."""
     return (
         f"{layer} {prefix.removesuffix('.')}: expected its weight in every process, got it in some alone "
-        "(broadcast_from_rank0 sends what has the name of a parameter); give every process the whole state, or broadcast "
-        "one with the names of named_parameters()"
+        "(broadcast_from_rank0 sends what has the name of a parameter); give every process the whole state, or "
+        "broadcast one with the names of named_parameters()"
     )
 
 
