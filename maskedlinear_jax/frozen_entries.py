@@ -65,6 +65,14 @@ def lies_in_blocks(mask: Any) -> bool:
     return all(0 < 4 * number <= few for number in borders)
 
 
+def lies_in_columns(mask: Any) -> bool:
+    """Tell whether a bool array that can be read is of whole columns."""
+    if _compat.is_tracer(mask) or getattr(mask, "ndim", 0) != 2 or not mask.size:
+        return False
+    found = np.asarray(mask)
+    return bool((found == found[:1]).all())
+
+
 def is_held(masks: Mapping[Path, Any], path: Path) -> bool:
     """Tell whether a parameter has a mask, its own or that of all it is in."""
     return path in masks or any(masks.get(path[:i]) is False for i in range(len(path)))

@@ -223,7 +223,7 @@ class MaskedLinear:
 
     def __repr__(self) -> str:
         """Describe sizes and masks."""
-        if not hasattr(self.weight, "shape"):
+        if not getattr(self.weight, "shape", ()):  # as of a dtype: `jax.tree.map` may have put anything there
             return f"MaskedLinear(weight={self.weight!r}, bias={self.bias!r})"
         trains = read(self.bias_mask) if is_framework_array(self.bias_mask) else None
         trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"

@@ -129,7 +129,11 @@ def _grad_masks(model: nnx.Module, function: str) -> nnx.State[Any, Any]:
                 positions, shape = layer.bias_positions.get_value(), inside["bias"].shape
                 same = positions.size == inside["bias"].size
                 inside["bias"].set_value(positions.reshape(shape) if same else jnp.broadcast_to(positions, shape))
-    return _compat.as_pure(state)
+    masks = _compat.as_pure(state)
+    if function == "keep_frozen":  # of any state: an average of all variables rounds constants, too
+        constants = {path: False for path, node in nnx.iter_graph(model) if isinstance(node, Frozen)}
+        masks = nnx.from_flat_state(dict(nnx.to_flat_state(masks)) | constants)
+    return masks
 
 
 def save_packed(path: Target, model: nnx.Module, *, with_base: bool = False) -> int:
@@ -392,7 +396,8 @@ def _frozen_parts(model: nnx.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         if getattr(layer, "bias", None) is not None:
             name = ".".join(map(str, (*path, "bias")))
             arrays[name] = layer.bias.get_value() if isinstance(layer.bias, nnx.Variable) else layer.bias
-            trains[name] = _bias_mask_of(layer)
+            mask = _bias_mask_of(layer)  # one vector, whatever the axes of the layer's outputs
+            trains[name] = None if mask is None else np.asarray(mask).reshape(arrays[name].shape)
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if (path[:-1] not in layers or path[-1] not in _OF_LAYERS) and module._is_float(variable.get_value()):
             arrays[".".join(map(str, path))] = variable.get_value()

@@ -78,6 +78,10 @@ class Whole(nnx.Variable[Any]):
         self.get_metadata("write")(self.get_value())
         object.__setattr__(self, "_source", (name, read, read()))
 
+    def update_from_state(self, variable_state: nnx.Variable[Any]) -> None:
+        """Take over the value of another variable, as `nnx.update` does with the state of a plain layer."""
+        self.set_value(variable_state.get_value())
+
 
 class FrozenParam(Frozen):
     """A parameter that learns no more, and may again: what `freeze_others` makes of an `nnx.Param`."""

@@ -268,7 +268,7 @@ class PackedLinear:
 
     def __repr__(self) -> str:
         """Describe sizes and masks."""
-        if not hasattr(self.base_bits, "shape"):
+        if not getattr(self.base_bits, "shape", ()):  # as of a dtype: `jax.tree.map` may have put anything there
             return f"PackedLinear(values={self.values!r}, bias_values={self.bias_values!r})"
         trains = read(self.bias_mask) if is_framework_array(self.bias_mask) else None
         trained = "" if trains is None else f", bias_mask={int(trains.sum())} trained"

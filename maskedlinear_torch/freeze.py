@@ -46,7 +46,7 @@ class Hold:
         for model in self._models:
             _released.add(model)
             steps.unwatch(model, self._look)
-        for layer in _held_layers(self._models):
+        for layer in dict.fromkeys([*_held_layers(self._models), *steps.held_for(id(self))]):
             layer._held.holders -= {id(self), INHERITED}
             if not layer._held.holders:
                 layer._held.restore(layer)
@@ -103,7 +103,7 @@ def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
       sees it changed, and by `state_dict()`. torch does not count writes through `.data`: a step looks for them at a
       few hundred entries, and leaves a single one beside these to the forward and to `state_dict()`.
     - Copies of a held model, by deepcopy or pickle, are held; so are layers that come to it later, masks that are
-      set and parameter groups that are added.
+      set, parameter groups that are added, and masked layers of any other model that such an optimizer steps.
 
     State is what the optimizer makes of it, whatever its values and types. Two things are kept: a copy of the weight
     in it (an average, the iterate of a schedule-free method) stays equal to the weight where that is frozen, and
@@ -268,6 +268,9 @@ def _hold(layer: Any, name: str, holder: int) -> None:
         layer.register_forward_pre_hook(_call_the_layer)
         steps.join(layer)
     layer._held.holders.add(holder)
+
+
+steps.hold_also = _hold
 
 
 def _held_layers(models: list[nn.Module]) -> list[Any]:

@@ -28,6 +28,12 @@ class HeldModule(nn.Module):
 
     _held: Held | None = None
 
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        """Make a module that optimizers of held layers know of; copies are made so, too."""
+        layer = super().__new__(cls)
+        steps.made(layer)
+        return layer
+
     @property
     def qconfig(self) -> Any:
         """What `torch.ao.quantization` notes at each module of a model that it quantizes."""

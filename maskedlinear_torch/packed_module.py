@@ -25,7 +25,7 @@ from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
-from maskedlinear_torch.packed_parts import Bias, Weight, load_parts, seen
+from maskedlinear_torch.packed_parts import Bias, Weight, cut, load_parts, seen
 from maskedlinear_torch.products import NATIVE, as_learned
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
@@ -499,6 +499,8 @@ class PackedLinear(Layer):
         own = {prefix + name for name in _OF_PACKED if self._parameters.get(name) is not None}
         parts = {name: value for name, value in state_dict.items() if name in own}
         rest = {name: value for name, value in state_dict.items() if name not in whole and name not in own}
+        if _compat.is_distributed(self.base):
+            whole, parts = cut(self, whole, parts, prefix, error_msgs)
         before = dict(self._parameters)
         for name in _OF_PACKED:
             self._parameters.pop(name, None)

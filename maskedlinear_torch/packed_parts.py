@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskedlinear_torch import _compat, rule
+from maskedlinear_core.checks import packed as packed_checks
+from maskedlinear_torch import _compat, lowering, rule
 from maskedlinear_torch.tensors import Constant, Merged, as_bits
 
 if TYPE_CHECKING:
@@ -100,6 +101,46 @@ def seen(read: Callable[[], Any], part: Weight | Bias, name: str) -> Any:
     if _compat.is_distributed(whole) or whole.is_meta or type(whole) is not Tensor or whole.is_inference():
         return whole
     return Merged.of(whole, part, name)
+
+
+def cut(
+    layer: PackedLinear,
+    whole: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    prefix: str,
+    error_msgs: list[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is loaded into a sharded layer, with whole tensors cut as the layer's own parts are.
+
+    Every process has the same whole tensors then, as `set_model_state_dict(full_state_dict=True)` of
+    torch.distributed.checkpoint gives them, together with the layer's own parts as they are.
+
+    Args:
+        layer: The layer.
+        whole: The weight and the bias, by prefix and name.
+        parts: What is loaded of the layer's parts, likewise.
+        prefix: Of the names.
+        error_msgs: As for `torch.nn.Module.load_state_dict`.
+    """
+    given, changed, own = dict(whole), dict(parts), layer._parameters
+    as_it_is = bool(parts) and all(value is own[name.removeprefix(prefix)] for name, value in parts.items())
+    if as_it_is and not _compat.is_said_everywhere(bool(given), own["base"]):
+        # torch broadcasts what has a parameter's name alone: the first process loads the weight, the others themselves.
+        error_msgs.append(packed_checks.not_broadcast(type(layer).__name__, prefix))
+    for name, base, learned in (("weight", "base", "values"), ("bias", "bias_base", "bias_values")):
+        value, like = given.get(prefix + name), own.get(learned if own.get(base) is None else base)
+        if not isinstance(value, Tensor) or _compat.is_distributed(value) or like is None or value.shape != like.shape:
+            continue
+        taken = value = given.pop(prefix + name).detach()
+        if name == "weight":
+            kind = lowering.resolve(layer._mask, (layer.out_features, layer.in_features), value.device, packed=True)
+            taken = kind.pack(value)
+        elif layer._bias_values is not None:
+            taken = value[torch.from_numpy(layer._bias_values).to(value.device)]
+        for one, tensor in ((base, value), (learned, taken)):
+            if (old := own.get(one)) is not None:
+                changed[prefix + one] = _compat.cut_like(tensor.contiguous(), old)
+    return given, changed
 
 
 def load_parts(

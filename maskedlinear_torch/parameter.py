@@ -14,7 +14,7 @@ from maskedlinear_core.annotations import MaskLike
 from maskedlinear_core.arrays import dtype_name, is_framework_array
 from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import parameter as parameter_checks
-from maskedlinear_torch import lowering
+from maskedlinear_torch import lowering, steps
 from maskedlinear_torch.frozen_entries import Places, local_places
 from maskedlinear_torch.held_module import HeldModule
 from maskedlinear_torch.tensors import check_dense
@@ -124,6 +124,7 @@ def mask_parameter(module: Module, name: str, *, grad_mask: MaskLike) -> Module:
     parametrize.register_parametrization(module, name, GradMask(grad_mask, tuple(parameter.shape)), unsafe=True)
     parametrizations: Any = module.parametrizations
     parametrizations[name].__class__ = MaskedParameter
+    steps.made(parametrizations[name])
     return module
 
 

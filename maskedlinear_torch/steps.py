@@ -24,6 +24,8 @@ from maskedlinear_torch.small_steps import IS_SMALL, SmallStep
 from maskedlinear_torch.tensors import Constant
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
+_masked: weakref.WeakSet[Any] = weakref.WeakSet()
+"""All modules that can be held."""
 _models: weakref.WeakKeyDictionary[nn.Module, list[Callable[[nn.Module], None]]] = weakref.WeakKeyDictionary()
 _states: weakref.WeakKeyDictionary[Any, FrozenState] = weakref.WeakKeyDictionary()
 _small: weakref.WeakKeyDictionary[Any, SmallStep] = weakref.WeakKeyDictionary()
@@ -32,6 +34,8 @@ _stayed: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
 _looked_at: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 """By optimizer, whether its state was seen to have the shapes of its parameters since it was loaded last."""
 _hooks: list[Any] = []
+hold_also: Callable[[Any, str, int], None] | None = None
+"""Holds a layer for a holder: of `freeze`, which imports this file."""
 unmasked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Plain layers that were made of masked ones, by `unmask_linears` or `to_linear`: all of them shall learn."""
 ADAPTED = "base_layer"
@@ -43,10 +47,20 @@ def see() -> None:
     _install()
 
 
+def made(layer: Any) -> None:
+    """Note a module that can be held: it is, once an optimizer steps its parameters beside those of a held one."""
+    _masked.add(layer)
+
+
 def join(layer: Any) -> None:
     """Put a held layer back after every step that has its parameters."""
     _install()
     _layers.add(layer)
+
+
+def held_for(holder: int) -> list[Any]:
+    """Return the layers that are held for a holder, of whatever model."""
+    return [layer for layer in _layers if layer._held is not None and holder in layer._held.holders]
 
 
 def watch(model: nn.Module, look: Callable[[nn.Module], None]) -> None:
@@ -156,7 +170,7 @@ def _before(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> Any:
     for model, looks in list(_models.items()):
         for look in looks:
             look(model)
-    held = _held_by(known)
+    held = _with_the_rest(known, _held_by(known))
     closure = any(one is not None for one in [*args[1:], *keywords.values()])
     _see_constants(optimizer, known, held, closure=closure)
     if held:
@@ -257,6 +271,18 @@ def _held_by(known: dict[int, Tensor]) -> list[Any]:
         for layer in list(_layers)
         if layer._held is not None and any(id(one) in known for one in layer._parameters.values())
     ]
+
+
+def _with_the_rest(known: dict[int, Tensor], held: list[Any]) -> list[Any]:
+    # Beside held layers an optimizer may have those of a model that its hold was not told of (`add_param_group`).
+    if held and hold_also is not None:
+        free = [one for one in list(_masked) if one._held is None and not getattr(one, "_is_packed", False)]
+        rest = [one for one in free if any(id(parameter) in known for parameter in one._parameters.values())]
+        for layer in rest:
+            for holder in set().union(*[one._held.holders for one in held]):
+                hold_also(layer, type(layer).__name__, holder)
+        held = [*held, *rest]
+    return held
 
 
 def _refuse_other_masks(held: list[Any]) -> None:

@@ -102,6 +102,7 @@ def packed_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Return everything that learns in a model as NumPy arrays by name, and no matrix: what a client sends.
 
     `load_packed` takes them back, from a model of the same masks in either framework, and refuses those of other masks.
+    What learned before its mask changed, and is frozen now, lies in the matrix and is not sent: `packed_bytes` has it.
 
     Args:
         model: As for `save_packed`.

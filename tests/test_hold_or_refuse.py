@@ -427,3 +427,47 @@ def test_a_state_from_before_a_conversion_is_refused_with_what_to_do(make, compi
     update = jax.jit(held.update) if compiled else held.update
     with pytest.raises(ValueError, match=r"got a state that was made .*before mask_linears; move it along with"):
         update(params, state, params)
+
+
+def conv_of_channels():
+    model = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 4, 3), nn.Flatten())
+    mt.mask_parameter(model[1], "weight", grad_mask=rows([1]))
+    return model
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: mt.mask_linears(nn.Sequential(nn.Linear(8, 4)), {"0": columns([1])}),
+        lambda: copy.deepcopy(mt.mask_linears(nn.Sequential(nn.Linear(8, 4)), {"0": columns([1])})),
+        lambda: mt.mask_linears(nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0), {"*": columns([1])}),
+        conv_of_channels,
+    ],
+    ids=["layer", "copy", "attention", "parametrization"],
+)
+def test_h2_a_group_that_is_added_with_layers_of_another_model_is_held(other):
+    model, added = mt.mask_linears(nn.Sequential(nn.Linear(8, 4)), {"0": columns([1])}), other()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    hold = mt.hold_frozen(optimizer, model)
+    optimizer.add_param_group({"params": list(added.parameters())})
+    before = [{n: p.detach().clone() for n, p in one.named_parameters()} for one in (model, added)]
+    x = torch.randn(5, 8)
+
+    def step():
+        optimizer.zero_grad()
+        (model(x).square().mean() + added(x).square().mean()).backward()
+        optimizer.step()
+
+    step()
+    step()
+    for one, old in zip((model, added), before, strict=True):
+        masks = {name: None for name in old} | mt.grad_masks(one)
+        masks = {name: mask if name in old else None for name, mask in masks.items()}
+        now = dict(one.named_parameters())
+        assert mt.assert_frozen(old, now, {name: masks[name] for name in old}) > 0
+        assert all(not torch.equal(old[name], now[name]) for name in old)
+    hold.remove()
+    before = copy.deepcopy(added.state_dict())
+    step()
+    with pytest.raises(AssertionError, match="frozen entries moved"):
+        mt.assert_frozen(before, added)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers.pytorch_utils import Conv1D
@@ -135,3 +136,30 @@ def test_a_sharded_layer_loads_the_state_of_one(mesh, by, mask):
     known = other.load_state_dict(learned if by == "name" else one.state_dict(), strict=by != "name")
     assert known.unexpected_keys == []
     assert torch.equal(other(torch.ones(2, 8)), one(torch.ones(2, 8)))
+
+
+@pytest.mark.filterwarnings("ignore:.*(torch.distributed|_get_pg_default_device|Multiple backends).*")
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", [linears, partial_bias, embedding])
+def test_a_sharded_model_takes_the_whole_state_of_one(mesh, kind, device):
+    """`full_state_dict=True` hands a packed layer the whole weight and its own parts, as they are, together."""
+    model, x = trained(kind, False)
+    fresh = model_of(kind, False)[0].to(device)
+    fully_shard(fresh, mesh=mesh)
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(fresh, model.state_dict(), options=options)
+    assert torch.equal(fresh(x), model(x))
+    got = get_model_state_dict(fresh, options=options)
+    assert all(torch.equal(got[name], value) for name, value in model.state_dict().items())
+    assert all(p.requires_grad == fresh.get_parameter(name).requires_grad for name, p in model.named_parameters())
+
+
+def test_a_weight_that_came_to_some_processes_alone_is_refused(mesh, monkeypatch):
+    """Without strict=True `broadcast_from_rank0` brings the weight to the first process, and to others nothing."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda said, group: said[1].add_(1))  # another says no
+    layer = mt.PackedLinear(8, 6, grad_mask=columns([1, 2]))
+    weight = layer.weight.detach().clone()
+    fully_shard(layer, mesh=mesh)
+    own = {name: p for name, p in layer.named_parameters()}
+    with pytest.raises(RuntimeError, match="expected its weight in every process, got it in some alone"):
+        layer.load_state_dict(own | {"weight": weight, "bias": own["bias_values"]}, strict=False)

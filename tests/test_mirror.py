@@ -132,7 +132,7 @@ ONLY_DEFINED_IN_ONE = {
     },
     "frozen_entries.py": {
         "Places", "_run", "FrozenEntries", "Held", "_Read", "same_bits", "local", "local_places",  # a matrix beside it
-        "by_path", "path_of", "masks_by_path", "Rows", "as_rows", "lies_in_blocks",
+        "by_path", "path_of", "masks_by_path", "Rows", "as_rows", "lies_in_blocks", "lies_in_columns",
         "is_held", "trains", "_trains", "keep",  # masks and parameters by path
     },
     "frozen_state.py": {

@@ -148,3 +148,44 @@ def test_a_sharding_of_the_output_is_refused():
     layer = mn.MaskedLinearGeneral.from_linear(plain, grad_mask=rows([1]))
     with pytest.raises(NotImplementedError, match=r"expected out_sharding=None.* jax\.sharding\.reshard"):
         layer(jnp.ones((1, 4)), out_sharding=jax.sharding.PartitionSpec("data"))
+
+
+def of_layers(seed, **keywords):
+    layers = [
+        nnx.Linear(4, 6, rngs=nnx.Rngs(seed)),
+        nnx.Linear(6, 3, rngs=nnx.Rngs(seed + 1)),
+        nnx.LinearGeneral(3, (2, 2), rngs=nnx.Rngs(seed + 2)),
+        nnx.Embed(5, 4, rngs=nnx.Rngs(seed + 3)),
+    ]
+    holder = nnx.Module()
+    holder.layers = nnx.List(layers)
+    if keywords:
+        mn.mask_linears(holder, {"layers.0": columns([1]), "layers.2": rows([0]), "layers.3": rows([1])}, **keywords)
+    return holder
+
+
+@pytest.mark.parametrize("bias_masks", [{}, {"layers.0": np.arange(6) < 3}], ids=["whole bias", "part of a bias"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_m2_the_state_of_a_plain_model_reaches_a_masked_one(packed, bias_masks):
+    """`nnx.update` writes to the kernel that a packed layer puts together: what it wrote was dropped."""
+    plain, model = of_layers(7), of_layers(0, packed=packed, bias_masks=bias_masks)
+    nnx.update(model, nnx.state(plain))
+    for one, other in zip(model.layers, plain.layers, strict=True):
+        x = jnp.arange(5) if isinstance(other, nnx.Embed) else jnp.eye(other.kernel.shape[0])
+        np.testing.assert_array_equal(one(x), other(x))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_h4_an_average_of_a_whole_state_gets_its_constants_back(packed):
+    model = of_layers(0, packed=packed, freeze_others=True)
+    before, average = nnx.clone(model), nnx.state(model)
+    rounded = optax.incremental_update(nnx.state(model), average, 0.01)
+    for _ in range(5):
+        rounded = optax.incremental_update(nnx.state(model), rounded, 0.01)
+        average = mn.keep_frozen(optax.incremental_update(nnx.state(model), average, 0.01), nnx.state(model), model)
+    ema = nnx.clone(model)
+    nnx.update(ema, rounded)
+    with pytest.raises(AssertionError, match="frozen entries moved"):
+        mn.assert_frozen(before, ema)
+    nnx.update(ema, average)
+    assert mn.assert_frozen(before, ema) > 30

@@ -454,3 +454,10 @@ again = flax.serialization.from_bytes(layer, flax.serialization.to_bytes(layer))
 assert (again.weight == layer.weight).all()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", [mj.MaskedLinear, mj.PackedLinear])
+@pytest.mark.parametrize("what", [lambda leaf: leaf.dtype, lambda leaf: leaf.shape, lambda leaf: None, str, np.asarray])
+def test_m9_a_tree_of_anything_is_printed(kind, what):
+    layer = kind(4, 2, grad_mask=mj.columns([1]), bias_mask=[True, False], seed=0)
+    assert type(layer).__name__ in repr(jax.tree.map(what, layer))

@@ -160,6 +160,15 @@ def refuse_sharded(layer: str, change: str) -> NoReturn:
     )
 
 
+def not_broadcast(layer: str, prefix: str) -> str:
+    """Return what to say where a sharded layer's weight has come to some processes alone."""
+    return (
+        f"{layer} {prefix.removesuffix('.')}: expected its weight in every process, got it in some alone "
+        "(broadcast_from_rank0 sends what has the name of a parameter); give every process the whole state, or "
+        "broadcast one with the names of named_parameters()"
+    )
+
+
 def refuse_recorded_write(name: str) -> NoReturn:
     """Refuse a write in place that a gradient would have to flow through.
 
