@@ -378,3 +378,33 @@ def test_lists_of_other_names_are_paired_by_their_numbers(wrong):
     assert report.ok == (not wrong), str(report)
     if wrong:
         assert (report.first.path, report.first.diagnosis.cause) == ("layers.0", "another formula: activation")
+
+
+class Relative(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias, self.fc = nn.Embedding(11, 2), nn.Linear(8, 8)
+
+    def forward(self, x):
+        at = torch.arange(6)
+        scores = self.bias(at[None, :] - at[:, None] + 5)[..., 0]
+        return self.fc(scores.softmax(-1) @ x)
+
+
+class PortRelative(linen.Module):
+    sign: int
+
+    @linen.compact
+    def __call__(self, x):
+        at = jnp.arange(6)
+        scores = linen.Embed(11, 2)(self.sign * (at[None, :] - at[:, None]) + 5)[..., 0]
+        return linen.Dense(8)(jax.nn.softmax(scores, -1) @ x)
+
+
+def test_positions_with_the_other_sign_are_no_fault_of_the_embedding():
+    model, x = Relative(), RNG.standard_normal((2, 6, 8)).astype(np.float32)
+    for sign in (1, -1):
+        port = PortRelative(sign)
+        report = parity.compare_models(model, loaded(model, (port, port.init(jax.random.key(0), x))), (x,))
+        assert report.ok == (sign == 1)
+        assert report.ok or report.first.path == "", str(report)

@@ -177,6 +177,8 @@ def arrangements(source: Leaf, target: Leaf) -> list[np.ndarray]:
     """Return an input of torch's in all arrangements that have the shape of one of JAX's."""
     if source.is_float != target.is_float or source.value.dtype.kind == "b":
         return []
+    if not source.is_float and source.value.shape == target.value.shape:
+        return [source.value]  # a table of relative positions that is turned has the other sign: that is the port's
     return rearranged(source.value, target.value.shape)
 
 

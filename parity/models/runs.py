@@ -23,7 +23,8 @@ from parity.models.shelf import Shelf, give_back, give_back_large, layered
 from parity.models.sides import NotInFloat64, Setting, float64, root, said, shapes
 from parity.models.taken import LossIsNoNumber
 from parity.models.weighing import Compared, Training
-from parity.models.weights.mapping import in_call_order, map_trees
+from parity.models.weights.jax_side import in_call_order
+from parity.models.weights.mapping import map_trees
 from parity.models.weights.matching import GUESS
 from parity.models.weights.weight_map import WeightMap
 from parity.names import unknown

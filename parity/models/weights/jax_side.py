@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.models.inputs import Call
 from parity.models.weights.tree import PARAMETER, Leaf, to_numpy
 
 
@@ -112,6 +113,18 @@ def jax_tree(model: Any) -> JaxTree:
         "the JAX model: expected a Flax NNX module, an Equinox module, (Equinox module, state), (Linen module,"
         f" variables), (function, params) or a function that holds its weights, got {described(model)}"
     )
+
+
+def in_call_order(jax: JaxTree, inputs: Call) -> JaxTree:
+    """Return the weights of a Linen model whose variables were sorted in the order in which its modules run."""
+    if jax.framework != "linen" or jax.ordered:
+        return jax
+    from parity.models.weights.linen import as_called
+
+    try:
+        return as_called(jax, *inputs)
+    except Exception:  # that it does not run is said where it is to run
+        return jax
 
 
 def described(model: Any) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from parity import needs
-from parity.models.inputs import Call, of_both
+from parity.models.inputs import of_both
 from parity.models.weights import beside, blocks, containers, in_order, neighbours, recurrent
 from parity.models.weights.crossed import crossed
 from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
-from parity.models.weights.jax_side import JaxTree, jax_tree
+from parity.models.weights.jax_side import JaxTree, in_call_order, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
 from parity.models.weights.matching import (
     BESIDE,
@@ -80,18 +80,6 @@ def map_weights(torch_model: Any, jax_model: Any, *, rules: Sequence[Rule] = (),
     if inputs is not None:
         jax = in_call_order(jax, of_both(inputs)[1])
     return map_trees(TorchTree(torch_model), jax, rules=rules)
-
-
-def in_call_order(jax: JaxTree, inputs: Call) -> JaxTree:
-    """Return the weights of a Linen model whose variables were sorted in the order in which its modules run."""
-    if jax.framework != "linen" or jax.ordered:
-        return jax
-    from parity.models.weights.linen import as_called
-
-    try:
-        return as_called(jax, *inputs)
-    except Exception:  # that it does not run is said where it is to run
-        return jax
 
 
 def map_trees(torch: TorchTree, jax: JaxTree, *, rules: Sequence[Rule] = ()) -> WeightMap:

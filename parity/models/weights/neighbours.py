@@ -77,7 +77,7 @@ def named_after(matches: Sequence[Match]) -> list[Match]:
 
 
 def in_turns(matches: Sequence[Match]) -> list[list[Match]]:
-    """Return the norms that Linen counted in a module, each with torch's beside the layer that it is made after, or before.
+    """Return the norms that Linen counted in a module, each with torch's beside the layer it is made after, or before.
 
     `BatchNorm_2` says nothing of which convolution it follows; that `Conv_2` was made just before it does. Only where
     all norms of a module have such a layer, on both sides of the comparison on the same side.
