@@ -187,14 +187,6 @@ def cut_like(tensor: torch.Tensor, other: Any) -> Any:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)  # nothing is sent
 
 
-def is_said_everywhere(yes: bool, like: Any) -> bool:
-    """Tell whether all processes that hold parts of a DTensor say the same: each of them asks."""
-    said = torch.tensor([float(yes), 1.0], device=like.device if like.device.type != "meta" else None)
-    for dim in range(like.device_mesh.ndim):
-        torch.distributed.all_reduce(said, group=like.device_mesh.get_group(dim))
-    return said[0].item() in (0.0, said[1].item())
-
-
 def _memcmp() -> Any:
     try:
         found = ctypes.CDLL(None).memcmp

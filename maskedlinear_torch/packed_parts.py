@@ -124,7 +124,7 @@ def cut(
     """
     given, changed, own = dict(whole), dict(parts), layer._parameters
     as_it_is = bool(parts) and all(value is own[name.removeprefix(prefix)] for name, value in parts.items())
-    if as_it_is and not _compat.is_said_everywhere(bool(given), own["base"]):
+    if as_it_is and not _is_said_everywhere(bool(given), own["base"]):
         # torch broadcasts what has a parameter's name alone: the first process loads the weight, the others themselves.
         error_msgs.append(packed_checks.not_broadcast(type(layer).__name__, prefix))
     for name, base, learned in (("weight", "base", "values"), ("bias", "bias_base", "bias_values")):
@@ -176,3 +176,11 @@ def load_parts(
     for name, made_of in (("weight", ("base", "values")), ("bias", ("bias_base", "bias_values"))):
         if all(own.get(part) is None or part in before for part in made_of) and prefix + name in missing_keys:
             missing_keys.remove(prefix + name)
+
+
+def _is_said_everywhere(yes: bool, like: Any) -> bool:
+    # Whether all processes that hold parts of a DTensor say the same: each of them asks.
+    said = torch.tensor([float(yes), 1.0], device=like.device_mesh.device_type)
+    for dim in range(like.device_mesh.ndim):
+        torch.distributed.all_reduce(said, group=like.device_mesh.get_group(dim))
+    return said[0].item() in (0.0, said[1].item())
