@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import parity
+from parity.explanation import substitution
 from parity.report import table
 
 RNG = np.random.default_rng(0)
@@ -211,3 +212,15 @@ def test_a_cause_on_unusual_numbers_leaves_the_usual_ones_alone(name):
     assert any(re.search(said, one.text) for one in causes), causes
     assert not {one.cause for one in causes} & {"constant factor", "default argument: approximate", "arrangement"}
     assert not any("exchanged" in one.text or "10 in torch" in one.text or "tanh makes" in one.text for one in causes)
+
+
+def test_numbers_whose_squares_overflow_prove_nothing():
+    """A change that does nothing proved a "position offset" on them: their size was taken to be infinite."""
+    labels = np.array([0, 1, 2, 3, 4, 5])
+    theirs = lambda x, y: (torch.nn.functional.one_hot(y, 6) * x.clamp(min=0)).sum()  # noqa: E731
+    mine = lambda x, y: (jnp.eye(6)[y] * jnp.clip(x, 0, 30)).sum()  # noqa: E731
+    report = parity.compare(theirs, mine, (X * 3, labels), **{**ONE, "data": ["large"]})
+    assert {cell.diagnosis.cause for cell in report.failed} == {"another formula"}
+    huge, small = {"output": np.array([7e241])}, {"output": np.array([276.0])}
+    assert substitution.distance(small, huge) == substitution.distance({"output": np.array([0.0])}, huge) == 1
+    assert substitution.distance(huge, huge) == 0

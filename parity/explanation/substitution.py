@@ -248,7 +248,8 @@ def _apart(a: np.ndarray, b: np.ndarray, each: bool) -> float:
             use = finite & (a != b)
             left, right = a[use], b[use]
             return float(np.max(np.abs(left - right) / np.maximum(np.abs(left), np.abs(right)), initial=0.0))
-        size = np.sqrt(np.mean(np.abs(b[finite]) ** 2)) if finite.any() else 0.0
+        most = np.max(np.abs(b[finite]), initial=0.0) or 1.0  # squares of large numbers overflow
+        size = most * np.sqrt(np.mean(np.abs(b[finite] / most) ** 2)) if finite.any() else 0.0
         worst = np.max(np.abs(a[finite] - b[finite]), initial=0.0)
     return float(worst / (size or 1.0))
 
