@@ -5,6 +5,7 @@ torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:
 """
 
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,8 @@ def main():
             print(f"step {step + 1}: loss {loss.item() / dist.get_world_size():.3f}", flush=True)
     dist.barrier()
     dist.destroy_process_group()
+    # A thread of Gloo that lets go of the barrier's tensors only once Python ends would abort the process.
+    time.sleep(0.2)
 
 
 if __name__ == "__main__":

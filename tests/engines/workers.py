@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ def main():
     print(json.dumps(found), flush=True)
     dist.barrier()
     dist.destroy_process_group()
+    time.sleep(0.2)  # as in examples/cluster/train_torch.py
 
 
 if __name__ == "__main__":
