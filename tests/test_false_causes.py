@@ -214,6 +214,14 @@ def test_a_cause_on_unusual_numbers_leaves_the_usual_ones_alone(name):
     assert not any("exchanged" in one.text or "10 in torch" in one.text or "tanh makes" in one.text for one in causes)
 
 
+def test_a_cast_is_no_convolution_whose_kernel_is_flipped():
+    steps = np.arange(6)
+    mine = lambda x: jnp.cumsum(jnp.flip(x) * jnp.asarray(steps).astype(x.dtype))  # noqa: E731
+    found = why(lambda x: torch.cumsum(x * torch.from_numpy(steps), 0), mine, X)
+    assert found.cause == "arrangement: reversed"
+    assert "Reverse that axis" in found.fix
+
+
 def test_numbers_whose_squares_overflow_prove_nothing():
     """A change that does nothing proved a "position offset" on them: their size was taken to be infinite."""
     labels = np.array([0, 1, 2, 3, 4, 5])

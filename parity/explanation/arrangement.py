@@ -322,7 +322,8 @@ def _outputs(bench: Bench) -> Iterator[Claim]:
 
 def _fix(one: Rearrangement, bench: Bench) -> str:
     """Return what to do: kernels are flipped where there is a convolution."""
-    convolves = any("conv" in step.name for program in bench.programs.values() for step in program.steps)
+    names = {step.name for program in bench.programs.values() for step in program.steps}
+    convolves = any("conv" in name and not name.startswith("convert") for name in names)
     return REVERSE if one.fix is FLIP and not convolves else one.fix
 
 
