@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parity.models import pairing, replay, seconds
+from parity.models import pairing, replay, second_faults
 from parity.models.capture.call import Call
 from parity.models.causes import diagnose, shared, sizes
 from parity.models.causes.weights import diagnose_weights
@@ -118,7 +118,7 @@ def report(asked: Comparison, passes: Sequence[Pass], notes: list[str]) -> Model
         below = [modules[i] for i in children.get(at, [])]
         modules[at].makes = True
         modules[at].diagnosis = _diagnosis(asked, one, judgement, below, unequal, searched)
-    made += seconds.found(asked, shown, modules, children, searched.work)
+    made += second_faults.found(asked, shown, modules, children, searched.work)
     notes += [ELSEWHERE.format(name) for name in sorted(searched.elsewhere)]
     for module in modules:
         if module.verdict == "differs" and not module.makes and not module.reason:

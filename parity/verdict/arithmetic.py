@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from parity.execution.outputs import Runs
 from parity.execution.programs import Reading
-from parity.explanation.words import spelt
+from parity.explanation.called_names import spelt
 from parity.records import WHO, Cell
 from parity.verdict.bounds import UNIT
 

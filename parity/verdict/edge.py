@@ -24,9 +24,9 @@ import numpy as np
 from parity.execution.calls import Failure, Numbers, Outputs
 from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.explanation import fills
+from parity.explanation.called_names import spelt
 from parity.explanation.sparse_products import at_no_number
 from parity.explanation.trials import program_of
-from parity.explanation.words import spelt
 from parity.operator import data
 from parity.records import WHO, Cell
 from parity.verdict import arithmetic, ties

@@ -21,8 +21,8 @@ from parity.execution.calls import Outputs
 from parity.execution.outputs import EAGER, Runs, framework_of, world_of
 from parity.execution.plan import plan as plan
 from parity.explanation import causes
+from parity.explanation.called_names import spelt
 from parity.explanation.gathering import gather
-from parity.explanation.words import spelt
 from parity.operator import data
 from parity.operator.faults import Fault
 from parity.operator.known import matches

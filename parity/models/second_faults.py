@@ -1,4 +1,4 @@
-"""Faults of modules around such as differ: what is left where JAX's modules stand in the place of these."""
+"""Faults of a module around others that differ: what still differs with JAX's modules in the place of those."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ LEFT = {"float64": 1e-6}
 """Relative error that a second fault leaves at least, by the arithmetic of the module; else `LEFT_BELOW`."""
 
 LEFT_BELOW = 2e-3
+
 BUDGET = 900_000
+"""Steps run for causes after which none is looked for any more."""
+
 CAUSE = "a second fault"
 
 
