@@ -12,13 +12,21 @@ from parity.explanation.substitution import Change
 
 def quadratic(step: Step) -> Iterator[Claim]:
     """Yield the Huber loss in the place of the smooth L1 loss, and the other way round."""
-    name = "beta" if "beta" in step.operands else "delta"
-    bound = float(step.operands[name])
-    smooth, huber = f"smooth_l1_loss with beta={bound:g}", f"the Huber loss, {bound:g} times it"
+    if "beta" in step.operands:
+        name, bound = "beta", float(step.operands["beta"])
+        factor, has, needs = bound, f"smooth_l1_loss with beta={bound:g}", f"the Huber loss, {bound:g} times it"
+    else:
+        name, bound = "delta", float(step.operands["delta"])
+        factor, has, needs = (
+            1 / bound,
+            f"the Huber loss, {bound:g} times smooth L1",
+            f"smooth_l1_loss with beta={bound:g}",
+        )
     yield Claim(
-        Change("torch", {step.key: set_result(lambda loss: loss * bound if name == "beta" else loss / bound)}),
+        Change("torch", {step.key: set_result(lambda loss: loss * factor)}),
         f"default argument: {name}",
-        *((smooth, huber) if name == "beta" else (huber.replace("it", "smooth L1"), smooth)),
+        has,
+        needs,
         "smooth_l1_loss(beta=b) is huber_loss(delta=b) divided by b; optax.huber_loss is the latter.",
     )
 

@@ -287,8 +287,8 @@ def _channels(at: Bench) -> Diagnosis | None:
         factors = (got * want).sum(1) / (want * want).sum(1)
         apart = np.abs(got - factors[:, None] * want).max(1) / np.abs(got).max(1)
         if np.all(apart < at.agreement) and np.ptp(factors) > 1e-6 * np.abs(factors).max():
-            apart = [(at, one) for at, one in enumerate(factors) if abs(one - 1) > 1e-6]
-            told = [f"{one:.6g}" + f" at {at}" * (len(apart) < len(factors)) for at, one in apart]
+            scaled = [index for index, one in enumerate(factors) if abs(one - 1) > 1e-6]
+            told = [f"{factors[i]:.6g}" + (f" at {i}" if len(scaled) < len(factors) else "") for i in scaled]
             shown = ", ".join(told[:FEW]) + (", ..." if len(told) > FEW else "")
             return Diagnosis(
                 "constant factor: by channel",

@@ -143,9 +143,8 @@ def _by_position(leaf: Leaf, free: Sequence[Leaf], likely: int) -> tuple[Leaf, n
         if made and not (one.is_float and is_mask(one.value)):
             distances = [relative_distance(value, leaf.value) for value in made]
             likely = min(likely, len(made) - 1) if _is_cube(one.value.shape, leaf.value.shape) else 0
-            likely = (
-                len(made) - 1 if one.value.ndim > 3 == leaf.value.ndim else likely
-            )  # an image as a row of positions
+            if one.value.ndim > 3 and leaf.value.ndim == 3:
+                likely = len(made) - 1  # an image as a row of positions
             return one, made[_nearest(distances, likely)]
     return None
 

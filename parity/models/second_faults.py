@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from parity.models.report import Module
     from parity.models.runs import Comparison, Judgement, Pass
 
-LEFT = {"float64": 1e-6}
-"""Relative error that a second fault leaves at least, by the arithmetic of the module; else `LEFT_BELOW`."""
-
-LEFT_BELOW = 2e-3
+LEFT, LEFT_BELOW = 1e-6, 2e-3
+"""Relative error that a second fault leaves at least, of a module in float64 and in lower types: what is less may be
+the rounding of the numbers that went from one framework to the other."""
 
 BUDGET = 900_000
 """Steps run for causes after which none is looked for any more."""
@@ -81,7 +80,7 @@ def _left(
     call = judgement.call
     with jax.enable_x64(one.double):
         far = beside(pair, call, pairs)
-        if far is None or not far > LEFT.get(judgement.found.dtype, LEFT_BELOW):
+        if far is None or not far > (LEFT if judgement.found.dtype == "float64" else LEFT_BELOW):
             return None
         why = diagnose(pair, call, work, pairs) if sum(work) < BUDGET else None
     paths = [modules[i].path for i in inner]
