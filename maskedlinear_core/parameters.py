@@ -1,4 +1,4 @@
-"""Masks over parameters of any shape (SPEC S13)."""
+"""Masks over parameters of any shape (contract S13)."""
 
 from __future__ import annotations
 

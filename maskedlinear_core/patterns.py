@@ -1,4 +1,4 @@
-"""Which layers of a model get which mask (SPEC S8)."""
+"""Which layers of a model get which mask (contract S8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two precisions, and the constants of the reproducible one (SPEC S9).
+"""The two precisions, and the constants of the reproducible one (contract S9).
 
 *native*: the framework's own products. *reproducible*: the answer is a function of the inputs alone, given by
 integer arithmetic. For a product of K terms per output, dot(x, w), float32 in and out:

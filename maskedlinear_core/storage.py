@@ -1,4 +1,4 @@
-"""Everything that learned in one file, without the matrices it was trained over (SPEC S7, S8).
+"""Everything that learned in one file, without the matrices it was trained over (contract S7, S8).
 
 The file is a safetensors file: no pickle, readable by other tools. Per layer it holds the values, the bias and
 the positions in their shortest form; the matrix is known by the fingerprint of its frozen entries, or held as well.

@@ -1,4 +1,4 @@
-"""Masked layers for Equinox models: drop-ins for `equinox.nn.Linear` (SPEC S8)."""
+"""Masked layers for Equinox models: drop-ins for `equinox.nn.Linear` (contract S8)."""
 
 from __future__ import annotations
 

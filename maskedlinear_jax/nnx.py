@@ -1,4 +1,4 @@
-"""Masked layers for Flax NNX models: drop-ins for its layers, and whole models (SPEC S8, S13).
+"""Masked layers for Flax NNX models: drop-ins for its layers, and whole models (contract S8, S13).
 
 NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks are written for the weight
 (out_features, in_features) here as everywhere: columns are input features.

@@ -1,4 +1,4 @@
-"""Whole NNX models: their layers become masked ones, and plain ones again (SPEC S8, S13)."""
+"""Whole NNX models: their layers become masked ones, and plain ones again (contract S8, S13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked embeddings for Flax NNX: drop-ins for `flax.nnx.Embed`, with `attend` as the head tied to them (SPEC S13)."""
+"""Masked embeddings for Flax NNX: drop-ins for `flax.nnx.Embed`; `attend` is the head tied to them (contract S13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A masked form of `flax.nnx.LinearGeneral`, which the projections of `nnx.MultiHeadAttention` are (SPEC S13).
+"""A masked form of `flax.nnx.LinearGeneral`, which the projections of `nnx.MultiHeadAttention` are (contract S13).
 
 Its kernel is (*in, *out). Masks are written for the weight (out_features, in_features) of the linear map: in_features
 is the product of the sizes of the axes it reads, out_features that of those it makes, each counted row by row. So

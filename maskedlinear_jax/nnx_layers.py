@@ -1,4 +1,4 @@
-"""Masked layers for Flax NNX: drop-ins for `flax.nnx.Linear` (SPEC S8).
+"""Masked layers for Flax NNX: drop-ins for `flax.nnx.Linear` (contract S8).
 
 NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks are written for the weight
 (out_features, in_features) here as everywhere: columns are input features.
@@ -217,7 +217,7 @@ class Layer(nnx.Module):
             model: The model that the optimizer was made for, if it is not this layer alone.
 
         Raises:
-            TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+            TypeError, ValueError, IndexError: A wrong mask (contract S10); nothing is changed then.
 
         Example:
             >>> from maskedlinear_jax import columns
@@ -284,7 +284,7 @@ class MaskedLinear(Layer):
         grad_mask: As for `masked_linear`, over the weight (O, I). True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         rngs: As for `nnx.Linear`.
-        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (contract S9), and
             is then the layer's `arithmetic`.
 
     Example:
@@ -415,7 +415,7 @@ class PackedLinear(PackedBias):
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         values_dtype: Of the values: the kernel's (None), or float32 over a 16-bit kernel.
         rngs: As for `nnx.Linear`.
-        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (contract S9), and
             is then the layer's `arithmetic`.
 
     Example:

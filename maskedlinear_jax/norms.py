@@ -1,4 +1,4 @@
-"""Masked layers inside a norm that recomputes their weight: their frozen entries cannot be held (SPEC S8)."""
+"""Masked layers inside a norm that recomputes their weight: their frozen entries cannot be held (contract S8)."""
 
 from __future__ import annotations
 

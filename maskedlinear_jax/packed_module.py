@@ -1,4 +1,4 @@
-"""The layer in packed form: a pytree module that pays only for what learns (SPEC S7, S8)."""
+"""The layer in packed form: a pytree module that pays only for what learns (contract S7, S8)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PackedLinear:
         precision: As for `masked_linear`.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_jax import combine, partition
@@ -213,7 +213,7 @@ class PackedLinear:
             grad_mask: The new mask.
 
         Raises:
-            TypeError, ValueError, IndexError: A wrong mask (SPEC S10).
+            TypeError, ValueError, IndexError: A wrong mask (contract S10).
 
         Example:
             >>> from maskedlinear_jax import columns

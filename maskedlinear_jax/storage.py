@@ -1,4 +1,4 @@
-"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7, S8)."""
+"""Saving what was trained, and loading it over the same matrix, in either framework (contract S7, S8)."""
 
 from __future__ import annotations
 

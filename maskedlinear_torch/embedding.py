@@ -1,4 +1,4 @@
-"""Embeddings of which only chosen tokens learn, the head tied to them, and the rows of new tokens (SPEC S13).
+"""Embeddings of which only chosen tokens learn, the head tied to them, and the rows of new tokens (contract S13).
 
 An embedding is a linear map of one-hot vectors: y = E W. Since E picks rows, E where(M, W, W.detach()) is
 where(E M, E W, (E W).detach()): the rows are looked up first and masked then, and the framework derives every
@@ -47,7 +47,7 @@ class MaskedEmbedding(Layer, nn.Embedding):
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> layer = MaskedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
@@ -160,7 +160,7 @@ class PackedEmbedding(PackedLinear):
         values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> layer = PackedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)

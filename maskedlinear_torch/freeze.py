@@ -1,4 +1,4 @@
-"""Frozen for good: what an optimizer may not move (SPEC S8)."""
+"""Frozen for good: what an optimizer may not move (contract S8)."""
 
 from __future__ import annotations
 

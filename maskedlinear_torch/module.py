@@ -1,4 +1,4 @@
-"""The layer: a drop-in for `torch.nn.Linear` whose weight gradient is masked (SPEC S8)."""
+"""The layer: a drop-in for `torch.nn.Linear` whose weight gradient is masked (contract S8)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Layer(HeldModule):
 
     @property
     def precision(self) -> Precision:
-        """How products are computed: native or reproducible (SPEC S9). Another can be set, by name too."""
+        """How products are computed: native or reproducible (contract S9). Another can be set, by name too."""
         return self._precision
 
     @precision.setter
@@ -276,7 +276,7 @@ class MaskedLinear(Layer, nn.Linear):
         precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_torch import columns

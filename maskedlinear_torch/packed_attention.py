@@ -1,4 +1,4 @@
-"""`torch.nn.MultiheadAttention` whose input projection is packed: what learns of it is a parameter (SPEC S13)."""
+"""`torch.nn.MultiheadAttention` whose input projection is packed: what learns of it is a parameter (contract S13)."""
 
 from __future__ import annotations
 

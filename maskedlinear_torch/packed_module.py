@@ -1,4 +1,4 @@
-"""The layer in packed form: a drop-in for `torch.nn.Linear` that pays only for what learns (SPEC S7, S8)."""
+"""The layer in packed form: a drop-in for `torch.nn.Linear` that pays only for what learns (contract S7, S8)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PackedLinear(Layer):
         precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_torch import columns
@@ -255,7 +255,7 @@ class PackedLinear(Layer):
                 by hand, and moments of other positions are warned of at its next step.
 
         Raises:
-            TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+            TypeError, ValueError, IndexError: A wrong mask (contract S10); nothing is changed then.
             ValueError: The layer is sharded (FSDP, DTensor).
 
         Example:

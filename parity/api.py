@@ -41,7 +41,7 @@ def compare(
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
     Both run in float64 and must agree there (meaning). Each run in a lower dtype is compared with the float64 run of
-    its own framework, and the errors of the two frameworks with each other (precision). See SPEC S11.
+    its own framework, and the errors of the two frameworks with each other (precision). See the contract, S11.
 
     Args:
         torch_fn: A function of torch tensors, or an `nn.Module`. Its weights (of a module, or in a closure) are found,

@@ -12,7 +12,7 @@ Verdict = Literal[
 VERDICTS: tuple[Verdict, ...] = (
     "identical", "within bound", "edge", "unsupported", "no device", "timed out", "crashed", "differs",
 )  # fmt: skip
-"""All verdicts, from best to worst (SPEC S11); a process that ended or hung is one, too."""
+"""All verdicts, from best to worst (contract S11); a process that ended or hung is one, too."""
 
 Judged = Literal["bits", "meaning", "precision", "ratio"]
 """By what: equal bits; the float64 runs; a run against its own float64 run; the two frameworks' errors."""

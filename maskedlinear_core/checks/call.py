@@ -1,4 +1,4 @@
-"""The arguments of a call of `masked_linear` (SPEC S10)."""
+"""The arguments of a call of `masked_linear` (contract S10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole models (SPEC S8, S10)."""
+"""Whole models (contract S8, S10)."""
 
 from __future__ import annotations
 

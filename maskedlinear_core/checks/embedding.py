@@ -1,4 +1,4 @@
-"""Embeddings (SPEC S10, S13)."""
+"""Embeddings (contract S10, S13)."""
 
 from __future__ import annotations
 

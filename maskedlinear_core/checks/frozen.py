@@ -1,4 +1,4 @@
-"""What is held frozen (SPEC S8, S10)."""
+"""What is held frozen (contract S8, S10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mask may be made of, and whether it fits a weight (SPEC S1, S10)."""
+"""What a mask may be made of, and whether it fits a weight (contract S1, S10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a module (SPEC S8, S10)."""
+"""The arguments of a module (contract S8, S10)."""
 
 from __future__ import annotations
 

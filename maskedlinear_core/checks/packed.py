@@ -1,4 +1,4 @@
-"""The packed form (SPEC S7, S10)."""
+"""The packed form (contract S7, S10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of parameters of any shape (SPEC S10, S13)."""
+"""Masks of parameters of any shape (contract S10, S13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a precision, and what its guard says (SPEC S9, S10)."""
+"""The arguments of a precision, and what its guard says (contract S9, S10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of a selection (SPEC S1, S10)."""
+"""The arguments of a selection (contract S1, S10)."""
 
 from __future__ import annotations
 

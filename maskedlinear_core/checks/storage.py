@@ -1,4 +1,4 @@
-"""Stored layers (SPEC S7, S10)."""
+"""Stored layers (contract S7, S10)."""
 
 from __future__ import annotations
 

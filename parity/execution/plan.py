@@ -1,4 +1,4 @@
-"""Which cells a comparison of a pair has (SPEC S11)."""
+"""Which cells a comparison of a pair has (contract S11)."""
 
 from __future__ import annotations
 

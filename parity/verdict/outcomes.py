@@ -43,7 +43,7 @@ class Outcome:
         against_oracle: Whether it is the pair's oracle that the results do not agree with.
         alike: Whether the other framework refuses the cell as well.
         known: Whether the cell is listed among the known ones.
-        clause: Of the SPEC, that the cell holds its subject to.
+        clause: Of the contract, to which the cell holds its subject.
         inputs_sha256: A hash of the numbers that went in.
         variant: Of the kind of data, on which the cell was worst (`parity.operator.data.variants`).
     """

@@ -1,4 +1,4 @@
-"""How the oracle multiplies and adds: exactly, up to float64, or by the reproducible arithmetic (SPEC S9).
+"""How the oracle multiplies and adds: exactly, up to float64, or by the reproducible arithmetic (contract S9).
 
 `Float64` is the plain oracle, `Rounded` the same for sums that float64 holds, rounded once to the dtype.
 `Reproducible` is the answer of the reproducible precision, step by step as its definition numbers them, in NumPy

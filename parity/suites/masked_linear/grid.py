@@ -1,4 +1,4 @@
-"""The grid: the cases as pairs, planned and run by the engine (SPEC S11)."""
+"""The grid: the cases as pairs, planned and run by the engine (contract S11)."""
 
 from __future__ import annotations
 
