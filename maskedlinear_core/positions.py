@@ -49,9 +49,9 @@ class Unread(NamedTuple):
     """Traced positions along an axis: they have no values yet, and the compiled program canonicalizes them itself.
 
     Attributes:
-        name: Of the mask kind, for messages.
+        name: Name of the mask kind, for messages.
         index: The traced index.
-        size: Of the axis.
+        size: Size of the axis.
     """
 
     name: str

@@ -82,9 +82,9 @@ class Stored:
     Attributes:
         form: "packed" or "masked".
         mask: In packed form (see `Mask.packed`).
-        shape: Of the weight (out_features, in_features).
-        weight_dtype: Of the weight.
-        fingerprint: Of its frozen entries (see `fingerprint`).
+        shape: Shape of the weight (out_features, in_features).
+        weight_dtype: Dtype of the weight.
+        fingerprint: Fingerprint of its frozen entries (see `fingerprint`).
         values: The packed values.
         bias: The bias, or None.
         bias_mask: Bool (out_features,), or None.
@@ -135,8 +135,8 @@ def positions_mark(mask: Mask, shape: tuple[int, int], bias_mask: np.ndarray | N
     """Return what tells the positions of a layer's learned arrays apart, for dicts of arrays that are averaged.
 
     Args:
-        mask: Of the weight.
-        shape: Of the weight (out_features, in_features).
+        mask: Mask of the weight.
+        shape: Shape of the weight (out_features, in_features).
         bias_mask: Bool (out_features,), or None for all of the bias.
 
     Returns:
@@ -199,7 +199,7 @@ def check_positions(name: str, array: np.ndarray, own: np.ndarray) -> None:
     """Check that learned arrays are of the positions that a layer has: see `positions_mark`.
 
     Args:
-        name: Of the mark.
+        name: Name of the mark.
         array: The mark that came with the arrays.
         own: The layer's.
 
@@ -220,7 +220,7 @@ def check_fits(name: str, stored: Stored, matrix: Numbers, *, has_bias: bool) ->
     """Check that a stored layer belongs to a layer of a model. One that brings its matrix fits every matrix.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         stored: What is to be loaded.
         matrix: The layer's weight, or the constant matrix of a packed layer.
         has_bias: Whether the layer has a bias.

@@ -30,7 +30,7 @@ class Form(NamedTuple):
     Attributes:
         is_layer: Tells the layers, and those of subclasses.
         check: Takes a name and such a layer; raises if it cannot be converted.
-        shape: Of a layer's weight (out_features, in_features).
+        shape: Shape of a layer's weight (out_features, in_features).
         masked: The class that replaces it; has `from_linear` and `to_linear`.
         packed: The same in packed form.
         is_embedding: Whether it is an embedding.
@@ -90,8 +90,8 @@ def mask_linears(
             every other float array a `Constant`, and a bias learns only where `bias_masks` says so.
         strict: Refuse every layer that a pattern matches and that cannot be converted. By default only a pattern
             without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
-        values_dtype: Of packed values; None = the weight's.
-        precision: Of the masked layers, as for `masked_linear`.
+        values_dtype: Dtype of packed values; None = the weight's.
+        precision: Precision of the masked layers, as for `masked_linear`.
 
     Returns:
         The new model; the old one is untouched. `repack_state` takes the state of its optimizer along.

@@ -73,7 +73,7 @@ class MaskedEmbedding(MaskedLinear):
         Args:
             embedding: A layer with a `weight` (tokens, features), such as `equinox.nn.Embedding`.
             grad_mask: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` has no such array.
@@ -121,7 +121,7 @@ class PackedEmbedding(PackedLinear):
         seed: As for `MaskedEmbedding`.
         key: As for `MaskedEmbedding`.
         dtype: As for `MaskedEmbedding`.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
 
     Raises:
         TypeError, ValueError, IndexError: A wrong argument (contract S10).
@@ -165,7 +165,7 @@ class PackedEmbedding(PackedLinear):
             embedding: A layer with a `weight` (tokens, features), such as `equinox.nn.Embedding`.
             grad_mask: As for the constructor.
             values_dtype: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` has no such array.

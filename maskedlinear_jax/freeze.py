@@ -291,8 +291,8 @@ def register_models(kind: type, masks: Callable[[Any, str], Any], parts: Callabl
 
     Args:
         kind: The class of such models.
-        masks: Of a model and the name of the function that asks (for its errors), what `grad_masks` gives.
-        parts: Of a model, its arrays and masks by name.
+        masks: From a model and the name of the function that asks (for its errors), what `grad_masks` gives.
+        parts: From a model, its arrays and masks by name.
     """
     _MODELS.append((kind, masks, parts))
 

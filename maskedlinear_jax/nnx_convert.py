@@ -86,8 +86,8 @@ def mask_linears(
         bias_masks: As there.
         freeze_others: As there.
         strict: As there.
-        optimizer: Of this model. Where a mask of a packed layer changes its moments move along, in place. Where a
-            layer is packed now, it steps with the layer's values instead of the kernel, from no history.
+        optimizer: Optimizer of this model. Where a mask of a packed layer changes, its moments move along, in place.
+            Where a layer is packed now, it steps with the layer's values instead of the kernel, from no history.
         values_dtype: As there.
         precision: As there.
 

@@ -139,7 +139,7 @@ class PackedEmbed(_Embedding):
         num_embeddings: As for `nnx.Embed`.
         features: As for `nnx.Embed`.
         grad_mask: Over the embedding (num_embeddings, features). True = it learns.
-        values_dtype: Of the values: the embedding's (None), or float32 over a 16-bit embedding.
+        values_dtype: Dtype of the values: the embedding's (None), or float32 over a 16-bit embedding.
         rngs: As for `nnx.Embed`.
         keywords: As for `nnx.Embed`.
 

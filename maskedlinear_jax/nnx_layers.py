@@ -413,7 +413,7 @@ class PackedLinear(PackedBias):
         out_features: O.
         grad_mask: As for `masked_linear`, over the weight (O, I). True = it learns.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
-        values_dtype: Of the values: the kernel's (None), or float32 over a 16-bit kernel.
+        values_dtype: Dtype of the values: the kernel's (None), or float32 over a 16-bit kernel.
         rngs: As for `nnx.Linear`.
         keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (contract S9), and
             is then the layer's `arithmetic`.

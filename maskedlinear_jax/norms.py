@@ -28,9 +28,9 @@ def refuse_inside(
     """Refuse to compute inside of a call of some functions: a layer does not know what lies around it.
 
     Args:
-        codes: Of these functions.
+        codes: Codes of these functions.
         layer: The layer, whose class the message names.
-        name: Of what is computed.
+        name: Name of what is computed.
         remedy: What makes it a parameter.
         is_normed: Tells from the variables of such a call whether it is of this layer, and not of one beside it.
 

@@ -46,7 +46,7 @@ class PackedLinear:
         seed: Draw the initial values with NumPy: the same bits as the torch twin.
         key: Draw them with `jax.random` instead. Exactly one of seed and key must be given.
         dtype: float32, float64, bfloat16 or float16; None = float32.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
         precision: As for `masked_linear`.
 
     Raises:

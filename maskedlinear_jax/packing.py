@@ -54,7 +54,7 @@ def unpack(weight: Array, values: Array, *, grad_mask: MaskLike) -> Array:
 
     Args:
         weight: W, shape (out_features, in_features).
-        values: Of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
+        values: Values of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
         grad_mask: As for `pack`.
 
     Returns:

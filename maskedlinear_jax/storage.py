@@ -39,7 +39,7 @@ def save_packed(path: Target, model: Any, *, with_base: bool = False) -> int:
     frozen entries, or nothing of a repacked layer learns any more.
 
     Args:
-        path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
+        path: Path of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: A pytree that contains `MaskedLinear` or `PackedLinear` layers, or is one.
         with_base: Store the matrices as well, so that the layers can be made from the file alone.
 
@@ -128,7 +128,7 @@ def load_packed(
     and the other way round.
 
     Args:
-        path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
+        path: Path of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
             bytes; or the arrays of `packed_arrays`, for a model that has their masks.
         model: A pytree that contains layers and arrays of the stored names, or is the layer. None: make the layers of
             the file alone, which must hold their matrices (`with_base=True`).

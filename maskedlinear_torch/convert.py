@@ -90,8 +90,8 @@ def mask_linears(
             without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
         optimizer: Where a packed layer's mask changes, its moments move along (see `PackedLinear.repack`). Where a
             layer is packed now, it steps with the layer's values instead of the weight, from no history.
-        values_dtype: Of packed values; None = the weight's.
-        precision: Of the masked layers, as for `masked_linear`.
+        values_dtype: Dtype of packed values; None = the weight's.
+        precision: Precision of the masked layers, as for `masked_linear`.
 
     Returns:
         The model.

@@ -43,7 +43,7 @@ class MaskedEmbedding(Layer, nn.Embedding):
         padding_idx: A token that never learns, whatever the mask says.
         grad_mask: Over the weight (num_embeddings, embedding_dim), e.g. `rows(new_tokens)`. True = the gradient flows.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
-        device: Of the parameter and positions.
+        device: Device of the parameter and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
 
     Raises:
@@ -85,7 +85,7 @@ class MaskedEmbedding(Layer, nn.Embedding):
         Args:
             embedding: The layer; not sparse, without max_norm.
             grad_mask: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` is no `torch.nn.Embedding`, or one with an option that no mask goes with.
@@ -155,9 +155,9 @@ class PackedEmbedding(PackedLinear):
         padding_idx: As for `MaskedEmbedding`.
         grad_mask: As for `MaskedEmbedding`.
         seed: As for `MaskedEmbedding`.
-        device: Of the parameters and positions.
+        device: Device of the parameters and positions.
         dtype: As for `MaskedEmbedding`.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
 
     Raises:
         TypeError, ValueError, IndexError: A wrong argument (contract S10).
@@ -202,7 +202,7 @@ class PackedEmbedding(PackedLinear):
             embedding: The layer; not sparse, without max_norm and scale_grad_by_freq. Or a `MaskedEmbedding`.
             grad_mask: As for the constructor.
             values_dtype: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` is no `torch.nn.Embedding`, or one with an option that no mask goes with.

@@ -271,7 +271,7 @@ class MaskedLinear(Layer, nn.Linear):
         grad_mask: As for `masked_linear`, with readable positions. True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
-        device: Of the parameters and positions.
+        device: Device of the parameters and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
         precision: As for `masked_linear`; `layer.precision` can be set later.
 

@@ -53,9 +53,9 @@ class PackedLinear(Layer):
         grad_mask: As for `masked_linear`, with readable positions. True = it learns.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
-        device: Of the parameters and positions.
+        device: Device of the parameters and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
         precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:

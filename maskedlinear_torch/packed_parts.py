@@ -119,7 +119,7 @@ def cut(
         layer: The layer.
         whole: The weight and the bias, by prefix and name.
         parts: What is loaded of the layer's parts, likewise.
-        prefix: Of the names.
+        prefix: Prefix of the names.
         error_msgs: As for `torch.nn.Module.load_state_dict`.
     """
     given, changed, own = dict(whole), dict(parts), layer._parameters

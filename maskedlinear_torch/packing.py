@@ -56,7 +56,7 @@ def unpack(weight: Tensor, values: Tensor, *, grad_mask: MaskLike) -> Tensor:
 
     Args:
         weight: W, shape (out_features, in_features).
-        values: Of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
+        values: Values of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
         grad_mask: As for `pack`.
 
     Returns:

@@ -61,7 +61,7 @@ class GradMask(nn.Module):
 
     Args:
         grad_mask: As for `masked_parameter`.
-        shape: Of the parameter.
+        shape: Shape of the parameter.
     """
 
     def __init__(self, grad_mask: MaskLike, shape: tuple[int, ...]) -> None:
@@ -101,7 +101,7 @@ def mask_parameter(module: Module, name: str, *, grad_mask: MaskLike) -> Module:
 
     Args:
         module: Any module, e.g. a convolution.
-        name: Of its parameter, e.g. "weight".
+        name: Name of its parameter, e.g. "weight".
         grad_mask: As for `masked_parameter`.
 
     Returns:

@@ -44,7 +44,7 @@ def save_packed(path: Target, model: nn.Module, *, with_base: bool = False) -> i
     before another mask froze them), its matrix is stored as well, and the file is larger.
 
     Args:
-        path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
+        path: Path of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: Contains `MaskedLinear` or `PackedLinear` layers, or is one.
         with_base: Store the matrices as well, so that the layers can be made from the file alone.
 
@@ -145,7 +145,7 @@ def load_packed(
     Which other parameters require a gradient stays as it is: to train on, freeze them again.
 
     Args:
-        path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
+        path: Path of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
             bytes; or the arrays of `packed_arrays`, for a model that has their masks.
         model: Contains layers and parameters of the stored names, or is the layer. None: make the layers of the file
             alone, which must hold their matrices (`with_base=True`).

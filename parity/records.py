@@ -35,7 +35,7 @@ class Cell:
     Attributes:
         pair: The name of the pair (of the masked linear layer: the case).
         group: What pairs are sorted by (there: the kind of mask).
-        dtype: Of the numbers.
+        dtype: Dtype of the numbers.
         transform: What is done to the function.
         world: Whose function, and how it is run.
         device: Where.

@@ -175,7 +175,7 @@ def refuse_computed(name: str, function: str = "mask_linears", remedy: str = PER
     """Refuse a layer whose weight or bias is no parameter but made from others before each forward.
 
     Args:
-        name: Of the layer, or nothing for the model itself.
+        name: Name of the layer, or nothing for the model itself.
         function: That refuses.
         remedy: What makes the weight a parameter.
 

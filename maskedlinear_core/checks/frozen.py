@@ -181,7 +181,7 @@ def refuse_computed(layer: str, name: str, function: str = "hold_frozen", remedy
 
     Args:
         layer: Its name.
-        name: Of what is computed.
+        name: Name of what is computed.
         function: That refuses.
         remedy: What makes it a parameter.
 

@@ -107,7 +107,7 @@ def float_positions(kind: str, dtype: str, size: int, apart: float = 0.0) -> Non
 
     Args:
         kind: Name of the mask kind.
-        dtype: Of the positions.
+        dtype: Dtype of the positions.
         size: Number of features along the axis.
         apart: How far the positions are from integers, where they can be read.
 

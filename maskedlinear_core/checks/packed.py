@@ -31,9 +31,9 @@ def values(function: str, spec: Spec, expected: Shape, weight: Spec) -> None:
 
     Args:
         function: Name of the public function, for messages.
-        spec: Of the values.
+        spec: Spec (shape, dtype, device) of the values.
         expected: The shape that the mask gives.
-        weight: Of the frozen matrix.
+        weight: Spec of the frozen matrix.
 
     Raises:
         TypeError: The dtype is neither the weight's nor float32 over a 16-bit weight.

@@ -31,7 +31,7 @@ class Seen:
 
     Attributes:
         pairs: What is told of each pair.
-        records: Of each pair, by name.
+        records: Records of each pair, by name.
         inputs: Packed, of the cells that fail, by SHA-256.
         seconds: What all took.
     """
@@ -146,7 +146,7 @@ def report(title: str, seen: Seen, source: str, command: str) -> content.Content
     """Return what files keep.
 
     Args:
-        title: Of the report.
+        title: Title of the report.
         seen: From `execute`.
         source: Where the pairs are.
         command: What runs cells again, in place of `parity check FILE`.

@@ -130,7 +130,7 @@ class Call:
     """A function under a transform, on numbers, in a dtype.
 
     Attributes:
-        function: Of one framework.
+        function: Function of one framework.
         transform: What is done to it.
         numbers: What goes in.
         dtype: That the floating numbers are given in.

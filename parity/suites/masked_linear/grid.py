@@ -79,7 +79,7 @@ def run(
 
     Args:
         cells: From `plan`.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
         subjects: Another masked_linear to test, by framework ("torch", "jax"): a port, or a sabotaged twin.
     """
     for (case, precision), group in itertools.groupby(cells, _pair_of):
@@ -123,7 +123,7 @@ def run_beside(cells: Collection[Cell], *, jobs: int, seed: int = 0) -> Generato
     Args:
         cells: From `plan`.
         jobs: How many processes.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:
