@@ -86,7 +86,7 @@ def mask_linears(
             that returns one, or None to leave the layer as it is. The first pattern that matches counts.
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
         bias_masks: By pattern, of the layers that get a mask: a bool vector (out_features,).
-        freeze_others: Let all else learn no more: other linear layers become packed ones of which nothing learns,
+        freeze_others: Make everything else constant: other linear layers become packed ones of which nothing learns,
             every other float array a `Constant`, and a bias learns only where `bias_masks` says so.
         strict: Refuse every layer that a pattern matches and that cannot be converted. By default only a pattern
             without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.

@@ -34,7 +34,7 @@ class MaskedEmbedding(MaskedLinear):
 
     Args:
         num_embeddings: How many tokens.
-        embedding_dim: Features of each.
+        embedding_dim: How many features each token has.
         padding_idx: A token that never learns, whatever the mask says.
         grad_mask: Over the weight (num_embeddings, embedding_dim), e.g. `rows(new_tokens)`. True = the gradient flows.
         seed: Draw the initial values with NumPy: the same bits as the torch twin.
@@ -45,7 +45,8 @@ class MaskedEmbedding(MaskedLinear):
         TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = MaskedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_jax import rows
+        >>> layer = MaskedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> loss = lambda weight: layer.replace(weight=weight)(jnp.array([1, 3, 3])).sum()
         >>> jax.grad(loss)(layer.weight).tolist()
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
@@ -86,7 +87,7 @@ class MaskedEmbedding(MaskedLinear):
         return MaskedEmbedding.from_embedding(self, grad_mask=everything)
 
     def to_linear(self) -> MaskedEmbedding:
-        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        """Return the plain embedding, as `to_embedding` does: all layers have this method."""
         return self.to_embedding()
 
     def __call__(self, input: Array) -> Array:  # type: ignore[override]
@@ -127,7 +128,8 @@ class PackedEmbedding(PackedLinear):
         TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = PackedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_jax import rows
+        >>> layer = PackedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> loss = lambda values: layer.replace(values=values)(jnp.array([1, 3, 3])).sum()
         >>> jax.grad(loss)(layer.values)
         Array([[2., 2.]], dtype=float32)
@@ -179,7 +181,7 @@ class PackedEmbedding(PackedLinear):
         return MaskedEmbedding.from_embedding(self, grad_mask=constructors.columns(slice(None)))
 
     def to_linear(self) -> MaskedEmbedding:
-        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        """Return the plain embedding, as `to_embedding` does: all layers have this method."""
         return self.to_embedding()
 
     def __call__(self, input: Array) -> Array:  # type: ignore[override]

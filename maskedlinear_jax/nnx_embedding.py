@@ -39,7 +39,7 @@ class _Embedding(Layer):
         self.bias_positions = nnx.data(None)
 
     def to_linear(self) -> nnx.Embed:
-        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        """Return the plain embedding, as `to_embedding` does: all layers have this method."""
         return self.to_embedding()
 
     def to_embedding(self) -> nnx.Embed:
@@ -138,7 +138,7 @@ class PackedEmbed(_Embedding):
     Args:
         num_embeddings: As for `nnx.Embed`.
         features: As for `nnx.Embed`.
-        grad_mask: Over the embedding (num_embeddings, features). True = it learns.
+        grad_mask: Over the embedding (num_embeddings, features). True = the gradient flows.
         values_dtype: Dtype of the values: the embedding's (None), or float32 over a 16-bit embedding.
         rngs: As for `nnx.Embed`.
         keywords: As for `nnx.Embed`.

@@ -411,7 +411,7 @@ class PackedLinear(PackedBias):
     Args:
         in_features: I.
         out_features: O.
-        grad_mask: As for `masked_linear`, over the weight (O, I). True = it learns.
+        grad_mask: As for `masked_linear`, over the weight (O, I). True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         values_dtype: Dtype of the values: the kernel's (None), or float32 over a 16-bit kernel.
         rngs: As for `nnx.Linear`.

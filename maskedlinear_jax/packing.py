@@ -93,7 +93,7 @@ def packed_linear(
 
     Args:
         input: x, shape (*batch, in_features); any number of batch dimensions, including none.
-        weight: W, shape (out_features, in_features). Nothing flows to it.
+        weight: W, shape (out_features, in_features). It gets no gradient.
         values: v, of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
         bias: b, shape (out_features,), or None.
         grad_mask: As for `pack`.

@@ -39,7 +39,7 @@ class MaskedEmbedding(Layer, nn.Embedding):
 
     Args:
         num_embeddings: How many tokens.
-        embedding_dim: Features of each.
+        embedding_dim: How many features each token has.
         padding_idx: A token that never learns, whatever the mask says.
         grad_mask: Over the weight (num_embeddings, embedding_dim), e.g. `rows(new_tokens)`. True = the gradient flows.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
@@ -50,7 +50,8 @@ class MaskedEmbedding(Layer, nn.Embedding):
         TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = MaskedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_torch import rows
+        >>> layer = MaskedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> layer(torch.tensor([1, 3, 3])).sum().backward()
         >>> layer.weight.grad.tolist()
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
@@ -163,7 +164,8 @@ class PackedEmbedding(PackedLinear):
         TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = PackedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_torch import rows
+        >>> layer = PackedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> layer(torch.tensor([1, 3, 3])).sum().backward()
         >>> layer.values.grad
         tensor([[2., 2.]])

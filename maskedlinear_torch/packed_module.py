@@ -50,7 +50,7 @@ class PackedLinear(Layer):
         in_features: I.
         out_features: O.
         bias: Whether the layer has a bias.
-        grad_mask: As for `masked_linear`, with readable positions. True = it learns.
+        grad_mask: As for `masked_linear`, with readable positions. True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
         device: Device of the parameters and positions.
@@ -251,8 +251,8 @@ class PackedLinear(Layer):
             grad_mask: The new mask.
             optimizer: Its moments of the values move along: what stays trainable keeps its history, what is
                 new gets what the optimizer makes at first. State that is not kept value by value (Adafactor's
-                sums of rows and columns) starts anew. Left out, a parameter of another shape must be handed to it
-                by hand, and moments of other positions are warned of at its next step.
+                sums of rows and columns) starts anew. Without it, hand a new parameter to the optimizer yourself;
+                if its moments belong to other positions, its next step warns.
 
         Raises:
             TypeError, ValueError, IndexError: A wrong mask (contract S10); nothing is changed then.

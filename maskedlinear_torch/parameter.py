@@ -95,9 +95,8 @@ def mask_parameter(module: Module, name: str, *, grad_mask: MaskLike) -> Module:
     """Let only the masked entries of a module's parameter learn, by a parametrization; in place.
 
     The parameter itself is `module.parametrizations.<name>.original`, which optimizers hold as before. A masked
-    gradient is not a frozen weight: weight decay and momentum still move it, unless `hold_frozen` has the module. It
-    is undone by
-    `torch.nn.utils.parametrize.remove_parametrizations(module, name)`.
+    gradient is not a frozen weight: weight decay and momentum still move it, unless `hold_frozen` has the module.
+    `torch.nn.utils.parametrize.remove_parametrizations(module, name)` undoes it.
 
     Args:
         module: Any module, e.g. a convolution.
