@@ -46,7 +46,7 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     entries (Muon) still move it. A frozen update becomes -0.0, which `optax.apply_updates` adds without changing a
     bit (+0.0 would turn a weight of -0.0 into +0.0). Subnormal weights are the exception: XLA on CPU flushes them to
     zero in any addition, and `apply_updates` of this package leaves them alone too. The optimizer's state at a frozen
-    entry stays as it was: a moment is zero, and a copy of the weight (`schedule_free`, `lookahead`) equals the weight.
+    entry stays as it was: a moment zero, a copy of the weight (`schedule_free`, `lookahead`) equal to the weight.
 
     Wrap the whole chain: what another transformation adds outside of this one is not held. A decay after it in
     `optax.chain` or `optax.named_chain` is refused, and so are `optax.contrib.schedule_free` around it (hold that
