@@ -1,4 +1,4 @@
-"""The worlds of JAX: the only file of the engine that imports it. Twin of torch_backend.py, function by function."""
+"""The worlds of JAX: how its functions are run. Twin of torch_backend.py, function by function."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ def exact_order(problem: Problem) -> int:
 
 
 def numbers_of(problem: Problem) -> Numbers:
-    """Return a problem as the numbers of the engine's calls: what the programs of transforms.py use."""
+    """Return a problem as the `Numbers` of a call: what the programs of transforms.py use."""
     point, theta = problem.point, problem.point.theta
     bias = theta.get("bias")
     return Numbers(
