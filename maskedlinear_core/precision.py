@@ -27,9 +27,6 @@ from maskedlinear_core.checks import precision as checks
 
 Engine = Literal["auto", "float64", "float32", "int8"]
 
-SIGNIFICAND = 53
-"""Bits of an integer that a float64 holds exactly."""
-
 LARGEST_BITS = 31
 """The p of short sums: 24 bits for a float32 as large as the largest of its row, and 7 more for smaller ones."""
 

@@ -17,9 +17,6 @@ import numpy as np
 
 Program = Callable[[Any, Callable[..., Any], dict[str, Any]], dict[str, Any]]
 
-COPIES = 3
-"""How many of everything a vmap gets."""
-
 SCALES = (1.0, 0.5, 0.75)
 """What copies are made by: multiples, so that signs, orders and definiteness stay; exact, or rounded to the dtype."""
 
