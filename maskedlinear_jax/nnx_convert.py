@@ -22,7 +22,6 @@ from maskedlinear_jax.nnx_general import MaskedLinearGeneral, PackedLinearGenera
 from maskedlinear_jax.nnx_layers import (
     COMPUTES,
     UNNORMED,
-    FrozenParam,
     Layer,
     MaskedLinear,
     PackedLinear,
@@ -32,6 +31,7 @@ from maskedlinear_jax.nnx_layers import (
     move_moments,
     take_beside,
 )
+from maskedlinear_jax.nnx_variables import FrozenParam
 
 Model = TypeVar("Model", bound=nnx.Module)
 """A model of any class: what comes back is of it too."""

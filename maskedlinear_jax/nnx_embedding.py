@@ -21,7 +21,8 @@ from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.embedding import check_tokens, masked_lookup, packed_lookup
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole, given_rngs
+from maskedlinear_jax.nnx_layers import Layer, given_rngs
+from maskedlinear_jax.nnx_variables import Frozen, Positions, ValuesPositions, Whole
 
 
 class _Embedding(Layer):

@@ -28,7 +28,8 @@ from maskedlinear_core.precision import as_precision
 from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, PackedBias, Positions, ValuesPositions, Whole
+from maskedlinear_jax.nnx_layers import Layer, PackedBias
+from maskedlinear_jax.nnx_variables import Frozen, Positions, ValuesPositions, Whole
 
 
 class _General(Layer):
