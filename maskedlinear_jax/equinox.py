@@ -15,7 +15,6 @@ from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike, Rename, Source, Target
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.stored import renamed
 from maskedlinear_jax import convert, embedding, module, new_tokens, norms, packed_module, storage
 from maskedlinear_jax.constant import Constant
@@ -480,7 +479,7 @@ def _is_embedding(node: Any) -> bool:
 
 def _check_embedding(name: str, layer: Any) -> None:
     if type(layer) is not eqx.nn.Embedding:
-        embedding_checks.refuse_class(name, "an equinox.nn.Embedding", layer)
+        convert_checks.refuse_subclass(name, layer, expected="an equinox.nn.Embedding")
     convert_checks.not_stacked(name, layer.weight.ndim, 2)
 
 

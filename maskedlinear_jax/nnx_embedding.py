@@ -13,7 +13,6 @@ from maskedlinear_core import constructors, masks
 from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Precision, as_precision
@@ -241,7 +240,7 @@ class PackedEmbed(_Embedding):
 def check_embed(name: str, embed: Any) -> None:
     """Refuse what is no plain `flax.nnx.Embed`."""
     if type(embed) is not nnx.Embed:
-        embedding_checks.refuse_class(name, "a flax.nnx.Embed", embed)
+        convert_checks.refuse_subclass(name, embed, expected="a flax.nnx.Embed")
     convert_checks.not_stacked(name, embed.embedding.ndim, 2)
 
 

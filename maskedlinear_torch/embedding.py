@@ -17,6 +17,7 @@ from torch.types import Device as DeviceLike
 from maskedlinear_core import constructors, initial, masks
 from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
@@ -341,7 +342,7 @@ class TiedHead(nn.Module):
 def check(name: str, embedding: Any, *, packed: bool) -> None:
     """Refuse what is no plain embedding, and options that move or count whole rows of the weight."""
     if type(embedding) not in (nn.Embedding, MaskedEmbedding):
-        embedding_checks.refuse_class(name, "a torch.nn.Embedding", embedding)
+        convert_checks.refuse_subclass(name, embedding, expected="a torch.nn.Embedding")
     if embedding.max_norm is not None:
         embedding_checks.refuse_max_norm(name)
     if embedding.sparse:
@@ -349,7 +350,7 @@ def check(name: str, embedding: Any, *, packed: bool) -> None:
     if packed and embedding.scale_grad_by_freq:
         embedding_checks.refuse_scaled(name)
     if not isinstance(embedding.weight, nn.Parameter):
-        embedding_checks.refuse_class(name, "an embedding whose weight is a parameter", embedding)
+        convert_checks.refuse_subclass(name, embedding, expected="an embedding whose weight is a parameter")
     module_checks.float_dtype(dtype_name(embedding.weight))
     check_matrix("from_embedding", embedding.weight)
 

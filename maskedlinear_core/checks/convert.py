@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from maskedlinear_core.checks.words import where
+
 PERMANENT = "make it permanent first (e.g. torch.nn.utils.prune.remove)"
 """What to do about a weight that torch computes."""
 
@@ -29,7 +31,7 @@ def naming(layer: str) -> Iterator[None]:
     try:
         yield
     except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"mask_linears: {_named(layer)}: {error}") from None
+        raise type(error)(f"{where(layer)}: {error}") from None
 
 
 def refuse_model(expected: str, value: object, use: str | None = None, function: str = "mask_linears") -> NoReturn:
@@ -49,20 +51,22 @@ def refuse_tied(name: str, others: list[str]) -> NoReturn:
         ValueError: Always.
     """
     raise ValueError(
-        f"mask_linears: {_named(name)}: expected a weight of its own, got one tied to {', '.join(others)}; "
+        f"{where(name)}: expected a weight of its own, got one tied to {', '.join(others)}; "
         "give all layers that share it one mask (linear layers with packed=False; an embedding and its head in "
         "either form), untie them first, or leave the layer out"
     )
 
 
-def refuse_subclass(name: str, value: object, function: str = "mask_linears") -> NoReturn:
+def refuse_subclass(
+    name: str, value: object, function: str = "mask_linears", *, expected: str = "a plain linear layer"
+) -> NoReturn:
     """Refuse a layer whose forward is not that of the plain one.
 
     Raises:
         TypeError: Always.
     """
     raise TypeError(
-        f"{function}: {_named(name)}: expected a plain linear layer, got {type(value).__name__}, whose forward may "
+        f"{where(name, function)}: expected {expected}, got {type(value).__name__}, whose forward may "
         "be another; convert it by hand or leave it out of the pattern"
     )
 
@@ -74,7 +78,7 @@ def refuse_own_forward(name: str, value: object) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        f"unmask_linears: {_named(name)}: expected a masked layer of this package, got {type(value).__name__}, whose "
+        f"{where(name, 'unmask_linears')}: expected a masked layer of this package, got {type(value).__name__}, whose "
         "forward is its own: a plain layer would not do what it does; replace it by hand, or take it out of the model"
     )
 
@@ -109,7 +113,7 @@ def refuse_option(name: str, kind: str, option: str, what_to_do: str) -> NoRetur
     Raises:
         TypeError: Always.
     """
-    raise TypeError(f"mask_linears: {_named(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
+    raise TypeError(f"{where(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
 
 
 def not_stacked(name: str, axes: int, expected: int) -> None:
@@ -120,7 +124,7 @@ def not_stacked(name: str, axes: int, expected: int) -> None:
     """
     if axes > expected:
         raise ValueError(
-            f"mask_linears: {_named(name)}: expected one layer, got a stack of them, whose weight has {axes} axes; "
+            f"{where(name)}: expected one layer, got a stack of them, whose weight has {axes} axes; "
             "mask the layer inside of the function that vmap maps, or stack layers that are masked"
         )
 
@@ -133,7 +137,7 @@ def one_layer(function: str, name: str, stacked: int) -> None:
     """
     if stacked:
         raise ValueError(
-            f"{function}: {_named(name)}: expected one layer, got a stack of them along {stacked} axes; take one by "
+            f"{where(name, function)}: expected one layer, got a stack of them along {stacked} axes; take one by "
             f"jax.tree.map(lambda leaf: leaf[0], layers), or call {function} inside of the function that vmap maps"
         )
 
@@ -183,13 +187,9 @@ def refuse_computed(name: str, function: str = "mask_linears", remedy: str = PER
         TypeError: Always.
     """
     raise TypeError(
-        f"{function}: {_named(name)}: expected a weight and bias that are parameters, got one computed "
+        f"{where(name, function)}: expected a weight and bias that are parameters, got one computed "
         f"from others (weight or spectral norm, pruning); {remedy}, or leave the layer out"
     )
-
-
-def _named(name: str) -> str:
-    return name or "the model itself"
 
 
 def by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from maskedlinear_core.checks.words import is_integer
-
-
-def refuse_class(name: str, expected: str, value: object) -> NoReturn:
-    """Refuse what is no plain embedding.
-
-    Raises:
-        TypeError: Always.
-    """
-    raise TypeError(
-        f"mask_linears: {name or 'the model itself'}: expected {expected}, got {type(value).__name__}, whose forward "
-        "may be another; convert it by hand or leave it out of the pattern"
-    )
+from maskedlinear_core.checks.words import is_integer, where
 
 
 def refuse_max_norm(name: str) -> NoReturn:
@@ -26,7 +14,7 @@ def refuse_max_norm(name: str) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {name or 'the model itself'}: expected an embedding without max_norm, got one that rescales "
+        f"{where(name)}: expected an embedding without max_norm, got one that rescales "
         "its rows in each forward, frozen ones too; set max_norm=None and rescale after the step"
     )
 
@@ -38,7 +26,7 @@ def refuse_sparse(name: str) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {name or 'the model itself'}: expected an embedding with dense gradients, got sparse=True; set "
+        f"{where(name)}: expected an embedding with dense gradients, got sparse=True; set "
         "sparse=False: with packed=True the gradient has the rows of the mask alone"
     )
 
@@ -50,8 +38,7 @@ def refuse_scaled(name: str) -> NoReturn:
         TypeError: Always.
     """
     raise TypeError(
-        f"mask_linears: {name or 'the model itself'}: expected scale_grad_by_freq=False for a packed embedding, got "
-        "True; use packed=False"
+        f"{where(name)}: expected scale_grad_by_freq=False for a packed embedding, got True; use packed=False"
     )
 
 
