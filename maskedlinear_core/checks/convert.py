@@ -35,21 +35,13 @@ def naming(layer: str) -> Iterator[None]:
 
 
 def refuse_model(expected: str, value: object, use: str | None = None, function: str = "mask_linears") -> NoReturn:
-    """Refuse what is no model, or a model of another library, for which `use` names the function.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse what is no model, or a model of another library, for which `use` names the function."""
     what_to_do = "pass the model itself" if use is None else f"use {use}"
     raise TypeError(f"{function}: expected {expected}, got {type(value).__name__}; {what_to_do}")
 
 
 def refuse_tied(name: str, others: list[str]) -> NoReturn:
-    """Refuse a weight that something else uses too.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a weight that something else uses too."""
     raise ValueError(
         f"{where(name)}: expected a weight of its own, got one tied to {', '.join(others)}; "
         "give all layers that share it one mask (linear layers with packed=False; an embedding and its head in "
@@ -60,11 +52,7 @@ def refuse_tied(name: str, others: list[str]) -> NoReturn:
 def refuse_subclass(
     name: str, value: object, function: str = "mask_linears", *, expected: str = "a plain linear layer"
 ) -> NoReturn:
-    """Refuse a layer whose forward is not that of the plain one.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a layer whose forward is not that of the plain one."""
     raise TypeError(
         f"{where(name, function)}: expected {expected}, got {type(value).__name__}, whose forward may "
         "be another; convert it by hand or leave it out of the pattern"
@@ -72,11 +60,7 @@ def refuse_subclass(
 
 
 def refuse_own_forward(name: str, value: object) -> NoReturn:
-    """Refuse to make a plain layer of a masked one whose forward is another.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to make a plain layer of a masked one whose forward is another."""
     raise TypeError(
         f"{where(name, 'unmask_linears')}: expected a masked layer of this package, got {type(value).__name__}, whose "
         "forward is its own: a plain layer would not do what it does; replace it by hand, or take it out of the model"
@@ -84,11 +68,7 @@ def refuse_own_forward(name: str, value: object) -> NoReturn:
 
 
 def refuse_part(layer: str, name: str) -> NoReturn:
-    """Refuse a parameter, buffer or module of a user's that has the name of something of the layer's own.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a parameter, buffer or module of a user's that has the name of something of the layer's own."""
     raise TypeError(
         f"{layer}: expected the parameters, buffers and modules beside the weight and bias to have names that the "
         f"layer has not, got {name!r}; rename it, it would be lost"
@@ -96,11 +76,7 @@ def refuse_part(layer: str, name: str) -> NoReturn:
 
 
 def refuse_beside(names: list[str], value: object) -> NoReturn:
-    """Refuse a layer with arrays that its masked form has no place for.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a layer with arrays that its masked form has no place for."""
     raise TypeError(
         f"from_linear: expected a layer of a weight and a bias alone, got {type(value).__name__} with "
         f"{', '.join(names)} too, which would be lost; keep the layer inside of a module of your own that has these"
@@ -108,11 +84,7 @@ def refuse_beside(names: list[str], value: object) -> NoReturn:
 
 
 def refuse_option(name: str, kind: str, option: str, what_to_do: str) -> NoReturn:
-    """Refuse a layer that was made with an option that its masked form has not.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a layer that was made with an option that its masked form has not."""
     raise TypeError(f"{where(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
 
 
@@ -143,11 +115,7 @@ def one_layer(function: str, name: str, stacked: int) -> None:
 
 
 def refuse_positions() -> NoReturn:
-    """Refuse other positions for packed values that stay where they are.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse other positions for packed values that stay where they are."""
     raise TypeError(
         "positions of a packed layer: expected them to change together with the values, got other positions alone; "
         "set layer.grad_mask, or call layer.repack(mask, optimizer)"
@@ -155,20 +123,12 @@ def refuse_positions() -> NoReturn:
 
 
 def refuse_foreign_optimizer() -> NoReturn:
-    """Refuse an optimizer of a model that does not hold the layer.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse an optimizer of a model that does not hold the layer."""
     raise ValueError("repack: expected the model of the optimizer, which holds this layer, got another; pass model=")
 
 
 def refuse_attention(name: str) -> NoReturn:
-    """Refuse to pack projections of keys or values of another size than the queries'.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to pack projections of keys or values of another size than the queries'."""
     raise TypeError(
         f"mask_linears: {name}: expected packed=False for attention whose keys or values have a size of their own, got "
         "packed=True; mask it in a call of its own with packed=False"
@@ -182,9 +142,6 @@ def refuse_computed(name: str, function: str = "mask_linears", remedy: str = PER
         name: Name of the layer, or nothing for the model itself.
         function: That refuses.
         remedy: What makes the weight a parameter.
-
-    Raises:
-        TypeError: Always.
     """
     raise TypeError(
         f"{where(name, function)}: expected a weight and bias that are parameters, got one computed "
