@@ -19,7 +19,6 @@ from benchmarks.jax_rivals import DTYPES
 from benchmarks.model_shapes import GENERATED, Shape, Way
 
 RATE = 1e-4
-HOWS = ("jit",)
 
 
 class Parts(NamedTuple):

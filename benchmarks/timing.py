@@ -103,11 +103,6 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
     return median(np.asarray(numerator, float) / np.asarray(denominator, float))
 
 
-def difference(left: Sequence[float], right: Sequence[float]) -> Ratio:
-    """Return left - right, taken round by round, with its interval."""
-    return median(np.asarray(left, float) - np.asarray(right, float))
-
-
 def changed(before: Ratio, after: Ratio) -> str:
     """Return "slower", "faster", or "" where two runs do not differ clearly.
 

@@ -30,7 +30,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 _OUTSIDE_OF_CODE = re.compile(r"(`[^`\n]*`)")
-_CLAUSE = re.compile(r"\(?SPEC (S\d+(?:(?:-|, )S\d+)*)\)?")
+_CLAUSE = re.compile(r"\bcontract,? (S\d+(?:(?:-|, )S\d+)*)")
 
 
 def _to_rst(app, what, name, obj, options, lines):
@@ -50,7 +50,7 @@ def _part(text):
         return f"`{text}`\\ "
     text = re.sub(r"([*|])", r"\\\1", text)
     text = re.sub(r"(\w)_(?=\W|$)", r"\1\\_", text)
-    return _CLAUSE.sub(lambda found: f"({_linked(found.group(1))})", text)
+    return _CLAUSE.sub(lambda found: f"contract {_linked(found.group(1))}", text)
 
 
 def _linked(clauses):

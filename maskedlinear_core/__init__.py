@@ -1,4 +1,4 @@
-"""What a gradient mask is, independent of any framework: kinds, algebra, selection, checks (SPEC S1, S10)."""
+"""What a gradient mask is, independent of any framework: kinds, algebra, selection, checks (contract S1, S10)."""
 
 from maskedlinear_core import select as select
 from maskedlinear_core.constructors import blocks as blocks

@@ -1,4 +1,4 @@
-"""How masks are written: one function for each kind (SPEC S1)."""
+"""How masks are written: one function for each kind (contract S1)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def columns(index: Index) -> Columns:
             in_features. Negative counts from the end; order and duplicates carry no meaning.
 
     Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one, and only these
-        columns of the input are kept for the backward (SPEC S6).
+        The mask (contract S1). The product for dW costs its share of the dense one, and only these
+        columns of the input are kept for the backward (contract S6).
 
     Raises:
         TypeError: The index is not made of integers or bools.
@@ -44,7 +44,7 @@ def rows(index: Index) -> Rows:
         index: As for `columns`, over the out_features.
 
     Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one.
+        The mask (contract S1). The product for dW costs its share of the dense one.
 
     Raises:
         TypeError: The index is not made of integers or bools.
@@ -65,8 +65,8 @@ def submatrix(rows: Index, columns: Index) -> Submatrix:
         columns: As for `columns`.
 
     Returns:
-        The mask (SPEC S1). The product for dW costs its share of the dense one, and only these columns of the input are
-        kept for the backward.
+        The mask (contract S1). The product for dW costs its share of the dense one, and only these columns of the
+        input are kept for the backward.
 
     Raises:
         TypeError: An index is not made of integers or bools.
@@ -89,8 +89,8 @@ def blocks(grid: SupportsArray | Sequence[Sequence[bool]], block_shape: Sequence
         block_shape: (rows, columns) of one block; the weight's shape is the grid's times this.
 
     Returns:
-        The mask (SPEC S1). If at most a third of the blocks train, the product for dW costs their share of the dense
-        one. If more do, it is the dense one, which then takes less time than many small products.
+        The mask (contract S1). If at most a third of the blocks train, the product for dW costs their share of the
+        dense one. If more do, it is the dense one, which then takes less time than many small products.
 
     Raises:
         TypeError: The grid is not bool, or traced; the block shape is not a pair of integers.
@@ -111,7 +111,7 @@ def elements(array: SupportsArray | Sequence[Sequence[bool]]) -> Elements:
         array: Bool array of the weight's shape (out_features, in_features).
 
     Returns:
-        The mask (SPEC S1). The dense dW is computed, and masked.
+        The mask (contract S1). The dense dW is computed, and masked.
 
     Raises:
         TypeError: The array is not bool.
@@ -126,7 +126,7 @@ def elements(array: SupportsArray | Sequence[Sequence[bool]]) -> Elements:
 
 
 def as_mask(value: Any) -> Mask:
-    """Return the mask for an argument `grad_mask=`, which is a mask or a plain bool array (SPEC S1).
+    """Return the mask for an argument `grad_mask=`, which is a mask or a plain bool array (contract S1).
 
     Raises:
         TypeError: It is neither.

@@ -1,4 +1,4 @@
-"""Proof that frozen entries stayed as they were, bit for bit (SPEC S8)."""
+"""Proof that frozen entries stayed as they were, bit for bit (contract S8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The known-answer test: a small product whose reproducible answer is computed with Python's integers (SPEC S9)."""
+"""The known-answer test: a small product whose reproducible answer is computed with Python's integers (contract S9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Positions along one axis: what a user may write for them, and their canonical form (SPEC S1)."""
+"""Positions along one axis: what a user may write for them, and their canonical form (contract S1)."""
 
 from __future__ import annotations
 

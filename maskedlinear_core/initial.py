@@ -1,4 +1,4 @@
-"""Initial values, drawn by NumPy so that both frameworks start from the same bits (SPEC S8)."""
+"""Initial values, drawn by NumPy so that both frameworks start from the same bits (contract S8)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 LOCATION_BOUND = 0.1
-"""Half-width of the uniform distribution from which `from_location` draws (SPEC S8)."""
+"""Half-width of the uniform distribution from which `from_location` draws (contract S8)."""
 
 
 def linear_bound(in_features: int) -> float:

@@ -1,4 +1,4 @@
-"""Masks over parameters of any shape (SPEC S13)."""
+"""Masks over parameters of any shape (contract S13)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def over_two_axes(mask: Mask, shape: tuple[int, ...]) -> tuple[tuple[int, int], 
 
     Args:
         mask: Over the first two axes; `rows` over one.
-        shape: Of the parameter.
+        shape: Shape of the parameter.
 
     Raises:
         ValueError: The parameter has fewer axes.

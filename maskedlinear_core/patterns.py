@@ -1,4 +1,4 @@
-"""Which layers of a model get which mask (SPEC S8)."""
+"""Which layers of a model get which mask (contract S8)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Part:
 
     Attributes:
         layer: The layer, as a callable that makes masks sees it.
-        shape: Of its weight (out_features, in_features); of an embedding (tokens, features).
+        shape: Shape of its weight (out_features, in_features); of an embedding (tokens, features).
         check: Raises a TypeError or ValueError that says why this very layer cannot be converted.
         is_embedding: An embedding is only converted by a pattern that matches no linear layer.
         has_bias: Whether a bias mask is possible.

@@ -1,4 +1,4 @@
-"""The canonical form of a mask, and the cheapest one that says what a bool array says (SPEC S1, S6)."""
+"""The canonical form of a mask, and the cheapest one that says what a bool array says (contract S1, S6)."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Unread(NamedTuple):
     """Traced positions along an axis: they have no values yet, and the compiled program canonicalizes them itself.
 
     Attributes:
-        name: Of the mask kind, for messages.
+        name: Name of the mask kind, for messages.
         index: The traced index.
-        size: Of the axis.
+        size: Size of the axis.
     """
 
     name: str
@@ -114,7 +114,7 @@ def entries(array: np.ndarray) -> Positions:
 
 
 def packed(positions: Positions) -> Positions:
-    """Return the form whose arrays say how many positions there are, in the order of packed values (SPEC S7).
+    """Return the form whose arrays say how many positions there are, in the order of packed values (contract S7).
 
     Raises:
         ValueError: Elements of a weight that is too large for them.

@@ -1,4 +1,4 @@
-"""The two precisions, and the constants of the reproducible one (SPEC S9).
+"""The two precisions, and the constants of the reproducible one (contract S9).
 
 *native*: the framework's own products. *reproducible*: the answer is a function of the inputs alone, given by
 integer arithmetic. For a product of K terms per output, dot(x, w), float32 in and out:
@@ -26,9 +26,6 @@ from maskedlinear_core import arrays
 from maskedlinear_core.checks import precision as checks
 
 Engine = Literal["auto", "float64", "float32", "int8"]
-
-SIGNIFICAND = 53
-"""Bits of an integer that a float64 holds exactly."""
 
 LARGEST_BITS = 31
 """The p of short sums: 24 bits for a float32 as large as the largest of its row, and 7 more for smaller ones."""

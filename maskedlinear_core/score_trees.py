@@ -1,4 +1,4 @@
-"""Reading the weights or gradients of a model by layer, whatever holds them (SPEC S14)."""
+"""Reading the weights or gradients of a model by layer, whatever holds them (contract S14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing what trains: masks from scores, or at random (SPEC S1).
+"""Choosing what trains: masks from scores, or at random (contract S1).
 
 The choice depends on the numbers alone: ties go to the lower position (row by row), and the score of
 a column, row or block is the float64 sum of its entries, added one after the other in a fixed order.

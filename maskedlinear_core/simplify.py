@@ -1,4 +1,4 @@
-"""The cheapest kind of mask for a bool array (SPEC S1)."""
+"""The cheapest kind of mask for a bool array (contract S1)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from maskedlinear_core.masks import Mask
 def simplify(array: SupportsArray | Sequence[Sequence[bool]]) -> Mask:
     """Return the cheapest kind of mask that selects the same positions.
 
-    The kinds are tried in order of their cost at a given share (SPEC S6): `columns`, `rows`, `submatrix`, `blocks` of
-    at least 64 elements each, `elements`.
+    The kinds are tried in order of their cost at a given share (contract S6): `columns`, `rows`, `submatrix`,
+    `blocks` of at least 64 elements each, `elements`.
 
     Args:
         array: Bool array of the weight's shape (out_features, in_features).

@@ -1,4 +1,4 @@
-"""Whole models: their linear layers and embeddings become masked ones, and plain ones again (SPEC S8, S13)."""
+"""Whole models: their linear layers and embeddings become masked ones, and plain ones again (contract S8, S13)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Form(NamedTuple):
     Attributes:
         is_layer: Tells the layers, and those of subclasses.
         check: Takes a name and such a layer; raises if it cannot be converted.
-        shape: Of a layer's weight (out_features, in_features).
+        shape: Shape of a layer's weight (out_features, in_features).
         masked: The class that replaces it; has `from_linear` and `to_linear`.
         packed: The same in packed form.
         is_embedding: Whether it is an embedding.
@@ -86,12 +86,12 @@ def mask_linears(
             that returns one, or None to leave the layer as it is. The first pattern that matches counts.
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
         bias_masks: By pattern, of the layers that get a mask: a bool vector (out_features,).
-        freeze_others: Let all else learn no more: other linear layers become packed ones of which nothing learns,
+        freeze_others: Make everything else constant: other linear layers become packed ones of which nothing learns,
             every other float array a `Constant`, and a bias learns only where `bias_masks` says so.
         strict: Refuse every layer that a pattern matches and that cannot be converted. By default only a pattern
             without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
-        values_dtype: Of packed values; None = the weight's.
-        precision: Of the masked layers, as for `masked_linear`.
+        values_dtype: Dtype of packed values; None = the weight's.
+        precision: Precision of the masked layers, as for `masked_linear`.
 
     Returns:
         The new model; the old one is untouched. `repack_state` takes the state of its optimizer along.

@@ -1,4 +1,4 @@
-"""Put an optimizer's state back where it is frozen before its update is computed, if that is all the same (SPEC S8).
+"""Put frozen optimizer state back before the update is computed, where that changes no result (contract S8).
 
 An optimizer computes its update from its new state. Compiled code that puts the old state back afterwards needs both
 states at once: it copies the old one, and computes the new one twice. Where every number that comes of a leaf of the

@@ -1,4 +1,4 @@
-"""Embeddings of which only chosen tokens learn, and the head tied to them (SPEC S13).
+"""Embeddings of which only chosen tokens learn, and the head tied to them (contract S13).
 
 An embedding is a linear map of one-hot vectors: y = E W. Since E picks rows, E where(M, W, stop_gradient(W)) is
 where(E M, E W, stop_gradient(E W)): the rows are looked up first and masked then, and the framework derives every
@@ -34,7 +34,7 @@ class MaskedEmbedding(MaskedLinear):
 
     Args:
         num_embeddings: How many tokens.
-        embedding_dim: Features of each.
+        embedding_dim: How many features each token has.
         padding_idx: A token that never learns, whatever the mask says.
         grad_mask: Over the weight (num_embeddings, embedding_dim), e.g. `rows(new_tokens)`. True = the gradient flows.
         seed: Draw the initial values with NumPy: the same bits as the torch twin.
@@ -42,10 +42,11 @@ class MaskedEmbedding(MaskedLinear):
         dtype: float32, float64, bfloat16 or float16; None = float32.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = MaskedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_jax import rows
+        >>> layer = MaskedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> loss = lambda weight: layer.replace(weight=weight)(jnp.array([1, 3, 3])).sum()
         >>> jax.grad(loss)(layer.weight).tolist()
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
@@ -73,7 +74,7 @@ class MaskedEmbedding(MaskedLinear):
         Args:
             embedding: A layer with a `weight` (tokens, features), such as `equinox.nn.Embedding`.
             grad_mask: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` has no such array.
@@ -86,7 +87,7 @@ class MaskedEmbedding(MaskedLinear):
         return MaskedEmbedding.from_embedding(self, grad_mask=everything)
 
     def to_linear(self) -> MaskedEmbedding:
-        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        """Return the plain embedding, as `to_embedding` does: all layers have this method."""
         return self.to_embedding()
 
     def __call__(self, input: Array) -> Array:  # type: ignore[override]
@@ -121,13 +122,14 @@ class PackedEmbedding(PackedLinear):
         seed: As for `MaskedEmbedding`.
         key: As for `MaskedEmbedding`.
         dtype: As for `MaskedEmbedding`.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = PackedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_jax import rows
+        >>> layer = PackedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> loss = lambda values: layer.replace(values=values)(jnp.array([1, 3, 3])).sum()
         >>> jax.grad(loss)(layer.values)
         Array([[2., 2.]], dtype=float32)
@@ -165,7 +167,7 @@ class PackedEmbedding(PackedLinear):
             embedding: A layer with a `weight` (tokens, features), such as `equinox.nn.Embedding`.
             grad_mask: As for the constructor.
             values_dtype: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` has no such array.
@@ -179,7 +181,7 @@ class PackedEmbedding(PackedLinear):
         return MaskedEmbedding.from_embedding(self, grad_mask=constructors.columns(slice(None)))
 
     def to_linear(self) -> MaskedEmbedding:
-        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        """Return the plain embedding, as `to_embedding` does: all layers have this method."""
         return self.to_embedding()
 
     def __call__(self, input: Array) -> Array:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Masked layers for Equinox models: drop-ins for `equinox.nn.Linear` (SPEC S8)."""
+"""Masked layers for Equinox models: drop-ins for `equinox.nn.Linear` (contract S8)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike, Rename, Source, Target
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.checks import embedding as embedding_checks
+from maskedlinear_core.stored import renamed
 from maskedlinear_jax import convert, embedding, module, new_tokens, norms, packed_module, storage
 from maskedlinear_jax.constant import Constant
 from maskedlinear_jax.freeze import assert_frozen as assert_frozen
@@ -342,7 +342,7 @@ def load_packed(path: Source, model: Any = None, *, rename: Rename = None) -> An
     if model is None or isinstance(path, Mapping):
         return storage.load_packed(path, model, rename=rename)
     data = files.read(path)
-    stored = core_storage.renamed(core_storage.from_bytes(data), rename).layers
+    stored = renamed(core_storage.from_bytes(data), rename).layers
     for form in ("masked", "packed"):
         # Layers of which nothing learns, for the stored ones to take the place of.
         names = {name for name, layer in stored.items() if layer.form == form}
@@ -479,7 +479,7 @@ def _is_embedding(node: Any) -> bool:
 
 def _check_embedding(name: str, layer: Any) -> None:
     if type(layer) is not eqx.nn.Embedding:
-        embedding_checks.refuse_class(name, "an equinox.nn.Embedding", layer)
+        convert_checks.refuse_subclass(name, layer, expected="an equinox.nn.Embedding")
     convert_checks.not_stacked(name, layer.weight.ndim, 2)
 
 

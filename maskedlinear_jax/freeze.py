@@ -1,4 +1,4 @@
-"""Frozen for good: what an optimizer may not move (SPEC S8)."""
+"""Frozen for good: what an optimizer may not move (contract S8)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
 
     A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix
     entries (Muon) still move it. A frozen update becomes -0.0, which `optax.apply_updates` adds without changing a
-    bit (+0.0 would turn a weight of -0.0 into +0.0), but for subnormal weights, which XLA on CPU flushes to zero in
-    any addition: `apply_updates` of this package leaves these alone too. What the optimizer keeps of a frozen entry
-    stays as it was, whatever its value: a moment at zero, a copy of the weight (`schedule_free`, `lookahead`) at it.
+    bit (+0.0 would turn a weight of -0.0 into +0.0). Subnormal weights are the exception: XLA on CPU flushes them to
+    zero in any addition, and `apply_updates` of this package leaves them alone too. The optimizer's state at a frozen
+    entry stays as it was: a moment zero, a copy of the weight (`schedule_free`, `lookahead`) equal to the weight.
 
     Wrap the whole chain: what another transformation adds outside of this one is not held. A decay after it in
     `optax.chain` or `optax.named_chain` is refused, and so are `optax.contrib.schedule_free` around it (hold that
@@ -56,10 +56,10 @@ def hold_frozen(optimizer: optax.GradientTransformation, model: Any) -> optax.Gr
     instead of updates (`optax.contrib.schedule_free_eval_params`, an average) are rounded anew: `keep_frozen` puts
     the frozen entries back.
 
-    A penalty on a layer's weight in a loss has a gradient at frozen entries, for only the layer's own product masks
-    it; what it would move is held as everything is. A penalty on some places alone (such as `(weight[:2] ** 2).sum()`)
-    cannot be told from a mask that changed: its update is refused. Hand the masks to `update`, as below, and it is
-    held too.
+    A penalty on a layer's weight in a loss has a gradient at frozen entries, because only the layer's own product is
+    masked. These entries are held like all others. A penalty on a part of the weight, such as
+    `(weight[:2] ** 2).sum()`, cannot be told from a mask that changed, so its update is refused. Hand the masks to
+    `update`, as below, and it is held too.
 
     Args:
         optimizer: An optax gradient transformation, or an `optax.MultiSteps`.
@@ -291,8 +291,8 @@ def register_models(kind: type, masks: Callable[[Any, str], Any], parts: Callabl
 
     Args:
         kind: The class of such models.
-        masks: Of a model and the name of the function that asks (for its errors), what `grad_masks` gives.
-        parts: Of a model, its arrays and masks by name.
+        masks: From a model and the name of the function that asks (for its errors), what `grad_masks` gives.
+        parts: From a model, its arrays and masks by name.
     """
     _MODELS.append((kind, masks, parts))
 

@@ -1,4 +1,4 @@
-"""Which entries of a pytree are frozen: masks by path, and what belongs to them in trees of other structures (SPEC S8).
+"""Which entries of a pytree are frozen: masks by path, and their counterparts in other pytrees (contract S8).
 
 Masks, parameters, updates and an optimizer's state are pytrees that agree in parts only: optax puts `MaskedNode` in
 the place of what another transformation has, Equinox puts None, and a state holds trees like the parameters within

@@ -1,4 +1,4 @@
-"""What an optimizer keeps of frozen entries stays as it was, whatever its values (SPEC S8)."""
+"""What an optimizer keeps of frozen entries stays as it was, whatever its values (contract S8)."""
 
 from __future__ import annotations
 

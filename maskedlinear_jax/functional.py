@@ -25,7 +25,7 @@ def masked_linear(
     forward_mode: bool = False,
     precision: PrecisionLike = "native",
 ) -> Array:
-    """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
+    """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (contract S2-S4).
 
     The value is that of `input @ weight.T + bias`, bit for bit. All derivatives, of any order and
     mode, are those of `x @ where(M, W, stop_gradient(W)).T + where(m, b, stop_gradient(b))`.
@@ -41,13 +41,13 @@ def masked_linear(
         forward_mode: True for outermost forward mode (jvp, jacfwd, linearize, reverse over forward),
             which JAX forbids through custom_vjp. Same values and derivatives, in both modes.
         precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
-            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
+            device, thread count and batch split (contract S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the arguments' dtype (float32, float64, bfloat16 or float16).
 
     Raises:
-        TypeError: A wrong kind of argument, or a dtype that is not supported or not shared (SPEC S10).
+        TypeError: A wrong kind of argument, or a dtype that is not supported or not shared (contract S10).
         ValueError: Shapes or devices that do not fit.
         IndexError: A position outside of the weight.
 

@@ -1,4 +1,4 @@
-"""Exact sums of products: what computes the reproducible answer (SPEC S9; see maskedlinear_core/precision.py).
+"""Exact sums of products: what computes the reproducible answer (contract S9; see maskedlinear_core/precision.py).
 
 An engine is handed two operands, whose contraction vectors lie along one of their axes, and a bilinear
 function that contracts them: a product of a kind (kinds/). It turns each operand into integers, applies

@@ -1,4 +1,4 @@
-"""From any mask to its kind, with the positions as arrays (SPEC S1): read where they can be, traced where not."""
+"""From any mask to its kind, with the positions as arrays (contract S1): read where they can be, traced where not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resolve(mask: masks.Mask, shape: Shape, *, packed: bool = False) -> Kind:
     Args:
         mask: Any mask; its positions may be traced.
         shape: (out_features, in_features).
-        packed: Whether values are packed (SPEC S7): then the arrays must tell how many positions there are.
+        packed: Whether values are packed (contract S7): then the arrays must tell how many positions there are.
 
     Raises:
         IndexError, ValueError: As `Mask.to_array`, for positions that can be read.
@@ -113,7 +113,7 @@ def read(array: Array) -> np.ndarray | None:
 
 
 def register_pytree(kind: type[masks.Mask]) -> None:
-    """Make a class of mask a pytree whose leaves are its positions (SPEC S1)."""
+    """Make a class of mask a pytree whose leaves are its positions (contract S1)."""
     jax.tree_util.register_pytree_node(kind, _flatten, _unflatten)
 
 

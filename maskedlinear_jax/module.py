@@ -1,4 +1,4 @@
-"""The layer: a pytree module whose weight gradient is masked (SPEC S8)."""
+"""The layer: a pytree module whose weight gradient is masked (contract S8)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MaskedLinear:
         precision: As for `masked_linear`; `layer.replace(precision=as_precision(...))` changes it.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_jax import columns

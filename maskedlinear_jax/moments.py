@@ -35,8 +35,8 @@ class Moved(NamedTuple):
     Attributes:
         old: The mask they had.
         new: The mask they have.
-        shape: Of the weight (out_features, in_features).
-        values_shape: Of the values before.
+        shape: Shape of the weight (out_features, in_features).
+        values_shape: Shape of the values before.
     """
 
     old: Mask
@@ -67,8 +67,8 @@ class MovedBias(NamedTuple):
     Attributes:
         old: Bool (out_features,): which there were; None for all.
         new: Which there are.
-        values_shape: Of these entries before.
-        new_values_shape: Of these entries now.
+        values_shape: Shape of these entries before.
+        new_values_shape: Shape of these entries now.
     """
 
     old: Any

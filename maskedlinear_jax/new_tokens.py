@@ -1,4 +1,4 @@
-"""New tokens alone learn: in the embedding and in the head (SPEC S13)."""
+"""New tokens alone learn: in the embedding and in the head (contract S13)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def train_new_tokens(model: Any, *, first: int, embedding: str | None = None, pa
         embedding: The embedding's dotted path, where the model has several.
         packed: The new rows are leaves of their own, so no optimizer can move the others; else `hold_frozen` is
             needed with weight decay and momentum.
-        freeze_others: Let all else learn no more (see `mask_linears`).
+        freeze_others: Make everything else constant (see `mask_linears`).
 
     Returns:
         The new model.

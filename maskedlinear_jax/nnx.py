@@ -1,4 +1,4 @@
-"""Masked layers for Flax NNX models: drop-ins for its layers, and whole models (SPEC S8, S13).
+"""Masked layers for Flax NNX models: drop-ins for its layers, and whole models (contract S8, S13).
 
 NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks are written for the weight
 (out_features, in_features) here as everywhere: columns are input features.
@@ -21,6 +21,7 @@ from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import frozen as frozen_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
+from maskedlinear_core.stored import renamed
 from maskedlinear_jax import _compat, freeze, module, packed_module, stacked, storage
 from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.constant import Constant as _Constant
@@ -54,15 +55,15 @@ from maskedlinear_jax.nnx_general import MaskedLinearGeneral as MaskedLinearGene
 from maskedlinear_jax.nnx_general import PackedLinearGeneral as PackedLinearGeneral
 from maskedlinear_jax.nnx_layers import _OF_LAYERS
 from maskedlinear_jax.nnx_layers import UNNORMED as _UNNORMED
-from maskedlinear_jax.nnx_layers import Frozen as Frozen
-from maskedlinear_jax.nnx_layers import FrozenParam as _FrozenParam
 from maskedlinear_jax.nnx_layers import Layer as _Layer
 from maskedlinear_jax.nnx_layers import MaskedLinear as MaskedLinear
 from maskedlinear_jax.nnx_layers import PackedLinear as PackedLinear
-from maskedlinear_jax.nnx_layers import Positions as Positions
-from maskedlinear_jax.nnx_layers import ValuesPositions as _ValuesPositions
 from maskedlinear_jax.nnx_layers import has_own_call as _has_own_call
 from maskedlinear_jax.nnx_layers import take_beside as _take_beside
+from maskedlinear_jax.nnx_variables import Frozen as Frozen
+from maskedlinear_jax.nnx_variables import FrozenParam as _FrozenParam
+from maskedlinear_jax.nnx_variables import Positions as Positions
+from maskedlinear_jax.nnx_variables import ValuesPositions as _ValuesPositions
 
 _score_trees.register_model_reader(nnx.Module, _weights_of)
 
@@ -199,7 +200,7 @@ def load_packed(path: Source, model: nnx.Module | None = None, *, rename: Rename
             variable.set_value(found[name])
         return model
     data = files.read(path)
-    contents = core_storage.renamed(core_storage.from_bytes(data), rename)
+    contents = renamed(core_storage.from_bytes(data), rename)
     variables, places = _variables(model), _places(model, _PLAIN)
     linears = {name: _pytree(layer) for name, (layer, *_) in places.items()}
     others = {name: variable.get_value() for name, variable in variables.items()}

@@ -1,4 +1,4 @@
-"""Whole NNX models: their layers become masked ones, and plain ones again (SPEC S8, S13)."""
+"""Whole NNX models: their layers become masked ones, and plain ones again (contract S8, S13)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from maskedlinear_jax.nnx_general import MaskedLinearGeneral, PackedLinearGenera
 from maskedlinear_jax.nnx_layers import (
     COMPUTES,
     UNNORMED,
-    FrozenParam,
     Layer,
     MaskedLinear,
     PackedLinear,
@@ -32,6 +31,7 @@ from maskedlinear_jax.nnx_layers import (
     move_moments,
     take_beside,
 )
+from maskedlinear_jax.nnx_variables import FrozenParam
 
 Model = TypeVar("Model", bound=nnx.Module)
 """A model of any class: what comes back is of it too."""
@@ -86,8 +86,8 @@ def mask_linears(
         bias_masks: As there.
         freeze_others: As there.
         strict: As there.
-        optimizer: Of this model. Where a mask of a packed layer changes its moments move along, in place. Where a
-            layer is packed now, it steps with the layer's values instead of the kernel, from no history.
+        optimizer: Optimizer of this model. Where a mask of a packed layer changes, its moments move along, in place.
+            Where a layer is packed now, it steps with the layer's values instead of the kernel, from no history.
         values_dtype: As there.
         precision: As there.
 

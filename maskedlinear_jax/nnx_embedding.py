@@ -1,4 +1,4 @@
-"""Masked embeddings for Flax NNX: drop-ins for `flax.nnx.Embed`, with `attend` as the head tied to them (SPEC S13)."""
+"""Masked embeddings for Flax NNX: drop-ins for `flax.nnx.Embed`; `attend` is the head tied to them (contract S13)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from maskedlinear_core import constructors, masks
 from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Precision, as_precision
@@ -21,7 +20,8 @@ from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.embedding import check_tokens, masked_lookup, packed_lookup
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, Positions, ValuesPositions, Whole, given_rngs
+from maskedlinear_jax.nnx_layers import Layer, given_rngs
+from maskedlinear_jax.nnx_variables import Frozen, Positions, ValuesPositions, Whole
 
 
 class _Embedding(Layer):
@@ -39,7 +39,7 @@ class _Embedding(Layer):
         self.bias_positions = nnx.data(None)
 
     def to_linear(self) -> nnx.Embed:
-        """Return the plain embedding: `to_embedding`, by the name that all layers have it under."""
+        """Return the plain embedding, as `to_embedding` does: all layers have this method."""
         return self.to_embedding()
 
     def to_embedding(self) -> nnx.Embed:
@@ -138,8 +138,8 @@ class PackedEmbed(_Embedding):
     Args:
         num_embeddings: As for `nnx.Embed`.
         features: As for `nnx.Embed`.
-        grad_mask: Over the embedding (num_embeddings, features). True = it learns.
-        values_dtype: Of the values: the embedding's (None), or float32 over a 16-bit embedding.
+        grad_mask: Over the embedding (num_embeddings, features). True = the gradient flows.
+        values_dtype: Dtype of the values: the embedding's (None), or float32 over a 16-bit embedding.
         rngs: As for `nnx.Embed`.
         keywords: As for `nnx.Embed`.
 
@@ -240,7 +240,7 @@ class PackedEmbed(_Embedding):
 def check_embed(name: str, embed: Any) -> None:
     """Refuse what is no plain `flax.nnx.Embed`."""
     if type(embed) is not nnx.Embed:
-        embedding_checks.refuse_class(name, "a flax.nnx.Embed", embed)
+        convert_checks.refuse_subclass(name, embed, expected="a flax.nnx.Embed")
     convert_checks.not_stacked(name, embed.embedding.ndim, 2)
 
 

@@ -1,4 +1,4 @@
-"""A masked form of `flax.nnx.LinearGeneral`, which the projections of `nnx.MultiHeadAttention` are (SPEC S13).
+"""A masked form of `flax.nnx.LinearGeneral`, which the projections of `nnx.MultiHeadAttention` are (contract S13).
 
 Its kernel is (*in, *out). Masks are written for the weight (out_features, in_features) of the linear map: in_features
 is the product of the sizes of the axes it reads, out_features that of those it makes, each counted row by row. So
@@ -28,7 +28,8 @@ from maskedlinear_core.precision import as_precision
 from maskedlinear_jax import marks, moments, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
-from maskedlinear_jax.nnx_layers import Frozen, Layer, PackedBias, Positions, ValuesPositions, Whole
+from maskedlinear_jax.nnx_layers import Layer, PackedBias
+from maskedlinear_jax.nnx_variables import Frozen, Positions, ValuesPositions, Whole
 
 
 class _General(Layer):

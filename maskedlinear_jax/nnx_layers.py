@@ -1,4 +1,4 @@
-"""Masked layers for Flax NNX: drop-ins for `flax.nnx.Linear` (SPEC S8).
+"""Masked layers for Flax NNX: drop-ins for `flax.nnx.Linear` (contract S8).
 
 NNX keeps a kernel (in_features, out_features), the transpose of a weight. Masks are written for the weight
 (out_features, in_features) here as everywhere: columns are input features.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -28,68 +27,7 @@ from maskedlinear_core.precision import Native, Precision, as_precision
 from maskedlinear_jax import _compat, marks, moments, norms, packing
 from maskedlinear_jax.functional import masked_linear
 from maskedlinear_jax.module import _bias_mask, _name_of_dtype
-
-
-class Positions(nnx.Variable[Any]):
-    """Positions of a mask: carried along, never trained."""
-
-
-class ValuesPositions(Positions):
-    """Positions of packed values: these would be written elsewhere if the positions alone changed."""
-
-    def set_value(self, value: Any, *, index: Any = None) -> None:
-        """Refuse other positions than these.
-
-        Raises:
-            TypeError: Always, for other positions.
-        """
-        if index is None and isinstance(value, masks.Mask) and value == self.get_value():
-            return
-        convert_checks.refuse_positions()
-
-
-class Frozen(nnx.Variable[Any]):
-    """The constant matrix of a packed layer: carried along, never trained."""
-
-
-class Whole(nnx.Variable[Any]):
-    """The whole matrix or bias of a packed layer, as a plain layer's variable: what is set goes to the layer."""
-
-    __slots__ = ("_source",)
-
-    @classmethod
-    def of(cls, name: str, value: Any, read: Callable[[], tuple[Any, ...]], write: Callable[[Any], None]) -> Self:
-        """Return the whole of a layer, put together of the arrays that `read` returns now; `write` takes it apart."""
-        whole = cls(value, write=write)
-        # No metadata: a copy in a pytree is compared by that.
-        object.__setattr__(whole, "_source", (name, read, read()))
-        return whole
-
-    def set_value(self, value: Any, **keywords: Any) -> None:
-        """Set all of it, or a part (`layer.kernel[...] = ...`).
-
-        Raises:
-            RuntimeError: The layer has changed since this was read; it is left as it is now.
-        """
-        name, read, seen = getattr(self, "_source", ("", tuple, ()))
-        if any(now is not before for now, before in zip(read(), seen, strict=True)):
-            packed_checks.refuse_stale_write(name)
-        super().set_value(value, **keywords)
-        self.get_metadata("write")(self.get_value())
-        object.__setattr__(self, "_source", (name, read, read()))
-
-    def update_from_state(self, variable_state: nnx.Variable[Any]) -> None:
-        """Take over the value of another variable, as `nnx.update` does with the state of a plain layer."""
-        self.set_value(variable_state.get_value())
-
-
-class FrozenParam(Frozen):
-    """A parameter that learns no more, and may again: what `freeze_others` makes of an `nnx.Param`."""
-
-    def back(self) -> nnx.Param[Any]:
-        """Return the parameter that this was."""
-        return nnx.Param(self.get_value(), **self.get_metadata())
-
+from maskedlinear_jax.nnx_variables import Frozen, FrozenParam, Positions, ValuesPositions, Whole
 
 COMPUTES = (nnx.WeightNorm, nnx.SpectralNorm)
 """What writes a layer's kernel anew in each forward."""
@@ -217,7 +155,7 @@ class Layer(nnx.Module):
             model: The model that the optimizer was made for, if it is not this layer alone.
 
         Raises:
-            TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+            TypeError, ValueError, IndexError: A wrong mask (contract S10); nothing is changed then.
 
         Example:
             >>> from maskedlinear_jax import columns
@@ -284,7 +222,7 @@ class MaskedLinear(Layer):
         grad_mask: As for `masked_linear`, over the weight (O, I). True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         rngs: As for `nnx.Linear`.
-        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (contract S9), and
             is then the layer's `arithmetic`.
 
     Example:
@@ -411,11 +349,11 @@ class PackedLinear(PackedBias):
     Args:
         in_features: I.
         out_features: O.
-        grad_mask: As for `masked_linear`, over the weight (O, I). True = it learns.
+        grad_mask: As for `masked_linear`, over the weight (O, I). True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
-        values_dtype: Of the values: the kernel's (None), or float32 over a 16-bit kernel.
+        values_dtype: Dtype of the values: the kernel's (None), or float32 over a 16-bit kernel.
         rngs: As for `nnx.Linear`.
-        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (SPEC S9), and
+        keywords: As for `nnx.Linear`. `precision` may also be "reproducible" or `reproducible(...)` (contract S9), and
             is then the layer's `arithmetic`.
 
     Example:
@@ -470,8 +408,6 @@ class PackedLinear(PackedBias):
             grad_mask=grad_mask, bias_mask=bias_mask, values_dtype=values_dtype,
             precision=as_precision(precision), _linear=linear,
         )  # fmt: skip
-
-    is_packed = True
 
     def to_linear(self) -> nnx.Linear:
         """Return a plain layer with the trained kernel."""

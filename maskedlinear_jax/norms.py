@@ -1,4 +1,4 @@
-"""Masked layers inside a norm that recomputes their weight: their frozen entries cannot be held (SPEC S8)."""
+"""Masked layers inside a norm that recomputes their weight: their frozen entries cannot be held (contract S8)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def refuse_inside(
     """Refuse to compute inside of a call of some functions: a layer does not know what lies around it.
 
     Args:
-        codes: Of these functions.
+        codes: Codes of these functions.
         layer: The layer, whose class the message names.
-        name: Of what is computed.
+        name: Name of what is computed.
         remedy: What makes it a parameter.
         is_normed: Tells from the variables of such a call whether it is of this layer, and not of one beside it.
 

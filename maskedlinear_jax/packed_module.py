@@ -1,4 +1,4 @@
-"""The layer in packed form: a pytree module that pays only for what learns (SPEC S7, S8)."""
+"""The layer in packed form: a pytree module that pays only for what learns (contract S7, S8)."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class PackedLinear:
     frozen entry: it is not handed one.
 
     The layer is a pytree of values, bias_values, grad_mask, bias_mask and the bits of what is frozen: the matrix
-    and, if part of the bias is frozen, the bias. These travel as unsigned integers, so that nothing which goes by
-    dtype (`partition`, `equinox.partition`, `jax.grad`, weight decay) takes them for parameters; `base` is the
-    matrix in floats, `weight` and `bias` are made of all of these. Under jit the conversion from bits costs nothing.
+    and, if part of the bias is frozen, the bias. These travel as unsigned integers, so that code which goes by
+    dtype (`partition`, `equinox.partition`, `jax.grad`, weight decay) does not take them for parameters. `base` is the
+    matrix in floats; `weight` and `bias` are made of all of these. Under jit the conversion from bits costs nothing.
 
     Args:
         in_features: I.
         out_features: O.
         bias: Whether the layer has a bias.
-        grad_mask: As for `masked_linear`, with readable positions. True = it learns.
+        grad_mask: As for `masked_linear`, with readable positions. True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         seed: Draw the initial values with NumPy: the same bits as the torch twin.
         key: Draw them with `jax.random` instead. Exactly one of seed and key must be given.
         dtype: float32, float64, bfloat16 or float16; None = float32.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
         precision: As for `masked_linear`.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_jax import combine, partition
@@ -169,7 +169,7 @@ class PackedLinear:
 
     @property
     def base(self) -> Array:
-        """The constant matrix (out_features, in_features). What it holds at trainable positions counts for nothing.
+        """The constant matrix (out_features, in_features). Its entries at trainable positions are not used.
 
         Its dtype follows the values': a cast of all leaves of floats, as for mixed precision, does not reach the bits.
         """
@@ -213,7 +213,7 @@ class PackedLinear:
             grad_mask: The new mask.
 
         Raises:
-            TypeError, ValueError, IndexError: A wrong mask (SPEC S10).
+            TypeError, ValueError, IndexError: A wrong mask (contract S10).
 
         Example:
             >>> from maskedlinear_jax import columns

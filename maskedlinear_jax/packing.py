@@ -1,4 +1,4 @@
-"""The packed form: the trainable entries as a small leaf of their own, over a constant matrix (SPEC S7)."""
+"""The packed form: the trainable entries as a small leaf of their own, over a constant matrix (contract S7)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pack(weight: Array, *, grad_mask: MaskLike) -> Array:
 
     Returns:
         Values of shape (rows, columns) for `columns`, `rows` and `submatrix`, (blocks, h, w) for `blocks`
-        and (elements,) for `elements`, of the weight's dtype (SPEC S7).
+        and (elements,) for `elements`, of the weight's dtype (contract S7).
 
     Raises:
         TypeError: A wrong kind of argument, or a mask whose number of positions is not known now.
@@ -54,11 +54,11 @@ def unpack(weight: Array, values: Array, *, grad_mask: MaskLike) -> Array:
 
     Args:
         weight: W, shape (out_features, in_features).
-        values: Of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
+        values: Values of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
         grad_mask: As for `pack`.
 
     Returns:
-        A weight of the same shape and dtype (SPEC S7).
+        A weight of the same shape and dtype (contract S7).
 
     Raises:
         TypeError, ValueError, IndexError: As `pack`, and for values of another shape, dtype or device.
@@ -85,7 +85,7 @@ def packed_linear(
     forward_mode: bool = False,
     precision: PrecisionLike = "native",
 ) -> Array:
-    """Compute y = x V^T + b with V = unpack(W, v): the values v learn, the matrix W is a constant (SPEC S7).
+    """Compute y = x V^T + b with V = unpack(W, v): the values v learn, the matrix W is a constant (contract S7).
 
     The value is that of `input @ unpack(weight, values, ...).T + bias`, bit for
     bit. The gradient of the values is computed directly in packed shape, in the values' dtype; no gradient
@@ -93,14 +93,14 @@ def packed_linear(
 
     Args:
         input: x, shape (*batch, in_features); any number of batch dimensions, including none.
-        weight: W, shape (out_features, in_features). Nothing flows to it.
+        weight: W, shape (out_features, in_features). It gets no gradient.
         values: v, of the shape that `pack` gives; of the weight's dtype, or float32 over a 16-bit weight.
         bias: b, shape (out_features,), or None.
         grad_mask: As for `pack`.
         bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
         forward_mode: True for outermost forward mode, as for `masked_linear`.
         precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
-            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
+            device, thread count and batch split (contract S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the input's dtype.
@@ -158,7 +158,7 @@ def repack(
         shape: The weight's shape (out_features, in_features); what is newly trainable starts from zero.
 
     Returns:
-        Values packed for `new_mask`, of the dtype of `values` (SPEC S7).
+        Values packed for `new_mask`, of the dtype of `values` (contract S7).
 
     Raises:
         TypeError, ValueError, IndexError: As `unpack`; or not exactly one of weight and shape is given.

@@ -1,4 +1,4 @@
-"""Any other parameter of any shape: the reference program itself, at the price of a copy (SPEC S13)."""
+"""Any other parameter of any shape: the reference program itself, at the price of a copy (contract S13)."""
 
 from __future__ import annotations
 

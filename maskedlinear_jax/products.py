@@ -1,4 +1,4 @@
-"""The products that the rule is written on: the framework's own, or reproducible ones (SPEC S2, S9)."""
+"""The products that the rule is written on: the framework's own, or reproducible ones (contract S2, S9)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class NativeProducts:
 
 @dataclass(frozen=True)
 class ReproducibleProducts(Arithmetic):
-    """Every product as exact integers, rounded as SPEC S9 says."""
+    """Every product as exact integers, rounded as contract S9 says."""
 
     @property
     def summed_axes(self) -> frozenset[str]:

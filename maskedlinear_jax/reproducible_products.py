@@ -1,4 +1,4 @@
-"""The reproducible products of a kind, with their derivatives (SPEC S4, S9).
+"""The reproducible products of a kind, with their derivatives (contract S4, S9).
 
 A kind has three bilinear products, v being packed values and V the dense matrix of them:
 
@@ -7,7 +7,7 @@ A kind has three bilinear products, v being packed values and V the dense matrix
     weight_grad(g, k)    g^T k, packed        contracts the batch
 
 The derivative of each by either argument is another of the three, so they are closed under differentiation:
-whatever the order and mode, every step is one of them, rounded as SPEC S9 says. The exponents of a row of x
+whatever the order and mode, every step is one of them, rounded as contract S9 says. The exponents of a row of x
 are those of the whole row, also where only some columns of it are kept; `row_max` carries them along.
 """
 

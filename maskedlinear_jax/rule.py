@@ -1,4 +1,4 @@
-"""The derivative rule, written to the equation (SPEC S2-S4).
+"""The derivative rule, written to the equation (contract S2-S4).
 
 With M the mask, m the bias mask, and V = where(M, W, stop_gradient(W)), the view of W through which
 alone W is differentiated:
@@ -12,7 +12,7 @@ alone W is differentiated:
 V has the values of W. Where something differentiates the rule itself, V is what keeps the frozen
 entries out of every higher derivative: with W in its place a gradient penalty would reach them.
 
-In packed form (SPEC S7) the trainable entries are a leaf of their own, the values v, over a constant
+In packed form (contract S7) the trainable entries are a leaf of their own, the values v, over a constant
 matrix W. It is the same rule with
 
     V       = merge_into(W, v)

@@ -1,4 +1,4 @@
-"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7, S8)."""
+"""Saving what was trained, and loading it over the same matrix, in either framework (contract S7, S8)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import files, storage
+from maskedlinear_core import files, sent_arrays, storage
 from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
-from maskedlinear_core.storage import Contents, Numbers, Stored
+from maskedlinear_core.stored import Contents, Numbers, Stored, check_fits, fingerprint, renamed, renaming
 from maskedlinear_jax import marks, packing
 from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.convert import OWN, Form, has_weight, not_of_flax
@@ -39,7 +39,7 @@ def save_packed(path: Target, model: Any, *, with_base: bool = False) -> int:
     frozen entries, or nothing of a repacked layer learns any more.
 
     Args:
-        path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
+        path: Path of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: A pytree that contains `MaskedLinear` or `PackedLinear` layers, or is one.
         with_base: Store the matrices as well, so that the layers can be made from the file alone.
 
@@ -128,7 +128,7 @@ def load_packed(
     and the other way round.
 
     Args:
-        path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
+        path: Path of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
             bytes; or the arrays of `packed_arrays`, for a model that has their masks.
         model: A pytree that contains layers and arrays of the stored names, or is the layer. None: make the layers of
             the file alone, which must hold their matrices (`with_base=True`).
@@ -150,7 +150,7 @@ def load(path: Any, model: Any, rename: Any, forms: tuple[Form, ...]) -> Any:
     """Load as `load_packed` does, into a model of the layers of one library."""
     if isinstance(path, Mapping):
         return _load_arrays(path, model, rename)
-    contents = storage.renamed(storage.from_bytes(files.read(path)), rename)
+    contents = renamed(storage.from_bytes(files.read(path)), rename)
     if model is None:
         others = {name: _array(numbers) for name, numbers in contents.others.items()}
         return {name: _alone(name, stored) for name, stored in contents.layers.items()} | others
@@ -196,7 +196,7 @@ def _stored(layer: Any, with_base: bool) -> Stored:
     matrix = _bits(layer.base if packed else layer.weight)
     values = layer.values if packed else packing.pack(layer.weight, grad_mask=mask)
     return Stored(
-        "packed" if packed else "masked", mask, shape, matrix.dtype, storage.fingerprint(matrix, mask), _bits(values),
+        "packed" if packed else "masked", mask, shape, matrix.dtype, fingerprint(matrix, mask), _bits(values),
         None if layer.bias is None else _bits(layer.bias),
         None if layer.bias_mask is None else to_numpy(layer.bias_mask),
         matrix if with_base else None,
@@ -208,7 +208,7 @@ def _check(name: str, stored: Stored, module: Any) -> None:
         got = storage_checks.NO_LAYER if module is None else type(module).__name__
         storage_checks.refuse_layer(name, "a linear layer of that name", got)
     matrix = _bits(module.base if isinstance(module, PackedLinear) else module.weight)
-    storage.check_fits(name, stored, matrix, has_bias=module.bias is not None)
+    check_fits(name, stored, matrix, has_bias=module.bias is not None)
 
 
 def _check_other(name: str, numbers: Numbers, target: Any) -> None:
@@ -287,22 +287,22 @@ def _positions(model: Any, learned: Mapping[str, Any]) -> dict[str, np.ndarray]:
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].size for one in (f"{dot}values", f"{dot}bias")):
             bias_mask = None if layer.bias_mask is None else to_numpy(layer.bias_mask)
-            mark = storage.free_name(f"{dot}positions", learned)
-            found[mark] = storage.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
+            mark = sent_arrays.free_name(f"{dot}positions", learned)
+            found[mark] = sent_arrays.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
     return found
 
 
 def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
     if rename is not None:
-        to = storage.renaming(list(arrays), rename)
+        to = renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
-    arrays = storage.sent(arrays)
+    arrays = sent_arrays.sent(arrays)
     learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():
-        storage.check_positions(name, arrays[name], own)
+        sent_arrays.check_positions(name, arrays[name], own)
     new: dict[str, Array] = {}
     for name, now in learned.items():
         array = arrays[name]

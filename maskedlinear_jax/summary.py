@@ -1,4 +1,4 @@
-"""What learns in a model and what is frozen, counted (SPEC S8)."""
+"""What learns in a model and what is frozen, counted (contract S8)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def register_models(kind: type, tree: Callable[[Any], Any]) -> None:
 
     Args:
         kind: The class of such models.
-        tree: Of a model, a pytree of the package's own layers and of what else learns.
+        tree: From a model, a pytree of the package's own layers and of what else learns.
     """
     _MODELS.append((kind, tree))
 

@@ -1,4 +1,4 @@
-"""`torch.nn.MultiheadAttention` of whose projections only masked positions learn (SPEC S13).
+"""`torch.nn.MultiheadAttention` of whose projections only masked positions learn (contract S13).
 
 Attention reads its weights instead of calling layers: q, k and v share one matrix, and the output layer is never
 called. So the weights are masked where they are read, by the reference program `where(M, W, W.detach())`.

@@ -1,4 +1,4 @@
-"""Parameters, buffers and modules that users add to a layer: they move to the layer that replaces it (SPEC S8)."""
+"""Parameters, buffers and modules that users add to a layer: they move to the layer that replaces it (contract S8)."""
 
 from __future__ import annotations
 

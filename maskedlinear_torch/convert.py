@@ -1,4 +1,4 @@
-"""Whole models: their linear layers and embeddings become masked ones, and plain ones again (SPEC S8, S13)."""
+"""Whole models: their linear layers and embeddings become masked ones, and plain ones again (contract S8, S13)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from maskedlinear_core import masks, patterns
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
-from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
-from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.patterns import Part
 from maskedlinear_core.precision import Precision, as_precision
 from maskedlinear_torch import _compat, beside, conv1d, moments, steps, tied_keys
 from maskedlinear_torch import attention as attentions
-from maskedlinear_torch import embedding as embeddings
 from maskedlinear_torch.attention import Attention, MaskedMultiheadAttention
 from maskedlinear_torch.embedding import MaskedEmbedding, PackedEmbedding, TiedHead
-from maskedlinear_torch.functional import check_matrix
+from maskedlinear_torch.maskable import has_own_forward, parts_of
 from maskedlinear_torch.module import Layer, MaskedLinear
 from maskedlinear_torch.packed_attention import InProjection, PackedMultiheadAttention
 from maskedlinear_torch.packed_module import PackedLinear
@@ -90,8 +87,8 @@ def mask_linears(
             without wildcards does; what a wildcard leaves is listed by a `LeftOut` warning.
         optimizer: Where a packed layer's mask changes, its moments move along (see `PackedLinear.repack`). Where a
             layer is packed now, it steps with the layer's values instead of the weight, from no history.
-        values_dtype: Of packed values; None = the weight's.
-        precision: Of the masked layers, as for `masked_linear`.
+        values_dtype: Dtype of packed values; None = the weight's.
+        precision: Precision of the masked layers, as for `masked_linear`.
 
     Returns:
         The model.
@@ -117,7 +114,9 @@ def mask_linears(
     moments.check("mask_linears", optimizer)
     options = _Options(packed, values_dtype, as_precision(precision), optimizer)
     modules = dict(model.named_modules())
-    parts = {name: part for prefix, module in modules.items() for name, part in _parts(prefix, module, modules, packed)}
+    parts = {
+        name: part for prefix, module in modules.items() for name, part in parts_of(prefix, module, modules, packed)
+    }
 
     def others() -> dict[str, str]:
         return {name: type(module).__name__ for name, module in modules.items() if name not in parts}
@@ -167,7 +166,7 @@ def unmask_linears(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         convert_checks.refuse_model("a torch.nn.Module", model, function="unmask_linears")
     for name, module in model.named_modules():
-        if isinstance(module, Layer) and _has_own_forward(module):
+        if isinstance(module, Layer) and has_own_forward(module):
             convert_checks.refuse_own_forward(name, module)
     made: dict[int, nn.Module] = {}
     for layer in model.modules():
@@ -226,93 +225,6 @@ def weights_of(model: nn.Module, what: str) -> dict[str, Any]:
     return found
 
 
-def _parts(prefix: str, module: nn.Module, modules: Mapping[str, nn.Module], packed: bool) -> list[tuple[str, Part]]:
-    # What of one module can get a mask, by name.
-    if isinstance(module, InProjection):
-        return []  # by its attention's projections
-    if isinstance(module, Layer):
-        is_embedding = isinstance(module, MaskedEmbedding | PackedEmbedding)
-        return [
-            (
-                prefix,
-                Part(
-                    module,
-                    (module.out_features, module.in_features),
-                    lambda: _check_form(prefix, module, packed),
-                    is_embedding=is_embedding,
-                    has_bias=module.bias is not None,
-                ),
-            )
-        ]
-    if isinstance(module, nn.Embedding):
-        shape = module.num_embeddings, module.embedding_dim
-        fits = functools.partial(embeddings.check, prefix, module, packed=packed)
-        return [(prefix, Part(module, shape, fits, is_embedding=True, has_bias=False))]
-    if isinstance(module, nn.Linear):
-        parent = modules.get(prefix.rpartition(".")[0]) if prefix else None
-        check = lambda: _check_linear(prefix, module, parent, packed)  # noqa: E731
-        shape = module.out_features, module.in_features
-        return [(prefix, Part(module, shape, check, has_bias=module.bias is not None))]
-    if conv1d.is_conv1d(module):
-        linear: Any = module
-        shape = linear.weight.shape[1], linear.weight.shape[0]
-        return [(prefix, Part(module, shape, lambda: _check_parameters(prefix, linear)))]
-    if isinstance(module, nn.MultiheadAttention):
-        has_bias = module.in_proj_bias is not None
-        return [
-            (f"{prefix}.{name}" if prefix else name,
-             Part(module, shape, _attention_check(prefix, name, module, packed), has_bias=has_bias))
-            for name, shape in attentions.projection_shapes(module).items()
-        ]  # fmt: skip
-    return []
-
-
-def _check_form(name: str, layer: Any, packed: bool) -> None:
-    # A user's subclass keeps its form: one of another would lose its forward.
-    if packed and isinstance(layer, MaskedLinear | MaskedEmbedding) and _has_own_forward(layer):
-        convert_checks.refuse_subclass(name, layer)
-
-
-def _has_own_forward(layer: Any) -> bool:
-    return type(layer).forward.__module__.partition(".")[0] != __name__.partition(".")[0]
-
-
-def _check_linear(name: str, linear: nn.Linear, parent: nn.Module | None, packed: bool) -> None:
-    plain = type(linear) is nn.Linear
-    if type(linear) is NonDynamicallyQuantizableLinear:
-        # What attention reads the weight of instead of calling it: a packed layer's weight guards itself, and the
-        # masked attention guards the other.
-        plain = packed or type(parent) in (nn.MultiheadAttention, MaskedMultiheadAttention, PackedMultiheadAttention)
-    if not plain:
-        convert_checks.refuse_subclass(name, linear)
-    _check_parameters(name, linear)
-
-
-def _check_parameters(name: str, linear: Any) -> None:
-    if not isinstance(linear.weight, nn.Parameter) or not isinstance(linear.bias, nn.Parameter | None):
-        convert_checks.refuse_computed(name)
-    with convert_checks.naming(name):
-        module_checks.float_dtype(dtype_name(linear.weight))
-        check_matrix("from_linear", linear.weight, linear.bias)
-
-
-def _attention_check(prefix: str, name: str, attention: nn.MultiheadAttention, packed: bool) -> Callable[[], None]:
-    def check() -> None:
-        where = f"{prefix}.{name}" if prefix else name
-        if type(attention) not in (nn.MultiheadAttention, MaskedMultiheadAttention, PackedMultiheadAttention):
-            convert_checks.refuse_subclass(where, attention)
-        if isinstance(attention, PackedMultiheadAttention):
-            return
-        is_masked = isinstance(attention, MaskedMultiheadAttention)
-        if packed and not is_masked and not _compat.has_joint_projection(attention):
-            convert_checks.refuse_attention(where)
-        weights = attention._parameters
-        if weights.get("in_proj_weight") is None and weights.get("q_proj_weight") is None:
-            convert_checks.refuse_computed(where)
-
-    return check
-
-
 def _make(
     modules: Mapping[str, nn.Module],
     chosen: Mapping[str, masks.Mask],
@@ -339,41 +251,54 @@ def _make(
         embedding = of_weight.get(id(module._parameters.get("weight")))
         with convert_checks.naming(name):
             if embedding is None:
-                made[id(module)] = _converted(module, mask, biases[name], options)
+                new = _converted(module, mask, biases[name], options)
             elif options.packed:
-                made[id(module)] = TiedHead(embedding, module.bias)  # type: ignore[arg-type]
+                new = TiedHead(embedding, module.bias)  # type: ignore[arg-type]
             else:
-                made[id(module)] = _converted(module, embedding.grad_mask, biases[name], options)
-            beside.take(made[id(module)], module)
+                new = _converted(module, embedding.grad_mask, biases[name], options)
+            beside.take(new, module)
+        made[id(module)] = new
         if isinstance(module, nn.Embedding):
-            of_weight[id(module.weight)] = made[id(module)]
-        _compat.take_hooks(made[id(module)], module)
-        _compat.take_attributes(made[id(module)], module)
-        if options.packed and isinstance(made[id(module)], Layer):
+            of_weight[id(module.weight)] = new
+        _compat.take_hooks(new, module)
+        _compat.take_attributes(new, module)
+        if options.packed and isinstance(new, Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             old: Any = module
-            changes += _taken_over(old.weight, getattr(old, "bias", None), made[id(module)], how, options.optimizer)
-        if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(made[id(module)], MaskedLinear):
+            changes += _taken_over(old.weight, getattr(old, "bias", None), new, how, options.optimizer)
+        if type(modules.get(prefix)) is nn.MultiheadAttention and isinstance(new, MaskedLinear):
             inside.setdefault(prefix, {})
     for prefix, grad_masks in inside.items():
-        attention: Any = modules[prefix]
         bias_masks = {name: biases[f"{prefix}.{name}" if prefix else name] for name in grad_masks}
-        if isinstance(attention, PackedMultiheadAttention):
-            attention.in_proj._refuse_sharded("repack")
-            changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer))
-        elif options.packed and not isinstance(attention, MaskedMultiheadAttention):
-            made[id(attention)] = PackedMultiheadAttention.around(
-                attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
-            )
-            how = f"mask_linears(packed=True) of {prefix or 'the attention'!r}"
-            now: Any = made[id(attention)]
-            weight, bias = attention.in_proj_weight, attention.in_proj_bias
-            changes += _taken_over(weight, bias, now.in_proj, how, options.optimizer)
-        else:
-            if not isinstance(attention, MaskedMultiheadAttention):
-                made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
-            changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks))
+        new_attention, more = _attention(prefix, modules[prefix], grad_masks, bias_masks, options)
+        changes += more
+        if new_attention is not None:
+            made[id(modules[prefix])] = new_attention
     return made, changes
+
+
+def _attention(
+    prefix: str,
+    attention: Any,
+    grad_masks: dict[str, masks.Mask],
+    bias_masks: dict[str, np.ndarray | None],
+    options: _Options,
+) -> tuple[Any, list[Callable[[], None]]]:
+    # What replaces an attention whose projections get masks, if anything does, and what is to be done.
+    if isinstance(attention, PackedMultiheadAttention):
+        attention.in_proj._refuse_sharded("repack")
+        return None, [functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer)]
+    if isinstance(attention, MaskedMultiheadAttention):
+        return None, [functools.partial(attention.set_masks, grad_masks, bias_masks)]
+    if not options.packed:
+        masked = MaskedMultiheadAttention.around(attention)
+        return masked, [functools.partial(masked.set_masks, grad_masks, bias_masks)]
+    packed = PackedMultiheadAttention.around(
+        attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
+    )
+    how = f"mask_linears(packed=True) of {prefix or 'the attention'!r}"
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    return packed, _taken_over(weight, bias, packed.in_proj, how, options.optimizer)
 
 
 def _taken_over(

@@ -1,4 +1,4 @@
-"""Embeddings of which only chosen tokens learn, the head tied to them, and the rows of new tokens (SPEC S13).
+"""Embeddings of which only chosen tokens learn, the head tied to them, and the rows of new tokens (contract S13).
 
 An embedding is a linear map of one-hot vectors: y = E W. Since E picks rows, E where(M, W, W.detach()) is
 where(E M, E W, (E W).detach()): the rows are looked up first and masked then, and the framework derives every
@@ -17,6 +17,7 @@ from torch.types import Device as DeviceLike
 from maskedlinear_core import constructors, initial, masks
 from maskedlinear_core.annotations import MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
+from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import embedding as embedding_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
@@ -39,18 +40,19 @@ class MaskedEmbedding(Layer, nn.Embedding):
 
     Args:
         num_embeddings: How many tokens.
-        embedding_dim: Features of each.
+        embedding_dim: How many features each token has.
         padding_idx: A token that never learns, whatever the mask says.
         grad_mask: Over the weight (num_embeddings, embedding_dim), e.g. `rows(new_tokens)`. True = the gradient flows.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
-        device: Of the parameter and positions.
+        device: Device of the parameter and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = MaskedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_torch import rows
+        >>> layer = MaskedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> layer(torch.tensor([1, 3, 3])).sum().backward()
         >>> layer.weight.grad.tolist()
         [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]
@@ -85,7 +87,7 @@ class MaskedEmbedding(Layer, nn.Embedding):
         Args:
             embedding: The layer; not sparse, without max_norm.
             grad_mask: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` is no `torch.nn.Embedding`, or one with an option that no mask goes with.
@@ -155,15 +157,16 @@ class PackedEmbedding(PackedLinear):
         padding_idx: As for `MaskedEmbedding`.
         grad_mask: As for `MaskedEmbedding`.
         seed: As for `MaskedEmbedding`.
-        device: Of the parameters and positions.
+        device: Device of the parameters and positions.
         dtype: As for `MaskedEmbedding`.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
-        >>> layer = PackedEmbedding(4, 2, grad_mask=constructors.rows([3]), seed=0)
+        >>> from maskedlinear_torch import rows
+        >>> layer = PackedEmbedding(4, 2, grad_mask=rows([3]), seed=0)
         >>> layer(torch.tensor([1, 3, 3])).sum().backward()
         >>> layer.values.grad
         tensor([[2., 2.]])
@@ -202,7 +205,7 @@ class PackedEmbedding(PackedLinear):
             embedding: The layer; not sparse, without max_norm and scale_grad_by_freq. Or a `MaskedEmbedding`.
             grad_mask: As for the constructor.
             values_dtype: As for the constructor.
-            precision: Of `attend`, as for `masked_linear`.
+            precision: Precision of `attend`, as for `masked_linear`.
 
         Raises:
             TypeError: `embedding` is no `torch.nn.Embedding`, or one with an option that no mask goes with.
@@ -339,7 +342,7 @@ class TiedHead(nn.Module):
 def check(name: str, embedding: Any, *, packed: bool) -> None:
     """Refuse what is no plain embedding, and options that move or count whole rows of the weight."""
     if type(embedding) not in (nn.Embedding, MaskedEmbedding):
-        embedding_checks.refuse_class(name, "a torch.nn.Embedding", embedding)
+        convert_checks.refuse_subclass(name, embedding, expected="a torch.nn.Embedding")
     if embedding.max_norm is not None:
         embedding_checks.refuse_max_norm(name)
     if embedding.sparse:
@@ -347,7 +350,7 @@ def check(name: str, embedding: Any, *, packed: bool) -> None:
     if packed and embedding.scale_grad_by_freq:
         embedding_checks.refuse_scaled(name)
     if not isinstance(embedding.weight, nn.Parameter):
-        embedding_checks.refuse_class(name, "an embedding whose weight is a parameter", embedding)
+        convert_checks.refuse_subclass(name, embedding, expected="an embedding whose weight is a parameter")
     module_checks.float_dtype(dtype_name(embedding.weight))
     check_matrix("from_embedding", embedding.weight)
 

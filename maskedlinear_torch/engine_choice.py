@@ -1,4 +1,4 @@
-"""Which products a call gets: decided by precision, dtype, device and lengths; and the test of the device (SPEC S9)."""
+"""Which products a call gets, by precision, dtype, device and lengths; and the test of the device (contract S9)."""
 
 from __future__ import annotations
 

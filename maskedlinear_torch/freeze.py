@@ -1,4 +1,4 @@
-"""Frozen for good: what an optimizer may not move (SPEC S8)."""
+"""Frozen for good: what an optimizer may not move (contract S8)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _released: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
-    """Keep the frozen entries of masked layers bit for bit as they are, whoever steps and however.
+    """Keep the frozen entries of masked layers bit for bit as they are, whatever optimizer steps.
 
     A masked gradient is not a frozen weight: weight decay, momentum from before, and optimizers that mix entries
     (Muon) still move it. The layers of `models` themselves keep the values of their frozen entries from here on:
@@ -101,19 +101,19 @@ def hold_frozen(optimizer: Any, *models: nn.Module) -> Hold:
       (SAM's `first_step`), in place or through `.data`, by an average or a swap of weights.
     - The parameter itself is put back after every `step` of any torch optimizer that has it, before a forward that
       sees it changed, and by `state_dict()`. torch does not count writes through `.data`: a step looks for them at a
-      few hundred entries, and leaves a single one beside these to the forward and to `state_dict()`.
-    - Copies of a held model, by deepcopy or pickle, are held; so are layers that come to it later, masks that are
-      set, parameter groups that are added, and masked layers of any other model that such an optimizer steps.
+      few hundred entries, and the next forward or `state_dict()` undoes one that the step missed.
+    - Copies of a held model, by deepcopy or pickle, are held. So are layers that are added to it later, new masks,
+      new parameter groups, and masked layers of any other model that such an optimizer steps.
 
-    State is what the optimizer makes of it, whatever its values and types. Two things are kept: a copy of the weight
-    in it (an average, the iterate of a schedule-free method) stays equal to the weight where that is frozen, and
-    moments of torch's own optimizers stay what they were there. A column that begins to learn then starts fresh.
+    The optimizer's state is its own, with two exceptions at frozen entries: a copy of the weight in it (an average,
+    the iterate of a schedule-free method) stays equal to the weight, and the moments of torch's own optimizers stay
+    what they were. So a column that begins to learn later starts fresh.
 
-    What is written on purpose: `load_state_dict`, another `Parameter` in the layer's `weight`, another mask, and
-    `.to()` are taken over as what is held. Writes in place of frozen entries are undone; after such ones call
-    `renew()` of the hold. Under an adapter (PEFT's LoRA) a weight that takes no gradient is the adapter's: it merges
-    into it, and that stays. A penalty on `layer.weight` in a loss has a gradient at frozen entries, for only the
-    layer's own product masks it; what it would move is held as everything is.
+    Changes on purpose are taken over, and held from then on: `load_state_dict`, another `Parameter` as the layer's
+    `weight`, another mask, and `.to()`. A write in place to frozen entries is undone, unless you call `renew()` of the
+    hold after it. Under an adapter (PEFT's LoRA) a weight that takes no gradient belongs to the adapter: what it merges
+    into the weight stays. A penalty on `layer.weight` in a loss has a gradient at frozen entries, because only the
+    layer's own product is masked. These entries are held like all others.
 
     It costs a copy of each masked weight. `PackedLinear` needs none of this.
 

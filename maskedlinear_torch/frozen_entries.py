@@ -1,4 +1,4 @@
-"""What a held layer keeps of its own parameters: the values that may not move (SPEC S8).
+"""What a held layer keeps of its own parameters: the values that may not move (contract S8).
 
 W_read = where(M, W, W_held): the layer multiplies by the matrix of this equation, so nothing that writes to the
 parameter, by whatever way, reaches a frozen entry that a forward reads. In eager code the matrix is kept as it is

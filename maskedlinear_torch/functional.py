@@ -27,7 +27,7 @@ def masked_linear(
     forward_mode: bool = False,
     precision: PrecisionLike = "native",
 ) -> Tensor:
-    """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (SPEC S2-S4).
+    """Compute y = x W^T + b, letting the gradient of W flow at the masked positions only (contract S2-S4).
 
     The value is that of `torch.nn.functional.linear`, bit for bit. All derivatives, of any order and
     mode, are those of `x @ where(M, W, W.detach()).T + where(m, b, b.detach())`.
@@ -41,14 +41,14 @@ def masked_linear(
         bias_mask: m, bool vector of shape (out_features,); None = all of the bias trains.
         forward_mode: The JAX twin needs True for outermost forward mode; here both modes always work.
         precision: "native", or "reproducible" or `reproducible(...)` for the same bits in both twins, on any
-            device, thread count and batch split (SPEC S9); then float32, bfloat16 or float16.
+            device, thread count and batch split (contract S9); then float32, bfloat16 or float16.
 
     Returns:
         y, shape (*batch, out_features), of the arguments' dtype (float32, float64, bfloat16 or
         float16), or of autocast's.
 
     Raises:
-        TypeError: A wrong kind of argument, or a dtype that is not supported or not shared (SPEC S10).
+        TypeError: A wrong kind of argument, or a dtype that is not supported or not shared (contract S10).
         ValueError: Shapes or devices that do not fit.
         IndexError: A position outside of the weight.
 

@@ -19,7 +19,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float = 0.01, **options:
 
     Args:
         model: Any module, with or without masked layers.
-        weight_decay: Of the weights: values of packed layers, and parameters of two axes or more.
+        weight_decay: Weight decay of the weights: values of packed layers, and parameters of two axes or more.
         options: For both groups, e.g. `lr`.
 
     Returns:

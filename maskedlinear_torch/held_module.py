@@ -1,4 +1,4 @@
-"""What modules that can be held have in common: how their parameters are saved, loaded, set and copied (SPEC S8)."""
+"""What modules that can be held share: how their parameters are saved, loaded, set and copied (contract S8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrix of a packed layer with the values in their places, kept from one call to the next (SPEC S7).
+"""The matrix of a packed layer with the values in their places, kept from one call to the next (contract S7).
 
 While the values are the same, nothing is written. When they have changed, and nobody else holds the matrix, the new
 values are written into it; else a new one is made. So a graph of autograd that waits for its backward keeps the matrix

@@ -1,4 +1,4 @@
-"""From any mask to its kind, with the positions as arrays (SPEC S1): read where they can be, traced where not."""
+"""From any mask to its kind, with the positions as arrays (contract S1): read where they can be, traced where not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resolve(mask: masks.Mask, shape: Shape, device: torch.device, *, packed: boo
         mask: Any mask; its positions may be traced.
         shape: (out_features, in_features).
         device: Where the positions shall be.
-        packed: Whether values are packed (SPEC S7): then the arrays must tell how many positions there are.
+        packed: Whether values are packed (contract S7): then the arrays must tell how many positions there are.
 
     Raises:
         IndexError, ValueError: As `Mask.to_array`, for positions that can be read.

@@ -1,4 +1,4 @@
-"""The layer: a drop-in for `torch.nn.Linear` whose weight gradient is masked (SPEC S8)."""
+"""The layer: a drop-in for `torch.nn.Linear` whose weight gradient is masked (contract S8)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Layer(HeldModule):
 
     @property
     def precision(self) -> Precision:
-        """How products are computed: native or reproducible (SPEC S9). Another can be set, by name too."""
+        """How products are computed: native or reproducible (contract S9). Another can be set, by name too."""
         return self._precision
 
     @precision.setter
@@ -271,12 +271,12 @@ class MaskedLinear(Layer, nn.Linear):
         grad_mask: As for `masked_linear`, with readable positions. True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
-        device: Of the parameters and positions.
+        device: Device of the parameters and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
         precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_torch import columns

@@ -34,7 +34,7 @@ def move(optimizer: Any, old: Tensor, new: nn.Parameter, came_from: Tensor) -> N
         optimizer: What steps: a torch optimizer, or what wraps one.
         old: The parameter that it has; it may be `new` itself.
         new: The parameter that it shall have.
-        came_from: Of the shape of `new`: 1 + the number of a value in `old`, or 0 for one that learns anew.
+        came_from: An array of the shape of `new`: 1 + the number of a value in `old`, or 0 for one that learns anew.
     """
     for group in steps.groups_of(optimizer):
         group["params"] = [new if one is old else one for one in group["params"]]
@@ -66,7 +66,7 @@ def numbers(old: masks.Mask, new: masks.Mask, values: Tensor, shape: tuple[int, 
         old: The mask before.
         new: The mask now.
         values: Packed for the mask before.
-        shape: Of the weight (out_features, in_features).
+        shape: Shape of the weight (out_features, in_features).
 
     Example:
         >>> from maskedlinear_torch import columns

@@ -1,4 +1,4 @@
-"""New tokens alone learn: in the embedding and in the head (SPEC S13)."""
+"""New tokens alone learn: in the embedding and in the head (contract S13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the frozen entries of a layer are those that it was made with (SPEC S8).
+"""Whether the frozen entries of a layer are those that it was made with (contract S8).
 
 A file of `save_packed` is loaded over the matrix that a layer was made with. Decay and averages move all frozen
 entries, so it is enough to look at some of them. If another mask froze entries that had learned, the matrix has

@@ -1,4 +1,4 @@
-"""The parameters of a layer whose weight is computed from them (SPEC S8)."""
+"""The parameters of a layer whose weight is computed from them (contract S8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torch.nn.MultiheadAttention` whose input projection is packed: what learns of it is a parameter (SPEC S13)."""
+"""`torch.nn.MultiheadAttention` whose input projection is packed: what learns of it is a parameter (contract S13)."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class PackedMultiheadAttention(Attention):
             plain: The attention; q, k and v of one size.
             grad_masks: By projection, each over (embed_dim, embed_dim).
             bias_masks: By projection: bool vectors (embed_dim,).
-            values_dtype: Of the values: the weight's (None), or float32 over a 16-bit matrix.
-            precision: Of the projections.
+            values_dtype: Dtype of the values: the weight's (None), or float32 over a 16-bit matrix.
+            precision: Precision of the projections.
         """
         attention = cls.__new__(cls)
         attention.__dict__.update(plain.__dict__)

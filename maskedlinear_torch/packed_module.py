@@ -1,8 +1,8 @@
-"""The layer in packed form: a drop-in for `torch.nn.Linear` that pays only for what learns (SPEC S7, S8)."""
+"""The layer in packed form: a drop-in for `torch.nn.Linear` that pays only for what learns (contract S7, S8)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -18,19 +18,17 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, described
-from maskedlinear_torch import _compat, beside, moments, packing, rule, steps
+from maskedlinear_torch import _compat, beside, moments, packed_state, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check, check_matrix
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
-from maskedlinear_torch.packed_parts import Bias, Weight, cut, load_parts, seen
+from maskedlinear_torch.packed_parts import Bias, Weight, seen
+from maskedlinear_torch.packed_state import PARTS
 from maskedlinear_torch.products import NATIVE, as_learned
 from maskedlinear_torch.tensors import Constant, Merged, plain
-
-_OF_PACKED = ("values", "base", "bias_values", "bias_base")
-"""Parameters that a state_dict has as `weight` and `bias`."""
 
 
 class PackedLinear(Layer):
@@ -50,16 +48,16 @@ class PackedLinear(Layer):
         in_features: I.
         out_features: O.
         bias: Whether the layer has a bias.
-        grad_mask: As for `masked_linear`, with readable positions. True = it learns.
+        grad_mask: As for `masked_linear`, with readable positions. True = the gradient flows.
         bias_mask: Bool vector (out_features,); None = all of the bias trains.
         seed: Draw the initial values with NumPy: the same bits as the JAX twin. None: torch's default.
-        device: Of the parameters and positions.
+        device: Device of the parameters and positions.
         dtype: float32, float64, bfloat16 or float16; None = torch's default dtype.
-        values_dtype: Of the values: the same (None), or float32 over a 16-bit matrix.
+        values_dtype: Dtype of the values: the same (None), or float32 over a 16-bit matrix.
         precision: As for `masked_linear`; `layer.precision` can be set later.
 
     Raises:
-        TypeError, ValueError, IndexError: A wrong argument (SPEC S10).
+        TypeError, ValueError, IndexError: A wrong argument (contract S10).
 
     Example:
         >>> from maskedlinear_torch import columns
@@ -251,11 +249,11 @@ class PackedLinear(Layer):
             grad_mask: The new mask.
             optimizer: Its moments of the values move along: what stays trainable keeps its history, what is
                 new gets what the optimizer makes at first. State that is not kept value by value (Adafactor's
-                sums of rows and columns) starts anew. Left out, a parameter of another shape must be handed to it
-                by hand, and moments of other positions are warned of at its next step.
+                sums of rows and columns) starts anew. Without it, hand a new parameter to the optimizer yourself;
+                if its moments belong to other positions, its next step warns.
 
         Raises:
-            TypeError, ValueError, IndexError: A wrong mask (SPEC S10); nothing is changed then.
+            TypeError, ValueError, IndexError: A wrong mask (contract S10); nothing is changed then.
             ValueError: The layer is sharded (FSDP, DTensor).
 
         Example:
@@ -369,7 +367,7 @@ class PackedLinear(Layer):
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute; the weight and the bias are computed from others, and stay."""
-        if name in ("weight", "bias") or (name in _OF_PACKED and "parametrizations" in self._modules):
+        if name in ("weight", "bias") or (name in PARTS and "parametrizations" in self._modules):
             packed_checks.refuse_computed(type(self).__name__, name)
         super().__delattr__(name)
 
@@ -404,7 +402,7 @@ class PackedLinear(Layer):
     def _refuse_parametrization(self) -> None:
         # torch has taken the parameter out and given the layer another class: both are undone.
         own: Any = self._parameters
-        taken = own.taken(_OF_PACKED) if isinstance(own, OwnParameters) else None
+        taken = own.taken(PARTS) if isinstance(own, OwnParameters) else None
         if taken is not None:
             self.__class__ = type(self).__mro__[1]
             own.put_back(taken)
@@ -480,67 +478,8 @@ class PackedLinear(Layer):
                 destination[prefix + name] = value if keep_vars else value.detach()
         others: dict[str, Any] = {}
         super()._save_to_state_dict(others, prefix, keep_vars)
-        own = {prefix + name for name in _OF_PACKED}
+        own = {prefix + name for name in PARTS}
         destination.update({name: value for name, value in others.items() if name not in own})
 
-    def _load_numbers(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # What a subclass has beside as every module's; the weight as a plain layer's, which is then taken apart; and
-        # its own parts under the names of `named_parameters`, which people save what learns by.
-        whole = {name: value for name, value in state_dict.items() if name in (prefix + "weight", prefix + "bias")}
-        own = {prefix + name for name in _OF_PACKED if self._parameters.get(name) is not None}
-        parts = {name: value for name, value in state_dict.items() if name in own}
-        rest = {name: value for name, value in state_dict.items() if name not in whole and name not in own}
-        if _compat.is_distributed(self.base):
-            whole, parts = cut(self, whole, parts, prefix, error_msgs)
-        before = dict(self._parameters)
-        for name in _OF_PACKED:
-            self._parameters.pop(name, None)
-        try:
-            nn.Module._load_from_state_dict(
-                self, rest, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
-            )
-        finally:
-            after = {name: self._parameters.get(name, value) for name, value in before.items()}
-            self._parameters.clear()
-            self._parameters.update(after)
-        assign = bool(local_metadata.get("assign_to_params_buffers"))
-        plain = nn.Linear(
-            self.in_features, self.out_features, self.bias_values is not None,
-            device="meta", dtype=self.base.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            if whole and not assign:
-                plain.weight = nn.Parameter(self._whole_weight().detach().clone())  # sharded as the layer is
-                if plain.bias is not None:
-                    plain.bias = nn.Parameter(self._whole_bias().detach().clone())
-            plain._load_from_state_dict(
-                whole, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
-            )
-            if plain.weight.is_meta:
-                pass
-            elif assign:
-                learns = self.values.requires_grad
-                self.base = Constant(plain.weight.detach())
-                self._set_masks(self._mask, self._bias_values)
-                values = self._positions().pack(self.base.detach()).to(self.values.dtype)
-                self.values = nn.Parameter(values, requires_grad=learns)
-            else:
-                Weight(self).write(plain.weight)
-            if self.bias_values is None or plain.bias.is_meta:
-                pass
-            elif assign:
-                learns, self.bias_values = self.bias_values.requires_grad, None
-                self._take_bias_over(plain.bias)
-                Bias(self).learn(learns)
-            else:
-                Bias(self).write(plain.bias)
-            load_parts(self, parts, prefix, local_metadata, missing_keys, error_msgs)
+    def _load_numbers(self, *args: Any, **keywords: Any) -> None:
+        packed_state.load(self, *args, **keywords)

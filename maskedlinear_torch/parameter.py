@@ -1,4 +1,4 @@
-"""Any other parameter of any shape: the reference program itself, at the price of a copy (SPEC S13)."""
+"""Any other parameter of any shape: the reference program itself, at the price of a copy (contract S13)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class GradMask(nn.Module):
 
     Args:
         grad_mask: As for `masked_parameter`.
-        shape: Of the parameter.
+        shape: Shape of the parameter.
     """
 
     def __init__(self, grad_mask: MaskLike, shape: tuple[int, ...]) -> None:
@@ -95,13 +95,12 @@ def mask_parameter(module: Module, name: str, *, grad_mask: MaskLike) -> Module:
     """Let only the masked entries of a module's parameter learn, by a parametrization; in place.
 
     The parameter itself is `module.parametrizations.<name>.original`, which optimizers hold as before. A masked
-    gradient is not a frozen weight: weight decay and momentum still move it, unless `hold_frozen` has the module. It
-    is undone by
-    `torch.nn.utils.parametrize.remove_parametrizations(module, name)`.
+    gradient is not a frozen weight: weight decay and momentum still move it, unless `hold_frozen` has the module.
+    `torch.nn.utils.parametrize.remove_parametrizations(module, name)` undoes it.
 
     Args:
         module: Any module, e.g. a convolution.
-        name: Of its parameter, e.g. "weight".
+        name: Name of its parameter, e.g. "weight".
         grad_mask: As for `masked_parameter`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The products that the rule is written on: the framework's own, or reproducible ones (SPEC S2, S9)."""
+"""The products that the rule is written on: the framework's own, or reproducible ones (contract S2, S9)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class NativeProducts:
 
 @dataclass(frozen=True)
 class ReproducibleProducts(Arithmetic):
-    """Every product as exact integers, rounded as SPEC S9 says."""
+    """Every product as exact integers, rounded as contract S9 says."""
 
     def linear(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         shape = (w.shape[0], w.shape[1])

@@ -1,4 +1,4 @@
-"""Steps that reach only what trains: for those optimizers of torch that step each entry by itself (SPEC S8).
+"""Steps that reach only what trains: for those optimizers of torch that step each entry by itself (contract S8).
 
 For such an optimizer f(W, g, s) of all entries, taken where M is True, is f of the entries taken there. So another
 optimizer of the same class, with the same settings, steps a copy of the entries that train, and these are written

@@ -1,4 +1,4 @@
-"""Saving what was trained, and loading it over the same matrix, in either framework (SPEC S7, S8)."""
+"""Saving what was trained, and loading it over the same matrix, in either framework (contract S7, S8)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskedlinear_core import files, storage
+from maskedlinear_core import files, sent_arrays, storage
 from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
-from maskedlinear_core.storage import Contents, Numbers, Stored
+from maskedlinear_core.stored import Contents, Numbers, Stored, check_fits, fingerprint, renamed, renaming
 from maskedlinear_torch import _compat, conv1d, packing, steps
 from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.convert import Model, _replace, mask_linears
@@ -44,7 +44,7 @@ def save_packed(path: Target, model: nn.Module, *, with_base: bool = False) -> i
     before another mask froze them), its matrix is stored as well, and the file is larger.
 
     Args:
-        path: Of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
+        path: Path of a safetensors file, written wholly or not at all; or a file that is open for writing bytes.
         model: Contains `MaskedLinear` or `PackedLinear` layers, or is one.
         with_base: Store the matrices as well, so that the layers can be made from the file alone.
 
@@ -145,7 +145,7 @@ def load_packed(
     Which other parameters require a gradient stays as it is: to train on, freeze them again.
 
     Args:
-        path: Of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
+        path: Path of a file that `save_packed` of either framework wrote; or that file, open for reading bytes; or its
             bytes; or the arrays of `packed_arrays`, for a model that has their masks.
         model: Contains layers and parameters of the stored names, or is the layer. None: make the layers of the file
             alone, which must hold their matrices (`with_base=True`).
@@ -166,7 +166,7 @@ def load_packed(
         convert_checks.refuse_model("a torch.nn.Module", model, function="load_packed")
     if isinstance(path, Mapping):
         return _load_arrays(path, model, rename)
-    contents = storage.renamed(storage.from_bytes(files.read(path)), rename)
+    contents = renamed(storage.from_bytes(files.read(path)), rename)
     if model is None:
         others = {name: _tensor(numbers) for name, numbers in contents.others.items()}
         return {name: _alone(name, stored) for name, stored in contents.layers.items()} | others
@@ -231,7 +231,7 @@ def _stored(layer: Any, with_base: bool) -> Stored:
     matrix = _bits(_matrix(layer))
     values = layer.values if packed else packing.pack(_matrix(layer), grad_mask=mask)
     return Stored(
-        "packed" if packed else "masked", mask, shape, matrix.dtype, storage.fingerprint(matrix, mask), _bits(values),
+        "packed" if packed else "masked", mask, shape, matrix.dtype, fingerprint(matrix, mask), _bits(values),
         None if layer.bias is None else _bits(layer.bias), layer.bias_mask, matrix if with_base else None,
     )  # fmt: skip
 
@@ -252,7 +252,7 @@ def _check_shape(name: str, stored: Stored, module: Any) -> None:
 
 
 def _check(name: str, stored: Stored, layer: Any) -> None:
-    storage.check_fits(name, stored, _bits(_matrix(layer)), has_bias=layer.bias is not None)
+    check_fits(name, stored, _bits(_matrix(layer)), has_bias=layer.bias is not None)
 
 
 def _is_plain(module: Any) -> bool:
@@ -380,31 +380,31 @@ def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, np.
     for name, layer in _layers(model).items():
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].numel() for one in (f"{dot}values", f"{dot}bias")):
-            mark = storage.free_name(f"{dot}positions", learned)
+            mark = sent_arrays.free_name(f"{dot}positions", learned)
             bias = layer.bias_values if isinstance(layer, PackedLinear) else layer.bias
             is_frozen = bias is not None and not bias.requires_grad  # which in JAX is a mask
             bias_mask = np.zeros(layer.out_features, np.bool_) if is_frozen else layer.bias_mask
-            found[mark] = storage.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
+            found[mark] = sent_arrays.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
     for name, module in model.named_modules():
         if isinstance(module, MaskedMultiheadAttention | MaskedParameter):
             dot = f"{name}." if name else ""
             trains = {own: to_numpy(mask) for own, mask in module.trained_positions().items() if dot + own in learned}
             if trains:
-                found[storage.free_name(f"{dot}positions", learned)] = storage.parts_mark(trains)
+                found[sent_arrays.free_name(f"{dot}positions", learned)] = sent_arrays.parts_mark(trains)
     return found
 
 
 def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Module:
     if rename is not None:
-        to = storage.renaming(list(arrays), rename)
+        to = renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
-    arrays = storage.sent(arrays)
+    arrays = sent_arrays.sent(arrays)
     learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():
-        storage.check_positions(name, arrays[name], own)
+        sent_arrays.check_positions(name, arrays[name], own)
     new: dict[str, Tensor] = {}
     for name, tensor in learned.items():
         array = arrays[name]

@@ -1,4 +1,4 @@
-"""What learns in a model and what is frozen, counted (SPEC S8)."""
+"""What learns in a model and what is frozen, counted (contract S8)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def compare(
     """Compare a torch function with a JAX function, under transforms, in worlds and dtypes, on kinds of data.
 
     Both run in float64 and must agree there (meaning). Each run in a lower dtype is compared with the float64 run of
-    its own framework, and the errors of the two frameworks with each other (precision). See SPEC S11.
+    its own framework, and the errors of the two frameworks with each other (precision). See the contract, S11.
 
     Args:
         torch_fn: A function of torch tensors, or an `nn.Module`. Its weights (of a module, or in a closure) are found,
@@ -55,11 +55,11 @@ def compare(
         devices: "cpu", "cuda"; None for the CPU.
         known: Differences that you expect, each a dict with patterns for `transform`, `world`, `dtype` and `data`, and
             a `reason`. They are not failures. An entry that no cell confirms is one.
-        name: Of the pair; None for the torch function's.
+        name: Name of the pair; None for the torch function's.
         oracle: A NumPy function that computes the right answer in float64, or an `Oracle` with one for each transform.
         worlds: Names of worlds; None for all.
         data: Kinds of data from `parity.operator.data`; None for all.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
         quick: Whether to run "forward" and "vjp" only.
         fail_fast: Whether to stop at the first cell that fails.
         jobs: How many threads compile JAX programs while cells run.

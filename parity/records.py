@@ -12,7 +12,7 @@ Verdict = Literal[
 VERDICTS: tuple[Verdict, ...] = (
     "identical", "within bound", "edge", "unsupported", "no device", "timed out", "crashed", "differs",
 )  # fmt: skip
-"""All verdicts, from best to worst (SPEC S11); a process that ended or hung is one, too."""
+"""All verdicts, from best to worst (contract S11); a process that ended or hung is one, too."""
 
 Judged = Literal["bits", "meaning", "precision", "ratio"]
 """By what: equal bits; the float64 runs; a run against its own float64 run; the two frameworks' errors."""
@@ -35,7 +35,7 @@ class Cell:
     Attributes:
         pair: The name of the pair (of the masked linear layer: the case).
         group: What pairs are sorted by (there: the kind of mask).
-        dtype: Of the numbers.
+        dtype: Dtype of the numbers.
         transform: What is done to the function.
         world: Whose function, and how it is run.
         device: Where.

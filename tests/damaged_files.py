@@ -19,7 +19,8 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from maskedlinear_core import blocks, columns, elements, rows, storage, submatrix
-from maskedlinear_core.storage import Contents, Numbers, StorageError, Stored
+from maskedlinear_core.storage import StorageError
+from maskedlinear_core.stored import Contents, Numbers, Stored, fingerprint
 
 MEMORY, SECONDS = 64 * 2**20, 1.0
 SIZES = [-1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 10**9, 2**40, 2**63, 2**64, 1.5, None, "6", [], True]
@@ -40,7 +41,7 @@ def whole(seed: int) -> bytes:
         shape = storage._values_shape(storage.positions.packed(packed.canonical((8, 8))), (8, 8))
         values = Numbers(np.zeros(shape, np.uint32), "float32")
         bias = Numbers(np.zeros(8, np.uint32), "float32")
-        print_of = storage.fingerprint(matrix, packed)
+        print_of = fingerprint(matrix, packed)
         layers[name] = Stored("packed", packed, (8, 8), "float32", print_of, values, bias, np.arange(8) < 4, matrix)
     return storage.to_bytes(Contents(layers, {"norm.weight": bias, "count": Numbers(np.zeros((), np.uint64), "int64")}))
 

@@ -439,3 +439,37 @@ def test_every_library_loads_what_another_saved(tmp_path, packed):
 
 def kernels_of(stack):
     return [np.asarray(layer.kernel[...]) for layer in stack.layers]
+
+
+class Dense(nnx.Linear):
+    """A user's own."""
+
+
+ONE = {
+    "a torch embedding": (
+        lambda: mt.MaskedEmbedding.from_embedding(nn.Embedding(3, 2, max_norm=1.0), grad_mask=rows([0])),
+        "from_embedding: expected an embedding without max_norm, got",
+    ),
+    "an nnx.Linear": (
+        lambda: in_nnx.MaskedLinear.from_linear(Dense(3, 2, rngs=nnx.Rngs(0)), grad_mask=rows([0])),
+        "from_linear: expected a plain linear layer, got Dense",
+    ),
+    "an nnx.Embed": (
+        lambda: in_nnx.PackedEmbed.from_embedding(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), grad_mask=rows([0])),
+        "from_embedding: expected a flax.nnx.Embed, got Linear",
+    ),
+    "an nnx.LinearGeneral": (
+        lambda: in_nnx.MaskedLinearGeneral.from_linear(
+            nnx.LinearGeneral((4, 3), 2, axis=(-2, -1), batch_axis={0: 5}, rngs=nnx.Rngs(0)), grad_mask=rows([0])
+        ),
+        "from_linear: expected an nnx.LinearGeneral without batch_axis, got",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_a_layer_that_is_refused_alone_is_refused_by_the_function_that_was_called(name):
+    call, text = ONE[name]
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value).startswith(text)

@@ -1,4 +1,4 @@
-"""A training run that ends in the same bits in every world; and what is seen when it does not (SPEC S9)."""
+"""A training run that ends in the same bits in every world; and what is seen when it does not (contract S9)."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The engines of the reproducible precision: each computes the same integers, for every kind of mask (SPEC S9)."""
+"""The engines of the reproducible precision: each computes the same integers, for every kind of mask (contract S9)."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a compiled, held step of JAX puts back, how early, and how a large weight is looked at (SPEC S8)."""
+"""What a compiled, held step of JAX puts back, how early, and how a large weight is looked at (contract S8)."""
 
 import jax
 import jax.numpy as jnp

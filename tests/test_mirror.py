@@ -99,8 +99,7 @@ ONLY_DEFINED_IN_ONE = {
         "has_weight",  # `equinox.nn.Shared` takes the weight out of a layer; torch's ties are two names of one
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
-        "_parts", "_check_linear", "_check_parameters", "_check_freezing", "_attention_check", "_make",
-        "_check_form", "_has_own_forward", "_taken_over", "_change", "_replace", "_freeze_others",
+        "_check_freezing", "_make", "_attention", "_taken_over", "_change", "_replace", "_freeze_others",
         "_output_layer",
         "leaves_of", "weights_of", "embeddings",  # of pytrees of several libraries
         "_is_own_embedding", "_all_learns",
@@ -172,7 +171,7 @@ def definitions(path):
 
 ONLY_IN_JAX = {
     "equinox.py", "nnx.py", "nnx_layers.py", "nnx_convert.py", "nnx_embedding.py",  # adapters of other libraries
-    "nnx_general.py",
+    "nnx_general.py", "nnx_variables.py",
     "flax_bytes.py",  # a state_dict is what modules have
     "bits.py",  # as_bits of tensors.py
     "norms.py",  # torch's norms take the parameter out of the layer, which tells
@@ -189,10 +188,12 @@ ONLY_IN_TORCH = {
     "plain_ties.py",  # layers that share a parameter, which is an object in torch alone
     "steps.py",  # hooks around the steps of optimizers, which write in place
     "small_steps.py",  # a step of an optimizer that keeps its state by parameter
+    "maskable.py",  # modules of torch, and attention whose projections are no modules
     "conv1d.py",  # of transformers, which is for torch
     "tied_keys.py",  # likewise
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
     "own_parameters.py",  # what takes a parameter out of a module, in place
+    "packed_state.py",  # a state_dict is what modules have
     "packed_parts.py",  # a weight that is written in place: arrays are not
     "packed_attention.py",  # as attention.py
     "kept_matrix.py",  # XLA decides what is kept

@@ -329,10 +329,6 @@ def test_modules_of_other_sizes_are_refused():
         compared(Two(), TwoPort(), (X,), modules={"a": "b"})
 
 
-def names(weight, bias):
-    return lambda number, w, b: {weight.format(number): w, bias.format(number): b}
-
-
 @pytest.mark.parametrize("loaded", [True, False])
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_bias_goes_with_its_weight_whatever_they_are_called(loaded, nested):

@@ -41,11 +41,6 @@ def dense(i: int, o: int) -> dict[str, Any]:
     return {"kernel": jnp.zeros((i, o)), "bias": jnp.zeros(o)}
 
 
-class Holder(nnx.Module):
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-
-
 # A layer of torch, one of JAX, and the shape of an input as torch has it, without the batch.
 LAYERS = {
     "linear nnx": (lambda: nn.Linear(3, 4), lambda: nnx.Linear(3, 4, rngs=RNGS), (3,)),

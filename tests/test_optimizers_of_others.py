@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have: held, or refused where they move what takes no gradient (SPEC S8)."""
+"""Optimizers that torch does not have: held, or refused where they move what takes no gradient (contract S8)."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The reproducible precision: one answer, whatever the setting, the order or the cut (SPEC S9)."""
+"""The reproducible precision: one answer, whatever the setting, the order or the cut (contract S9)."""
 
 import json
 import math

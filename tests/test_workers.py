@@ -1,4 +1,4 @@
-"""The same bits for any number of workers: torch processes and JAX devices that share a batch (SPEC S9)."""
+"""The same bits for any number of workers: torch processes and JAX devices that share a batch (contract S9)."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The arguments of a call of `masked_linear` (SPEC S10)."""
+"""The arguments of a call of `masked_linear` (contract S10)."""
 
 from __future__ import annotations
 
@@ -91,20 +91,12 @@ def linear(
 
 
 def refuse_array(name: str, value: object, *, function: str = "masked_linear") -> NoReturn:
-    """Refuse an argument that is not an array of the framework.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse an argument that is not an array of the framework."""
     raise TypeError(f"{function}: expected {name} to be an array, got {type(value).__name__}; convert it first")
 
 
 def refuse_layer(name: str, kind: str, *, function: str = "masked_linear") -> NoReturn:
-    """Refuse a layer in an array's place, which optax puts there where it takes a tree for a function.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a layer in an array's place, which optax puts there where it takes a tree for a function."""
     raise TypeError(
         f"{function}: expected {name} to be an array, got a layer ({kind}); labels for optax.multi_transform or "
         "optax.partition that are a layer can be called, so optax calls them: hand it lambda params: labels"
@@ -112,11 +104,7 @@ def refuse_layer(name: str, kind: str, *, function: str = "masked_linear") -> No
 
 
 def refuse_layout(name: str, layout: str, *, function: str = "masked_linear") -> NoReturn:
-    """Refuse a tensor that is no dense array of numbers where only such a one will do.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a tensor that is no dense array of numbers where only such a one will do."""
     raise TypeError(
         f"{function}: expected {name} to be dense, got {name} of layout {layout}; make it dense first (its to_dense(), "
         "or to_padded_tensor(0.0) if it is nested)"
@@ -124,11 +112,7 @@ def refuse_layout(name: str, layout: str, *, function: str = "masked_linear") ->
 
 
 def refuse_quantized(name: str, kind: str, *, function: str = "masked_linear") -> NoReturn:
-    """Refuse numbers that cannot learn, since they are rounded to few values.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse numbers that cannot learn, since they are rounded to few values."""
     raise TypeError(
         f"{function}: expected {name} of floats that can learn, got a quantized one ({kind}); take what its "
         "dequantize() gives, or train first and quantize unmask_linears(model)"
@@ -136,11 +120,7 @@ def refuse_quantized(name: str, kind: str, *, function: str = "masked_linear") -
 
 
 def refuse_float64() -> NoReturn:
-    """Refuse float64 where the framework would silently turn it into float32.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse float64 where the framework would silently turn it into float32."""
     raise TypeError(
         "masked_linear: expected float64 to be enabled for float64 arguments, got a framework set to 32 bits; "
         "set jax_enable_x64 or convert to float32"
@@ -148,11 +128,7 @@ def refuse_float64() -> NoReturn:
 
 
 def refuse_mask(value: object) -> NoReturn:
-    """Refuse a `grad_mask` that is neither a mask nor a bool array.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a `grad_mask` that is neither a mask nor a bool array."""
     raise TypeError(
         "grad_mask: expected columns(...), rows(...), submatrix(...), blocks(...), elements(...) "
         f"or a bool array, got {type(value).__name__}; columns(slice(None)) trains everything, columns([]) nothing"
@@ -178,11 +154,7 @@ def _vector(function: str, name: str, spec: Spec, weight_shape: Shape) -> None:
 
 
 def refuse_jit_trace() -> NoReturn:
-    """Refuse to be recorded by `torch.jit.trace`.
-
-    Raises:
-        RuntimeError: Always.
-    """
+    """Refuse to be recorded by `torch.jit.trace`."""
     raise RuntimeError(
         "torch.jit.trace: expected plain layers, got a masked one, whose gradient has a rule that no such trace holds; "
         "trace unmask_linears(copy.deepcopy(model)) for inference, or use torch.export or torch.compile"

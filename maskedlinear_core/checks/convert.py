@@ -1,10 +1,12 @@
-"""Whole models (SPEC S8, S10)."""
+"""Whole models (contract S8, S10)."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
+
+from maskedlinear_core.checks.words import where
 
 PERMANENT = "make it permanent first (e.g. torch.nn.utils.prune.remove)"
 """What to do about a weight that torch computes."""
@@ -29,62 +31,44 @@ def naming(layer: str) -> Iterator[None]:
     try:
         yield
     except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"mask_linears: {_named(layer)}: {error}") from None
+        raise type(error)(f"{where(layer)}: {error}") from None
 
 
 def refuse_model(expected: str, value: object, use: str | None = None, function: str = "mask_linears") -> NoReturn:
-    """Refuse what is no model, or a model of another library, for which `use` names the function.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse what is no model, or a model of another library, for which `use` names the function."""
     what_to_do = "pass the model itself" if use is None else f"use {use}"
     raise TypeError(f"{function}: expected {expected}, got {type(value).__name__}; {what_to_do}")
 
 
 def refuse_tied(name: str, others: list[str]) -> NoReturn:
-    """Refuse a weight that something else uses too.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a weight that something else uses too."""
     raise ValueError(
-        f"mask_linears: {_named(name)}: expected a weight of its own, got one tied to {', '.join(others)}; "
+        f"{where(name)}: expected a weight of its own, got one tied to {', '.join(others)}; "
         "give all layers that share it one mask (linear layers with packed=False; an embedding and its head in "
         "either form), untie them first, or leave the layer out"
     )
 
 
-def refuse_subclass(name: str, value: object, function: str = "mask_linears") -> NoReturn:
-    """Refuse a layer whose forward is not that of the plain one.
-
-    Raises:
-        TypeError: Always.
-    """
+def refuse_subclass(
+    name: str, value: object, function: str = "mask_linears", *, expected: str = "a plain linear layer"
+) -> NoReturn:
+    """Refuse a layer whose forward is not that of the plain one."""
     raise TypeError(
-        f"{function}: {_named(name)}: expected a plain linear layer, got {type(value).__name__}, whose forward may "
+        f"{where(name, function)}: expected {expected}, got {type(value).__name__}, whose forward may "
         "be another; convert it by hand or leave it out of the pattern"
     )
 
 
 def refuse_own_forward(name: str, value: object) -> NoReturn:
-    """Refuse to make a plain layer of a masked one whose forward is another.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to make a plain layer of a masked one whose forward is another."""
     raise TypeError(
-        f"unmask_linears: {_named(name)}: expected a masked layer of this package, got {type(value).__name__}, whose "
+        f"{where(name, 'unmask_linears')}: expected a masked layer of this package, got {type(value).__name__}, whose "
         "forward is its own: a plain layer would not do what it does; replace it by hand, or take it out of the model"
     )
 
 
 def refuse_part(layer: str, name: str) -> NoReturn:
-    """Refuse a parameter, buffer or module of a user's that has the name of something of the layer's own.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a parameter, buffer or module of a user's that has the name of something of the layer's own."""
     raise TypeError(
         f"{layer}: expected the parameters, buffers and modules beside the weight and bias to have names that the "
         f"layer has not, got {name!r}; rename it, it would be lost"
@@ -92,11 +76,7 @@ def refuse_part(layer: str, name: str) -> NoReturn:
 
 
 def refuse_beside(names: list[str], value: object) -> NoReturn:
-    """Refuse a layer with arrays that its masked form has no place for.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a layer with arrays that its masked form has no place for."""
     raise TypeError(
         f"from_linear: expected a layer of a weight and a bias alone, got {type(value).__name__} with "
         f"{', '.join(names)} too, which would be lost; keep the layer inside of a module of your own that has these"
@@ -104,12 +84,8 @@ def refuse_beside(names: list[str], value: object) -> NoReturn:
 
 
 def refuse_option(name: str, kind: str, option: str, what_to_do: str) -> NoReturn:
-    """Refuse a layer that was made with an option that its masked form has not.
-
-    Raises:
-        TypeError: Always.
-    """
-    raise TypeError(f"mask_linears: {_named(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
+    """Refuse a layer that was made with an option that its masked form has not."""
+    raise TypeError(f"{where(name)}: expected {kind} without {option}, got one with it; {what_to_do}")
 
 
 def not_stacked(name: str, axes: int, expected: int) -> None:
@@ -120,7 +96,7 @@ def not_stacked(name: str, axes: int, expected: int) -> None:
     """
     if axes > expected:
         raise ValueError(
-            f"mask_linears: {_named(name)}: expected one layer, got a stack of them, whose weight has {axes} axes; "
+            f"{where(name)}: expected one layer, got a stack of them, whose weight has {axes} axes; "
             "mask the layer inside of the function that vmap maps, or stack layers that are masked"
         )
 
@@ -133,17 +109,13 @@ def one_layer(function: str, name: str, stacked: int) -> None:
     """
     if stacked:
         raise ValueError(
-            f"{function}: {_named(name)}: expected one layer, got a stack of them along {stacked} axes; take one by "
+            f"{where(name, function)}: expected one layer, got a stack of them along {stacked} axes; take one by "
             f"jax.tree.map(lambda leaf: leaf[0], layers), or call {function} inside of the function that vmap maps"
         )
 
 
 def refuse_positions() -> NoReturn:
-    """Refuse other positions for packed values that stay where they are.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse other positions for packed values that stay where they are."""
     raise TypeError(
         "positions of a packed layer: expected them to change together with the values, got other positions alone; "
         "set layer.grad_mask, or call layer.repack(mask, optimizer)"
@@ -151,20 +123,12 @@ def refuse_positions() -> NoReturn:
 
 
 def refuse_foreign_optimizer() -> NoReturn:
-    """Refuse an optimizer of a model that does not hold the layer.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse an optimizer of a model that does not hold the layer."""
     raise ValueError("repack: expected the model of the optimizer, which holds this layer, got another; pass model=")
 
 
 def refuse_attention(name: str) -> NoReturn:
-    """Refuse to pack projections of keys or values of another size than the queries'.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to pack projections of keys or values of another size than the queries'."""
     raise TypeError(
         f"mask_linears: {name}: expected packed=False for attention whose keys or values have a size of their own, got "
         "packed=True; mask it in a call of its own with packed=False"
@@ -175,21 +139,14 @@ def refuse_computed(name: str, function: str = "mask_linears", remedy: str = PER
     """Refuse a layer whose weight or bias is no parameter but made from others before each forward.
 
     Args:
-        name: Of the layer, or nothing for the model itself.
+        name: Name of the layer, or nothing for the model itself.
         function: That refuses.
         remedy: What makes the weight a parameter.
-
-    Raises:
-        TypeError: Always.
     """
     raise TypeError(
-        f"{function}: {_named(name)}: expected a weight and bias that are parameters, got one computed "
+        f"{where(name, function)}: expected a weight and bias that are parameters, got one computed "
         f"from others (weight or spectral norm, pruning); {remedy}, or leave the layer out"
     )
-
-
-def _named(name: str) -> str:
-    return name or "the model itself"
 
 
 def by_name(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

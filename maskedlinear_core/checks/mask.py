@@ -1,4 +1,4 @@
-"""What a mask may be made of, and whether it fits a weight (SPEC S1, S10)."""
+"""What a mask may be made of, and whether it fits a weight (contract S1, S10)."""
 
 from __future__ import annotations
 
@@ -63,11 +63,7 @@ def index_sequence(kind: str, value: Sequence[Any]) -> np.ndarray:
 
 
 def refuse_index(kind: str, value: object) -> NoReturn:
-    """Refuse an index that is not a vector of positions.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse an index that is not a vector of positions."""
     raise TypeError(
         f"{kind}: expected a sequence of integers, an integer vector, a slice or a bool vector, "
         f"got {type(value).__name__}; write {kind}([3]) for a single position"
@@ -107,7 +103,7 @@ def float_positions(kind: str, dtype: str, size: int, apart: float = 0.0) -> Non
 
     Args:
         kind: Name of the mask kind.
-        dtype: Of the positions.
+        dtype: Dtype of the positions.
         size: Number of features along the axis.
         apart: How far the positions are from integers, where they can be read.
 
@@ -161,11 +157,7 @@ def bool_matrix(kind: str, what: str, shape: Shape, dtype: str) -> None:
 
 
 def refuse_bool_matrix(kind: str, what: str, value: object) -> NoReturn:
-    """Refuse a mask array that is no array.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a mask array that is no array."""
     raise TypeError(f"{kind}: expected a bool {what}, got {type(value).__name__}; give a two-dimensional bool array")
 
 
@@ -194,11 +186,7 @@ def block_shape(value: object) -> tuple[int, int]:
 
 
 def traced_blocks() -> NoReturn:
-    """Refuse a traced grid of blocks: how many blocks it selects must be known.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a traced grid of blocks: how many blocks it selects must be known."""
     raise TypeError(
         "blocks: expected a grid whose values can be read, got a traced array; build the mask outside of jit, vmap and "
         "compile and pass it in, or use elements(array)"
@@ -206,11 +194,7 @@ def traced_blocks() -> NoReturn:
 
 
 def traced_mask() -> NoReturn:
-    """Refuse to read a mask whose positions are traced.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to read a mask whose positions are traced."""
     raise TypeError(
         "mask: expected positions whose values can be read, got a traced mask; "
         "call this outside of jit, vmap and compile"

@@ -1,4 +1,4 @@
-"""The arguments of a module (SPEC S8, S10)."""
+"""The arguments of a module (contract S8, S10)."""
 
 from __future__ import annotations
 
@@ -73,20 +73,12 @@ def module_bias_mask(has_bias: bool, shape: Shape, dtype: str, out_features: int
 
 
 def refuse_layer(expected: str, value: object) -> NoReturn:
-    """Refuse a layer of another class.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a layer of another class."""
     raise TypeError(f"MaskedLinear: expected {expected}, got {type(value).__name__}; convert that layer only")
 
 
 def refuse_location(value: object) -> NoReturn:
-    """Refuse a `location` that is not a NumPy index array.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a `location` that is not a NumPy index array."""
     raise TypeError(
         f"MaskedLinear: expected location to be a NumPy array of integer positions, got {type(value).__name__}; "
         "use grad_mask=columns(...) for other kinds of index"
@@ -124,20 +116,12 @@ def one_source(seed_given: bool, key_given: bool) -> None:
 
 
 def refuse_rngs(layer: str) -> NoReturn:
-    """Refuse to make a layer of Flax NNX without random streams.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to make a layer of Flax NNX without random streams."""
     raise TypeError(f"{layer}: expected random streams for the first numbers, got none; pass rngs=nnx.Rngs(0)")
 
 
 def refuse_out_sharding(layer: str) -> NoReturn:
-    """Refuse to place the output of a masked `nnx.LinearGeneral` on a mesh.
-
-    Raises:
-        NotImplementedError: Always.
-    """
+    """Refuse to place the output of a masked `nnx.LinearGeneral` on a mesh."""
     raise NotImplementedError(
         f"{layer}: expected out_sharding=None, got a sharding; use jax.sharding.reshard on the output, or "
         "jax.lax.with_sharding_constraint where axes are automatic"
@@ -197,11 +181,7 @@ def fitting(layer: str, old: Shape, new: Shape) -> Iterator[None]:
 
 
 def refuse_script(layer: str) -> NoReturn:
-    """Refuse to compile a masked layer's Python to TorchScript.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to compile a masked layer's Python to TorchScript."""
     raise TypeError(
         f"torch.jit.script: expected plain layers, got a {layer}, whose gradient has a rule of its own; "
         "use torch.compile or torch.export, or script unmask_linears(copy.deepcopy(model)), of which all learns"
@@ -231,11 +211,7 @@ def bits(layer: str, got: str, dtype: str) -> None:
 
 
 def refuse_as_parameters(layer: str) -> NoReturn:
-    """Refuse a whole layer as the parameters of an optimizer: its positions are leaves, too.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a whole layer as the parameters of an optimizer: its positions are leaves, too."""
     raise TypeError(
         f"{layer}: expected parameters without positions, got the whole layer; split it first: params, rest = "
         "partition(layer), give the optimizer (flax's TrainState) params, and call combine(params, rest)"
@@ -258,11 +234,7 @@ def weight_decay(value: Any) -> None:
 
 
 def refuse_params() -> NoReturn:
-    """Refuse parameters beside those of the model.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse parameters beside those of the model."""
     raise TypeError(
         "parameter_groups: expected options of an optimizer, such as lr, got params; the groups have the parameters of "
         "the model: add a group of others to the list that is returned"

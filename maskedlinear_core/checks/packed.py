@@ -1,4 +1,4 @@
-"""The packed form (SPEC S7, S10)."""
+"""The packed form (contract S7, S10)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def values(function: str, spec: Spec, expected: Shape, weight: Spec) -> None:
 
     Args:
         function: Name of the public function, for messages.
-        spec: Of the values.
+        spec: Spec (shape, dtype, device) of the values.
         expected: The shape that the mask gives.
-        weight: Of the frozen matrix.
+        weight: Spec of the frozen matrix.
 
     Raises:
         TypeError: The dtype is neither the weight's nor float32 over a 16-bit weight.
@@ -77,11 +77,7 @@ def elements_fit(size: int, limit: int) -> None:
 
 
 def refuse_traced(mask: str) -> NoReturn:
-    """Refuse a mask whose number of positions cannot be known now.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a mask whose number of positions cannot be known now."""
     raise TypeError(
         f"packed form: expected a mask whose number of positions is known, got {mask}; inside of jit, vmap and compile "
         "use mask.packed(weight.shape), made outside"
@@ -124,11 +120,7 @@ def written(name: str, shape: Shape, dtype: str, new_shape: Shape, new_dtype: st
 def refuse_assigned(
     name: str, value: object, instead: str, *, layer: str = "PackedLinear", plain: str = "layer.to_linear()"
 ) -> NoReturn:
-    """Refuse to put a tensor in the place of a packed layer's weight or bias.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to put a tensor in the place of a packed layer's weight or bias."""
     raise TypeError(
         f"{layer}: expected {name} to be written to, got an assignment of {type(value).__name__}: a packed layer "
         f"has no parameter {name}; {instead}, or use {plain} where the parameter itself is to be shared"
@@ -136,11 +128,7 @@ def refuse_assigned(
 
 
 def refuse_computed(layer: str, name: str) -> NoReturn:
-    """Refuse to compute a part of a packed layer from other parameters.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse to compute a part of a packed layer from other parameters."""
     raise TypeError(
         f"{layer}: expected {name} to be the layer's own, got one that is to be computed from other parameters (weight "
         "norm, a parametrization, pruning): a packed layer puts its weight together of base and values; do that to the "
@@ -149,11 +137,7 @@ def refuse_computed(layer: str, name: str) -> NoReturn:
 
 
 def refuse_sharded(layer: str, change: str) -> NoReturn:
-    """Refuse to change the positions of a packed layer whose parameters lie in parts on several devices.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse to change the positions of a packed layer whose parameters lie in parts on several devices."""
     raise ValueError(
         f"{layer}: expected a layer that is whole for {change}, got one whose parameters are sharded (FSDP, DTensor); "
         "change the mask before fully_shard, or save the model, change it in one process and shard it anew"
@@ -170,11 +154,7 @@ def not_broadcast(layer: str, prefix: str) -> str:
 
 
 def refuse_recorded_write(name: str) -> NoReturn:
-    """Refuse a write in place that a gradient would have to flow through.
-
-    Raises:
-        RuntimeError: Always.
-    """
+    """Refuse a write in place that a gradient would have to flow through."""
     raise RuntimeError(
         f"PackedLinear: expected {name}, which learns, to be written to inside of torch.no_grad(), got a write in "
         "place that is recorded for a gradient; the layer was not changed"
@@ -182,11 +162,7 @@ def refuse_recorded_write(name: str) -> NoReturn:
 
 
 def refuse_stale_write(name: str) -> NoReturn:
-    """Refuse a write to a weight that was read before the layer changed.
-
-    Raises:
-        RuntimeError: Always.
-    """
+    """Refuse a write to a weight that was read before the layer changed."""
     raise RuntimeError(
         f"PackedLinear: expected a write to the layer's {name} as it is now, got one to a {name} that was read before "
         f"the layer changed; read layer.{name} again. The layer was not changed"

@@ -1,4 +1,4 @@
-"""Masks of parameters of any shape (SPEC S10, S13)."""
+"""Masks of parameters of any shape (contract S10, S13)."""
 
 from __future__ import annotations
 
@@ -52,11 +52,7 @@ def enough_axes(mask: object, is_rows: bool, shape: Shape) -> None:
 
 
 def refuse_name(name: str, known: list[str]) -> NoReturn:
-    """Refuse a name that is no parameter's.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a name that is no parameter's."""
     raise ValueError(
         f"mask_parameter: expected the name of a parameter, one of {known}, got {name!r}; pass the module that owns it"
     )

@@ -1,4 +1,4 @@
-"""Patterns of layer names that are of no use, each mistake in its own words (SPEC S8, S10)."""
+"""Patterns of layer names that are of no use, each mistake in its own words (contract S8, S10)."""
 
 from __future__ import annotations
 

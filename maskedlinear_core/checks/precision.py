@@ -1,4 +1,4 @@
-"""The arguments of a precision, and what its guard says (SPEC S9, S10)."""
+"""The arguments of a precision, and what its guard says (contract S9, S10)."""
 
 from __future__ import annotations
 
@@ -64,11 +64,7 @@ def group(group: object, is_one: bool, expected: str) -> None:
 
 
 def refuse_bits(bits: int, most: int, terms: int) -> NoReturn:
-    """Refuse more bits than can be summed exactly.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse more bits than can be summed exactly."""
     raise ValueError(
         f"reproducible: expected at most bits={most} for sums of {terms} terms, got {bits}; "
         "ask for fewer bits, or cut the sum"
@@ -76,11 +72,7 @@ def refuse_bits(bits: int, most: int, terms: int) -> NoReturn:
 
 
 def refuse_terms(terms: int, most: int, engine: str) -> NoReturn:
-    """Refuse a sum that is too long for an engine.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a sum that is too long for an engine."""
     raise ValueError(
         f"reproducible: expected sums of at most {most} terms for engine={engine!r}, got {terms}; "
         "choose engine='float64', or cut the sum"
@@ -114,11 +106,7 @@ def product(input: Shape, weight: Shape) -> None:
 
 
 def refuse_sharded() -> NoReturn:
-    """Refuse a weight that is spread over devices by the framework.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a weight that is spread over devices by the framework."""
     raise TypeError(
         "masked_linear: expected a plain tensor for precision='reproducible', got a DTensor; "
         "shard the batch and say reproducible(group=...), or use precision='native'"
@@ -126,11 +114,7 @@ def refuse_sharded() -> NoReturn:
 
 
 def refuse_compiled_transform() -> NoReturn:
-    """Refuse a torch.func transform inside of torch.compile, where a rule would be dropped in silence.
-
-    Raises:
-        NotImplementedError: Always.
-    """
+    """Refuse a torch.func transform inside of torch.compile, where a rule would be dropped in silence."""
     raise NotImplementedError(
         "masked_linear: expected no torch.func transform inside torch.compile with precision='reproducible', got one: "
         "the compiler drops derivative rules there; compile the layer and differentiate outside, or do not compile"
@@ -146,9 +130,6 @@ def refuse_version(function: str, package: str, version: str, right: str, wrong:
         version: The one that is installed.
         right: The first version that answers rightly.
         wrong: What the wrong answer is.
-
-    Raises:
-        RuntimeError: Always.
     """
     raise RuntimeError(
         f"{function}: expected {package} {right} or later for this call, got {version}, which {wrong}; "
@@ -157,11 +138,7 @@ def refuse_version(function: str, package: str, version: str, right: str, wrong:
 
 
 def refuse_second_order() -> NoReturn:
-    """Refuse to differentiate gradients that were summed over a group of workers.
-
-    Raises:
-        NotImplementedError: Always.
-    """
+    """Refuse to differentiate gradients that were summed over a group of workers."""
     raise NotImplementedError(
         "masked_linear: expected first derivatives only with reproducible(group=...), got a derivative of a gradient; "
         "gather the batch on one worker for higher orders"
@@ -169,11 +146,7 @@ def refuse_second_order() -> NoReturn:
 
 
 def refuse_batched_cotangents() -> NoReturn:
-    """Refuse a batch of cotangents that the framework hides in one (`is_grads_batched`): it has no bits to read.
-
-    Raises:
-        NotImplementedError: Always.
-    """
+    """Refuse a batch of cotangents that the framework hides in one (`is_grads_batched`): it has no bits to read."""
     raise NotImplementedError(
         "masked_linear: expected one cotangent at a time with precision='reproducible', got a batch "
         "(is_grads_batched=True); use torch.func.vmap over torch.func.vjp, or call torch.autograd.grad for each"
@@ -181,11 +154,7 @@ def refuse_batched_cotangents() -> NoReturn:
 
 
 def refuse_symbolic(function: str, length: object) -> NoReturn:
-    """Refuse a length that is known only when an exported program is called.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a length that is known only when an exported program is called."""
     raise ValueError(
         f"{function}: expected lengths that are numbers for precision='reproducible', got the symbolic {length}: how "
         "many bits are kept depends on the length of a sum; export one program for each size, or use precision='native'"
@@ -193,11 +162,7 @@ def refuse_symbolic(function: str, length: object) -> NoReturn:
 
 
 def refuse_device(device: object, engine: str, wrong: str) -> NoReturn:
-    """Refuse to compute on a device that failed the known-answer test.
-
-    Raises:
-        RuntimeError: Always.
-    """
+    """Refuse to compute on a device that failed the known-answer test."""
     raise RuntimeError(
         f"masked_linear: expected exact {engine} sums on {device} for precision='reproducible', got another answer in "
         f"the known-answer test ({wrong}); a setting breaks exactness (XLA fast-math, TF32, reduced-precision "

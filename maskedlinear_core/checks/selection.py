@@ -1,4 +1,4 @@
-"""The arguments of a selection (SPEC S1, S10)."""
+"""The arguments of a selection (contract S1, S10)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from maskedlinear_core.checks.words import Shape, is_integer, one_of
 
 
 def refuse_scores(name: str, got: str) -> NoReturn:
-    """Refuse scores that are not an array of real numbers.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse scores that are not an array of real numbers."""
     if got in ("dict", "OrderedDict", "list", "tuple"):
         raise TypeError(
             f"{name}: expected the scores of one weight, an array of real numbers, got {got}; for those of a whole "
@@ -41,11 +37,7 @@ def scores(name: str, shape: Shape, has_nan: bool) -> None:
 
 
 def refuse_variable(name: str, shape: Shape) -> NoReturn:
-    """Refuse a variable of Flax, which does not tell whether it is a kernel (in, out) or a weight (out, in).
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a variable of Flax, which does not tell whether it is a kernel (in, out) or a weight (out, in)."""
     raise TypeError(
         f"{name}: expected scores of the weight's shape (out_features, in_features), got a Flax variable of shape "
         f"{shape}, and kernels of Flax are (in_features, out_features); pass kernel[...].T, or a State of several to "
@@ -54,11 +46,7 @@ def refuse_variable(name: str, shape: Shape) -> NoReturn:
 
 
 def refuse_shape(value: object) -> NoReturn:
-    """Refuse what is no shape.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse what is no shape."""
     got = f"a {type(value).__name__}"
     raise TypeError(f"random: expected shape as (out_features, in_features), got {got}; pass tuple(layer.weight.shape)")
 
@@ -189,11 +177,7 @@ def same_shape(name: str, shapes: list[Shape], before: Shape | None) -> None:
 
 
 def refuse_names(name: str) -> NoReturn:
-    """Refuse two score arrays of one name.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse two score arrays of one name."""
     raise ValueError(f"scores: expected a name of its own for each layer, got {name!r} twice; rename one")
 
 

@@ -1,4 +1,4 @@
-"""Stored layers (SPEC S7, S10)."""
+"""Stored layers (contract S7, S10)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ class StorageError(ValueError):
 
 
 def refuse(why: str) -> NoReturn:
-    """Refuse a file.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse a file."""
     raise StorageError(f"stored layers: expected a file that save_packed wrote, but {why}; nothing was changed")
 
 
@@ -56,11 +52,7 @@ NO_LAYER = "no such layer"
 
 
 def refuse_layer(name: str, expected: str, got: str) -> NoReturn:
-    """Refuse to load a stored layer into a model.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse to load a stored layer into a model."""
     remedy = "load into the model that the values were trained on"
     if got == NO_LAYER:  # a wrapper (DataParallel, torch.compile) gives all of them other names
         remedy = "load into a model of the same parts, or say with rename= what they are called in it"
@@ -70,11 +62,7 @@ def refuse_layer(name: str, expected: str, got: str) -> NoReturn:
 
 
 def refuse_base(name: str) -> NoReturn:
-    """Refuse values over other frozen entries than they were trained over.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse values over other frozen entries than they were trained over."""
     raise StorageError(
         f"stored layers: {name or 'the layer'}: expected the frozen entries that the values were trained over, got "
         "others; load into the model that the values were trained on, or, if an optimizer moved frozen entries or an "
@@ -83,11 +71,7 @@ def refuse_base(name: str) -> NoReturn:
 
 
 def refuse_beside(name: str, layer: str, beside: list[str]) -> NoReturn:
-    """Refuse a layer with numbers that learn and have no place in a file.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a layer with numbers that learn and have no place in a file."""
     raise ValueError(
         f"save_packed: {name or 'the layer'}: expected a layer of a weight and a bias alone, got {layer} with "
         f"{', '.join(beside)} too, which would be lost; keep the layer and these inside of a pytree of your own"
@@ -95,11 +79,7 @@ def refuse_beside(name: str, layer: str, beside: list[str]) -> NoReturn:
 
 
 def refuse_empty(function: str = "save_packed") -> NoReturn:
-    """Refuse a model that has no masked layer, to store it or to put arrays into it, which say nothing of masks.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a model that has no masked layer, to store it or to put arrays into it, which say nothing of masks."""
     raise ValueError(f"{function}: expected a model with masked or packed layers, got none; convert it first")
 
 
@@ -130,11 +110,7 @@ def names_fit(size: int, limit: int) -> None:
 
 
 def refuse_meta(name: str) -> NoReturn:
-    """Refuse to store or load a tensor that has no numbers.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse to store or load a tensor that has no numbers."""
     raise StorageError(
         f"stored layers: {name or 'the layer'}: expected a tensor with numbers, got one on the meta device, which has "
         "none; move the model with to_empty(device=...) and load its own weights first. Nothing was changed"
@@ -142,11 +118,7 @@ def refuse_meta(name: str) -> NoReturn:
 
 
 def refuse_other(name: str, expected: str, got: str) -> NoReturn:
-    """Refuse to load a stored parameter or buffer into a model.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse to load a stored parameter or buffer into a model."""
     raise StorageError(
         f"stored layers: {name}: expected {expected}, got {got}; load into a model of the same parts, or say with "
         "rename= what they are called in it. Nothing was changed"
@@ -169,11 +141,7 @@ def names(what: str, expected: list[str], got: list[str]) -> None:
 
 
 def refuse_layer_alone(name: str) -> NoReturn:
-    """Refuse to make a layer of a file that holds no matrix.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse to make a layer of a file that holds no matrix."""
     raise StorageError(
         f"stored layers: {name or 'the layer'}: expected a file with its matrix to make a layer of, got none; save it "
         "with with_base=True, or give the model that it was trained in"
@@ -223,11 +191,7 @@ def one_name_each(to: dict[str, str]) -> None:
 
 
 def refuse_stacked(name: str) -> NoReturn:
-    """Refuse a stack of layers, whose masks may differ.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse a stack of layers, whose masks may differ."""
     raise ValueError(
         f"save_packed: {name or 'the layer'}: expected one layer, got a stack of them; save each by itself, such as "
         "jax.tree.map(lambda leaf: leaf[0], layers), or save all leaves (orbax, equinox.tree_serialise_leaves)"
@@ -261,11 +225,7 @@ def names_apart(own: Collection[str], others: Collection[str]) -> None:
 
 
 def refuse_positions(name: str) -> NoReturn:
-    """Refuse learned arrays of other positions than those of the model.
-
-    Raises:
-        StorageError: Always.
-    """
+    """Refuse learned arrays of other positions than those of the model."""
     raise StorageError(
         f"load_packed: {name}: expected arrays of the positions that learn in this model, got arrays of others; give "
         "both models the same masks. (These numbers tell positions apart: send them along, and compute nothing with "
@@ -274,11 +234,7 @@ def refuse_positions(name: str) -> NoReturn:
 
 
 def refuse_state(kind: str, wanted: Mapping[str, object], got: Mapping[str, object]) -> NoReturn:
-    """Refuse the stored state of another layer.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Refuse the stored state of another layer."""
     name = next(name for name in (*wanted, *got) if wanted.get(name) != got.get(name))
     raise ValueError(
         f"from_state_dict: {kind}: expected {name} {wanted.get(name, 'nowhere')}, got {got.get(name, 'none')}; "

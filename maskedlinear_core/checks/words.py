@@ -25,3 +25,21 @@ def is_integer(value: object) -> bool:
 def one_of(names: Sequence[str]) -> str:
     """Return names as a list in words."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+ONE_LAYER = ("from_linear", "from_embedding")
+"""Functions that convert one layer, which has no name."""
+
+
+def where(name: str, function: str = "mask_linears") -> str:
+    """Return what a message begins with: the function, and the layer's name unless the function takes that one alone.
+
+    Args:
+        name: Dotted name of the layer; "" for the model itself; or the name of a function of `ONE_LAYER`.
+        function: Name of the function that converts a model.
+
+    Example:
+        >>> where("encoder.query"), where(""), where("from_linear")
+        ('mask_linears: encoder.query', 'mask_linears: the model itself', 'from_linear')
+    """
+    return name if name in ONE_LAYER else f"{function}: {name or 'the model itself'}"

@@ -1,4 +1,4 @@
-"""What a gradient mask is: the kinds, their algebra and their canonical form (SPEC S1).
+"""What a gradient mask is: the kinds, their algebra and their canonical form (contract S1).
 
 True means everywhere: the gradient flows, this position is trainable.
 

@@ -125,7 +125,7 @@ class Mask:
     def packed(self, shape: tuple[int, ...]) -> Mask:
         """Return the same positions in the order of packed values, in a form whose leaves tell how many there are.
 
-        That makes a mask of elements fit to be traced in packed form (SPEC S7): under jit and compile the
+        That makes a mask of elements fit to be traced in packed form (contract S7): under jit and compile the
         values of a bool array, and so the number of its elements, cannot be known.
 
         Raises:

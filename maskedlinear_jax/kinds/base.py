@@ -1,4 +1,4 @@
-"""The interface of every kind of mask: what it keeps of the input, and its packed gradient (SPEC S1, S6).
+"""The interface of every kind of mask: what it keeps of the input, and its packed gradient (contract S1, S6).
 
 Letters: B batch, O out_features, I in_features; x (*B, I) input, g (*B, O) cotangent, W (O, I) weight,
 M (O, I) mask, v packed values, V (O, I) the dense matrix of v, zero elsewhere. A kind holds its positions and

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 from rich.console import Console
@@ -31,7 +32,7 @@ class Seen:
 
     Attributes:
         pairs: What is told of each pair.
-        records: Of each pair, by name.
+        records: Records of each pair, by name.
         inputs: Packed, of the cells that fail, by SHA-256.
         seconds: What all took.
     """
@@ -74,9 +75,41 @@ def planned(
     return cells
 
 
-def execute(
-    here: Supervisor, cells: dict[str, list[Cell]], asked: argparse.Namespace, out: Console
-) -> Seen:  # fmt: skip
+class _Notes:
+    """What workers note side by side: records, counts, progress, and whether to stop.
+
+    Args:
+        seen: Gets the records.
+        asked: Of the options `strict` and `fail_fast`.
+        total: How many cells there are.
+        out: Shows the progress where it is no terminal.
+        advance: Shows the progress where it is one: of a record's pair, with the counts in words.
+    """
+
+    def __init__(
+        self, seen: Seen, asked: argparse.Namespace, total: int, out: Console, advance: Callable[[str, str], None]
+    ) -> None:
+        self.stop = threading.Event()
+        self._seen, self._asked, self._total, self._out, self._advance = seen, asked, total, out, advance
+        self._lock, self._counts = threading.Lock(), Counter[str]()
+
+    def add(self, record: Record, kept: str | None) -> None:
+        """Note a record, and the inputs that are kept of it."""
+        record = replace(record, strict=self._asked.strict)
+        with self._lock:
+            self._seen.records[record.cell.pair].append(record)
+            self._counts[record.verdict] += 1
+            if record.failed and kept and record.inputs_sha256:
+                self._seen.inputs[record.inputs_sha256] = kept
+            if record.failed and self._asked.fail_fast:
+                self.stop.set()
+            self._advance(record.cell.pair, terminal.tally(self._counts))
+            done = sum(self._counts.values())
+            if not self._out.is_terminal and done % max(1, self._total // 10) == 0:
+                self._out.print(f"{done} of {self._total} cells: {terminal.tally(self._counts)}")
+
+
+def execute(here: Supervisor, cells: dict[str, list[Cell]], asked: argparse.Namespace, out: Console) -> Seen:
     """Run cells and return what was seen.
 
     Args:
@@ -88,49 +121,42 @@ def execute(
     # Only where all cells of a pair run can it be seen that a listed difference is none.
     whole = not options.choices(asked) and not asked.quick
     seen = Seen({about.name: about for about in here.pairs() if about.name in cells}, {name: [] for name in cells})
-    total, counts, started = sum(map(len, cells.values())), Counter[str](), time.perf_counter()
-    waiting, lock, stop = deque(cells), threading.Lock(), threading.Event()
+    total, started = sum(map(len, cells.values())), time.perf_counter()
     columns = (
         TextColumn("{task.fields[pair]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )  # fmt: skip
     with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=total, pair="")
+        notes = _Notes(
+            seen, asked, total, out, lambda pair, words: progress.update(bar, advance=1, pair=pair, description=words)
+        )
 
-        def note(record: Record, kept: str | None) -> None:
-            record = replace(record, strict=asked.strict)
-            with lock:
-                seen.records[record.cell.pair].append(record)
-                counts[record.verdict] += 1
-                if record.failed and kept and record.inputs_sha256:
-                    seen.inputs[record.inputs_sha256] = kept
-                if record.failed and asked.fail_fast:
-                    stop.set()
-                progress.update(bar, advance=1, pair=record.cell.pair, description=terminal.tally(counts))
-                done = sum(counts.values())
-                if not out.is_terminal and done % max(1, total // 10) == 0:
-                    out.print(f"{done} of {total} cells: {terminal.tally(counts)}")
-
-        def work(worker: Supervisor) -> None:
-            while waiting and not stop.is_set():
-                try:
-                    name = waiting.popleft()
-                except IndexError:
-                    return  # another has taken the last
-                with contextlib.closing(worker.run(name, cells[name], asked.seed)) as records:
-                    for record, kept in records:
-                        note(record, kept)
-                        if stop.is_set():
-                            return
-
+        work = partial(_work, cells=cells, waiting=deque(cells), notes=notes, seed=asked.seed)
         _in_parallel(here, work, min(asked.jobs, len(cells)))
-    if stop.is_set():
+    if notes.stop.is_set():
         out.print(f"stopped at the first failure: {len(seen.all)} of {total} cells ran")
     elif whole:
         for name, records in seen.records.items():
             seen.records[name] = settle(cast(Any, seen.pairs[name]), records)
     seen.seconds = time.perf_counter() - started
     return seen
+
+
+def _work(
+    worker: Supervisor, cells: Mapping[str, Sequence[Cell]], waiting: deque[str], notes: _Notes, seed: int
+) -> None:
+    # Takes one pair after another off those that wait: other threads do, too.
+    while not notes.stop.is_set():
+        try:
+            name = waiting.popleft()
+        except IndexError:
+            return
+        with contextlib.closing(worker.run(name, cells[name], seed)) as records:
+            for record, kept in records:
+                notes.add(record, kept)
+                if notes.stop.is_set():
+                    return
 
 
 def _in_parallel(here: Supervisor, work: Callable[[Supervisor], None], jobs: int) -> None:
@@ -146,7 +172,7 @@ def report(title: str, seen: Seen, source: str, command: str) -> content.Content
     """Return what files keep.
 
     Args:
-        title: Of the report.
+        title: Title of the report.
         seen: From `execute`.
         source: Where the pairs are.
         command: What runs cells again, in place of `parity check FILE`.

@@ -26,7 +26,7 @@ class Numbers:
         owners: For each leaf of theta, the number of the argument that it belongs to.
         cotangents: One for each floating output.
         directions: Two tangents of theta, or more for a pair's own transforms.
-        copies: COPIES versions of each leaf of theta, stacked, for vmap.
+        copies: Versions of each leaf of theta, stacked, for vmap: as many as `transforms.SCALES` has.
         scales: The factor u of each output in the test function <c u, f^2> / 2; empty for 1.
         more: Further arrays, or trees of them, by name, for a pair's own transforms.
         about: Anything that a pair's own oracle needs and no program does.
@@ -130,7 +130,7 @@ class Call:
     """A function under a transform, on numbers, in a dtype.
 
     Attributes:
-        function: Of one framework.
+        function: Function of one framework.
         transform: What is done to it.
         numbers: What goes in.
         dtype: That the floating numbers are given in.

@@ -1,4 +1,4 @@
-"""The worlds of JAX: the only file of the engine that imports it. Twin of torch_backend.py, function by function."""
+"""The worlds of JAX: how its functions are run. Twin of torch_backend.py, function by function."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def prepare(asked: Call, world: str, device: str, kept: dict[str, Any], pool: Ex
         world: "jax-jit"; nothing is prepared for another.
         device: "cpu" or "cuda".
         kept: As in `call`.
-        pool: Of threads that compile.
+        pool: Pool of threads that compile.
     """
     key = f"{world} {device} {asked.key}"
     if world != "jax-jit" or key in kept:
@@ -242,8 +242,8 @@ def rounding(size: float, seed: int, *, lower: bool = False, scalars: bool = Fal
     """In this context every result is rounded anew, at random (`jax_rounding`).
 
     Args:
-        size: Of the movement, relative.
-        seed: Of the random numbers.
+        size: Size of the movement, relative.
+        seed: Seed of the random numbers.
         lower: As in torch; here every type is moved by one size.
         scalars: Whether only single numbers that depend on no input are rounded anew.
     """

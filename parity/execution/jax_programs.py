@@ -138,7 +138,7 @@ def library_of(files: Sequence[str]) -> str:
     """Return the library whose code made an equation of its own accord, or an empty text: then the user's code did.
 
     Args:
-        files: Of the code, from where it was made to where it was called.
+        files: Files of the code, from where it was made to where it was called.
 
     Example:
         >>> library_of(["/env/site-packages/jax/_src/lax/lax.py", "/env/site-packages/jax/_src/nn/functions.py"])
@@ -175,8 +175,8 @@ def evaluate(
 
     Args:
         jaxpr: The program.
-        constants: Of its constant variables.
-        arguments: Of its arguments.
+        constants: Values of its constant variables.
+        arguments: Values of its arguments.
         compute: Returns the results of an equation on its operands; `_compat.bind` does as JAX does.
     """
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))

@@ -48,10 +48,10 @@ def run(
     """Return what a function gives with every rounding made anew, at random.
 
     Args:
-        function: Of a pytree of arrays; it returns a dict of arrays.
+        function: Function of a pytree of arrays; it returns a dict of arrays.
         arrays: They.
-        size: Of the movement, relative.
-        seed: Of the random numbers.
+        size: Size of the movement, relative.
+        seed: Seed of the random numbers.
         programs: Where programs are kept: each is compiled once for all movements.
         key: What the program depends on, the shapes of the arrays included.
         scalars: Whether only single numbers that depend on no array are rounded anew, as 1 - b**t of an optimizer.

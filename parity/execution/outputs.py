@@ -43,7 +43,7 @@ class Runs:
 
     Args:
         pair: The pair.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
 
     Attributes:
         shortens: Whether special numbers may be fewer than the user's own (verdict/shortened.py).

@@ -1,11 +1,14 @@
-"""Which cells a comparison of a pair has (SPEC S11)."""
+"""Which cells a comparison of a pair has (contract S11)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from parity.operator import data, transforms, trees
+from parity.operator import data as _data  # `plan` has arguments of these names
+from parity.operator import transforms as _transforms
+from parity.operator import trees
 from parity.operator.oracle import Oracle
 from parity.operator.pair import Pair, check_names, is_float
 from parity.records import DEVICES, DTYPES, WORLDS, Cell
@@ -77,21 +80,19 @@ def plan(
     kinds = chosen["data"][0] or _data.kinds(pair)
     used = chosen["dtypes"][0] or DEFAULT_DTYPES
     size = sum(leaf.size for _, leaf in trees.leaves(arguments) if is_float(leaf))
-    cells = []
-    for transform in asked or [name for name in offered if _fits(pair, name, size)]:
-        for kind in kinds:
-            if kind != "random" and transform not in AT_SPECIAL_POINTS and data is None and pair.data is None:
-                continue
-            for dtype in DTYPES:
-                for device in devices or ("cpu",):
-                    for world in chosen["worlds"][0] or WORLDS:
-                        cell = pair.cell(pair.name, pair.group, dtype, transform, world, device, kind)
-                        if dtype in used and (_runs_in(cell, chosen, pair) if pair.runs is None else pair.runs(cell)):
-                            cells.append(cell)
-    return cells
-
-
-_transforms, _data = transforms, data  # the functions here have arguments of these names
+    wanted = itertools.product(
+        asked or [name for name in offered if _fits(pair, name, size)],
+        kinds,
+        [name for name in DTYPES if name in used],
+        devices or ("cpu",),
+        chosen["worlds"][0] or WORLDS,
+    )
+    cells = [
+        pair.cell(pair.name, pair.group, dtype, transform, world, device, kind)
+        for transform, kind, dtype, device, world in wanted
+        if kind == "random" or transform in AT_SPECIAL_POINTS or chosen["data"][0] is not None
+    ]
+    return [cell for cell in cells if (_runs_in(cell, chosen, pair) if pair.runs is None else pair.runs(cell))]
 
 
 def _kinds(pair: Pair) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ def _kinds(pair: Pair) -> tuple[str, ...]:
 def _fits(pair: Pair, name: str, size: int) -> bool:
     dense = pair.transform(name).dense
     # Over the only argument there is, vmap-0 is the function itself in gradient-per-copy.
-    return size * max(dense, 1) <= transforms.MOST_DENSE if dense else True
+    return size * max(dense, 1) <= _transforms.MOST_DENSE if dense else True
 
 
 def _runs_in(cell: Cell, chosen: dict[str, Any], pair: Pair) -> bool:

@@ -1,4 +1,4 @@
-"""The worlds of torch: the only file of the engine that imports it. Twin of jax_backend.py, function by function."""
+"""The worlds of torch: how its functions are run. Twin of jax_backend.py, function by function."""
 
 from __future__ import annotations
 

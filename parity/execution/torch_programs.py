@@ -107,10 +107,10 @@ class Rounding(TorchDispatchMode):
     small for the dtype whose unit the movement is, is lost.
 
     Args:
-        size: Of the movement, relative; with `lower` in units of each number's own type.
-        seed: Of the random numbers.
+        size: Size of the movement, relative; with `lower` in units of each number's own type.
+        seed: Seed of the random numbers.
         lower: Whether numbers are moved by units of the type that they have in the program.
-        formulas: Of operators, by name, in the place of torch's own parts.
+        formulas: Formulas of operators, by name, that replace torch's own parts.
         counts: Whether counts and positions stay: no type rounds them, and moved they are cut to other whole numbers.
         alike: Whether all numbers of a result are moved by one part of their size, as by a constant that was rounded.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -79,9 +78,6 @@ def _apart(runs: Runs, cell: Cell, numbers: Numbers) -> float:
             apart = np.where((left == right) | (np.isnan(left) & np.isnan(right)), 0.0, np.abs(left - right))
         worst = max(worst, float(np.max(np.where(np.isnan(apart), np.inf, apart), initial=0.0)))
     return worst
-
-
-Slope = Callable[[Numbers], float | None]
 
 
 def wrong_derivative(runs: Runs, cell: Cell) -> str:

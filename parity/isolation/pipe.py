@@ -35,7 +35,7 @@ def receive(descriptor: int, token: bytes, seconds: float | None = None) -> Any:
     """Read a message.
 
     Args:
-        descriptor: Of the pipe.
+        descriptor: Descriptor of the pipe.
         token: What every message begins with.
         seconds: How long to wait for all of it; None for ever.
 

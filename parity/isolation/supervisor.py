@@ -113,7 +113,7 @@ class Supervisor:
         Args:
             pair: Its name.
             cells: From `plan`.
-            seed: Of the numbers.
+            seed: Seed of the numbers.
             saved: Packed inputs to take in the place of the pair's own.
 
         Raises:

@@ -31,7 +31,7 @@ class About:
     """What is told of a pair outside of its process.
 
     Attributes:
-        name: Of the pair.
+        name: Name of the pair.
         group: What it is sorted by.
         note: What a reader should know.
         torch: The text of the function.

@@ -1,4 +1,4 @@
-"""How far the output of a JAX module may be from that of its torch module, element by element (SPEC S11).
+"""How far the output of a JAX module may be from that of its torch module, element by element (contract S11).
 
 Both run in float64 on the same numbers. If neither computes or stores anything in a lower dtype, the bound is that of
 float64. Otherwise it is that of the lowest dtype that either uses. How far rounding moves an element is measured: the

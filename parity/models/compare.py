@@ -35,7 +35,7 @@ def compare_models(
 
     Both models run on the same inputs, in float64 where both can. Modules that hold the same weights are paired, and
     each JAX module runs on the inputs of its torch module. So an error of its own is told from one that it inherits.
-    Neither model is changed. See SPEC S12.
+    Neither model is changed. See the contract, S12.
 
     Args:
         torch_model: An `nn.Module`; or a `parity.models.Dump` of one that ran where JAX is not installed.

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,6 +275,3 @@ def _both(errors: list[Exception]) -> str:
     """Return what was raised on the inputs as they are, and, where that was tried too, mapped over the first axis."""
     first, *rest = map(said, errors)
     return "; mapped over the first axis: ".join([first, *(one for one in rest if one != first)])
-
-
-Progress = Callable[[str], object]

@@ -129,8 +129,8 @@ class Lift:
     """Both functions with their weights as an argument.
 
     Attributes:
-        torch: Of torch, taking one argument more.
-        jax: Of JAX.
+        torch: The torch function, which takes one argument more.
+        jax: The JAX function, likewise.
         weights: That argument; empty where nothing is shared.
         alone: Paths of arrays that are cast alone, by framework: the other side has none, or no certain one, or
             they do not learn.

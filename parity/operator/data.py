@@ -185,7 +185,7 @@ def further_draws(pair: Pair, draws: tuple[str, ...], size: int) -> tuple[str, .
     Args:
         pair: The pair.
         draws: Those there are in any case.
-        size: Of the smallest output.
+        size: Size of the smallest output.
     """
     total = sum(leaf.size for _, leaf in trees.leaves(pair.make(0)))
     count = min(-(-ENOUGH_OUT // max(size, 1)), DRAWN // max(total, 1))
@@ -220,7 +220,7 @@ def make(pair: Pair, kind: str, dtype: str, seed: int) -> tuple[Any, ...]:
         pair: The pair.
         kind: A kind, or a variant of one.
         dtype: Whose values they are to be.
-        seed: Of what is drawn.
+        seed: Seed of what is drawn.
     """
     name, _, variant = kind.partition("#")
     variant, _, power = variant.partition("~")

@@ -16,7 +16,7 @@ def ask(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a pair's own function gives.
 
     Args:
-        what: Of whom it is, for people.
+        what: What the function is, for the message.
         function: The function.
         *arguments: Its arguments.
 

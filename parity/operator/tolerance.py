@@ -20,7 +20,7 @@ class Tolerance:
     Attributes:
         reason: Why these functions may differ so much.
         rtol: Relative to the size of an element; a number of any library, such as `np.finfo(np.float32).eps`.
-        atol: Of any element.
+        atol: The same for every element.
 
     Raises:
         TypeError: The reason is not a string, or a tolerance is not a number.

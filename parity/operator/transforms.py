@@ -17,9 +17,6 @@ import numpy as np
 
 Program = Callable[[Any, Callable[..., Any], dict[str, Any]], dict[str, Any]]
 
-COPIES = 3
-"""How many of everything a vmap gets."""
-
 SCALES = (1.0, 0.5, 0.75)
 """What copies are made by: multiples, so that signs, orders and definiteness stay; exact, or rounded to the dtype."""
 
@@ -42,7 +39,7 @@ class Transform:
         same: Outputs that must have the bits of another output: its name, and why. An oracle need not answer it.
         finish: Turns the outputs, NumPy in float64, into what is compared. It gets the numbers, too.
         values: Whether values are compared, or only frozen entries (`Pair.frozen`).
-        clause: What the transform tests: a clause of the SPEC, or of yours.
+        clause: What the transform tests: a clause of the contract, or of yours.
 
     Example:
         >>> from parity.execution.calls import Call, Numbers

@@ -20,7 +20,7 @@ class Report:
     """What a comparison saw.
 
     Attributes:
-        name: Of the pair.
+        name: Name of the pair.
         cells: A record for each cell: `.transform`, `.world`, `.dtype`, `.device`, `.data`, `.verdict`,
             `.diagnosis`, `.reason`, and the worst element in `.finding`.
         environment: Versions, machine and commit.

@@ -36,7 +36,7 @@ def parts(report: Report, file: str | None = None) -> list[Any]:
     """Return what a console prints: a matrix, then every failure, those of one cause together.
 
     Args:
-        report: Of one pair.
+        report: The report on one pair.
         file: Where the pair is defined, for the commands that run cells again; None where it is in no file, and a
             call runs them.
     """

@@ -47,7 +47,7 @@ class Found:
     """A suite that was found, and not yet imported.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         description: What it is, in a line.
         commands: What each of its commands does, by name.
     """

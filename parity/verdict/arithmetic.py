@@ -39,7 +39,7 @@ def of_cell(runs: Runs, cell: Cell, dtype: str) -> Arithmetic:
     """Return what the two programs of a cell compute in.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: On its numbers; its world does not matter.
         dtype: What was asked for.
     """

@@ -46,9 +46,9 @@ class Slope:
     """Sums over elements, of which those of several draws are added.
 
     Attributes:
-        cross: Of e y / h^2.
-        square: Of y^2 / h^2.
-        error: Of e^2 / h^2.
+        cross: Sum of e y / h^2.
+        square: Sum of y^2 / h^2.
+        error: Sum of e^2 / h^2.
         count: How many elements.
     """
 
@@ -117,9 +117,9 @@ def assert_no_factor(
     """Raise if an output is too large or too small by a factor that rounding does not explain.
 
     Args:
-        mine: Of the results that are judged, by output.
+        mine: Slopes of the results that are judged, by output.
         dtype: What they were computed in.
-        other: Of the other framework's: a factor that it has as well is no difference.
+        other: Slopes of the other framework's results: a factor that it has as well is no difference.
         both: Whether two runs that both err are compared.
         tolerated: A factor, relative, that the user tolerates.
         single: Outputs that are float32 in any case.

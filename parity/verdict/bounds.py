@@ -1,4 +1,4 @@
-"""How far a correct computation may be from the oracle (research: Higham; Higham and Mary 2019).
+"""How far a correct computation may be from the oracle (Higham 2002; Higham and Mary 2019).
 
 Everything the op computes is a sum of monomials, each rounded on its way to the result. To first order
 

@@ -56,7 +56,7 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
     """Return the outcome of a cell after all draws of the user's own numbers.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: On random numbers.
         found: On the first draw: the two agree there.
         judge: Judges another draw, element by element, where it is far off.

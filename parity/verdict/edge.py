@@ -55,7 +55,7 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
     """Return the outcome of a cell that differs, as one at the edge of the range if it is that.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: On a variant of a kind of data.
         found: It differs.
         judged: Judges another cell.

@@ -47,7 +47,7 @@ class Ran:
         twin: The other framework's run, in the cell's dtype (`Runs.reference`).
         own64: The float64 run of the cell's framework: the cell's own, if it is of float64 itself.
         twin64: The other framework's float64 run.
-        framework: Of the cell.
+        framework: Framework of the cell.
     """
 
     own: Outputs | Failure
@@ -92,7 +92,7 @@ def held_to_float64(runs: Runs, cell: Cell, *, in_parts: bool = False) -> Outcom
     """Hold a cell to the float64 runs of both frameworks.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: On a variant of a kind of data.
         in_parts: Whether torch's fused operators are taken apart.
     """

@@ -88,11 +88,11 @@ def assert_close(
         want: In float64, what should have come.
         moved: What rounding does to it (`sensitivity.moved`).
         dtype: What `got` was computed in.
-        order: Of derivative.
+        order: Order of derivative.
         signs: Whether the sign of a zero counts.
         twin: The other framework: an output may be off by TWIN_RATIO times what the other's is, in bounds; and an
             element that is the same in both is right.
-        tolerance: Of the user's own: an element within it is right.
+        tolerance: The user's own: an element within it is right.
         single: Outputs that are float32, whatever the others are computed in.
     """
     asked = dtype

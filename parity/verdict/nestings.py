@@ -57,7 +57,7 @@ def of_torch_alone(runs: Runs, cell: Cell, held: Judging) -> Diagnosis | None:
     function was written by its author.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: A cell that differs.
         held: Judges another cell.
     """

@@ -25,8 +25,8 @@ class OfTorch:
     """What the cells of torch gave so far, by all that a cell says but its world: those of JAX are held to it.
 
     Attributes:
-        dtypes: Of their outputs.
-        errors: Over their bounds.
+        dtypes: Dtypes of their outputs.
+        errors: Their errors over their bounds.
     """
 
     dtypes: dict[tuple[str, ...], Mapping[str, str]] = field(default_factory=dict)

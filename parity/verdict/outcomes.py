@@ -14,10 +14,10 @@ class Error:
     """Error over bound of a cell.
 
     Attributes:
-        largest: Of any element.
+        largest: The largest of all elements.
         rms: Root mean square of the error in inherent units, of what is finite, and of how many elements, by output.
-        histogram: Of error over bound, in the bins of records.BINS.
-        slopes: Of errors in one direction, by output (bias.py).
+        histogram: Histogram of error over bound, in the bins of records.BINS.
+        slopes: Slopes of errors in one direction, by output (bias.py).
         tolerated: How many elements are right by the user's own tolerance only.
     """
 
@@ -35,17 +35,17 @@ class Outcome:
     Attributes:
         verdict: The verdict.
         reason: In words, where there is one.
-        judged: By what.
+        judged: What the verdict was found by: bits, a bound, a ratio.
         finding: The worst element, where results differ.
-        error: Over its bound, where it has one.
+        error: The error over its bound, where it has one.
         twin_ratio: RMS error of JAX over that of torch.
         diagnosis: Why two results differ.
         against_oracle: Whether it is the pair's oracle that the results do not agree with.
         alike: Whether the other framework refuses the cell as well.
         known: Whether the cell is listed among the known ones.
-        clause: Of the SPEC, that the cell holds its subject to.
+        clause: Clause of the contract, to which the cell holds its subject.
         inputs_sha256: A hash of the numbers that went in.
-        variant: Of the kind of data, on which the cell was worst (`parity.operator.data.variants`).
+        variant: Variant of the kind of data, on which the cell was worst (`parity.operator.data.variants`).
     """
 
     verdict: Verdict

@@ -27,7 +27,7 @@ def refused(runs: Runs, cell: Cell, own: Failure, twin: Outputs | Failure, other
     framework itself does not have is no fault of the port either.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: The cell.
         own: What it raised.
         twin: What the other framework gave.
@@ -115,7 +115,7 @@ def lacks(runs: Runs, cell: Cell, failure: Failure) -> bool:
     The function itself ran in both, and is compared there.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: The cell.
         failure: What one of the frameworks raised.
     """

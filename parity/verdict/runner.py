@@ -48,7 +48,7 @@ def run(
     Args:
         pair: The pair.
         cells: From `plan`.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
         jobs: How many threads compile, beside what runs.
         strict: Whether a difference at the edge of the range is a failure.
     """

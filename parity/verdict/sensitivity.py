@@ -71,7 +71,7 @@ class Moved:
 
     Attributes:
         spread: The root mean square of what movements do, elementwise, by output.
-        seen: Of outputs that are no floats, all that came of it.
+        seen: All results seen of outputs that are not floats, by output.
     """
 
     spread: Tree = field(default_factory=dict)
@@ -93,14 +93,14 @@ def of_cell(
     """Return what rounding does to a cell's float64 results: to torch's, or to JAX's where torch fails.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: On its numbers; its world does not matter.
         unit: The unit roundoff to speak of.
         lower: Whether what the program computes in a type with a larger unit is rounded in that one.
         formula: The framework whose program is measured, in the place of the first that runs.
         smooth: Whether jumps do not count, as at points that are chosen.
         draws: How many are made at least, where not all: what those do that are not made is taken for nothing.
-        scalars: Of JAX's formula: whether only single numbers that depend on no input are rounded anew.
+        scalars: Whether only single numbers that depend on no input are rounded anew (JAX's formula alone has this).
     """
     chosen = smooth or cell.data.split("#")[0] in CHOSEN
     size = unit if unit > IN_FLOAT64 else IN_FLOAT64
@@ -209,10 +209,10 @@ def bound(size: np.ndarray, s: np.ndarray, dtype: str, *, order: int) -> np.ndar
     """Return the largest error of a correct computation, elementwise.
 
     Args:
-        size: Of the float64 results (`sizes`).
+        size: Size of the float64 results (`sizes`).
         s: From `of_cell`, for the dtype's unit.
         dtype: The dtype computed in.
-        order: Of derivative: each stores as much as the function did.
+        order: Order of derivative: each stores as much as the function did.
     """
     stages = STAGES * (order + 1)
     own = stages * UNIT[dtype] * size
@@ -268,9 +268,9 @@ class _Measuring:
     """What movements do to a cell, measured as far as it is asked for.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: On its numbers.
-        size: Of the movements; with `lower` in units of the types.
+        size: Size of the movements; with `lower` in units of the types.
         fine: A smaller size. Where it does not do less, in proportion, the change is a jump and does not count.
         lower: Whether what is computed in a type with a larger unit is rounded in that one.
         formula: The framework whose program is measured, in the place of the first that runs.

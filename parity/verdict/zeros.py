@@ -33,7 +33,7 @@ def signs_are_meant(runs: Runs, cell: Cell, jax: Outputs, torch: Outputs) -> boo
     Where it has not, torch's own formula does not keep the sign, and no port has to.
 
     Args:
-        runs: Of the pair.
+        runs: Runs of the pair.
         cell: A forward on signed zeros.
         jax: What JAX gives there, in float64.
         torch: What torch gives.

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import torch
 
-from parity.suites.atlas.entry import entry, group, joined, matrix, positive, two_matrices, uniform
-
-UNIT = uniform(-0.9, 0.9, (4, 6))
+from parity.suites.atlas.entry import entry, group, joined, matrix, positive, two_matrices
 
 PAIRS = group(
     "elementwise",

@@ -31,7 +31,7 @@ def entry(
     """Return a pair: an operator as people write it in each framework.
 
     Args:
-        name: Of the operator; with what is added to the default arguments, if anything is.
+        name: Name of the operator; with what is added to the default arguments, if anything is.
         torch: As written in torch.
         jax: As written in JAX.
         inputs: A function of a seed.

@@ -25,8 +25,8 @@ class Example:
         at: The arguments.
         torch: What torch gives, or "raises" and the name of the error.
         jax: What JAX gives, likewise.
-        of: Of what.
-        dtype: Of the floating arguments.
+        of: What the two values are of: the result itself or a derivative.
+        dtype: Dtype of the floating arguments.
         said: The arguments in words, where they are long.
         entry: Which entry of the result; None = all of it.
     """

@@ -9,7 +9,6 @@ from jax import lax
 from parity.suites.atlas.entry import entry, group, matrix, normal
 
 IMAGE = normal((1, 2, 6, 6))
-SIGNAL = normal((1, 2, 7), (3, 2, 3))
 WINDOW = (1, 1, 2, 2)
 
 

@@ -50,7 +50,7 @@ def steps(device: str, *, quick: bool, seed: int = 0, jobs: int = 1) -> list[Ste
     Args:
         device: "cpu" or "cuda".
         quick: Whether a selection of each is enough.
-        seed: Of all numbers.
+        seed: Seed of all numbers.
         jobs: Processes in which the grid runs. What is timed runs alone.
 
     Example:

@@ -1,4 +1,4 @@
-"""How the oracle multiplies and adds: exactly, up to float64, or by the reproducible arithmetic (SPEC S9).
+"""How the oracle multiplies and adds: exactly, up to float64, or by the reproducible arithmetic (contract S9).
 
 `Float64` is the plain oracle, `Rounded` the same for sums that float64 holds, rounded once to the dtype.
 `Reproducible` is the answer of the reproducible precision, step by step as its definition numbers them, in NumPy
@@ -40,7 +40,7 @@ class Rounded:
     """Float64, each result rounded once to the dtype: of integers whose sums float64 holds.
 
     Attributes:
-        dtype: Of the layer.
+        dtype: Dtype of the layer.
     """
 
     dtype: str
@@ -67,7 +67,7 @@ class Reproducible:
     """The answer as a function of the inputs.
 
     Attributes:
-        dtype: Of the layer: "float32", "bfloat16" or "float16".
+        dtype: Dtype of the layer: "float32", "bfloat16" or "float16".
         bits: At least this many bits p.
     """
 

@@ -1,6 +1,6 @@
 """The cases, as data: masks, shapes, dtypes, and the numbers that go in.
 
-Four tiers (SPEC S11). *exact*: small integers, chosen so that every sum of every derivative up to order
+Four tiers (contract S11). *exact*: small integers, chosen so that every sum of every derivative up to order
 three is an exact number of the dtype whatever the order of its additions; there is then one right
 answer, and bits are compared. `check_exact` proves the premise for each point. *random*: long sums of
 random numbers, held to the float64 oracle by a bound. *hard*: data of all kinds (numbers.py), in reproducible
@@ -289,7 +289,7 @@ def exact_order(problem: Problem) -> int:
 
 
 def numbers_of(problem: Problem) -> Numbers:
-    """Return a problem as the numbers of the engine's calls: what the programs of transforms.py use."""
+    """Return a problem as the `Numbers` of a call: what the programs of transforms.py use."""
     point, theta = problem.point, problem.point.theta
     bias = theta.get("bias")
     return Numbers(

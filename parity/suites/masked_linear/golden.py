@@ -1,4 +1,4 @@
-"""Golden hashes: the answers of the reproducible precision, to check any machine by one framework alone (SPEC S9).
+"""Golden hashes: the answers of the reproducible precision, to check any machine by one framework alone (contract S9).
 
 For each hard case the SHA-256 of its inputs, of the output, and of each gradient. Inputs have a hash of their
 own, so that a NumPy which draws other numbers is told from a machine that computes other answers.

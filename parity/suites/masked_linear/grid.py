@@ -1,4 +1,4 @@
-"""The grid: the cases as pairs, planned and run by the engine (SPEC S11)."""
+"""The grid: the cases as pairs, planned and run as any pairs are (contract S11)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parity.suites.masked_linear.pairs import pair, speaks_of, uses_inductor
 from parity.suites.masked_linear.pairs import world_of as world_of
 from parity.suites.masked_linear.records import PRECISIONS, TIERS, Cell
 from parity.suites.masked_linear.transforms import BY_NAME
-from parity.verdict import runner as engine
+from parity.verdict import runner
 
 Choice = Collection[str] | None
 
@@ -79,11 +79,11 @@ def run(
 
     Args:
         cells: From `plan`.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
         subjects: Another masked_linear to test, by framework ("torch", "jax"): a port, or a sabotaged twin.
     """
     for (case, precision), group in itertools.groupby(cells, _pair_of):
-        yield from engine.run(pair(case, precision, subjects), list(group), seed)
+        yield from runner.run(pair(case, precision, subjects), list(group), seed)
 
 
 def known(cell: Cell) -> dict[str, Any] | None:
@@ -123,7 +123,7 @@ def run_beside(cells: Collection[Cell], *, jobs: int, seed: int = 0) -> Generato
     Args:
         cells: From `plan`.
         jobs: How many processes.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""The JAX side of the masked linear layer, for the engine's worlds. Twin of torch_side.py, function by function."""
+"""The JAX side of the masked linear layer, for the worlds of parity. Twin of torch_side.py, function by function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The third party: what the answer is, in NumPy float64, from the formulas of the SPEC alone.
+"""The third party: what the answer is, in NumPy float64, from the formulas of the contract alone.
 
 Imports no framework and nothing of the twins. Every function cites its clause. Derivatives of any
 order come from evaluating the first-order formulas (S3) on jets whose tangents are zero at frozen

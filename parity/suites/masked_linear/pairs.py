@@ -1,4 +1,4 @@
-"""The cases as pairs of the engine: what `parity.compare_pair` takes, and what the grid is made of."""
+"""The cases as pairs: what `parity.compare_pair` takes, and what the grid is made of."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def errors(seed: int = 0) -> dict[str, dict[str, float]]:
     """Return mean errors in ulp, by kind of data and by how the product was computed.
 
     Args:
-        seed: Of the numbers.
+        seed: Seed of the numbers.
     """
     found = {}
     for kind in KINDS:

@@ -142,8 +142,6 @@ CASES = (
 EAGER = ("torch-eager", "jax-eager")
 JIT = ("torch-eager", "jax-jit")
 TORCH = ("torch-eager",)
-JAX = ("jax-jit",)
-COMPILED = ("torch-compiled", "jax-jit")
 
 _NATIVE: dict[str, dict[str, tuple[str, ...]]] = {
     "columns": {"backward": (*JIT, "torch-compiled"), "vjp": EAGER, "jvp": JIT, "double-backward": TORCH},

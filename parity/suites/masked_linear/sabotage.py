@@ -30,7 +30,7 @@ class Sabotage:
         output: The output that must be found wrong.
         says: What the finding must say.
         frameworks: Where the fault can be made.
-        precision: Of that cell.
+        precision: Precision of that cell.
         dtypes: Where it is a fault.
     """
 

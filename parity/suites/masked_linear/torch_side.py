@@ -1,4 +1,4 @@
-"""The torch side of the masked linear layer, for the engine's worlds. Twin of jax_side.py, function by function."""
+"""The torch side of the masked linear layer, for the worlds of parity. Twin of jax_side.py, function by function."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The transforms, as data: a program both frameworks run, and what the oracle says it gives.
 
 A program is written once, on the names that torch.func and JAX share; each world lends its own `ops`
-(torch_backend.py, jax_backend.py of the engine). It gets `f(*theta)`, the layer under test as a function of input,
-weight and bias that returns a tuple of its output, and the problem's arrays `a`, and returns arrays by name. What
-the engine has for any function is taken from there.
+(`torch_backend.py` and `jax_backend.py` of `parity/execution`). It gets `f(*theta)`, the layer under test as a
+function of input, weight and bias that returns a tuple of its output, and the problem's arrays `a`. It returns arrays
+by name. Transforms that parity has for any function are taken from there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Program = shared.Program
 
 @dataclass(frozen=True)
 class Transform(shared.Transform):
-    """One transform of the engine, with what the layer must give under it.
+    """One transform of parity, with what the layer must give under it.
 
     Attributes:
         oracle: What it must give; of the problem of absolute values, the majorant.
@@ -75,7 +75,7 @@ def frozen(problem: Problem, transform: str, output: str) -> np.ndarray | None:
 
 
 def named(tree: Tree) -> Tree:
-    """Return a tree of gradients, or a Hessian, by the names that the engine gives to outputs.
+    """Return a tree of gradients, or a Hessian, by the names that parity gives to outputs.
 
     Example:
         >>> [*named({"input": np.ones(1), "weight/bias": np.ones(1), "tangent": np.ones(1)})]

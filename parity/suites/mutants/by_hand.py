@@ -15,7 +15,7 @@ class ByHand:
     Attributes:
         what: In words.
         framework: "torch" or "jax".
-        file: Of the twin's package.
+        file: File of the twin's package.
         old: What is written there, once.
         new: What is written in its place.
     """

@@ -58,13 +58,13 @@ class Change:
 
     Attributes:
         framework: "torch" or "jax".
-        file: Of the twin's package.
+        file: File of the twin's package.
         where: The class and function, or "" for the module itself.
         before: The expression as it was.
         after: As it is now.
         lines: The lines of the expression, first and last.
         source: The whole file with the change.
-        number: Of changes that have all the above in common, which.
+        number: Tells changes apart that have all of the above in common.
     """
 
     framework: str

@@ -120,7 +120,7 @@ class Trials:
         """Try changes and yield what became of each, in the order in which they end.
 
         Args:
-            changes: Of the twin.
+            changes: Changes of the twin.
             note: Is told what goes on.
         """
         work: queue.Queue[Change] = queue.Queue()

@@ -47,7 +47,7 @@ def write(path: Path, found: Sequence[Found], planned: int, about: Mapping[str, 
         found: What became of each change.
         planned: How many changes were to be tried.
         about: From `parity.report.environment`.
-        day: Of the run.
+        day: Day of the run.
     """
     versions = ", ".join(f"{name} {about[name]}" for name in ("python", "numpy", "torch", "jax", "jaxlib"))
     from parity.suites.mutants.trial import MOST as most

@@ -30,7 +30,7 @@ class Course:
     """What a run went through.
 
     Attributes:
-        name: Of the world.
+        name: Name of the world.
         losses: Before each step, the mean of (y - t)^2 / 2 in float64 of the float32 residuals.
         weights: Weight and bias of each layer at the task's snapshots, float32.
     """

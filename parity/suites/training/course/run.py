@@ -69,7 +69,7 @@ def run(
     """Train in each world.
 
     Args:
-        seed: Of the task.
+        seed: Seed of the task.
         steps: Length of the training.
         device: "cpu" or "cuda".
         worlds: Names of WORLDS; QUICK_WORLDS are those that take seconds.

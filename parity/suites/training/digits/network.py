@@ -73,7 +73,7 @@ class History:
     """What a trainer saw.
 
     Attributes:
-        name: Of the trainer.
+        name: Name of the trainer.
         losses: Before each step (steps,).
         weights: Weight and bias of each layer, at each snapshot.
         train_accuracy: On the training images, at the end.
@@ -91,7 +91,7 @@ def task(seed: int = 0, steps: int = 200) -> Task:
     """Make the task.
 
     Args:
-        seed: Of the split, the batches, the masks and the initial values.
+        seed: Seed of the split, the batches, the masks and the initial values.
         steps: Length of the training.
     """
     from sklearn.datasets import load_digits  # here: it takes a second, and only this needs it

@@ -23,7 +23,7 @@ def run(
     """Train in torch, in JAX and by hand, and compare.
 
     Args:
-        seed: Of the task.
+        seed: Seed of the task.
         steps: Length of the training.
         device: "cpu" or "cuda", for the frameworks.
         tasks: Another task for a framework ("torch", "jax"), to show that a wrong run is seen.
