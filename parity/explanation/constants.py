@@ -168,7 +168,7 @@ def _stopping(bench: Bench, found: Replacement) -> Iterator[Replacement]:
     before, value = found.constants[0].value, found.values[0]
     there = {c.value for c in bench.programs[other(found.framework)].constants}
     for one in sorted(there, key=lambda one: abs(one - before)):
-        if min(before, value) < one < max(before, value):
+        if one != before and min(before, value) <= one <= max(before, value):
             nearer = Replacement(found.framework, found.constants, (one,) * len(found.constants), True)
             if bench.proves(nearer.change):
                 yield nearer
