@@ -143,7 +143,7 @@ NAMED = {
     ),
     "a pool of the largest": (
         lambda x: x.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)), lambda x: x.reshape(2, 3, 2, 2, 2, 2).max((3, 5)),
-        (normal(2, 3, 4, 4),), "default argument: reduction", "a mean in torch where JAX has the largest",
+        (normal(2, 3, 4, 4),), "pooling", "the mean of 4 along axes 3, 5 is taken in torch where JAX has the maximum",
     ),
     "not normalised": (contrast, contrast_of_any_length, (normal(5, 8), normal(5, 8)), "another formula", "div (step"),
     "a mean of neighbours": (normalised_graph, averaged_graph, GRAPH, "default argument: dim", "a vector along axis 1"),

@@ -1,4 +1,4 @@
-"""Axes that a step sums, averages, normalises or broadcasts along: others are tried; and the largest for a mean."""
+"""Axes that a step sums, averages, normalises or broadcasts along: others are tried; and the larger for the smaller."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def claims(steps: Sequence[Step], others: Sequence[Step]) -> Iterator[Claim]:
                 )  # fmt: skip
     for group in grouped(steps, lambda step: step.name in NORMALISES and step.result is not None):
         yield from _groups(group)
-    yield from _largest(steps, others)
+    yield from _extremes(steps)
     yield from _broadcast(steps)
 
 
@@ -59,26 +59,8 @@ EXTREMES: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
 """Of two numbers each, the one in the place of the other."""
 
 
-def _largest(steps: Sequence[Step], others: Sequence[Step]) -> Iterator[Claim]:
-    """Yield the largest in the place of a mean or a sum, and of the smaller of two numbers; and the other way round."""
-    reduces = {one.name for one in others}
-    for name, how, fix in (("amax", "the largest", "max"), ("amin", "the smallest", "min")):
-        for group in grouped(steps, lambda step: step.name in ("mean", "sum") and _is_plain(step)):
-            if f"reduce_{fix}" in reduces:
-
-                def other(operation: Operation, name: str = name) -> Any:
-                    result = operation.compute(operation.operands)
-                    values, dim = operation.numpy(operation.operands["self"]), operation.operands.get("dim")
-                    axes = tuple(dim) if isinstance(dim, list | tuple) else dim
-                    kept = bool(operation.operands.get("keepdim", False))
-                    return operation.like(
-                        REDUCES[name](values, axis=None if axes in (None, ()) else axes, keepdims=kept), result
-                    )
-
-                yield Claim(
-                    change_all("torch", group, other), "default argument: reduction", f"a {group[0].name}", how,
-                    f"Reduce alike on both sides (mean, sum, {fix}): a pool has one of them.",
-                )  # fmt: skip
+def _extremes(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield the larger of two numbers in the place of the smaller, and the other way round."""
     for group in grouped(steps, lambda step: step.name in EXTREMES):
         name, function = EXTREMES[group[0].name]
 
