@@ -266,7 +266,7 @@ def flushed(e: Evidence) -> Diagnosis | None:
     """Subnormal numbers were taken for zero, or products of small numbers were lost."""
     if not e.same_shape or e.at_random or e.cell.data not in ("subnormal", "small"):
         return None
-    if e.judged == "meaning" and e.cell.dtype != "float64":
+    if e.judged == "meaning" and (e.cell.dtype != "float64" or _is_as_good_as_zero(e)):
         return None  # float64 loses nothing there
     tiny = SUBNORMAL[e.cell.dtype]
     if e.framework == "jax" and e.cell.data == "subnormal":
@@ -320,6 +320,7 @@ def overflowed(e: Evidence) -> Diagnosis | None:
 def tie_or_kink(e: Evidence) -> Diagnosis | None:
     """A convention at a point where the function has no derivative, or more than one answer."""
     special = e.cell.data in ("zeros", "signed zeros", "ties", "kinks") and not e.at_random
+    special |= _is_as_good_as_zero(e)
     if not e.same_shape or not (special or (e.cell.data == "random" and e.judged == "meaning")):
         return None
     index = np.argwhere(e.off)
@@ -338,6 +339,7 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
     first = tuple(int(i) for i in index[0])
     what = "derivative" if e.derivative else "value"
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
+    point = "numbers as near to zero" if e.cell.data in ("subnormal", "small") else point
     if e.cell.data == "random":
         point = "some of these numbers, which are ties, kinks or edges,"
     if e.judged == "meaning" and not e.alike_nearby(NEAR):
@@ -352,6 +354,12 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
                      f"{e.name} is {float(e.got[first]):.4g} in {e.who} and {float(e.want[first]):.4g} in the other, "
                      f"at {len(index)} of {e.got.size} elements. At points beside them they agree.",
                      "Write the convention out (where, or a custom rule) on one side, or list the cell as known.")  # fmt: skip
+
+
+def _is_as_good_as_zero(e: Evidence) -> bool:
+    """Return whether a derivative differs at numbers so small that the function is at a kink, as at zero itself."""
+    tiny = e.cell.data in ("subnormal", "small") and e.derivative and not e.at_random
+    return bool(tiny and e.judged == "meaning" and e.same_shape and e.off.any() and e.alike_nearby(NEAR))
 
 
 def gradient_missing(e: Evidence) -> Diagnosis | None:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -32,6 +33,9 @@ NOTHING = {"mul": 1.0, "div": 1.0, **dict.fromkeys(SELECTS, 0.0)}
 
 Newton's iteration may not get there: a full softmax is flat.
 """
+
+FEW = 4
+"""Numbers of one side that are replaced at once by as many of the other's."""
 
 HELD = 1e-4
 """How near a solved value must be to a number that people write; that number is then proved itself."""
@@ -153,12 +157,28 @@ def solved(bench: Bench) -> Iterator[Replacement]:
             for written in _written(value, group[0].value, lengths):
                 found = Replacement(framework, group, (written,) * len(group), False)
                 if bench.proves(found.change):
-                    yield found
+                    yield next(_stopping(bench, found), found)
                     break
+            else:
+                yield from islice(_stopping(bench, Replacement(framework, group, (value,) * len(group), False)), 1)
+
+
+def _stopping(bench: Bench, found: Replacement) -> Iterator[Replacement]:
+    """Yield the other's own numbers on the way to a solved one: beyond a bound that is not reached any number does."""
+    before, value = found.constants[0].value, found.values[0]
+    there = {c.value for c in bench.programs[other(found.framework)].constants}
+    for one in sorted(there, key=lambda one: abs(one - before)):
+        if one != before and min(before, value) <= one <= max(before, value):
+            nearer = Replacement(found.framework, found.constants, (one,) * len(found.constants), True)
+            if bench.proves(nearer.change):
+                yield nearer
 
 
 def aligned(bench: Bench) -> Iterator[Replacement]:
-    """Yield all constants of an operator at once, each by the one of its rank: frequencies with another factor."""
+    """Yield all constants of an operator at once, each by the one of its rank: frequencies with another factor.
+
+    Then all that the other program does not have, whatever their operators: the two bounds of a clip.
+    """
     for framework in ("jax", "torch"):
         mine, theirs = (bench.programs[name].constants for name in (framework, other(framework)))
         for name in dict.fromkeys(c.name for c in mine):
@@ -169,6 +189,15 @@ def aligned(bench: Bench) -> Iterator[Replacement]:
                 found = Replacement(framework, moved, tuple(by_rank[c.value] for c in moved), True)
                 if bench.proves(found.change):
                     yield found
+        alone, there = _without_counterpart(bench, framework), _without_counterpart(bench, other(framework))
+        lengths = set(sizes(bench))  # JAX divides a sum by one where torch has a mean
+        values = [sorted(set(side.values) - lengths) for side in (alone, there)]
+        moved = tuple(c for c in alone.constants if c.value in values[0])
+        if 1 < len(values[0]) == len(values[1]) <= FEW:
+            by_rank = dict(zip(*values, strict=True))
+            found = Replacement(framework, moved, tuple(by_rank[c.value] for c in moved), True)
+            if bench.proves(found.change):
+                yield found
 
 
 def linked(bench: Bench) -> Iterator[Replacement]:
@@ -298,8 +327,10 @@ def _newton(bench: Bench, framework: str, group: tuple[Constant, ...], want: np.
     for _ in range(TURNS):
         now = _at(bench, framework, group, (value,) * len(group))
         slope = _slope(bench, framework, group, value)
-        if now is None or slope is None or not slope @ slope > 0:
+        if now is None or slope is None:
             return None
+        if not slope @ slope > 0:  # a bound that nothing reaches any more
+            return value if np.allclose(now, want, rtol=1e-9, atol=1e-12) else None
         step = float(slope @ (want - now) / (slope @ slope))
         if not math.isfinite(step):
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.explanation import selections, windows
+from parity.explanation import axes, pooling, selections, windows
 from parity.explanation.activations import (
     ACTIVATIONS,
     AS,
@@ -38,6 +38,9 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _switches(steps, bench.programs["jax"].steps)
     yield from _thresholds(steps)
     yield from _reductions(steps)
+    yield from axes.claims(steps, bench.programs["jax"].steps)
+    yield from pooling.along([step for step in steps if step.name != "select"], ("the mean", "the maximum"))
+    yield from pooling.windows(steps)
     yield from selections.scans(steps)
     yield from windows.resizes(steps)
     yield from _logarithms(steps)
@@ -440,8 +443,14 @@ NEVER_LEFT_OUT = (
 )
 
 
+FEW = 3
+"""Steps made of the same that are left out together: a norm of each of two or three inputs."""
+
+
 def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Iterator[Claim]:
     """Yield steps that the other side may lack: their operand stands in for them; and a sign."""
+    names = {step.key: step.name for step in steps}
+    made_of = {one.key: (one.name, *(names.get(one.sources.get(o)) for o in one.operands)) for one in steps}
     for step in sorted(steps, key=lambda step: step.key not in parting):
         result = step.result
         if result is None or result.dtype.kind != "f" or step.name in NEVER_LEFT_OUT:
@@ -453,13 +462,15 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                 and values.dtype.kind == "f"
                 and values.ndim
             ):
-                yield Claim(
-                    change_all(framework, [step], _only(operand)),
-                    "another formula",
-                    f"{step.name} (step {place(step)})",
-                    "none",
-                    ADD_STEP,
-                )
+                alike = [one for one in steps if made_of[one.key] == made_of[step.key]]
+                for group in [[step], alike] if step is alike[0] and 1 < len(alike) <= FEW else [[step]]:
+                    yield Claim(
+                        change_all(framework, group, _only(operand)),
+                        "another formula",
+                        f"{step.name} (step {' and '.join(map(place, group))})",
+                        "none",
+                        ADD_STEP,
+                    )
         if result.ndim and any(isinstance(values, np.ndarray) for values in step.operands.values()):
             yield Claim(
                 change_all(framework, [step], set_result(np.negative)),

@@ -429,7 +429,7 @@ def _diagnosis(replacement: Replacement, at: Bench) -> Diagnosis:
         names = [c.name for c in replacement.constants]
         name = _named_by_size(
             pairs, at, adds=any(one.startswith("add") for one in names), divides=set(names) <= {"div", "true_divide"},
-            solved=not replacement.from_other, reduces=_reduces(replacement, at),
+            multiplies="mul" in names, solved=not replacement.from_other, reduces=_reduces(replacement, at),
         )  # fmt: skip
     pairs = [(a, b) for a, b in pairs if a != b] or pairs
     who, whose = WHO[replacement.framework], WHO[other(replacement.framework)]
@@ -504,7 +504,8 @@ def _reduces(replacement: Replacement, at: Bench) -> bool:
 
 
 def _named_by_size(
-    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, solved: bool, reduces: bool
+    pairs: list[tuple[float, float]], at: Bench, *, adds: bool, divides: bool, multiplies: bool, solved: bool,
+    reduces: bool,
 ) -> str:  # fmt: skip
     """Return what a ratio of lengths says: a division by n - 1, or a sum in the place of a mean."""
     sizes = constants.reduced(at)
@@ -513,7 +514,7 @@ def _named_by_size(
     for mine, theirs in pairs:
         if "log(" in written(mine) + written(theirs):
             continue  # of a base: the logarithms of 1000 and 10000 have the ratio of 3 and 4
-        if mine in sizes and theirs in (mine - 1, mine + 1) and mine > 2:
+        if mine in sizes and theirs in (mine - 1, mine + 1) and mine > 2 and not multiplies:
             return "ddof"
         if divides and theirs in sizes and mine == theirs - 1 > 1:
             return "ddof"

@@ -309,15 +309,27 @@ def with_theta(numbers: Numbers, theta: tuple[np.ndarray, ...]) -> Numbers:
     return replace(numbers, arguments=trees.rebuild(numbers.arguments, iter(leaves)), theta=tuple(theta))
 
 
-def fresh(numbers: Numbers, seed: int) -> Numbers:
-    """Return other numbers of the same shapes and signs: each is multiplied by a number between a half and 3/2."""
+NARROW = 2.0**-5
+"""How far numbers are changed, relative, where a function does not take others: probabilities are below one."""
+
+
+def fresh(numbers: Numbers, seed: int, spread: float = 0.5) -> Numbers:
+    """Return other numbers of the same shapes and signs: each is multiplied by a number from 1 - spread to 1 + spread.
+
+    Args:
+        numbers: Those of the cell.
+        seed: Of the factors.
+        spread: How far they are from one.
+    """
     rng = np.random.default_rng(seed)
     if not numbers.theta:  # integers alone: in another order, so that what is an index stays one
         leaves = [leaf for _, leaf in trees.leaves(numbers.arguments)]
         mixed = [rng.permutation(np.ravel(leaf)).reshape(np.shape(leaf)) for leaf in leaves]
         return replace(numbers, arguments=trees.rebuild(numbers.arguments, iter(mixed)))
     kept = labels(list(numbers.theta))
-    drawn = (leaf * (at in kept or rng.uniform(0.5, 1.5, leaf.shape)) for at, leaf in enumerate(numbers.theta))
+    drawn = (
+        leaf * (at in kept or rng.uniform(1 - spread, 1 + spread, leaf.shape)) for at, leaf in enumerate(numbers.theta)
+    )
     return with_theta(numbers, tuple(drawn))
 
 
@@ -338,6 +350,20 @@ def _shapes(numbers: Numbers) -> list[tuple[int, ...]]:
     return [np.shape(leaf) for leaf in numbers.theta]
 
 
+def _others(numbers: Numbers, programs: Mapping[str, Program]) -> tuple[Numbers, ...]:
+    """Return other numbers for both programs: far ones where they take those, and labels in another order."""
+    far = (fresh(numbers, 1), fresh(numbers, 2))
+    if any(program.run(one, {}) is None for one in far for program in programs.values()):
+        far = (fresh(numbers, 1, NARROW), fresh(numbers, 2, NARROW))
+    kept = labels(list(numbers.theta))
+    if not kept:
+        return far
+    turned = with_theta(numbers, tuple(leaf[::-1] if at in kept else leaf for at, leaf in enumerate(far[0].theta)))
+    found = [program.run(turned, {}) for program in programs.values()]
+    usual = all(one is not None and all(np.isfinite(v).all() for v in one.values()) for one in found)
+    return (*far, turned) if usual else far
+
+
 def bench(torch_function: Any, jax_function: Any, numbers: Numbers, *, also: Sequence[Numbers] = ()) -> Bench | None:
     """Return both programs, or None where one cannot be read: it raises, or its outputs are not those of the other.
 
@@ -351,12 +377,12 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers, *, also: Seq
     from parity.explanation.programs.torch_program import TorchProgram
 
     numbers = with_theta(numbers, tuple(np.asarray(leaf, np.float64) for leaf in numbers.theta))
-    several: tuple[Numbers, ...] = (numbers, fresh(numbers, 1), fresh(numbers, 2))
     try:
         programs: dict[str, Program] = {
             "torch": TorchProgram(torch_function, numbers),
             "jax": JaxProgram(jax_function, numbers),
         }
+        several = (numbers, *_others(numbers, programs))
         if any(step.name in CHOOSES for program in programs.values() for step in program.steps):
             several += tuple(mixed(numbers, seed) for seed in range(3, 3 + MORE))
         several += tuple(one for one in also if _shapes(one) == _shapes(numbers))
