@@ -25,7 +25,7 @@ from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
-from maskedlinear_torch.packed_parts import Bias, Weight, cut, load_parts, seen
+from maskedlinear_torch.packed_parts import Bias, Weight, cut, load_parts, say_frozen, seen
 from maskedlinear_torch.products import NATIVE, as_learned
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
@@ -482,6 +482,8 @@ class PackedLinear(Layer):
         super()._save_to_state_dict(others, prefix, keep_vars)
         own = {prefix + name for name in _OF_PACKED}
         destination.update({name: value for name, value in others.items() if name not in own})
+        if _compat.drops_frozen():
+            say_frozen(self, destination, prefix)
 
     def _load_numbers(
         self,
