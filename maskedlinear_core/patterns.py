@@ -68,13 +68,14 @@ def choose(
     """Return the mask of each layer that gets one, and what a wildcard matched and could not convert.
 
     A layer that cannot be converted is refused where a pattern without wildcards names it, where `strict` is
-    True, and where its pattern converts nothing else. Otherwise it is left, and a `LeftOut` warning lists it.
+    True, and where its pattern converts nothing else. Otherwise it is left, and a `LeftOut` warning lists it. It
+    lists convolutions and recurrent layers that a wildcard matches, too; these alone are no reason to warn.
 
     Args:
         parts: Layers by dotted name, "" for the model itself.
         masks: By pattern (`fnmatch`: * ? [...]): a mask, a bool array, or a callable(name, layer) that returns one,
             or None to leave the layer as it is. The first pattern that matches a name counts.
-        strict: Refuse what would be left.
+        strict: Refuse what would be left, convolutions and recurrent layers too.
         check_tied: Raises if a layer shares its weight in a way that these masks do not allow.
         others: Gives the class of every other part of the model by dotted name, for messages.
 
@@ -112,8 +113,11 @@ def choose(
         if strict or not is_wild(pattern) or not any(pattern_of[other] == pattern for other in chosen):
             raise found
     # A pattern that an earlier one has overtaken everywhere is as useless as one that matches nothing.
-    pattern_checks.all_used([one for one in masks if one not in used], parts, pattern_of, others)
+    stay = [one for one in masks if masks[one] is None]
+    pattern_checks.all_used([one for one in masks if one not in used], parts, pattern_of, others, stay)
     left = {name: pattern_checks.reason(found) for name, found in errors.items()}
+    if strict or left:
+        left |= pattern_checks.of_other_kinds(masks, parts, others(), is_wild, strict=strict)
     if left:
         warnings.warn(LeftOut(left), stacklevel=4)
     return Choice(chosen, left)

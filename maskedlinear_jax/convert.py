@@ -227,7 +227,7 @@ def convert(
             bias_mask = biases[name]
             if freeze_others and bias_mask is None and parts[name].has_bias:
                 bias_mask = np.zeros(parts[name].shape[0], np.bool_)
-            return _converted(node, chosen[name], bias_mask, adapter, options)
+            return _converted(name, node, chosen[name], bias_mask, adapter, options)
         return _constant(parts.get(name), node, adapter) if freeze_others else node
 
     return jax.tree.unflatten(structure, [replacement(name, node) for name, node in named.items()])
@@ -296,11 +296,11 @@ def _part(
 
 
 def _converted(
-    node: Any, mask: masks.Mask, bias_mask: np.ndarray | None, adapter: Adapter, options: _Options
-) -> Any:  # fmt: skip
+    name: str, node: Any, mask: masks.Mask, bias_mask: np.ndarray | None, adapter: Adapter, options: _Options
+) -> Any:
     form = _form(node, adapter)
     if form is None and not (options.packed and isinstance(node, MaskedLinear)):
-        return _changed(node, mask, bias_mask)
+        return _changed(name, node, mask, bias_mask)
     if form is None:
         is_embedding = isinstance(node, MaskedEmbedding)
         form = next(one for one in adapter.forms if isinstance(node, one.masked) and one.is_embedding == is_embedding)
@@ -313,9 +313,10 @@ def _converted(
     return form.masked.from_linear(node, **given)
 
 
-def _changed(layer: Any, mask: masks.Mask, bias_mask: np.ndarray | None) -> Any:
+def _changed(name: str, layer: Any, mask: masks.Mask, bias_mask: np.ndarray | None) -> Any:
     # A masked layer with another mask, in the form that it has.
     if not isinstance(layer, PackedLinear):
+        convert_checks.warn_of_frozen(name, layer.grad_mask, mask, (layer.out_features, layer.in_features))
         changed = {"grad_mask": mask} | ({} if bias_mask is None else {"bias_mask": bias_mask})
         return layer.replace(**changed)
     layer = layer.repack(mask)

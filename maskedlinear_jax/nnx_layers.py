@@ -183,6 +183,8 @@ class Layer(nnx.Module):
         return moved
 
     def _change_weight(self, mask: masks.Mask, path: moments.Path) -> dict[moments.Path, Any]:
+        shape = self.out_features, self.in_features
+        convert_checks.warn_of_frozen(".".join(path) or type(self).__name__, self.grad_mask, mask, shape)
         self.positions.set_value(mask)
         return {}
 

@@ -193,8 +193,9 @@ class PackedLinear:
         """The whole bias (out_features,), or None."""
         if self.bias_bits is None:
             return self.bias_values
+        module_checks.bits(type(self).__name__, str(getattr(self.bias_bits, "dtype", "none")), self._dtype)
         assert self.bias_mask is not None, "bits of a bias come with its mask"
-        assert self.bias_values is not None, "as above"
+        assert self.bias_values is not None, "and with values"
         if self.bias_bits.ndim > 1:
             return self._of_stack("bias")
         base = self._cast(self.bias_bits, self.bias_values.dtype)

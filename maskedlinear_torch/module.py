@@ -146,6 +146,12 @@ class Layer(HeldModule):
         # The matrix, wherever it is: positions live with it.
         raise NotImplementedError
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Register a buffer; the one by which torch prunes a bias is refused."""
+        if name == "bias_mask":
+            module_checks.refuse_pruned_bias(type(self).__name__)
+        super().register_buffer(name, tensor, persistent)
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register a parameter. Another matrix is the layer's first one from now on."""
         old = self._parameters.get(name)

@@ -421,6 +421,7 @@ def layer_of(model, name):
     return model[int(name)] if isinstance(model, nn.Module) else model[name] if isinstance(model, dict) else model.one
 
 
+@pytest.mark.filterwarnings("ignore:.*entries that could learn are frozen from now on")
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_M9_a_second_mask_linears_changes_the_masks(variant, packed):
@@ -494,6 +495,7 @@ def test_M9_moments_move_along_in_nnx():
     assert repr(model) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*entries that could learn are frozen from now on")
 @pytest.mark.parametrize("cls", [in_nnx.MaskedLinear, in_nnx.PackedLinear])
 def test_M9_nnx_print_and_set(cls):
     layer = cls(6, 4, grad_mask=elements(np.eye(4, 6) > 0), rngs=nnx.Rngs(0))

@@ -439,6 +439,7 @@ def test_M7_equinox_shared(packed):
 # nnx.LinearGeneral and nnx.MultiHeadAttention
 
 
+@pytest.mark.filterwarnings("ignore:.*entries that could learn are frozen from now on")
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
 def test_M7_nnx_attention_and_linear_general(packed):
     class Model(nnx.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -65,6 +66,25 @@ def refuse_own_forward(name: str, value: object) -> NoReturn:
         f"{where(name, 'unmask_linears')}: expected a masked layer of this package, got {type(value).__name__}, whose "
         "forward is its own: a plain layer would not do what it does; replace it by hand, or take it out of the model"
     )
+
+
+def warn_of_frozen(name: str, old: Any, new: Any, shape: tuple[int, int]) -> None:
+    """Warn that entries of a masked layer in JAX learn no more: a file of what learns then has no place for them.
+
+    Args:
+        name: Of the layer.
+        old: Its mask.
+        new: The mask that it gets.
+        shape: Of its weight.
+    """
+    if old.is_traced or new.is_traced or any(leaf is None for one in (old, new) for leaf in one.leaves):
+        return
+    if (old.to_array(shape) & ~new.to_array(shape)).any():
+        warnings.warn(
+            f"{_named(name)}: entries that could learn are frozen from now on. A masked layer in JAX does not know "
+            "whether they have learned: save it with with_base=True, or its file will not load",
+            stacklevel=5,
+        )
 
 
 def refuse_part(layer: str, name: str) -> NoReturn:

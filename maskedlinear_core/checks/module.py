@@ -210,6 +210,18 @@ def bits(layer: str, got: str, dtype: str) -> None:
         )
 
 
+def refuse_pruned_bias(layer: str) -> NoReturn:
+    """Refuse a buffer `bias_mask`, by which torch prunes a bias: the layer's own mask of that name is another.
+
+    Raises:
+        TypeError: Always.
+    """
+    raise TypeError(
+        f"{layer}: expected buffers of other names than the layer's own, got 'bias_mask', by which torch "
+        "prunes a bias; prune the plain layer before it is masked, and make that permanent (prune.remove)"
+    )
+
+
 def refuse_as_parameters(layer: str) -> NoReturn:
     """Refuse a whole layer as the parameters of an optimizer: its positions are leaves, too."""
     raise TypeError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -30,11 +31,49 @@ def reason(error: Exception) -> str:
     return str(error).partition(": ")[2].partition(": ")[2]
 
 
+_OTHER_KINDS = re.compile(r"(Lazy)?Conv(Transpose)?(\dd)?|\w*(RNN|GRU|LSTM)(Cell|Layer)?|SimpleCell|Bilinear|Einsum")
+"""Classes of torch, Flax and Equinox that have a weight to be masked and are no linear layers."""
+
+
+def of_other_kinds(
+    masks: Mapping[str, Any],
+    parts: Collection[str],
+    others: Mapping[str, str],
+    is_wild: Callable[[str], bool],
+    *,
+    strict: bool,
+) -> dict[str, str]:
+    """Return why convolutions and recurrent layers that a wildcard matches stay as they are, by dotted name.
+
+    Args:
+        masks: By pattern.
+        parts: Names of the layers that can get a mask.
+        others: The class of each other part of the model, by dotted name.
+        is_wild: Tells whether a pattern has wildcards.
+        strict: Refuse them.
+
+    Raises:
+        TypeError: There is one, and `strict` is True.
+    """
+    kinds = {name: kind for name, kind in others.items() if name and _OTHER_KINDS.fullmatch(kind)}
+    found = {}
+    for name, kind in kinds.items():
+        pattern = next((one for one in masks if fnmatchcase(name, one)), None)
+        holds_layers = any(one.startswith(f"{name}.") for one in (*kinds, *parts))
+        if pattern is not None and is_wild(pattern) and masks[pattern] is not None and not holds_layers:
+            found[name] = f"expected a linear layer, got {kind}; mask its weight by masked_parameter"
+    if found and strict:
+        name, why = next(iter(found.items()))
+        raise TypeError(f"mask_linears: {name}: {why}, or map it to None")
+    return found
+
+
 def all_used(
     unused: list[str],
     parts: Mapping[str, Any],
     pattern_of: Mapping[str, str | None],
     others: Callable[[], Mapping[str, str]],
+    left: Collection[str] = (),
 ) -> None:
     """Check that every pattern was of use.
 
@@ -43,12 +82,15 @@ def all_used(
         parts: Layers by dotted name.
         pattern_of: The pattern that counted, by name.
         others: Gives the class of each other part of the model, by dotted name.
+        left: Patterns of what shall stay as it is: these may match convolutions and recurrent layers.
 
     Raises:
         ValueError: Some pattern was not; a sentence for each.
     """
+    elsewhere = dict(others()) if unused else {}
+    of_others = [name for name, kind in elsewhere.items() if name and _OTHER_KINDS.fullmatch(kind)]
+    unused = [one for one in unused if not (one in left and any(fnmatchcase(name, one) for name in of_others))]
     if unused:
-        elsewhere = dict(others())
         raise ValueError("mask_linears: " + "; ".join(_why(one, parts, pattern_of, elsewhere) for one in unused))
 
 
