@@ -92,6 +92,9 @@ ACTIVATIONS: dict[str, Function] = {
     "abs": np.abs,
     "hard sigmoid of Keras": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
 }
+BENT = ("abs", "leaky_relu")
+"""Activations that are straight on either side of zero, and zero on none."""
+
 SPELT = {
     "logistic": "sigmoid",
     "log_sigmoid_forward": "log_sigmoid",

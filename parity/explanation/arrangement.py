@@ -13,7 +13,7 @@ import numpy as np
 from parity.execution.calls import Numbers
 from parity.explanation.claims import Claim, place
 from parity.explanation.programs.program import Edit, Operation, Step, set_result
-from parity.explanation.substitution import Bench, Change, where_they_part
+from parity.explanation.substitution import Bench, Change, known, other, where_they_part
 from parity.operator import trees
 
 ORDERS = {2: "halves", 3: "thirds", 4: "quarters"}
@@ -74,12 +74,12 @@ def rearrangements(shape: tuple[int, ...], weights: bool) -> Iterator[Rearrangem
                 partial(_swapped_flat, i=i, j=j),
                 "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.",
             )
-            other = [*shape]
-            other[i], other[j] = shape[j], shape[i]
+            turned = [*shape]
+            turned[i], turned[j] = shape[j], shape[i]
             yield Rearrangement(
                 "arrangement: reshaped",
                 f"read with axes {i} and {j} exchanged",
-                partial(_read_swapped, shape=tuple(other), i=i, j=j),
+                partial(_read_swapped, shape=tuple(turned), i=i, j=j),
                 "A reshape does not transpose: move the axis first (transpose, moveaxis), then reshape.",
             )
     for axis in range(n):
@@ -202,10 +202,15 @@ def steps(bench: Bench) -> Iterator[Claim]:
     ]
     parting = {name: where_they_part(bench, name) for name in bench.programs}
     groups.sort(key=lambda pair: not any(step.key in parting[pair[0]] for step in pair[1]))
+    held = {name: known(bench, other(name)) for name in bench.programs}
     for framework, group in groups:
         step = group[0]
         assert step.result is not None
+        if not held[framework](step.result):
+            continue  # the other side has these numbers in no order
         for one in rearrangements(step.result.shape, step.result.ndim <= 3 and framework == "torch"):
+            if _is_opposite(step.result, one.of(step.result)):
+                continue
             edits = dict.fromkeys([s.key for s in group], set_result(one.of))
             where = (
                 f"the result of {step.name} (step {place(step)})"
@@ -219,6 +224,18 @@ def steps(bench: Bench) -> Iterator[Claim]:
                 f"{'it' if len(group) == 1 else 'them'} {one.words}",
                 _fix(one, bench),
             )
+
+
+def _is_opposite(values: np.ndarray, moved: np.ndarray) -> bool:
+    """Return whether numbers of two kinds are only exchanged: a mask of turns that is reversed is its opposite.
+
+    Example:
+        >>> mask = np.array([0.0, 1.0, 0.0, 1.0])
+        >>> _is_opposite(mask, mask[::-1]), _is_opposite(mask, mask)
+        (True, False)
+    """
+    kinds = np.unique(values)
+    return kinds.size == 2 and bool(np.all((moved == kinds[0]) == (values == kinds[1])))
 
 
 def grouped(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
@@ -12,6 +13,7 @@ from parity.explanation import axes, pooling, selections, windows
 from parity.explanation.activations import (
     ACTIVATIONS,
     AS,
+    BENT,
     EXACT,
     HALVES,
     QUICK,
@@ -45,7 +47,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from windows.resizes(steps)
     yield from _logarithms(steps)
     for framework in ("torch", "jax"):  # before comparisons: ELU whose mask is turned around is ReLU
-        yield from _activations(framework, bench.programs[framework].steps)
+        yield from _activations(framework, bench.programs[framework].steps, bench.numbers[0].theta)
     for framework in ("torch", "jax"):
         yield from _comparisons(framework, bench.programs[framework].steps)
     yield from windows.paddings(steps)
@@ -390,7 +392,7 @@ def _is_whole(values: np.ndarray | None) -> bool:
     return values is not None and values.dtype.kind in "iu"
 
 
-def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
+def _activations(framework: str, steps: Sequence[Step], inputs: Sequence[np.ndarray]) -> Iterator[Claim]:
     operand = 0 if framework == "jax" else "self"
 
     def is_activation(step: Step) -> bool:
@@ -404,8 +406,13 @@ def _activations(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
             and step.result.shape == values.shape
         )
 
-    for group in (*grouped(steps, is_activation), *_by_source(steps, is_activation, operand)):
+    parts = (_by_source(steps, is_activation, operand), _by_input(steps, is_activation, inputs))
+    for group in (*grouped(steps, is_activation), *itertools.chain(*parts)):
+        given = np.concatenate([np.ravel(step.operands[operand]) for step in group])
+        one_sided = not (np.any(given > 0) and np.any(given < 0))
         for name, function in ACTIVATIONS.items():
+            if name in BENT and one_sided:
+                continue  # of numbers of one sign it is a factor: -exp(x) has exp(x) as its absolute value
             if name != SPELT.get(group[0].name, group[0].name):
                 yield Claim(
                     change_all(framework, group, set_unary(function, operand)),
@@ -425,6 +432,24 @@ def _by_source(steps: Sequence[Step], wanted: Callable[[Step], bool], operand: O
             groups.setdefault((step.name, names.get(step.sources[operand], "")), []).append(step)
     for (name, _), group in groups.items():
         if 1 < len(group) < sum(step.name == name for step in steps):
+            yield group
+
+
+def _by_input(
+    steps: Sequence[Step], wanted: Callable[[Step], bool], inputs: Sequence[np.ndarray]
+) -> Iterator[list[Step]]:
+    """Yield steps of one name that are made of the same inputs: the activations of one of two towers."""
+    made: dict[Key, frozenset[int]] = {}
+    groups: dict[tuple[str, frozenset[int]], list[Step]] = {}
+    given = {leaf.tobytes(): number for number, leaf in enumerate(inputs)}
+    for step in steps if len(given) > 1 else ():
+        arrays = {o: v for o, v in step.operands.items() if isinstance(v, np.ndarray) and o not in step.sources}
+        own = {given[value.tobytes()] for value in arrays.values() if value.tobytes() in given}
+        made[step.key] = frozenset(own).union(*(made.get(one, frozenset()) for one in step.sources.values()))
+        if wanted(step):
+            groups.setdefault((step.name, made[step.key]), []).append(step)
+    for (name, _), group in groups.items():
+        if 1 < len(group) < sum(one.name == name for one in filter(wanted, steps)):
             yield group
 
 

@@ -270,6 +270,24 @@ def where_they_part(bench: Bench, framework: str) -> set[Key]:
     return {step.key for step in parting} | {source for step in parting for source in step.sources.values()}
 
 
+def known(bench: Bench, framework: str) -> Callable[[np.ndarray], bool]:
+    """Return a function that says whether a program has an array's numbers somewhere: in any order, of any sign."""
+    steps = bench.programs[framework].steps
+    arrays = [*bench.numbers[0].theta, *(step.result for step in steps)]
+    arrays += [value for step in steps for value in step.operands.values() if isinstance(value, np.ndarray)]
+    prints = np.array([made for one in arrays if (made := _fingerprint(_as_float(one)))] or [(np.inf,) * 3])
+
+    def has(values: np.ndarray) -> bool:
+        mine = _fingerprint(_as_float(values))
+        return not mine or bool(np.any(np.all(np.abs(prints - mine) <= 1e-6 * np.abs(mine), axis=1)))
+
+    return has
+
+
+def _as_float(values: np.ndarray | None) -> np.ndarray | None:
+    return values.astype(np.float64) if values is not None and values.dtype.kind in "iu" else values
+
+
 def leaving(bench: Bench, framework: str) -> set[Key]:
     """Return the first steps after which a program has no result that the other has, and what goes into them."""
     theta = [_fingerprint(leaf) for leaf in bench.numbers[0].theta]
@@ -346,6 +364,10 @@ def mixed(numbers: Numbers, seed: int) -> Numbers:
     return with_theta(numbers, tuple(rng.permutation(leaf.ravel()).reshape(leaf.shape) for leaf in numbers.theta))
 
 
+def _is_symmetric(values: np.ndarray) -> bool:
+    return values.ndim > 1 and values.shape[-1] > 1 and np.array_equal(values, values.swapaxes(-1, -2))
+
+
 def _shapes(numbers: Numbers) -> list[tuple[int, ...]]:
     return [np.shape(leaf) for leaf in numbers.theta]
 
@@ -385,6 +407,8 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers, *, also: Seq
         several = (numbers, *_others(numbers, programs))
         if any(step.name in CHOOSES for program in programs.values() for step in program.steps):
             several += tuple(mixed(numbers, seed) for seed in range(3, 3 + MORE))
+        if any(_is_symmetric(numbers.theta[at]) for at in labels(list(numbers.theta))):
+            several += (mixed(numbers, 3 + MORE),)  # a graph of edges both ways has its rows for its columns
         several += tuple(one for one in also if _shapes(one) == _shapes(numbers))
         # A step that is not read as it runs (a callback, random numbers) shows here: the same again must be the same.
         outputs = {name: tuple(program.run(one, {}) for one in several) for name, program in programs.items()}

@@ -108,8 +108,12 @@ class _Reader:
 
         touched = {key[0] for key in self.edits} if not path else set()  # type: ignore[index]
         changed_values: set[Any] = set()
+        live = set(range(len(jaxpr.eqns))) if path else _live(jaxpr)
         for number, equation in enumerate(jaxpr.eqns):
             key = (*path, number)
+            if number not in live:
+                self.ran.append([])
+                continue
             if not path and self.before is not None:
                 atoms = (atom for atom in equation.invars if not is_jax_literal(atom))
                 if number not in touched and not any(atom in changed_values for atom in atoms):
@@ -199,6 +203,18 @@ class _Reader:
         for one in results:
             self._made.setdefault(id(one), key)
         self.constants.extend(_constants(equation, key))
+
+
+def _live(jaxpr: Any) -> set[int]:
+    """Return the equations that something is made of: what is written and not used is no step of a function."""
+    wanted = {atom for atom in jaxpr.outvars if not is_jax_literal(atom)}
+    found: set[int] = set()
+    for number in reversed(range(len(jaxpr.eqns))):
+        equation = jaxpr.eqns[number]
+        if equation.effects or not wanted.isdisjoint(equation.outvars):
+            found.add(number)
+            wanted.update(atom for atom in equation.invars if not is_jax_literal(atom))
+    return found
 
 
 def _constants(equation: Any, key: Key) -> Iterator[Constant]:

@@ -15,7 +15,7 @@ FIX = "True keeps in Flax and in jax.nn.dot_product_attention; it drops in nn.Mu
 
 
 def propose(context: Context) -> Iterator[Diagnosis]:
-    """Yield proved causes: with a mask among torch's inputs changed the two agree."""
+    """Yield proved causes: with a mask among torch's inputs or buffers changed the two agree."""
     for at, array in enumerate(context.pair.arrays):
         if not is_mask(array):
             continue
@@ -39,3 +39,15 @@ def propose(context: Context) -> Iterator[Diagnosis]:
                     fix,
                 )
                 return
+    for name, buffer in context.pair.torch_buffers.items():
+        held = buffer.numpy()
+        if not is_mask(held.astype(np.int64)) or not np.isin(held, (0, 1)).all():
+            continue
+        turned = {name: torch.from_numpy(1 - held.astype(np.int64)).to(buffer.dtype)}
+        if context.agree(lambda *arrays, w=turned: context.pair.torch_function(w, *arrays)):
+            yield Diagnosis(
+                "mask polarity",
+                f"The mask {name} is read the other way round in JAX; turned around in torch the two agree.",
+                f"Read {name} alike: what it keeps in torch it must keep in JAX.",
+            )
+            return

@@ -9,7 +9,7 @@ import numpy as np
 from parity.models.weights.items import Item
 from parity.models.weights.layouts import Fit, layouts_of
 from parity.models.weights.matching import BESIDE, GUESS, NAMES, VALUES
-from parity.models.weights.names import Word, read, word
+from parity.models.weights.names import VALUE, Word, read, word
 from parity.models.weights.pairs import WeightPair
 from parity.models.weights.tree import Parts
 
@@ -59,7 +59,7 @@ def paired(
         for other, fit in found:
             if taken.count(other.view) == 1:
                 held = varied(torch[at]) and holds(torch[at], other, fit)
-                told = at in by_number
+                told = at in by_number or torch[at].role == VALUE
                 yield torch[at], other, fit, NAMES if at in named else VALUES if held else BESIDE if told else GUESS
 
 

@@ -148,9 +148,9 @@ class _Mapping:
         return [item for item in side if item.view not in views and self.reasons.get(item.leaf.name) != AMBIGUOUS]
 
     def _beside(self, ours: list[Item], theirs: list[Item]) -> None:
-        """Pair what is left of paired layers: their biases, under whatever name."""
+        """Pair what is left of paired layers: their biases, under whatever name, and the lengths of normed weights."""
         parts = {name: leaf.parts for name, leaf in self.jax.leaves.items()}
-        torch = [item for item in self._left(ours) if item.role == BIAS]
+        torch = [item for item in self._left(ours) if item.role in (BIAS, VALUE)]
         found = beside.paired(
             self.pairs, torch, self._left(theirs), parts, self._holds,
             lambda item: beside.varied(self._value(item, torch=True)),

@@ -29,6 +29,8 @@ AGREE = {(True, True): 1.0, (False, True): 0.85, (True, False): 0.8, (False, Fal
 """How far two numbers agree: (the same place among siblings, the same number)."""
 UNMET = 0.4
 """How far a number agrees that has none to meet."""
+SAME = 0.6
+"""Words that agree less have other numbers, or none."""
 NUMBERS_COUNT, MISSING_COUNTS, ORDER_COUNTS, OTHERS_COUNT = 0.5, 0.15, 0.01, 0.5
 """What counts beside the likeness of names: equal numbers, each weight that only one has, nearness in order, and each
 weight that both have and that has another size, such as a bias."""
@@ -52,7 +54,8 @@ def roles_paired(torch: Owner, jax: Owner) -> list[tuple[str, str]]:
     right = [role for role in jax.items if role not in torch.items]
     for ours in left:
         for theirs in right:
-            if {ours, theirs} == {"weight", VALUE}:
+            alone = len(torch.items) == len(jax.items) == 1  # `bias_table` is no bias of a table
+            if VALUE in (ours, theirs) and ("weight" in (ours, theirs) or alone):
                 return [*shared, (ours, theirs)]
     return shared
 
@@ -111,6 +114,9 @@ class Names:
         for i, j, likeness in pairs:
             numbers = torch.tokens[i][1], jax.tokens[j][1]
             if numbers == (None, None) or (likeness >= 0.9 and torch.tokens[i][0].concept and None in numbers):
+                continue
+            if None in numbers and likeness < SAME:
+                agree.append(UNMET)  # `downsample.0` is not the more `down` for being the first
                 continue
             agree.append(AGREE[torch.ranks[i] == jax.ranks[j], numbers[0] == numbers[1]])
         met = [{pair[side] for pair in pairs} for side in (0, 1)]
