@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import operator
 import re
 import sys
@@ -363,23 +362,6 @@ def forward_mode_enabled() -> AbstractContextManager[None]:
     Without this the tangents of an outer level are dropped without an error (pytorch #197867).
     """
     return forward_ad._set_fwd_grad_enabled(True)
-
-
-def drops_frozen() -> bool:
-    """Tell whether a state_dict is being made of which torch takes out all that is frozen, by names of parameters.
-
-    `get_model_state_dict(ignore_frozen_params=True)` looks each of them up, and does not say so to the modules.
-    """
-    module: Any = sys.modules.get("torch.distributed.checkpoint.state_dict")
-    if module is None:
-        return False
-    code = inspect.unwrap(module._get_model_state_dict).__code__
-    frame = sys._getframe(1)
-    while frame.f_code is not code:
-        if frame.f_back is None:
-            return False
-        frame = frame.f_back
-    return bool(frame.f_locals["info"].ignore_frozen_params)
 
 
 def remove_pre_hook(module: torch.nn.Module, hook: Callable[..., None]) -> None:

@@ -100,8 +100,7 @@ class PackedConv1D(PackedLinear):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if prefix + "weight" in destination:  # not where only what learns is asked for
-            destination[prefix + "weight"] = destination[prefix + "weight"].t()
+        destination[prefix + "weight"] = destination[prefix + "weight"].t()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         turned = dict(state_dict)

@@ -480,8 +480,6 @@ class PackedLinear(Layer):
         super()._save_to_state_dict(others, prefix, keep_vars)
         own = {prefix + name for name in PARTS}
         destination.update({name: value for name, value in others.items() if name not in own})
-        if _compat.drops_frozen():
-            packed_state.say_frozen(self, destination, prefix)
 
     def _load_numbers(self, *args: Any, **keywords: Any) -> None:
         packed_state.load(self, *args, **keywords)

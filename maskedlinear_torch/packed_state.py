@@ -107,25 +107,6 @@ def _take_bias(layer: PackedLinear, bias: Tensor, assign: bool) -> None:
     Bias(layer).learn(learns)
 
 
-def say_frozen(layer: PackedLinear, destination: dict[str, Any], prefix: str) -> None:
-    """Let a state_dict have what is frozen of a layer under the names of its parameters, and no weight but what learns.
-
-    Args:
-        layer: The layer.
-        destination: The state_dict, with the whole weight and bias.
-        prefix: Of the layer's names there.
-    """
-    own = prefix and prefix[: -len(layer._joint)] + "."
-    for name, base, learned in (("weight", "base", "values"), ("bias", "bias_base", "bias_values")):
-        parts = {one: layer._parameters.get(one) for one in (base, learned)}
-        for one, part in parts.items():
-            if part is not None and not part.requires_grad:
-                destination[own + one] = part.detach()
-        values = parts[learned]
-        if values is not None and not (values.requires_grad and values.numel()):
-            del destination[prefix + name]
-
-
 def _cut(
     layer: PackedLinear,
     whole: Mapping[str, Any],

@@ -43,24 +43,6 @@ def test_the_parameters_that_a_wrapper_averages_are_told():
         torch.distributed.destroy_process_group()
 
 
-def test_a_state_dict_without_what_is_frozen_is_told():
-    """`get_model_state_dict` keeps its options where they are looked up, while it makes the state_dict."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    seen = []
-
-    class Model(torch.nn.Linear):
-        def _save_to_state_dict(self, destination, prefix, keep_vars):
-            seen.append(torch_compat.drops_frozen())
-            super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    model = Model(2, 3)
-    for options in (StateDictOptions(ignore_frozen_params=True), StateDictOptions()):
-        get_model_state_dict(model, options=options)
-    model.state_dict()
-    assert seen == [True, False, False]
-
-
 def test_functorch_transforms_are_seen():
     seen = []
 

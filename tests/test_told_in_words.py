@@ -11,7 +11,6 @@ import pytest
 import torch
 from flax import nnx
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.nn.utils import prune
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -24,7 +23,6 @@ from maskedlinear_core.patterns import LeftOut
 from maskedlinear_core.storage import StorageError
 
 FORMS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "masked"])
-LEARNS = StateDictOptions(ignore_frozen_params=True)
 
 
 def linears():
@@ -41,35 +39,6 @@ def gpt2():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, n_positions=8)
     return GPT2LMHeadModel(config), {"*.c_attn": rows([1]), "*.wte": rows([9, 10]), "lm_head": rows([9, 10])}
-
-
-@FORMS
-@pytest.mark.parametrize("make", [linears, attention, gpt2])
-@pytest.mark.filterwarnings("ignore:.*(torch.distributed|_get_pg_default_device|Multiple backends).*")
-def test_m1_torch_takes_out_what_is_frozen(make, packed):
-    """`get_model_state_dict(ignore_frozen_params=True)` ended in a KeyError at a packed layer's matrix."""
-    model, masks = make()
-    mt.mask_linears(model, masks, packed=packed, freeze_others=True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 1
-    learned = get_model_state_dict(model, options=LEARNS)
-    fresh = mt.mask_linears(make()[0], masks, packed=packed, freeze_others=True)
-    whole = fresh.state_dict()
-    assert learned.keys() < whole.keys()
-    buffers = dict(fresh.named_buffers())
-    assert not any(torch.equal(value, whole[name]) for name, value in learned.items() if name not in buffers)
-    set_model_state_dict(fresh, learned, options=StateDictOptions(strict=False))
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
-    assert fresh.state_dict().keys() == model.state_dict().keys()
-
-
-def test_m1_a_packed_layer_that_does_not_learn_is_taken_out():
-    model, masks = linears()
-    mt.mask_linears(model, masks, packed=True)[0].requires_grad_(False)
-    assert {"1.weight", "1.bias"} <= (learned := set(get_model_state_dict(model, options=LEARNS)))
-    assert not {"0.weight", "0.bias", "0.base", "0.values"} & learned
 
 
 @FORMS
