@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 import jax
-import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 from maskedlinear_core import constructors, files
 from maskedlinear_core import storage as core_storage
-from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike, Rename, Source, Target
+from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike, Rename, Source
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.stored import renamed
 from maskedlinear_jax import convert, embedding, module, new_tokens, norms, packed_module, storage
@@ -22,6 +21,9 @@ from maskedlinear_jax.freeze import assert_frozen as assert_frozen
 from maskedlinear_jax.freeze import grad_masks as grad_masks
 from maskedlinear_jax.freeze import hold_frozen as hold_frozen
 from maskedlinear_jax.freeze import keep_frozen as keep_frozen
+from maskedlinear_jax.storage import packed_arrays as packed_arrays
+from maskedlinear_jax.storage import packed_bytes as packed_bytes
+from maskedlinear_jax.storage import save_packed as save_packed
 from maskedlinear_jax.summary import summary as summary
 
 try:
@@ -296,21 +298,6 @@ def merged(model: Any) -> Any:
     if convert.is_from(model, "flax"):
         convert_checks.refuse_model("an Equinox model", model, "maskedlinear_jax.nnx.merged", "merged")
     return _close(convert.merge(_open(model)))
-
-
-def save_packed(path: Target, model: Any, *, with_base: bool = False) -> int:
-    """Store everything that learns in a model in one file: `maskedlinear_jax.save_packed`."""
-    return storage.save_packed(path, model, with_base=with_base)
-
-
-def packed_bytes(model: Any, *, with_base: bool = False) -> bytes:
-    """Return what `save_packed` writes."""
-    return storage.packed_bytes(model, with_base=with_base)
-
-
-def packed_arrays(model: Any) -> dict[str, np.ndarray]:
-    """Return everything that learns in a model as NumPy arrays by name: `maskedlinear_jax.packed_arrays`."""
-    return storage.packed_arrays(model)
 
 
 @overload

@@ -24,11 +24,55 @@ from maskedlinear_jax.functional import masked_linear
 Tree = TypeVar("Tree")
 """A pytree of any type: what comes back has it too."""
 
-_LEAVES = ("weight", "bias", "grad_mask", "bias_mask")
+
+class Layer:
+    """What the layers have in common: they are pytrees whose leaves have names."""
+
+    _leaves: tuple[str, ...] = ()
+
+    grad_mask: masks.Mask
+    bias_mask: Array | np.ndarray | None  # a bool vector, of JAX once it went through a transform
+    precision: Precision
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some of its leaves or its precision replaced. The names are checked, the arrays are not.
+
+        The leaves of a masked layer are weight, bias, grad_mask and bias_mask; those of a packed layer are values,
+        bias_values, grad_mask, bias_mask, base_bits and bias_bits, of which its `weight` and `bias` are made.
+
+        Raises:
+            TypeError: The layer has no leaf of that name.
+
+        Example:
+            >>> from maskedlinear_jax import rows
+            >>> layer = MaskedLinear(3, 2, grad_mask=rows([0]), seed=0)
+            >>> layer.replace(weight=layer.weight + 1).grad_mask
+            rows([0])
+        """
+        module_checks.replaced(type(self).__name__, changes, (*self._leaves, "precision"))
+        changed = copy.copy(self)
+        changed.__dict__.update(changes)
+        return changed
+
+    def __contains__(self, key: object) -> bool:
+        """Return False: Flax's `TrainState` asks its parameters for a key of its own, and is refused a whole layer."""
+        if jax.tree.leaves(self.grad_mask):
+            module_checks.refuse_as_parameters(type(self).__name__)
+        return False
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""
+        raise NotImplementedError
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Any]:
+        """Return the leaves with their names (for pytrees)."""
+        leaves, static = self.tree_flatten()
+        named = zip(self._leaves, leaves, strict=True)
+        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in named), static
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class MaskedLinear:
+class MaskedLinear(Layer):
     """A linear layer of which only the masked positions learn.
 
     The weight is a full leaf with a masked gradient. Weight decay and momentum are the optimizer's:
@@ -60,11 +104,10 @@ class MaskedLinear:
                [1., 0., 0., 1.]], dtype=float32)
     """
 
+    _leaves = ("weight", "bias", "grad_mask", "bias_mask")
+
     weight: Array
     bias: Array | None
-    grad_mask: masks.Mask
-    bias_mask: Array | np.ndarray | None  # a bool vector, of JAX once it went through a transform
-    precision: Precision
 
     def __init__(
         self,
@@ -196,31 +239,6 @@ class MaskedLinear:
             grad_mask=self.grad_mask, bias_mask=self.bias_mask, forward_mode=forward_mode, precision=self.precision,
         )  # fmt: skip
 
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some of weight, bias, grad_mask, bias_mask and precision replaced.
-
-        The names are checked; the arrays are not.
-
-        Raises:
-            TypeError: The layer has no leaf of that name.
-
-        Example:
-            >>> from maskedlinear_jax import rows
-            >>> layer = MaskedLinear(3, 2, grad_mask=rows([0]), seed=0)
-            >>> layer.replace(weight=layer.weight + 1).grad_mask
-            rows([0])
-        """
-        module_checks.replaced(type(self).__name__, changes, (*_LEAVES, "precision"))
-        changed = copy.copy(self)
-        changed.__dict__.update(changes)
-        return changed
-
-    def __contains__(self, key: object) -> bool:
-        """Return False: Flax's `TrainState` asks its parameters for a key of its own, and is refused a whole layer."""
-        if jax.tree.leaves(self.grad_mask):
-            module_checks.refuse_as_parameters(type(self).__name__)
-        return False
-
     def __repr__(self) -> str:
         """Describe sizes and masks."""
         if not getattr(self.weight, "shape", ()):  # as of a dtype: `jax.tree.map` may have put anything there
@@ -232,13 +250,8 @@ class MaskedLinear:
             f"bias={self.bias is not None}, grad_mask={self.grad_mask!r}{trained}{described(self.precision)})"
         )
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], Precision]:
-        """Return the leaves with their names (for pytrees)."""
-        leaves, static = self.tree_flatten()
-        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(_LEAVES, leaves, strict=True)), static
-
     def tree_flatten(self) -> tuple[tuple[Any, ...], Precision]:
-        """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""
+        """Return the leaves (for pytrees)."""
         return (self.weight, self.bias, self.grad_mask, self.bias_mask), self.precision
 
     @classmethod

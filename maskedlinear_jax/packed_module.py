@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Self
 
 import jax
@@ -20,13 +19,11 @@ from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Precision, described
 from maskedlinear_jax import flax_bytes, lowering, marks, packing, rule
 from maskedlinear_jax.bits import as_bits
-from maskedlinear_jax.module import MaskedLinear, _name_of_dtype
-
-_LEAVES = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
+from maskedlinear_jax.module import Layer, MaskedLinear, _name_of_dtype
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class PackedLinear:
+class PackedLinear(Layer):
     """A linear layer whose trainable entries are a leaf of their own, over a matrix that is a constant.
 
     Gradients, optimizer state and all-reduce traffic have the size of `values`. No optimizer can move a
@@ -62,13 +59,12 @@ class PackedLinear:
                [1., 1.]], dtype=float32)
     """
 
+    _leaves = ("values", "bias_values", "grad_mask", "bias_mask", "base_bits", "bias_bits")
+
     values: Array
     bias_values: Array | None
-    grad_mask: masks.Mask
-    bias_mask: Array | np.ndarray | None
     base_bits: Array
     bias_bits: Array | None
-    precision: Precision
     _dtype: str
 
     def __init__(
@@ -241,32 +237,6 @@ class PackedLinear:
             grad_mask=self.grad_mask, forward_mode=forward_mode, precision=self.precision,
         )  # fmt: skip
 
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some of its leaves or its precision replaced.
-
-        The leaves are values, bias_values, grad_mask, bias_mask, base_bits and bias_bits. Their names are checked, the
-        arrays are not. `weight` and `bias` are made of these and cannot be replaced.
-
-        Raises:
-            TypeError: The layer has no leaf of that name.
-
-        Example:
-            >>> from maskedlinear_jax import rows
-            >>> layer = PackedLinear(3, 2, grad_mask=rows([0]), seed=0)
-            >>> layer.replace(values=layer.values + 1).grad_mask
-            rows([0])
-        """
-        module_checks.replaced(type(self).__name__, changes, (*_LEAVES, "precision"))
-        changed = copy.copy(self)
-        changed.__dict__.update(changes)
-        return changed
-
-    def __contains__(self, key: object) -> bool:
-        """Return False: Flax's `TrainState` asks its parameters for a key of its own, and is refused a whole layer."""
-        if jax.tree.leaves(self.grad_mask):
-            module_checks.refuse_as_parameters(type(self).__name__)
-        return False
-
     def __repr__(self) -> str:
         """Describe sizes and masks."""
         if not getattr(self.base_bits, "shape", ()):  # as of a dtype: `jax.tree.map` may have put anything there
@@ -278,13 +248,8 @@ class PackedLinear:
             f"bias={self.bias_values is not None}, grad_mask={self.grad_mask!r}{trained}{described(self.precision)})"
         )
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
-        """Return the leaves with their names (for pytrees)."""
-        leaves, static = self.tree_flatten()
-        return tuple((jax.tree_util.GetAttrKey(name), leaf) for name, leaf in zip(_LEAVES, leaves, strict=True)), static
-
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, Precision]]:
-        """Return the leaves (for pytrees, where no names are asked for: at each call of a compiled function)."""
+        """Return the leaves (for pytrees)."""
         # Orbax refuses an array of no number: a bias of which nothing learns is none of the leaves.
         bias = None if getattr(self.bias_values, "size", 1) == 0 else self.bias_values
         leaves = self.values, bias, self.grad_mask, self.bias_mask, self.base_bits, self.bias_bits

@@ -10,13 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskedlinear_core import files, sent_arrays, storage
+from maskedlinear_core import files, storage
 from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
 from maskedlinear_core.precision import Native
-from maskedlinear_core.stored import Contents, Numbers, Stored, check_fits, fingerprint, renamed, renaming
+from maskedlinear_core.stored import (
+    Contents,
+    Numbers,
+    Stored,
+    check_fits,
+    check_positions,
+    fingerprint,
+    free_name,
+    positions_mark,
+    renamed,
+    renaming,
+    sent,
+)
 from maskedlinear_jax import marks, packing
 from maskedlinear_jax.bits import as_bits
 from maskedlinear_jax.convert import OWN, Form, has_weight, not_of_flax
@@ -287,8 +299,8 @@ def _positions(model: Any, learned: Mapping[str, Any]) -> dict[str, np.ndarray]:
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].size for one in (f"{dot}values", f"{dot}bias")):
             bias_mask = None if layer.bias_mask is None else to_numpy(layer.bias_mask)
-            mark = sent_arrays.free_name(f"{dot}positions", learned)
-            found[mark] = sent_arrays.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
+            mark = free_name(f"{dot}positions", learned)
+            found[mark] = positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
     return found
 
 
@@ -297,12 +309,12 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> Any:
         to = renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
-    arrays = sent_arrays.sent(arrays)
+    arrays = sent(arrays)
     learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():
-        sent_arrays.check_positions(name, arrays[name], own)
+        check_positions(name, arrays[name], own)
     new: dict[str, Array] = {}
     for name, now in learned.items():
         array = arrays[name]

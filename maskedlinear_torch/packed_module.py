@@ -18,15 +18,14 @@ from maskedlinear_core.checks import call as call_checks
 from maskedlinear_core.checks import module as module_checks
 from maskedlinear_core.checks import packed as packed_checks
 from maskedlinear_core.precision import Native, described
-from maskedlinear_torch import _compat, beside, moments, packed_state, packing, rule, steps
+from maskedlinear_torch import _compat, beside, moments, packed_parts, packing, rule, steps
 from maskedlinear_torch.engine_choice import choose
 from maskedlinear_torch.functional import _autocast, _check, check_matrix
 from maskedlinear_torch.held_module import call_in_graph
 from maskedlinear_torch.kept_matrix import KeptMatrix, renewed
 from maskedlinear_torch.module import Layer, MaskedLinear, _bias_mask
 from maskedlinear_torch.own_parameters import OwnParameters
-from maskedlinear_torch.packed_parts import Bias, Weight, seen
-from maskedlinear_torch.packed_state import PARTS
+from maskedlinear_torch.packed_parts import PARTS, Bias, Weight, seen
 from maskedlinear_torch.products import NATIVE, as_learned
 from maskedlinear_torch.tensors import Constant, Merged, plain
 
@@ -482,4 +481,4 @@ class PackedLinear(Layer):
         destination.update({name: value for name, value in others.items() if name not in own})
 
     def _load_numbers(self, *args: Any, **keywords: Any) -> None:
-        packed_state.load(self, *args, **keywords)
+        packed_parts.load(self, *args, **keywords)

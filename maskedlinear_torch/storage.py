@@ -10,12 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskedlinear_core import files, sent_arrays, storage
+from maskedlinear_core import files, storage
 from maskedlinear_core.annotations import Rename, Source, Target
 from maskedlinear_core.arrays import dtype_name, to_numpy
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.checks import storage as storage_checks
-from maskedlinear_core.stored import Contents, Numbers, Stored, check_fits, fingerprint, renamed, renaming
+from maskedlinear_core.stored import (
+    Contents,
+    Numbers,
+    Stored,
+    check_fits,
+    check_positions,
+    fingerprint,
+    free_name,
+    parts_mark,
+    positions_mark,
+    renamed,
+    renaming,
+    sent,
+)
 from maskedlinear_torch import _compat, conv1d, packing, steps
 from maskedlinear_torch.attention import MaskedMultiheadAttention
 from maskedlinear_torch.convert import Model, _replace, mask_linears
@@ -380,17 +393,17 @@ def _positions(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, np.
     for name, layer in _layers(model).items():
         dot, shape = f"{name}." if name else "", (layer.out_features, layer.in_features)
         if any(one in learned and learned[one].numel() for one in (f"{dot}values", f"{dot}bias")):
-            mark = sent_arrays.free_name(f"{dot}positions", learned)
+            mark = free_name(f"{dot}positions", learned)
             bias = layer.bias_values if isinstance(layer, PackedLinear) else layer.bias
             is_frozen = bias is not None and not bias.requires_grad  # which in JAX is a mask
             bias_mask = np.zeros(layer.out_features, np.bool_) if is_frozen else layer.bias_mask
-            found[mark] = sent_arrays.positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
+            found[mark] = positions_mark(layer.grad_mask.packed(shape), shape, bias_mask)
     for name, module in model.named_modules():
         if isinstance(module, MaskedMultiheadAttention | MaskedParameter):
             dot = f"{name}." if name else ""
             trains = {own: to_numpy(mask) for own, mask in module.trained_positions().items() if dot + own in learned}
             if trains:
-                found[sent_arrays.free_name(f"{dot}positions", learned)] = sent_arrays.parts_mark(trains)
+                found[free_name(f"{dot}positions", learned)] = parts_mark(trains)
     return found
 
 
@@ -399,12 +412,12 @@ def _load_arrays(arrays: Mapping[str, Any], model: Any, rename: Any) -> nn.Modul
         to = renaming(list(arrays), rename)
         storage_checks.one_name_each(to)
         arrays = {to[name]: array for name, array in arrays.items()}
-    arrays = sent_arrays.sent(arrays)
+    arrays = sent(arrays)
     learned = _learned(model, "load_packed")
     positions = _positions(model, learned)
     storage_checks.names("load_packed", [*learned, *positions], list(arrays))
     for name, own in positions.items():
-        sent_arrays.check_positions(name, arrays[name], own)
+        check_positions(name, arrays[name], own)
     new: dict[str, Tensor] = {}
     for name, tensor in learned.items():
         array = arrays[name]

@@ -14,6 +14,10 @@ VERDICTS: tuple[Verdict, ...] = (
 )  # fmt: skip
 """All verdicts, from best to worst (contract S11); a process that ended or hung is one, too."""
 
+AGREES: tuple[Verdict, ...] = ("identical", "within bound")
+SETTLED: tuple[Verdict, ...] = (*AGREES, "edge")
+"""Verdicts of two functions that are the same; and with those that differ at the edge of the range only."""
+
 Judged = Literal["bits", "meaning", "precision", "ratio"]
 """By what: equal bits; the float64 runs; a run against its own float64 run; the two frameworks' errors."""
 
@@ -123,7 +127,7 @@ class Record:
         """Whether this cell breaks the promise."""
         if self.verdict == "edge" and not self.strict:
             return False
-        return self.verdict not in ("identical", "within bound") and not self.known and not self.alike
+        return self.verdict not in AGREES and not self.known and not self.alike
 
     @property
     def rerun(self) -> str:

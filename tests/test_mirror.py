@@ -148,7 +148,7 @@ ONLY_DEFINED_IN_ONE = {
         "_is_another", "_has_bits",  # a mark in the matrix, where torch has an `Origin`
         "_named_tensors", "_check_shape", "_is_plain", "_upright", "_matrix", "_converted",
     },
-    "module.py": {"Layer", "_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
+    "module.py": {"_given", "_kept",  # positions are tensors of a module in torch, leaves in JAX
                   "partition", "combine", "_is_float", "_name_of_dtype",
                   "beside"},  # what a pytree's leaves are: in torch beside.py
     "moments.py": {  # an optimizer's state is a value of its own in JAX, and hangs on parameters in torch
@@ -194,7 +194,6 @@ ONLY_IN_TORCH = {
     "tied_keys.py",  # likewise
     "tensors.py",  # what a tensor that is written in place needs: arrays are not
     "own_parameters.py",  # what takes a parameter out of a module, in place
-    "packed_state.py",  # a state_dict is what modules have
     "packed_parts.py",  # a weight that is written in place: arrays are not
     "packed_attention.py",  # as attention.py
     "kept_matrix.py",  # XLA decides what is kept

@@ -19,7 +19,7 @@ import maskedlinear_jax
 import maskedlinear_torch
 from maskedlinear_core import masks
 from maskedlinear_core.indices import as_index
-from maskedlinear_core.masks import registry
+from maskedlinear_core.masks import base
 from maskedlinear_core.positions import Positions, Unread, all_or_nothing
 from maskedlinear_jax import kinds as jax_kinds
 from maskedlinear_jax.kinds.sums import sum_dtype as jax_sum_dtype
@@ -199,7 +199,7 @@ CASES = (
 @pytest.fixture(scope="module")
 def made():
     """The kind, in both twins and in the grid; afterwards nothing of it is left."""
-    before = cases.CASES, list(registry.KINDS)
+    before = cases.CASES, list(base.KINDS)
     masks.register(Diagonals)
     torch_kind()
     jax_kind()
@@ -207,7 +207,7 @@ def made():
     cases.BY_ID.update({case.id: case for case in CASES})
     selection._combinations.cache_clear()
     yield
-    cases.CASES, registry.KINDS[:] = before
+    cases.CASES, base.KINDS[:] = before
     for case in CASES:
         del cases.BY_ID[case.id]
     selection._combinations.cache_clear()

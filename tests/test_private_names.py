@@ -38,7 +38,6 @@ LISTED = {
     "_getframe": "sys._getframe, documented by Python",
 }
 PLACES = {
-    "parity/pytest_plugin.py: _parity_pytest": "ours: the plugin, which stands beside parity and imports nothing",
     "maskedlinear_torch/beside.py: _non_persistent_buffers_set": "nothing public tells which buffers are saved",
     "maskedlinear_torch/tied_keys.py: _tied_weights_keys": "transformers': the one place that ties and unties",
     "benchmarks/jax_steps.py: jax.extend.core": "reads a jaxpr; benchmarks/ is not installed",

@@ -6,11 +6,10 @@ A mask says *which* positions; the shape of the weight is given where it is need
 may be traced (values not known yet, as under `jax.jit`): then only a twin can apply it.
 """
 
-from maskedlinear_core.masks.base import Combination, Complement, Intersection, Mask, Union
+from maskedlinear_core.masks.base import Combination, Complement, Intersection, Mask, Union, on_register, register
 from maskedlinear_core.masks.blocks import Blocks
 from maskedlinear_core.masks.elements import Elements, Entries
 from maskedlinear_core.masks.lines import Columns, Lines, Rows
-from maskedlinear_core.masks.registry import on_register, register
 from maskedlinear_core.masks.submatrix import Submatrix
 
 __all__ = [

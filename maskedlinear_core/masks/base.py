@@ -260,3 +260,24 @@ def unchecked(kind: type[Any], **attributes: Any) -> Any:
     mask = object.__new__(kind)
     mask.__dict__.update(attributes)
     return mask
+
+
+KINDS: list[type[Mask]] = []
+"""The classes of mask that there are, for frameworks that must be told of each (as pytrees)."""
+
+_LISTENERS: list[Callable[[type[Mask]], None]] = []
+
+
+def register(kind: type[Mask]) -> type[Mask]:
+    """Make a class of mask known to the frameworks, which may have to be told of it (as pytrees)."""
+    KINDS.append(kind)
+    for listener in _LISTENERS:
+        listener(kind)
+    return kind
+
+
+def on_register(listener: Callable[[type[Mask]], None]) -> None:
+    """Tell a framework of every class of mask: those there are, and those to come."""
+    _LISTENERS.append(listener)
+    for kind in KINDS:
+        listener(kind)

@@ -20,10 +20,8 @@ from parity.isolation import inputs, pipe, sources
 from parity.isolation.source_text import text_of
 from parity.operator import trees
 from parity.operator.pair import Pair
-from parity.records import Cell
+from parity.records import AGREES, Cell
 from parity.verdict.runner import Judge, plan
-
-AGREE = ("identical", "within bound")
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _run(
     runs = Runs(pairs[pair], seed) if saved is None else _Replay(pairs[pair], seed, inputs.unpack(saved))
     judge = Judge(runs)
     for record in judge.records(cells):
-        kept = None if record.verdict in AGREE else _packed(judge.runs_of(record.cell), record.cell)
+        kept = None if record.verdict in AGREES else _packed(judge.runs_of(record.cell), record.cell)
         yield "record", (record, kept)
     yield "done", None
 

@@ -11,11 +11,10 @@ from parity.models.bounds import Sensitivity
 from parity.models.capture.call import Call, Outputs
 from parity.models.matching import KINDS, Fed, Output, feed, makes_channels, pair_outputs, relative_distance
 from parity.models.padded import fitted
+from parity.records import AGREES as AGREES
 from parity.records import Finding
 
 PADDED = "one side pads before the layer, the other in it"
-
-AGREES = ("identical", "within bound")
 
 
 @dataclass

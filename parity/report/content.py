@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from parity.records import AGREES
+
 ORDER = ("crashed", "timed out", "differs", "no device", "unsupported", "edge", "within bound", "identical")
 """Verdicts from worst to best."""
-
-AGREES = ("identical", "within bound")
 
 Content = dict[str, Any]
 """`name`, `environment`, `counts`, `pairs` (what is known of each), `cells`, and `inputs` of cells that failed."""

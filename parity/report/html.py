@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from parity.records import BINS
+from parity.records import AGREES, BINS
 from parity.report import content, markdown
 from parity.report.content import Content
 from parity.report.findings import Cells, findings, places
@@ -106,7 +106,7 @@ def _data(report: Content) -> dict[str, Any]:
     for at, cell in enumerate(report["cells"]):
         named = [number(str(cell.get(field) or "")) for field in FIELDS]
         cells.append([*named, number(_verdict(cell)), _short(cell.get("ratio")), _sparse(cell.get("histogram"))])
-        if cell["verdict"] not in content.AGREES:
+        if cell["verdict"] not in AGREES:
             details[at] = {field: cell[field] for field in DETAILS if cell.get(field) is not None}
     return {
         "pairs": report.get("pairs", {}),

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from parity.records import AGREES
 from parity.report import content
-from parity.report.content import AGREES, Content
+from parity.report.content import Content
 from parity.report.findings import Cells, findings, places
 
 SIGN = {

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.operator.tolerance import WITHIN
-from parity.records import VERDICTS, WORLDS, Record
-from parity.report import content, terminal
+from parity.records import AGREES, VERDICTS, WORLDS, Record
+from parity.report import terminal
 from parity.report.content import visible
 from parity.report.findings import findings, places
 from parity.report.report import Report
@@ -75,7 +75,7 @@ def summary(report: Report) -> str:
     agree = {
         record.world.split("-")[0]
         for record in report.cells
-        if record.transform == "forward" and record.data in ORDINARY and record.verdict in content.AGREES
+        if record.transform == "forward" and record.data in ORDINARY and record.verdict in AGREES
     }
     first = "the same function at ordinary numbers"
     if at_ordinary and len(agree) == 2 and all(record.verdict in NO_RESULT for record in at_ordinary):

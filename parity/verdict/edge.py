@@ -32,7 +32,7 @@ from parity.explanation.called_names import spelt
 from parity.explanation.sparse_products import at_no_number
 from parity.explanation.trials import program_of
 from parity.operator import data
-from parity.records import WHO, Cell
+from parity.records import AGREES, SETTLED, WHO, Cell
 from parity.verdict import arithmetic, ties
 from parity.verdict.bounds import FLUSHED, UNIT
 from parity.verdict.draws import is_in_the_tail
@@ -94,14 +94,14 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
         or found.finding.output == "structure"
     ):
         return found
-    if judged(replace(cell, data="random")).verdict not in ("identical", "within bound"):
+    if judged(replace(cell, data="random")).verdict not in AGREES:
         return found
     if _is_a_kernel(runs, cell):
         reason = f"torch's fused kernel does otherwise there than its formula, which JAX agrees with: {found.reason}"
         return replace(found, verdict="edge", reason=reason)
     if eager.world != cell.world:
         uncompiled = judged(eager)
-        if uncompiled.verdict in ("identical", "within bound"):
+        if uncompiled.verdict in AGREES:
             # The functions agree there; a compiler that rounds otherwise makes infinity of a difference that is none.
             reason = f"as {cell.world} compiles it, where {eager.world} has no difference: {found.reason}"
             return replace(found, verdict="edge", reason=reason)
@@ -157,7 +157,7 @@ def _by_labels(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], 
     ):
         return ""
     kept = data.labels(list(runs.plain("random", cell.dtype).theta))
-    if not kept or judged(replace(cell, transform="forward")).verdict not in ("identical", "within bound", "edge"):
+    if not kept or judged(replace(cell, transform="forward")).verdict not in SETTLED:
         return ""
     still = tuple(
         tuple(np.zeros_like(leaf) if at in kept else leaf for at, leaf in enumerate(each))
@@ -182,7 +182,7 @@ def _is_of_signs_alone(runs: Runs, cell: Cell, eager: Cell, judged: Callable[[Ce
     if isinstance(own, Failure) or isinstance(plain, Failure) or own.values.keys() != plain.values.keys():
         return False
     alike = all(np.array_equal(value, plain.values[name], equal_nan=True) for name, value in own.values.items())
-    return alike and judged(eager).verdict in ("identical", "within bound")
+    return alike and judged(eager).verdict in AGREES
 
 
 def _is_a_kernel(runs: Runs, cell: Cell) -> bool:
@@ -196,7 +196,7 @@ def _is_a_kernel(runs: Runs, cell: Cell) -> bool:
     found = held_to_float64(runs, cell, in_parts=True)
     # At infinities and NaN only what the functions mean by them is compared, as of a cell in one piece (`apart`).
     lower = found.judged == "precision" and cell.data.split("#")[0] in NO_NUMBERS
-    return found.verdict in ("identical", "within bound") or (found.verdict == "differs" and lower)
+    return found.verdict in AGREES or (found.verdict == "differs" and lower)
 
 
 def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outcome]) -> bool:
@@ -212,7 +212,7 @@ def _is_nowhere(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell],
     if cell.data.split("#")[0] not in NO_NUMBERS or not transform.order or runs.pair.brings(cell.transform):
         return False
     plain = replace(cell, transform="forward")
-    if finding is None or judged(plain).verdict not in ("identical", "within bound", "edge"):
+    if finding is None or judged(plain).verdict not in SETTLED:
         return False
     numbers = runs.numbers_of(cell)
     apart = _derivatives_apart(runs, cell, found)

@@ -15,7 +15,7 @@ from parity.execution.outputs import Runs, world_of
 from parity.explanation import trials
 from parity.explanation.gathering import Judging
 from parity.operator import transforms
-from parity.records import Cell, Diagnosis
+from parity.records import SETTLED, Cell, Diagnosis
 
 FIRST = ("forward", "vjp")
 """What has to agree before another derivative is torch's own fault."""
@@ -66,7 +66,7 @@ def of_torch_alone(runs: Runs, cell: Cell, held: Judging) -> Diagnosis | None:
         return None
 
     def agree(transform: str) -> bool:
-        return held(replace(cell, transform=transform)).verdict in ("identical", "within bound", "edge")
+        return held(replace(cell, transform=transform)).verdict in SETTLED
 
     if not trials.only_torch_is_wrong(runs, cell) or _has_own_rules(runs, cell):
         return None

@@ -28,7 +28,7 @@ from parity.operator.faults import Fault
 from parity.operator.known import matches
 from parity.operator.known import settle as settle
 from parity.operator.pair import Pair
-from parity.records import VERDICTS, Cell, Record
+from parity.records import AGREES, SETTLED, VERDICTS, Cell, Record
 from parity.verdict import edge, nestings
 from parity.verdict.draws import far_sweeps, held_over_draws, is_in_the_tail
 from parity.verdict.float64 import held_to_float64
@@ -53,10 +53,6 @@ def run(
         strict: Whether a difference at the edge of the range is a failure.
     """
     return Judge(Runs(pair, seed), strict=strict).records(cells, jobs)
-
-
-SETTLED = ("identical", "within bound", "edge")
-"""Verdicts on shorter arrays that hold for all; what differs, or does not run there, is judged at full size."""
 
 
 MOST_NAN = 0.5
@@ -113,6 +109,7 @@ class Judge:
 
         def holds() -> bool:
             with contextlib.suppress(Fault):
+                # What differs, or does not run there, is judged at full size.
                 return short._held_to_float64(cell).verdict in SETTLED and is_alike(self.runs, cell)
             return False
 
@@ -208,10 +205,10 @@ class Judge:
             found.append(outcome)
             if variant == usual[-1] and cell.data in edge.NO_NUMBERS and self._says_little(cell):
                 variants.append(data.few(cell.data))
-            if outcome.verdict not in ("identical", "within bound", "edge") and not outcome.alike:
+            if outcome.verdict not in SETTLED and not outcome.alike:
                 break
         worst = max(found, key=lambda outcome: VERDICTS.index(outcome.verdict))
-        if cell.data == "random" and worst.verdict in ("identical", "within bound"):
+        if cell.data == "random" and worst.verdict in AGREES:
             worst = held_over_draws(self.runs, cell, worst, lambda there: held_to_float64(self.runs, there))
         return replace(worst, error=together([one.error for one in found if one.error is not None]))
 
@@ -237,7 +234,7 @@ def _as_known(runs: Runs, cell: Cell, outcome: Outcome) -> Outcome:
     except Fault:  # there are no inputs, and the outcome says so
         return outcome
     known = next((entry for entry in pair.known or () if matches(entry, cell)), None)
-    right = outcome.verdict in ("identical", "within bound", "no device")
+    right = outcome.verdict in (*AGREES, "no device")
     if known is None or right or pair.listed(cell) is not None:
         return outcome
     return replace(outcome, known=True, reason=f"{outcome.reason}; known: {known['reason']}")

@@ -12,6 +12,7 @@ from parity.cli import options, session
 from parity.cli.console import console, verdict
 from parity.isolation.sources import MODULE, NotUnderstood
 from parity.isolation.supervisor import Supervisor
+from parity.records import AGREES
 from parity.report import content, markdown
 from parity.report.terminal import STYLE
 
@@ -75,7 +76,7 @@ def _show(kept: content.Content, out: Console) -> None:
     for name in ("operator", "torch", "JAX", "where"):
         table.add_column(name, overflow="fold")
     for pair, about in kept["pairs"].items():
-        cells = [c for c in kept["cells"] if c["pair"] == pair and c["verdict"] not in content.AGREES]
+        cells = [c for c in kept["cells"] if c["pair"] == pair and c["verdict"] not in AGREES]
         if not cells:
             continue
         where = ", ".join(dict.fromkeys(f"{cell['transform']} {cell['data']}" for cell in cells))
