@@ -147,7 +147,7 @@ NAMED = {
     ),
     "statistics of a layer": (
         F.instance_norm, whitened_by_layer, (normal(2, 3, 4, 4),),
-        "other statistics", "statistics of each channel",
+        "normalization axes", "a norm over each channel",
     ),
     "a pool of the largest": (
         lambda x: x.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)), lambda x: x.reshape(2, 3, 2, 2, 2, 2).max((3, 5)),
