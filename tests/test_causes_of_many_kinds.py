@@ -119,6 +119,10 @@ def of_beta_exchanged(a, b, x):
     return jsp.stats.beta.logpdf(x, jnp.exp(b), jnp.exp(a))
 
 
+def by_the_deviation(x):
+    return (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True, ddof=1) + 1e-6)
+
+
 def whitened_by_layer(x):
     mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
     return (x - mean) / jnp.sqrt(var + 1e-5)
@@ -133,13 +137,17 @@ NAMED = {
         dice, dice_of_the_batch, (normal(4, 6), (RNG.random((4, 6)) > 0.5).astype(float)),
         "default argument: dim", "sum along axis 1 in torch where JAX has all axes",
     ),
+    "codertimo/BERT-pytorch 30": (
+        lambda x: F.layer_norm(x, (16,), None, None, 1e-6), by_the_deviation, (normal(4, 16),), "default argument: eps",
+        "added to the root of a variance over n - 1, with n = 16, in JAX where torch has 1e-06 under the root",
+    ),
     "weights by one norm": (
         lambda v: v / v.norm(dim=1, keepdim=True), lambda v: v / jnp.linalg.norm(v), (normal(3, 5),),
         "default argument: dim", "along axis 1 in torch where JAX has all axes",
     ),
     "statistics of a layer": (
         F.instance_norm, whitened_by_layer, (normal(2, 3, 4, 4),),
-        "other statistics", "statistics of each channel",
+        "normalization axes", "a norm over each channel",
     ),
     "a pool of the largest": (
         lambda x: x.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)), lambda x: x.reshape(2, 3, 2, 2, 2, 2).max((3, 5)),
@@ -232,6 +240,33 @@ def test_a_probability_that_underflows_is_at_the_edge():
     report = all_data(diverges, mine, normal(6, 8), normal(6, 8), **several)
     assert report.ok, str(report)
     assert "edge" in {cell.verdict for cell in report.cells}
+
+
+def quantised(x):
+    return torch.fake_quantize_per_tensor_affine(x, 0.1, 3, 0, 255)
+
+
+def quantised_jax(scale):
+    return lambda x: (jnp.clip(jnp.round(x / scale + 3), 0, 255) - 3) * scale
+
+
+def test_a_kernel_that_computes_in_float32_is_no_fault_of_float64():
+    """Torch's kernel has its scale as a float of C++, also for numbers of 64 bits."""
+    report = all_data(quantised, quantised_jax(0.1), normal(6, 8) * 3, data=["random", "sweep"])
+    assert report.ok, str(report)
+    assert "float32" in report.cells[0].reason
+    assert not all_data(quantised, quantised_jax(0.1001), normal(6, 8) * 3, data=["random"]).ok
+
+
+def test_a_special_function_that_rounds_more_in_a_library_is_told_so():
+    """JAX's log_ndtr is the logarithm of a number beside one up to 5, and loses the digits of that in float32."""
+    numbers = np.linspace(-3, 4.8, 40)
+    several = {"dtypes": ["float32"], "data": ["random"]}
+    report = all_data(torch.special.log_ndtr, jsp.special.log_ndtr, numbers, **several)
+    assert report.ok, str(report)
+    assert "log_ndtr of JAX's library rounds more in float32" in report.cells[0].reason
+    by_hand = all_data(torch.special.log_ndtr, lambda x: jnp.log(jax.scipy.stats.norm.cdf(x)), numbers, **several)
+    assert not by_hand.ok
 
 
 def test_a_kink_that_tiny_numbers_reach_is_a_convention():

@@ -12,7 +12,7 @@ from jax._src import compiler as jax_compiler
 from jax._src.interpreters import mlir as jax_mlir
 
 from parity.execution import _compat as parity_compat
-from parity.execution.jax_programs import INLINED, ONCE, library_of
+from parity.execution.jax_programs import INLINED, ONCE, SPECIAL, library_of
 from parity.explanation import _compat as explanation_compat
 from parity.models import _compat as models_compat
 
@@ -36,6 +36,9 @@ def test_fused_operators_are_taken_apart():
 def test_the_code_that_made_an_equation_is_told():
     (equation,) = jax.make_jaxpr(lambda x: x + 1)(1.0).jaxpr.eqns
     assert __file__ in parity_compat.file_names(equation)
+    special = jax.make_jaxpr(lambda x: jax.scipy.special.multigammaln(x, 2))(2.0).jaxpr.eqns[0]
+    assert "multigammaln" in parity_compat.function_names(special, SPECIAL)
+    assert not parity_compat.function_names(equation, SPECIAL)
 
 
 def test_options_of_xla_reach_eager_operators_and_end_with_the_context():

@@ -30,6 +30,13 @@ def file_names(equation: Any) -> list[str]:
     return [] if traceback is None else [frame.file_name for frame in traceback.frames]
 
 
+def function_names(equation: Any, file: str) -> list[str]:
+    """Return the functions of a file, by the end of its name, whose code made an equation of a jaxpr."""
+    traceback = equation.source_info.traceback
+    frames = [] if traceback is None else traceback.frames
+    return [one.function_name for one in frames if one.file_name.replace("\\", "/").endswith(file)]
+
+
 def bind(equation: Any, operands: Sequence[Any], parameters: Mapping[str, Any]) -> list[Any]:
     """Return the results of an equation of a jaxpr on other operands, with other parameters.
 

@@ -35,9 +35,8 @@ AGAIN = 0.25
 _programs = [0.0]
 """How many were counted since JAX forgot."""
 
-_anew: list[tuple[float, int, bool]] = []
-"""How large movements are, the seed, and whether they are of scalars alone that depend on no input; empty where nothing
-is rounded anew."""
+_anew: list[tuple[float, int, str]] = []
+"""How large movements are, the seed, and what alone is rounded anew; empty where nothing is."""
 
 
 class Ops:
@@ -140,9 +139,9 @@ def _run_as_remembered(asked: Call, world: str, device: str, kept: dict[str, Any
 def _run(asked: Call, world: str, device: str, kept: dict[str, Any]) -> Outputs:
     arrays = _arrays(asked, device)
     if _anew:
-        size, seed, scalars = _anew[-1]
+        size, seed, only = _anew[-1]
         program = functools.partial(asked.program, Ops, is_float)
-        return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays), scalars=scalars))
+        return _outputs(jax_rounding.run(program, arrays, size, seed, kept, _form(asked, arrays), only=only))
     if world == "jax-eager":
         key = f"{world} {device} {_form(asked, arrays)}"
         ran = key in kept
@@ -238,16 +237,16 @@ def _arrays(asked: Call, device: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def rounding(size: float, seed: int, *, lower: bool = False, scalars: bool = False) -> Iterator[None]:
+def rounding(size: float, seed: int, *, lower: bool = False, only: str = "") -> Iterator[None]:
     """In this context every result is rounded anew, at random (`jax_rounding`).
 
     Args:
         size: Size of the movement, relative.
         seed: Seed of the random numbers.
         lower: As in torch; here every type is moved by one size.
-        scalars: Whether only single numbers that depend on no input are rounded anew.
+        only: What alone is rounded anew (`jax_rounding.run`).
     """
-    _anew.append((size, seed, scalars))
+    _anew.append((size, seed, only))
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from parity.execution._compat import QUICKLY, bind, file_names, known_xla_options
+from parity.execution._compat import QUICKLY, bind, file_names, function_names, known_xla_options
 from parity.execution.programs import Reading, Steps
 
 _MOVES = """
@@ -29,6 +29,9 @@ SUMS = ("dot_general", "conv_general_dilated")
 
 FLUSHING = ("mul", "div", "exp", "integer_pow", "pow", "square", "convert_element_type", *SUMS)
 """Primitives whose results can be subnormal where nothing else is."""
+
+SPECIAL = "/jax/_src/scipy/special.py"
+"""Where the functions of jax.scipy.special are written."""
 
 INLINED = ("jaxpr", "call_jaxpr")
 """Where a primitive that calls a function once keeps its jaxpr."""
@@ -112,6 +115,7 @@ def _read(jaxpr: Any, reading: Reading, within: str, wanted: Sequence[bool] = ()
             _note_cast(eqn, reading)
         if inner or name in MOVES:
             continue
+        reading.special.update(function_names(eqn, SPECIAL))
         for variable in eqn.outvars:
             dtype = getattr(variable.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from parity.execution._compat import QUICKLY, bind, known_xla_options
-from parity.execution.jax_programs import MOVES, evaluate
+from parity.execution._compat import QUICKLY, bind, function_names, known_xla_options
+from parity.execution.jax_programs import MOVES, SPECIAL, evaluate
 
 _EXACT = """
 abs neg sign max min argmax argmin reduce_max reduce_min sort clamp floor ceil round eq ne lt le gt ge and or not
@@ -43,7 +43,7 @@ FUNCTIONS = 4.0
 
 def run(
     function: Callable[..., Any], arrays: Any, size: float, seed: int, programs: dict[str, Any], key: str, *,
-    scalars: bool = False,
+    only: str = "",
 ) -> Any:  # fmt: skip
     """Return what a function gives with every rounding made anew, at random.
 
@@ -54,17 +54,18 @@ def run(
         seed: Seed of the random numbers.
         programs: Where programs are kept: each is compiled once for all movements.
         key: What the program depends on, the shapes of the arrays included.
-        scalars: Whether only single numbers that depend on no array are rounded anew, as 1 - b**t of an optimizer.
+        only: "scalars": single numbers that depend on no array alone are rounded anew, as 1 - b**t of an optimizer;
+            "special": what the special functions of JAX's library compute.
     """
-    key = f"rounding {scalars} {key}"
+    key = f"rounding {only} {key}"
     if key not in programs:
-        programs[key] = _program(function, arrays, scalars)
+        programs[key] = _program(function, arrays, only)
     program, count = programs[key]
     rng = np.random.Generator(np.random.PCG64([seed, 11]))
     return program(arrays, size, rng.uniform(-1.0, 1.0, count))
 
 
-def _program(function: Callable[..., Any], arrays: Any, scalars: bool) -> tuple[Callable[..., Any], int]:
+def _program(function: Callable[..., Any], arrays: Any, only: str) -> tuple[Callable[..., Any], int]:
     """Return a function of arrays, a size and noise, compiled, and how many numbers of noise it takes."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(arrays)
     counted = _Noise(None)
@@ -75,7 +76,11 @@ def _program(function: Callable[..., Any], arrays: Any, scalars: bool) -> tuple[
         def compute(eqn: Any, inputs: list[Any]) -> list[Any]:
             name = eqn.primitive.name
             is_free = all(not isinstance(one, jax.core.Tracer) or id(one) in free for one in inputs)
-            is_moved = name not in EXACT and (not scalars or (is_free and _is_single(eqn, inputs)))
+            is_moved = name not in EXACT
+            if only == "scalars":
+                is_moved &= is_free and _is_single(eqn, inputs)
+            if only == "special":
+                is_moved &= bool(function_names(eqn, SPECIAL))
             if is_moved and name not in BASIC:
                 factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
                 inputs = [_moved(one, factor * size, noise) for one in inputs]

@@ -23,12 +23,14 @@ class Reading:
         small: Operators whose results are subnormal.
         casts: By type with a larger unit that numbers are cast to, whose code does it: a library's name, or an empty
             text for the user's own.
+        special: The special functions of a library that it calls, which no port has written.
     """
 
     types: dict[str, list[str]] = field(default_factory=dict)
     large: set[str] = field(default_factory=set)
     small: set[str] = field(default_factory=set)
     casts: dict[str, set[str]] = field(default_factory=dict)
+    special: set[str] = field(default_factory=set)
 
     def note(self, dtype: str, operator: str) -> None:
         """Note that an operator computes in a type."""

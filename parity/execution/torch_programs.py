@@ -272,6 +272,11 @@ class Reader(TorchDispatchMode):
                 with contextlib.suppress(RuntimeError):  # numbers that are not stored: forward mode asks for shapes
                     if out.dtype in UNITS and leaf.dtype in UNITS and _vanishes(out, [leaf]):
                         self.reading.small.add(base)
+        if base.startswith("special_"):
+            self.reading.special.add(base.removeprefix("special_"))
+        if base.startswith(IN_SINGLE):
+            self.reading.note("float32", base)
+            self.reading.cast("float64", "float32", "torch")
         for leaf in _tensors(out):
             if leaf.dtype in UNITS and inputs and base not in MOVES:
                 self.reading.note(_type(leaf), base)
@@ -304,6 +309,9 @@ class Listed(TorchDispatchMode):
         self.steps += [(name_of(func), tuple(leaf.shape)) for leaf in _tensors(out)]
         return out
 
+
+IN_SINGLE = ("fake_quantize_", "_fake_quantize_")
+"""Operators whose kernels compute in float32, whatever type they are given: scales and quotients are C++ floats."""
 
 PRODUCTS = ("mul", "square", "pow", "exp", "mm", "bmm", "addmm", "dot", "mv", "convolution")
 """Operators whose results are zero, of numbers that are not, where they are too small to be held."""

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from parity.explanation.claims import Claim
+from parity.explanation.constants import reduced
 from parity.explanation.programs.program import Constant, Key, Operand, Step, set_result, set_unary
 from parity.explanation.substitution import Bench, Change
 
@@ -63,6 +64,12 @@ def places(bench: Bench, framework: str) -> Iterator[Claim]:
                     placed = partial(_placed, where=where, eps=eps)
                     change = Change(framework, {key: set_unary(placed, o) for key, o in others.items()})
                     yield _claim_eps(change, constant.value, now, eps, where)
+            # A layer norm by std has another divisor as well.
+            for n, eps in itertools.product(reduced(bench), values) if _rooted(by_key, step) else ():
+                biased = partial(_biased, part=(n - 1) / n, eps=eps)
+                change = Change(framework, {key: set_unary(biased, o) for key, o in others.items()})
+                has = f"{now} of a variance over n - 1, with n = {n},"
+                yield _claim_eps(change, constant.value, has, eps, "under the root of one over n")
         made = {name: [root for root in roots if root.name == name] for name in ("sqrt", "rsqrt")}
         pairs = [[root] for root in roots] if len(group) == 1 else [one for one in made.values() if len(one) > 1]
         for several in pairs if step.name == "add" else ():
@@ -99,6 +106,10 @@ def _array(step: Step, constant: Operand) -> Operand | None:
 
 def _placed(root: np.ndarray, where: str, eps: float) -> np.ndarray:
     return PLACES[where](root, eps)
+
+
+def _biased(root: np.ndarray, part: float, eps: float) -> np.ndarray:
+    return np.sqrt(root**2 * part + eps)
 
 
 def _under(values: np.ndarray, now: float, where: str, eps: float, inverse: bool) -> np.ndarray:

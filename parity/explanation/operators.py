@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.explanation import axes, pooling, selections, windows
+from parity.explanation import axes, selections, windows
 from parity.explanation.activations import (
     ACTIVATIONS,
     AS,
@@ -41,8 +41,8 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _thresholds(steps)
     yield from _reductions(steps)
     yield from axes.claims(steps, bench.programs["jax"].steps)
-    yield from pooling.along([step for step in steps if step.name != "select"], ("the mean", "the maximum"))
-    yield from pooling.windows(steps)
+    yield from axes.along([step for step in steps if step.name != "select"], ("the mean", "the maximum"))
+    yield from axes.windows(steps)
     yield from selections.scans(steps)
     yield from windows.resizes(steps)
     yield from _logarithms(steps)

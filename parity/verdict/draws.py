@@ -105,8 +105,8 @@ def held_over_draws(runs: Runs, cell: Cell, found: Outcome, judge: Callable[[Cel
             tolerance = runs.pair.tolerance
             narrow = _single(runs, cell, reference) if double else set()
             tolerated = tolerance.rtol if tolerance else 0.0
-            # What both compute in float32 inside errs as float32 does, whatever the outputs are.
-            dtype = inside.lowest or cell.dtype
+            # What both compute in float32 inside, or a library does, errs as float32 does, whatever the outputs are.
+            dtype = inside.lowest or inside.library or cell.dtype
             low = cell.dtype in LOW and dtype == cell.dtype
             directed = functools.partial(sensitivity.in_one_direction, runs, cell, UNIT[cell.dtype]) if low else None
             assert_no_factor(mine, dtype, twin, both=double, tolerated=tolerated, single=narrow, directed=directed)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from parity.execution.calls import Failure, Numbers, Outputs, parts
-from parity.execution.outputs import OTHER, Runs, framework_of
+from parity.execution.outputs import EAGER, OTHER, Runs, framework_of
 from parity.operator import trees
 from parity.operator.faults import ask, ask_tree
 from parity.operator.oracle import Oracle
@@ -32,6 +32,9 @@ SCALARS = (
     "(1 - b**t of an optimizer), and that moves the result as far"
 )
 """What is said where nothing else excuses a difference."""
+
+SPECIAL = "{name} of JAX's library rounds more in {dtype} than torch's, and no port has a part in it"
+"""What is said where the formula that a library has for a function loses digits, as log_ndtr above 3 does."""
 
 
 class NotTheOracle(compare.Mismatch):
@@ -236,7 +239,11 @@ def _close(
             return held(sensitivity.with_own(runs, cell, moved, UNIT[dtype])), ""
     elif framework_of(cell) == "jax":
         with contextlib.suppress(compare.Mismatch):
-            return held(sensitivity.with_scalars(runs, cell, moved, UNIT[dtype])), SCALARS
+            return held(sensitivity.with_only(runs, cell, moved, UNIT[dtype], "scalars")), SCALARS
+        if both := _special(runs, cell, dtype):
+            with contextlib.suppress(compare.Mismatch):
+                said = SPECIAL.format(name=both, dtype=dtype)
+                return held(sensitivity.with_only(runs, cell, moved, UNIT[dtype], "special")), said
     inside = arithmetic.of_cell(runs, cell, dtype)
     if inside.alike:
         with contextlib.suppress(compare.Mismatch):
@@ -251,6 +258,13 @@ def _close(
         finding = first.finding
         raise compare.Mismatch(replace(finding, text=f"{finding.text}; {inside.text}"))
     raise first
+
+
+def _special(runs: Runs, cell: Cell, dtype: str) -> str:
+    """Return the name of a special function that both sides call from their libraries; else nothing."""
+    torch, jax = (runs.reading(cell, framework, dtype) for framework in EAGER)
+    both = torch.special & jax.special if torch is not None and jax is not None else set()
+    return " and ".join(sorted(both))
 
 
 def _answers(runs: Runs, cell: Cell) -> bool:

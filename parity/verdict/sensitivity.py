@@ -88,7 +88,7 @@ NOTHING = Moved()
 
 def of_cell(
     runs: Runs, cell: Cell, unit: float, *, lower: bool = False, formula: str = "", smooth: bool = False,
-    draws: int | None = None, scalars: bool = False,
+    draws: int | None = None, only: str = "",
 ) -> Moved:  # fmt: skip
     """Return what rounding does to a cell's float64 results: to torch's, or to JAX's where torch fails.
 
@@ -100,7 +100,7 @@ def of_cell(
         formula: The framework whose program is measured, in the place of the first that runs.
         smooth: Whether jumps do not count, as at points that are chosen.
         draws: How many are made at least, where not all: what those do that are not made is taken for nothing.
-        scalars: Whether only single numbers that depend on no input are rounded anew (JAX's formula alone has this).
+        only: What alone is rounded anew (`jax_rounding.run`; JAX's formula alone has this).
     """
     chosen = smooth or cell.data.split("#")[0] in CHOSEN
     size = unit if unit > IN_FLOAT64 else IN_FLOAT64
@@ -112,13 +112,13 @@ def of_cell(
         cell.transform,
         str(size if not chosen else 0),
         str(lower),
-        f"{formula} {scalars}",
+        f"{formula} {only}",
     )
     asked = min(draws or _draws(cell), _draws(cell))
 
     def moved_by(size: float, fine: float | None = None) -> Moved:
         made: _Measuring = runs.once(
-            key, lambda: _Measuring(runs, cell, size, fine=fine, lower=lower, formula=formula, scalars=scalars)
+            key, lambda: _Measuring(runs, cell, size, fine=fine, lower=lower, formula=formula, only=only)
         )  # fmt: skip
         return made.after(asked)
 
@@ -152,13 +152,14 @@ def with_own(runs: Runs, cell: Cell, moved: Moved, unit: float) -> Moved:
     return replace(moved, spread=wider)
 
 
-def with_scalars(runs: Runs, cell: Cell, moved: Moved, unit: float) -> Moved:
-    """Return the sensitivity with what it does that JAX rounds scalars which depend on no input.
+def with_only(runs: Runs, cell: Cell, moved: Moved, unit: float, only: str) -> Moved:
+    """Return the sensitivity with what a part of JAX's program does that no port has written.
 
-    torch has them as Python's own floats, of 64 bits, in any dtype: the bias correction 1 - 0.999**t of Adam, which
-    loses three digits of float32 in optax.
+    "scalars" are those that depend on no input. Torch has them as Python's own floats, of 64 bits, in any dtype: the
+    bias correction 1 - 0.999**t of Adam, which loses three digits of float32 in optax. "special" is what the functions
+    of jax.scipy.special compute.
     """
-    own = of_cell(runs, cell, unit, formula="jax", scalars=True)
+    own = of_cell(runs, cell, unit, formula="jax", only=only)
     wider = {
         name: value + own.spread[name] if name in own.spread and own.spread[name].shape == value.shape else value
         for name, value in moved.spread.items()
@@ -274,14 +275,14 @@ class _Measuring:
         fine: A smaller size. Where it does not do less, in proportion, the change is a jump and does not count.
         lower: Whether what is computed in a type with a larger unit is rounded in that one.
         formula: The framework whose program is measured, in the place of the first that runs.
-        scalars: As for `of_cell`.
+        only: As for `of_cell`.
     """
 
     def __init__(
         self, runs: Runs, cell: Cell, size: float, *, fine: float | None = None, lower: bool = False, formula: str = "",
-        scalars: bool = False,
+        only: str = "",
     ) -> None:  # fmt: skip
-        self._made = _again(runs, cell, formula, scalars)
+        self._made = _again(runs, cell, formula, only)
         self._size, self._fine, self._lower, self._all, self._done = size, fine, lower, _draws(cell), 0
         at = self._made[0].values if self._made else {}
         self._total = {name: np.zeros(value.shape) for name, value in at.items()}
@@ -318,7 +319,7 @@ def _hypot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _again(
-    runs: Runs, cell: Cell, formula: str, scalars: bool
+    runs: Runs, cell: Cell, formula: str, only: str
 ) -> tuple[Outputs, Callable[[float, int, bool], Outputs | None]] | None:  # fmt: skip
     """Return a cell's float64 results, and what gives them anew, moved by a size; None where neither runs it."""
     for framework in EAGER:
@@ -330,8 +331,8 @@ def _again(
             continue
         there = replace(cell, world=world)
         rounding = getattr(world_of(framework), "rounding", None)
-        if rounding is not None and scalars:
-            rounding = functools.partial(rounding, scalars=True)
+        if rounding is not None and only:
+            rounding = functools.partial(rounding, only=only)
 
         def again(
             size: float, draw: int, lower: bool, there: Cell = there, rounding: object = rounding,

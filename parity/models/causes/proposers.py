@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from parity.explanation import proof
+from parity.explanation import axes, proof
+from parity.explanation.claims import Claim
 from parity.models.causes import (
     absent,
     buffers,
@@ -16,9 +18,7 @@ from parity.models.causes import (
     exchange,
     masks,
     moved,
-    norm_axes,
     norm_order,
-    pooling,
     positions,
     precision,
     repeats,
@@ -100,6 +100,25 @@ def _rotates(context: Context) -> bool:
     return not made
 
 
+def _pooled(context: Context) -> Iterator[Diagnosis]:
+    """Yield another proved pooling: the first word for the mean of all, the mean for the maximum of a window."""
+    for at in [context.bench] if context.bench is not None else []:
+        steps = at.programs["torch"].steps
+        places = (axes.by_places(name, one.steps) for name, one in at.programs.items())
+        yield from _first(context, itertools.chain(axes.along(steps), *places, axes.windows(steps)))
+
+
+def _normed(context: Context) -> Iterator[Diagnosis]:
+    """Yield other axes of a norm that are proved."""
+    if context.bench is not None:
+        yield from _first(context, axes.norms(context.bench.programs["torch"].steps))
+
+
+def _first(context: Context, claims: Iterator[Claim]) -> Iterator[Diagnosis]:
+    if (found := context.first(claims)) is not None:
+        yield found
+
+
 PROPOSERS: tuple[Proposer, ...] = (
     absent.propose,
     precision.propose,
@@ -108,8 +127,8 @@ PROPOSERS: tuple[Proposer, ...] = (
     masks.propose,
     positions.propose,
     _constants,
-    pooling.propose,
-    norm_axes.propose,
+    _pooled,
+    _normed,
     turned.propose,
     shifts.propose,
     exchange.propose,
