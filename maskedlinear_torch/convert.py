@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from maskedlinear_core import masks, patterns
+from maskedlinear_core import constructors, masks, patterns
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.arrays import dtype_name
 from maskedlinear_core.checks import convert as convert_checks
@@ -81,7 +81,8 @@ def mask_linears(
     Args:
         model: Any module; if it is itself a linear layer, the layer that replaces it is returned.
         masks: By pattern of the layer's dotted name (`fnmatch`): a mask, a bool array, or a callable(name, linear)
-            that returns one, or None to leave the layer as it is. The first pattern that matches counts.
+            that returns one, or None to leave the layer as it is. The first pattern that matches counts. What a mask
+            names learns, also where the model was frozen before (`requires_grad_(False)`).
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
         bias_masks: By pattern, of the layers that get a mask: a bool vector (out_features,).
         freeze_others: Let every parameter outside of the masked layers' weights be constant, biases too unless
@@ -349,6 +350,8 @@ def _make(
             of_weight[id(module.weight)] = made[id(module)]
         _compat.take_hooks(made[id(module)], module)
         _compat.take_attributes(made[id(module)], module)
+        if not options.packed:
+            changes.append(functools.partial(_let_learn, made[id(module)], bias=biases[name] is not None))
         if options.packed and isinstance(made[id(module)], Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             old: Any = module
@@ -362,6 +365,7 @@ def _make(
             attention.in_proj._refuse_sharded("repack")
             changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer))
         elif options.packed and not isinstance(attention, MaskedMultiheadAttention):
+            grad_masks, bias_masks = _with_the_frozen(attention, grad_masks, bias_masks)
             made[id(attention)] = PackedMultiheadAttention.around(
                 attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
             )
@@ -370,10 +374,46 @@ def _make(
             weight, bias = attention.in_proj_weight, attention.in_proj_bias
             changes += _taken_over(weight, bias, now.in_proj, how, options.optimizer)
         else:
-            if not isinstance(attention, MaskedMultiheadAttention):
+            if is_new := not isinstance(attention, MaskedMultiheadAttention):
                 made[id(attention)] = attention = MaskedMultiheadAttention.around(attention)
+                grad_masks, bias_masks = _with_the_frozen(attention, grad_masks, bias_masks)
             changes.append(functools.partial(attention.set_masks, grad_masks, bias_masks))
+            if is_new:
+                changes.append(functools.partial(_let_projections_learn, attention))
     return made, changes
+
+
+def _let_learn(layer: Any, *, bias: bool = False) -> None:
+    """Let what a mask names require a gradient: it may have been frozen with all the rest before."""
+    weight, own = layer.weight, []
+    mask = layer._kind.mask(weight.t() if layer._is_turned else weight)
+    if mask.is_meta or mask.any():
+        own.append(weight)
+    for parameter in [*own, layer.bias] if bias else own:
+        if not parameter.is_inference():
+            parameter.requires_grad_()
+
+
+def _let_projections_learn(attention: MaskedMultiheadAttention) -> None:
+    for name, trains in attention.trained_positions().items():
+        parameter: Any = attention._parameters[name]
+        if trains.any() and not parameter.is_inference():
+            parameter.requires_grad_()
+
+
+def _with_the_frozen(
+    attention: nn.MultiheadAttention,
+    grad_masks: Mapping[str, masks.Mask],
+    bias_masks: Mapping[str, np.ndarray | None],
+) -> tuple[dict[str, masks.Mask], dict[str, np.ndarray | None]]:
+    """Return the masks of attention; of projections that are one frozen parameter only what masks name learns."""
+    weights, lines = dict(grad_masks), {name: mask for name, mask in bias_masks.items() if mask is not None}
+    weight, bias = attention._parameters.get("in_proj_weight"), attention._parameters.get("in_proj_bias")
+    if weights and weight is not None and not weight.requires_grad:
+        weights = dict.fromkeys(attentions.PROJECTIONS, constructors.rows([])) | weights
+    if lines and bias is not None and not bias.requires_grad:
+        lines = dict.fromkeys(attentions.PROJECTIONS, np.zeros(attention.embed_dim, np.bool_)) | lines
+    return weights, {**dict.fromkeys(weights), **lines}
 
 
 def _taken_over(
