@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from maskedlinear_core import masks, patterns
+from maskedlinear_core import constructors, masks, patterns
 from maskedlinear_core.annotations import BiasMaskLike, MaskLike, PrecisionLike
 from maskedlinear_core.checks import convert as convert_checks
 from maskedlinear_core.patterns import Part
@@ -78,7 +78,8 @@ def mask_linears(
     Args:
         model: Any module; if it is itself a linear layer, the layer that replaces it is returned.
         masks: By pattern of the layer's dotted name (`fnmatch`): a mask, a bool array, or a callable(name, linear)
-            that returns one, or None to leave the layer as it is. The first pattern that matches counts.
+            that returns one, or None to leave the layer as it is. The first pattern that matches counts. What a mask
+            names learns, also where the model was frozen before (`requires_grad_(False)`).
         packed: Make `PackedLinear` layers instead of `MaskedLinear`.
         bias_masks: By pattern, of the layers that get a mask: a bool vector (out_features,).
         freeze_others: Let every parameter outside of the masked layers' weights be constant, biases too unless
@@ -262,6 +263,8 @@ def _make(
             of_weight[id(module.weight)] = new
         _compat.take_hooks(new, module)
         _compat.take_attributes(new, module)
+        if not options.packed:
+            changes.append(functools.partial(_let_learn, new, bias=biases[name] is not None))
         if options.packed and isinstance(new, Layer):
             how = f"mask_linears(packed=True) of {name!r}"
             old: Any = module
@@ -292,13 +295,48 @@ def _attention(
         return None, [functools.partial(attention.set_masks, grad_masks, bias_masks)]
     if not options.packed:
         masked = MaskedMultiheadAttention.around(attention)
-        return masked, [functools.partial(masked.set_masks, grad_masks, bias_masks)]
+        set_masks = functools.partial(masked.set_masks, *_with_the_frozen(attention, grad_masks, bias_masks))
+        return masked, [set_masks, functools.partial(_let_projections_learn, masked)]
+    grad_masks, bias_masks = _with_the_frozen(attention, grad_masks, bias_masks)
     packed = PackedMultiheadAttention.around(
         attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
     )
     how = f"mask_linears(packed=True) of {prefix or 'the attention'!r}"
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     return packed, _taken_over(weight, bias, packed.in_proj, how, options.optimizer)
+
+
+def _let_learn(layer: Any, *, bias: bool = False) -> None:
+    """Let what a mask names require a gradient: it may have been frozen with all the rest before."""
+    weight, own = layer.weight, []
+    mask = layer._kind.mask(weight.t() if layer._is_turned else weight)
+    if mask.is_meta or mask.any():
+        own.append(weight)
+    for parameter in [*own, layer.bias] if bias else own:
+        if not parameter.is_inference():
+            parameter.requires_grad_()
+
+
+def _let_projections_learn(attention: MaskedMultiheadAttention) -> None:
+    for name, trains in attention.trained_positions().items():
+        parameter: Any = attention._parameters[name]
+        if trains.any() and not parameter.is_inference():
+            parameter.requires_grad_()
+
+
+def _with_the_frozen(
+    attention: nn.MultiheadAttention,
+    grad_masks: Mapping[str, masks.Mask],
+    bias_masks: Mapping[str, np.ndarray | None],
+) -> tuple[dict[str, masks.Mask], dict[str, np.ndarray | None]]:
+    """Return the masks of attention; of projections that are one frozen parameter only what masks name learns."""
+    weights, lines = dict(grad_masks), {name: mask for name, mask in bias_masks.items() if mask is not None}
+    weight, bias = attention._parameters.get("in_proj_weight"), attention._parameters.get("in_proj_bias")
+    if weights and weight is not None and not weight.requires_grad:
+        weights = dict.fromkeys(attentions.PROJECTIONS, constructors.rows([])) | weights
+    if lines and bias is not None and not bias.requires_grad:
+        lines = dict.fromkeys(attentions.PROJECTIONS, np.zeros(attention.embed_dim, np.bool_)) | lines
+    return weights, {**dict.fromkeys(weights), **lines}
 
 
 def _taken_over(

@@ -173,3 +173,47 @@ def test_m1_torch_knows_what_a_new_mask_froze():
     assert not np.array_equal(mt.summary(model).learns, 0)
     with pytest.raises(StorageError):
         mt.load_packed(mt.packed_arrays(model), mt.mask_linears(nn.Sequential(nn.Linear(4, 3)), {"0": columns([1])}))
+
+
+def embedding():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)), {"0": rows([3]), "1": columns([0])}
+
+
+FROZEN = [linears, attention, gpt2, embedding]
+
+
+@FORMS
+@pytest.mark.parametrize("make", FROZEN)
+def test_m1_what_a_mask_names_learns_in_a_model_that_was_frozen_before(make, packed):
+    """Freeze all, then say what shall learn: masked layers learned nothing in silence, packed attention too much."""
+    model, masks = make()
+    mt.mask_linears(model.requires_grad_(False), masks, packed=packed)
+    other = mt.mask_linears(make()[0], masks, packed=packed, freeze_others=True)
+    learns = [name for name, one in model.named_parameters() if one.requires_grad and one.numel()]
+    assert learns == [name for name, one in other.named_parameters() if one.requires_grad and one.numel()]
+    assert mt.summary(model).learns == mt.summary(other).learns > 0
+
+
+def test_m1_a_mask_of_nothing_lets_nothing_learn():
+    model = nn.Sequential(nn.Linear(4, 3)).requires_grad_(False)
+    mt.mask_linears(model, {"0": rows([])})
+    assert not any(one.requires_grad for one in model.parameters())
+    model = mt.mask_linears(nn.Sequential(nn.Linear(4, 3)).requires_grad_(False), {"0": rows([0])},
+                            bias_masks={"0": np.arange(3) < 1})  # fmt: skip
+    assert all(one.requires_grad for one in model.parameters())
+
+
+@FORMS
+def test_m1_a_file_makes_a_frozen_model_learn_as_it_did(packed):
+    model, masks = linears()
+    data = mt.packed_bytes(mt.mask_linears(model, masks, packed=packed, freeze_others=True))
+    again = mt.load_packed(data, linears()[0].requires_grad_(False))
+    assert mt.summary(again).learns == mt.summary(model).learns
+
+
+def test_m1_a_refused_mask_leaves_a_frozen_model_frozen():
+    model = linears()[0].requires_grad_(False)
+    with pytest.raises(IndexError):
+        mt.mask_linears(model, {"0": columns([1]), "1": columns([7])})
+    assert not any(one.requires_grad for one in model.parameters())

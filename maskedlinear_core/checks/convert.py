@@ -81,8 +81,8 @@ def warn_of_frozen(name: str, old: Any, new: Any, shape: tuple[int, int]) -> Non
         return
     if (old.to_array(shape) & ~new.to_array(shape)).any():
         warnings.warn(
-            f"{name or 'the model itself'}: entries that could learn are frozen from now on. A masked layer in JAX does "
-            "not know whether they have learned: save it with with_base=True, or its file will not load",
+            f"{name or 'the model itself'}: entries that could learn are frozen from now on. A masked layer in JAX "
+            "does not know whether they have learned: save it with with_base=True, or its file will not load",
             stacklevel=5,
         )
 
