@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,7 @@ def _flatten(mask: masks.Mask) -> tuple[tuple[object, ...], _Skeleton]:
     return found
 
 
-def _unflatten(skeleton: _Skeleton, leaves: tuple[object, ...]) -> masks.Mask:
+def _unflatten(skeleton: _Skeleton, leaves: Iterable[object]) -> masks.Mask:
     return skeleton.mask.with_leaves(tuple(leaves))
 
 
