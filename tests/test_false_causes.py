@@ -232,3 +232,58 @@ def test_numbers_whose_squares_overflow_prove_nothing():
     huge, small = {"output": np.array([7e241])}, {"output": np.array([276.0])}
     assert substitution.distance(small, huge) == substitution.distance({"output": np.array([0.0])}, huge) == 1
     assert substitution.distance(huge, huge) == 0
+
+
+def test_positions_that_one_side_does_not_have_are_not_transposed_there():
+    """0 to the power of what is above the diagonal is one below it: so the decay is left out, and nothing turned."""
+    square = RNG.standard_normal((4, 4)).astype(np.float32)
+    found = why(lambda x: x * _decay(x), lambda x: x * jnp.tril(jnp.ones((4, 4))), square)
+    assert "exchanged" not in found.text, found
+
+
+def _decay(x):
+    at = torch.arange(4)
+    back = (at[:, None] - at).clamp(min=0)
+    return torch.where(at[:, None] >= at, torch.tensor(0.9, dtype=x.dtype) ** back, 0.0)
+
+
+def test_numbers_of_one_sign_have_no_absolute_value():
+    """exp(-exp(d)) in torch, exp(d) in JAX: the absolute value of -exp(d) is a sign, and no activation."""
+    found = why(lambda x, d: x * torch.exp(-torch.exp(d)), lambda x, d: x * jnp.exp(d), ROWS, X)
+    assert "abs" not in found.text, found
+
+
+def test_a_graph_of_edges_both_ways_is_not_transposed():
+    """Rows for columns of a symmetric matrix: with another graph the two do not agree."""
+    graph = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]], np.float32)
+
+    def theirs(x, a):
+        d = a.sum(1).pow(-0.5)
+        return (d[:, None] * a * d[None]) @ x
+
+    found = why(theirs, lambda x, a: (a / a.sum(1, keepdims=True)) @ x, ROWS, graph)
+    assert "exchanged" not in found.text, found
+
+
+def test_a_mask_of_turns_that_is_read_the_other_way_round_is_not_reversed():
+    turns = np.tile(np.array([0.0, 1.0], np.float32), 3)
+    mask = torch.from_numpy(turns)
+    found = why(lambda x: x * mask.to(x.dtype) * 2, lambda x: x * (1 - jnp.asarray(turns)) * 2, ROWS)
+    assert "reversed" not in found.text, found
+
+
+def test_the_activations_of_one_tower_are_told_from_those_of_the_other():
+    def two(matmul, one, other, a, b):
+        for _ in range(2):
+            a = one(a) * 1.5
+        for _ in range(3):
+            b = other(b) * 1.5
+        return matmul(a, b)
+
+    found = why(
+        lambda a, b: two(torch.matmul, torch.tanh, torch.tanh, a, b),
+        lambda a, b: two(jnp.matmul, jnp.tanh, jax.nn.silu, a, b),
+        ROWS, W,
+    )  # fmt: skip
+    assert found.cause == "another formula: activation", found
+    assert "silu" in found.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,10 @@ from parity.explanation.activations import (
     gelu_tanh,
     logistic,
 )
-from parity.explanation.claims import ADD_STEP, Claim, change_all, grouped, place
-from parity.explanation.programs.program import Edit, Key, Operand, Operation, Step, set_operand, set_result, set_unary
+from parity.explanation.claims import Claim, change_all, grouped, place
+from parity.explanation.programs.program import Key, Operand, Operation, Step, set_operand, set_result, set_unary
 from parity.explanation.selections import COMPARISONS
-from parity.explanation.substitution import CHOICES, Bench, Change, where_they_part
+from parity.explanation.substitution import CHOICES, Bench, Change
 
 GELU_FIX = "Set approximate='none' or 'tanh' in torch, approximate=False or True in JAX: their defaults differ."
 
@@ -84,12 +84,6 @@ def conjugates(bench: Bench) -> Iterator[Claim]:
             if step.result is not None and step.result.dtype.kind == "c":
                 change = change_all(framework, [step], set_result(np.conj))
                 yield Claim(change, cause, f"{step.name} (step {place(step)})", "its conjugate", fix)
-
-
-def left_out(bench: Bench) -> Iterator[Claim]:
-    """Yield steps that only one side may have: these fit much, and come last."""
-    for framework in ("torch", "jax"):
-        yield from _left_out(framework, bench.programs[framework].steps, where_they_part(bench, framework))
 
 
 def _gelus(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
@@ -451,60 +445,3 @@ def _by_input(
     for (name, _), group in groups.items():
         if 1 < len(group) < sum(one.name == name for one in filter(wanted, steps)):
             yield group
-
-
-NEVER_LEFT_OUT = (
-    "clone",
-    "copy",
-    "view",
-    "_to_copy",
-    "detach",
-    "convert_element_type",
-    "broadcast_in_dim",
-    "expand",
-    "reshape",
-    "lift_fresh",
-    "alias",
-)
-
-
-FEW = 3
-"""Steps made of the same that are left out together: a norm of each of two or three inputs."""
-
-
-def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Iterator[Claim]:
-    """Yield steps that the other side may lack: their operand stands in for them; and a sign."""
-    names = {step.key: step.name for step in steps}
-    made_of = {one.key: (one.name, *(names.get(one.sources.get(o)) for o in one.operands)) for one in steps}
-    for step in sorted(steps, key=lambda step: step.key not in parting):
-        result = step.result
-        if result is None or result.dtype.kind != "f" or step.name in NEVER_LEFT_OUT:
-            continue
-        for operand, values in step.operands.items():
-            if (
-                isinstance(values, np.ndarray)
-                and values.shape == result.shape
-                and values.dtype.kind == "f"
-                and values.ndim
-            ):
-                alike = [one for one in steps if made_of[one.key] == made_of[step.key]]
-                for group in [[step], alike] if step is alike[0] and 1 < len(alike) <= FEW else [[step]]:
-                    yield Claim(
-                        change_all(framework, group, _only(operand)),
-                        "another formula",
-                        f"{step.name} (step {' and '.join(map(place, group))})",
-                        "none",
-                        ADD_STEP,
-                    )
-        if result.ndim and any(isinstance(values, np.ndarray) for values in step.operands.values()):
-            yield Claim(
-                change_all(framework, [step], set_result(np.negative)),
-                "another formula: sign",
-                f"{step.name} (step {place(step)})",
-                "its negative",
-                "Compare signs.",
-            )
-
-
-def _only(operand: Any) -> Edit:
-    return lambda operation: operation.operands[operand]

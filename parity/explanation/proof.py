@@ -17,6 +17,7 @@ from parity.explanation import (
     constants,
     conventions,
     inputs,
+    lacking,
     losses,
     moving,
     operators,
@@ -270,7 +271,7 @@ def selected(at: Bench) -> Diagnosis | None:
 
 
 def _left_out(at: Bench) -> Diagnosis | None:
-    return _first(operators.left_out(at), at)
+    return _first(lacking.claims(at), at)
 
 
 def _channels(at: Bench) -> Diagnosis | None:

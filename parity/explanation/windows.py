@@ -40,6 +40,8 @@ def resizes(steps: Sequence[Step]) -> Iterator[Claim]:
         ("upsample_bilinear2d", "upsample_bicubic2d"),
         ("upsample_bicubic2d", "upsample_bilinear2d"),
         ("upsample_bilinear2d", "_upsample_bicubic2d_aa"),
+        *(("upsample_bilinear2d", one) for one in nearest),
+        ("upsample_nearest2d", "upsample_bilinear2d"),
     ):
         for group in grouped(steps, partial(_is, name=mine)):
 

@@ -18,6 +18,8 @@ NAMES = (
     ("mask", r"-?(\d{2,}|inf)|e\+", "mask fill"),
     ("another formula", "(max|avg)_pool", "pooling"),
     ("constant|another formula", r"\((broadcast_in_dim|full|zeros|ones)\b", "constant"),
+    ("constant|another formula", r"^1 in \w+ where \w+ has (?!0 )\S+ \((mul|div)\b", "factor left out"),
+    ("constant|another formula", r"^(?!0 )\S+ in torch where JAX has 1 \((mul|div)\b", "factor left out"),
     ("constant|another formula", r"^1 in|has 0 \(mul|^0 in \w+ where \w+ has 1 \(mul", "term left out"),
     ("another formula", r"^mul \(step \d+\) in \w+ where \w+ has none", "factor left out"),
 )

@@ -1,4 +1,4 @@
-"""Where a window begins: padding put on another side, a slice that begins elsewhere, another dilation."""
+"""Where a window begins: padding put on another side, a slice that begins elsewhere, a roll, another dilation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def propose(context: Context) -> Iterator[Diagnosis]:
     if at is None:
         return
     steps = at.programs["torch"].steps
-    for claims in (_pads(steps), _slices(steps), _dilations(steps)):
+    for claims in (_rolls(steps), _pads(steps), _slices(steps), _dilations(steps)):
         found = context.first(claims)
         if found is not None:
             yield found
@@ -108,6 +108,26 @@ def _slices(steps: Sequence[Step]) -> Iterator[Claim]:
                 f"those from {begin} on: shifted by {begin - start}",
                 "Cut the same part: after a convolution that pads both sides, the first ones are the causal ones.",
             )
+
+
+def _rolls(steps: Sequence[Step]) -> Iterator[Claim]:
+    """Yield rolls in the other direction, and none: of all in a module, of those of one shift, of each."""
+    rolled = [step for step in steps if step.name == "roll" and isinstance(step.operands.get("shifts"), list | tuple)]
+    for group in (rolled, *_groups(rolled, lambda step: tuple(step.operands["shifts"]))):
+        if not group:
+            continue
+        shifts = list(group[0].operands["shifts"])
+        has = f"a roll by {shifts[0] if len(shifts) == 1 else tuple(shifts)}"
+        for by, needs in ((-1, "one in the other direction"), (0, "none")):
+
+            def other(operation: Operation, by: int = by) -> Any:
+                o = operation.operands
+                return operation.compute({**o, "shifts": [by * shift for shift in o["shifts"]]})
+
+            yield Claim(
+                Change("torch", {step.key: other for step in group}), "roll", has, needs,
+                "Roll by the same shifts along the same axes, and back by their negatives.",
+            )  # fmt: skip
 
 
 def _dilations(steps: Sequence[Step]) -> Iterator[Claim]:

@@ -14,6 +14,9 @@ from parity.explanation.substitution import Change
 from parity.models.causes.context import Context
 from parity.records import Diagnosis
 
+TURNS = (2, 3, 4)
+"""So many sums in a layer that runs several times."""
+
 SELECTS = ("where", "masked_fill", "masked_fill_", "select_n", "_where")
 
 
@@ -46,7 +49,9 @@ def _added(context: Context, framework: str) -> Iterator[Claim]:
     for step in whole:  # in a model whose layers are lists of parts, the sums of all layers
         kinds.setdefault(tuple(_kind(context, framework, step, one) for one in _terms(step)), []).append(step)
     alike = [kind for kind in kinds.values() if 1 < len(kind) < len(whole)]
-    for group in [*groups, *alike, *([whole] if len(whole) > 1 else [])]:
+    # A layer that runs several times has its sums by turns.
+    turns = [whole[at::by] for by in TURNS if len(whole) % by == 0 and len(whole) > by for at in range(by)]
+    for group in [*groups, *alike, *turns, *([whole] if len(whole) > 1 else [])]:
         left, right = _terms(group[0])
         for dropped, kept in ((left, right), (right, left)):
             term, other = group[0].operands[dropped], group[0].operands[kept]

@@ -98,4 +98,4 @@ def varied(array: np.ndarray) -> bool:
         >>> varied(np.zeros(3)), varied(np.arange(3))
         (False, True)
     """
-    return bool(array.size) and float(np.ptp(array)) > 0
+    return bool(array.size) and bool(np.any(array != array.flat[0]))

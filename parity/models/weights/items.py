@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from parity.models.weights.names import THREE, VALUE, Word, role_of, words
+from parity.models.weights.names import THREE, VALUE, Word, plain, role_of, words
 from parity.models.weights.tree import BUFFER, Leaf, Parts, Step, View, shared_path
 
 FUSED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "gate_up": ("gate", "up")}
@@ -255,6 +256,37 @@ def split_fused(
             continue
         made[place] = _split(item, names, others, torch=torch, heads=heads) or [item]
     return [one for group in made for one in group]
+
+
+PART = re.compile(r"(.*?)_?(real|imag|re|im)", re.I)
+"""The name of a complex weight that is kept in two, and which part of it this is."""
+
+
+def split_complex(items: list[Item], others: list[Item]) -> list[Item]:
+    """Split weights of pairs (real, imaginary) along their last axis where the other side keeps the parts apart.
+
+    Args:
+        items: The side to split: `C` of shape (h, n, 2), torch's `view_as_real`.
+        others: The other side: `C_re` and `C_im` of shape (h, n).
+    """
+    theirs: dict[tuple[str, tuple[int, ...]], set[str]] = defaultdict(set)
+    names: dict[tuple[str, tuple[int, ...], str], str] = {}
+    for item in others:
+        if found := PART.fullmatch(str(item.leaf.parts[-1])):
+            key, part = (plain(found[1]), item.leaf.shape), found[2][0].lower()
+            theirs[key].add(part)
+            names[*key, part] = str(item.leaf.parts[-1])
+    made: list[Item] = []
+    for item in items:
+        leaf = item.leaf
+        key = plain(str(leaf.parts[-1])), leaf.shape[:-1]
+        if leaf.shape[-1:] != (2,) or theirs[key] != {"r", "i"}:
+            made.append(item)
+            continue
+        for number, part in enumerate("ri"):
+            parts, step = (*leaf.parts[:-1], names[*key, part]), ("index", len(leaf.shape) - 1, number, 0)
+            made.append(Item(replace(leaf, parts=parts, shape=leaf.shape[:-1], aliases=()), item.view.then(step)))
+    return made
 
 
 class _Heads:

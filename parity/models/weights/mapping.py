@@ -13,7 +13,7 @@ from parity import needs
 from parity.models.inputs import of_both
 from parity.models.weights import beside, blocks, containers, in_order, neighbours, recurrent
 from parity.models.weights.crossed import crossed
-from parity.models.weights.items import Item, Owner, items_of, owners_of, split_fused, unstacked
+from parity.models.weights.items import Item, Owner, items_of, owners_of, split_complex, split_fused, unstacked
 from parity.models.weights.jax_side import JaxTree, in_call_order, jax_tree
 from parity.models.weights.layouts import Fit, layouts_of
 from parity.models.weights.matching import (
@@ -103,6 +103,7 @@ class _Mapping:
         self.pairs = told(self.rules, {i.leaf.name: i for i in ours}, {i.leaf.name: i for i in theirs})
         ours, theirs = self._without_told(ours, theirs)
         theirs = unstacked(theirs, ours)
+        ours, theirs = split_complex(ours, theirs), split_complex(theirs, ours)
         cells, ours, theirs, self.lost = recurrent.paired(ours, theirs, ordered=self.jax.ordered)
         self.pairs += cells
         values = self.torch_values, self.jax_values

@@ -54,7 +54,8 @@ def roles_paired(torch: Owner, jax: Owner) -> list[tuple[str, str]]:
     right = [role for role in jax.items if role not in torch.items]
     for ours in left:
         for theirs in right:
-            alone = len(torch.items) == len(jax.items) == 1  # `bias_table` is no bias of a table
+            alone = all(len(one.items) == 1 and len(one.main.leaf.shape) > 1 for one in (torch, jax))
+            # `bias_table` is no bias of a table: it has several axes.
             if VALUE in (ours, theirs) and ("weight" in (ours, theirs) or alone):
                 return [*shared, (ours, theirs)]
     return shared
