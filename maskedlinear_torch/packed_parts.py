@@ -144,13 +144,7 @@ def cut(
 
 
 def say_frozen(layer: PackedLinear, destination: dict[str, Any], prefix: str) -> None:
-    """Let a state_dict have what is frozen of a layer under the names of its parameters, and no weight but what learns.
-
-    Args:
-        layer: The layer.
-        destination: The state_dict, with the whole weight and bias.
-        prefix: Of the layer's names there.
-    """
+    """Let a state_dict have what is frozen under the names of parameters, and no weight of which nothing learns."""
     own = prefix and prefix[: -len(layer._joint)] + "."
     for name, base, learned in (("weight", "base", "values"), ("bias", "bias_base", "bias_values")):
         parts = {one: layer._parameters.get(one) for one in (base, learned)}
