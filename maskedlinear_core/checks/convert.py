@@ -69,14 +69,7 @@ def refuse_own_forward(name: str, value: object) -> NoReturn:
 
 
 def warn_of_frozen(name: str, old: Any, new: Any, shape: tuple[int, int]) -> None:
-    """Warn that entries of a masked layer in JAX learn no more: a file of what learns then has no place for them.
-
-    Args:
-        name: Of the layer.
-        old: Its mask.
-        new: The mask that it gets.
-        shape: Of its weight.
-    """
+    """Warn that entries of a masked layer in JAX learn no more: a file of what learns then has no place for them."""
     if old.is_traced or new.is_traced or any(leaf is None for one in (old, new) for leaf in one.leaves):
         return
     if (old.to_array(shape) & ~new.to_array(shape)).any():

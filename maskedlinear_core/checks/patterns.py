@@ -45,13 +45,6 @@ def of_other_kinds(
 ) -> dict[str, str]:
     """Return why convolutions and recurrent layers that a wildcard matches stay as they are, by dotted name.
 
-    Args:
-        masks: By pattern.
-        parts: Names of the layers that can get a mask.
-        others: The class of each other part of the model, by dotted name.
-        is_wild: Tells whether a pattern has wildcards.
-        strict: Refuse them.
-
     Raises:
         TypeError: There is one, and `strict` is True.
     """
