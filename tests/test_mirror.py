@@ -101,9 +101,9 @@ ONLY_DEFINED_IN_ONE = {
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
         "_check_freezing", "_make", "_attention", "_let_learn", "_let_projections_learn",
-        "_with_the_frozen", "_taken_over", "_change", "_replace", "_freeze_others",
+        "_with_the_frozen",  # parameters of JAX require no gradient
+        "_taken_over", "_change", "_replace", "_freeze_others",
         "_output_layer",
-        "_let_learn", "_let_projections_learn", "_with_the_frozen",  # parameters of JAX require no gradient
         "leaves_of", "weights_of", "embeddings",  # of pytrees of several libraries
         "_is_own_embedding", "_all_learns",
     },
