@@ -320,7 +320,7 @@ def _let_learn(layer: Any, *, bias: bool = False) -> None:
 def _let_projections_learn(attention: MaskedMultiheadAttention) -> None:
     for name, trains in attention.trained_positions().items():
         parameter: Any = attention._parameters[name]
-        if trains.any() and not parameter.is_inference():
+        if (trains.is_meta or trains.any()) and not parameter.is_inference():
             parameter.requires_grad_()
 
 
