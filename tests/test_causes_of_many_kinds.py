@@ -153,7 +153,7 @@ NAMED = {
         lambda x: x.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)), lambda x: x.reshape(2, 3, 2, 2, 2, 2).max((3, 5)),
         (normal(2, 3, 4, 4),), "pooling", "the mean of 4 along axes 3, 5 is taken in torch where JAX has the maximum",
     ),
-    "not normalised": (contrast, contrast_of_any_length, (normal(5, 8), normal(5, 8)), "another formula", "div (step"),
+    "not normalised": (contrast, contrast_of_any_length, (normal(5, 8), normal(5, 8)), "another formula", "div (2 steps)"),
     "a mean of neighbours": (normalised_graph, averaged_graph, GRAPH, "default argument: dim", "a vector along axis 1"),
     "no loops": (with_loops, without_loops, GRAPH, "another formula", "add (step"),
     "another bound": (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from parity.explanation.claims import ADD_STEP, Claim, change_all, place
-from parity.explanation.programs.program import Edit, Key, Operand, Step, set_result
+from parity.explanation.programs.program import Edit, Key, Step, set_result
 from parity.explanation.substitution import Bench, where_they_part
 
 
@@ -35,14 +35,8 @@ NEVER_LEFT_OUT = (
 )
 
 
-FEW = 3
-"""Steps made of the same that are left out together: a norm of each of two or three inputs."""
-
-
 def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Iterator[Claim]:
     """Yield steps that the other side may lack: their operand stands in for them; and a sign."""
-    names = {step.key: step.name for step in steps}
-    made_of = {one.key: (one.name, *(names.get(one.sources.get(o)) for o in one.operands)) for one in steps}
     for step in sorted(steps, key=lambda step: step.key not in parting):
         result = step.result
         if result is None or result.dtype.kind != "f" or step.name in NEVER_LEFT_OUT:
@@ -54,15 +48,13 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
                 and values.dtype.kind == "f"
                 and values.ndim
             ):
-                alike = [one for one in steps if made_of[one.key] == made_of[step.key]]
-                for group in [[step], alike] if step is alike[0] and 1 < len(alike) <= FEW else [[step]]:
-                    yield Claim(
-                        change_all(framework, group, _only(operand)),
-                        "another formula",
-                        f"{step.name} (step {' and '.join(map(place, group))})",
-                        "none",
-                        ADD_STEP,
-                    )
+                yield Claim(
+                    change_all(framework, [step], _only(operand)),
+                    "another formula",
+                    f"{step.name} (step {place(step)})",
+                    "none",
+                    ADD_STEP,
+                )
         if result.ndim and any(isinstance(values, np.ndarray) for values in step.operands.values()):
             yield Claim(
                 change_all(framework, [step], set_result(np.negative)),
@@ -74,8 +66,9 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
 
 
 def _left_out_together(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
-    """Yield steps of one name that the other side lacks all of: two towers whose vectors it norms."""
-    groups: dict[tuple[str, Operand], list[Step]] = {}
+    """Yield steps of one name, by the same operator's result, that the other side lacks: each vector by its norm."""
+    names = {step.key: step.name for step in steps}
+    groups: dict[tuple[Any, ...], list[Step]] = {}
     for step in steps:
         for operand, values in step.operands.items():
             if (
@@ -83,8 +76,9 @@ def _left_out_together(framework: str, steps: Sequence[Step]) -> Iterator[Claim]
                 and values.shape == step.result.shape and values.dtype.kind == step.result.dtype.kind == "f"
                 and step.name not in NEVER_LEFT_OUT
             ):  # fmt: skip
-                groups.setdefault((step.name, operand), []).append(step)
-    for (name, operand), group in groups.items():
+                by = tuple([names.get(step.sources.get(one)) for one in step.operands if one != operand])
+                groups.setdefault((step.name, operand, *by), []).append(step)
+    for (name, operand, *_), group in groups.items():
         if len(group) > 1:
             change = change_all(framework, group, _only(operand))
             yield Claim(change, "another formula", f"{name} ({len(group)} steps)", "none", ADD_STEP)
