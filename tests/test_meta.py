@@ -320,7 +320,7 @@ MADE = {
     "module.py: MaskedLinear._draw": "drawn by NumPy and copied into the parameter",
     "moments.py: numbers": "in float64, which not all devices have, and then put on the device",
     "origin.py: _spread": "in float64, which not all devices have, and then put on the device",
-    "packed_parts.py: cut": "a bool mask, which is put on the device",
+    "packed_parts.py: _cut": "a bool mask, which is put on the device",
     "storage.py: _learned": "a bool mask, which indexes on any device",
     "storage.py: _load_arrays": "NumPy's, put on the device or a bool mask",
     "storage.py: _tensor": "the numbers of a file, copied into the layer",

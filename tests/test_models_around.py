@@ -298,7 +298,10 @@ def test_a_norm_over_other_axes_is_named(axes, cause):
     assert report.ok == (not cause)
     if cause:
         assert (report.first.path, report.first.diagnosis.cause) == ("0", cause)
-        assert "over the axes 1 and 2 in torch where JAX has one over 2" in report.first.diagnosis.text
+        assert (
+            "a norm over axes 1 and 2 (native_layer_norm) in torch where JAX has one over axis 2"
+            in report.first.diagnosis.text
+        )
 
 
 class Experts(nn.Module):

@@ -480,7 +480,7 @@ def test_what_others_note_on_a_module_is_handed_on_and_back():
     assert set(vars(plain)) == set(vars(old))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def mesh():
     """One process that is all of a mesh."""
     group = torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -179,7 +179,7 @@ def test_a_parameter_that_cannot_learn_is_refused_in_both_twins(dtype):
         mj.masked_parameter(jnp.ones((6, 8), dtype), MASK)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantized tensor creation functions")
 @pytest.mark.parametrize("packed", [False, True], ids=["masked", "packed"])
 def test_a_quantizer_that_passes_a_masked_layer_by_is_told(packed):
     """`quantize_dynamic` left masked layers in floats, without a word; unmasked ones it quantizes."""

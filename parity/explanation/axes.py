@@ -119,9 +119,7 @@ def _axes(step: Step) -> tuple[int, ...]:
 
 
 def _said(axes: tuple[int, ...], rank: int) -> str:
-    if len(axes) == rank:
-        return "all axes"
-    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {' and '.join(map(str, axes))}"
+    return "all axes" if len(axes) == rank else _over(axes)
 
 
 def _along(axes: tuple[int, ...]) -> Callable[[Operation], Any]:
@@ -160,7 +158,7 @@ def norms(steps: Sequence[Step]) -> Iterator[Claim]:
 
 
 def _over(axes: tuple[int, ...]) -> str:
-    return f"the axes {' and '.join(map(str, axes))}"
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {' and '.join(map(str, axes))}"
 
 
 def _of(channels: int) -> str:
