@@ -288,16 +288,21 @@ def _attention(
     options: _Options,
 ) -> tuple[Any, list[Callable[[], None]]]:
     # What replaces an attention whose projections get masks, if anything does, and what is to be done.
+    grad_masks, bias_masks = _with_the_frozen(attention, grad_masks, bias_masks)
     if isinstance(attention, PackedMultiheadAttention):
         attention.in_proj._refuse_sharded("repack")
-        return None, [functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer)]
-    if isinstance(attention, MaskedMultiheadAttention):
-        return None, [functools.partial(attention.set_masks, grad_masks, bias_masks)]
-    if not options.packed:
-        masked = MaskedMultiheadAttention.around(attention)
-        set_masks = functools.partial(masked.set_masks, *_with_the_frozen(attention, grad_masks, bias_masks))
-        return masked, [set_masks, functools.partial(_let_projections_learn, masked)]
-    grad_masks, bias_masks = _with_the_frozen(attention, grad_masks, bias_masks)
+        set_masks = functools.partial(attention.set_masks, grad_masks, bias_masks, options.optimizer)
+        return None, [
+            set_masks,
+            functools.partial(
+                _let_values_learn, attention.in_proj, bias=any(one is not None for one in bias_masks.values())
+            ),
+        ]
+    if isinstance(attention, MaskedMultiheadAttention) or not options.packed:
+        is_new = not isinstance(attention, MaskedMultiheadAttention)
+        masked = MaskedMultiheadAttention.around(attention) if is_new else attention
+        set_masks = functools.partial(masked.set_masks, grad_masks, bias_masks)
+        return masked if is_new else None, [set_masks, functools.partial(_let_projections_learn, masked)]
     packed = PackedMultiheadAttention.around(
         attention, grad_masks, bias_masks, values_dtype=options.values_dtype, precision=options.precision
     )
@@ -317,6 +322,13 @@ def _let_learn(layer: Any, *, bias: bool = False) -> None:
             parameter.requires_grad_()
 
 
+def _let_values_learn(layer: PackedLinear, *, bias: bool = False) -> None:
+    """Let what a mask names require a gradient, likewise."""
+    for parameter in [layer.values, layer.bias_values] if bias else [layer.values]:
+        if parameter is not None and parameter.numel() and not parameter.is_inference():
+            parameter.requires_grad_()
+
+
 def _let_projections_learn(attention: MaskedMultiheadAttention) -> None:
     for name, trains in attention.trained_positions().items():
         parameter: Any = attention._parameters[name]
@@ -325,18 +337,19 @@ def _let_projections_learn(attention: MaskedMultiheadAttention) -> None:
 
 
 def _with_the_frozen(
-    attention: nn.MultiheadAttention,
-    grad_masks: Mapping[str, masks.Mask],
-    bias_masks: Mapping[str, np.ndarray | None],
+    attention: Any, grad_masks: Mapping[str, masks.Mask], bias_masks: Mapping[str, np.ndarray | None]
 ) -> tuple[dict[str, masks.Mask], dict[str, np.ndarray | None]]:
-    """Return the masks of attention; of projections that are one frozen parameter only what masks name learns."""
-    weights, lines = dict(grad_masks), {name: mask for name, mask in bias_masks.items() if mask is not None}
-    weight, bias = attention._parameters.get("in_proj_weight"), attention._parameters.get("in_proj_bias")
+    """Return the masks of attention. If its projections are one frozen parameter, those without a mask stay frozen."""
+    weights, vectors = dict(grad_masks), {name: mask for name, mask in bias_masks.items() if mask is not None}
+    if isinstance(attention, PackedMultiheadAttention):
+        weight, bias = attention.in_proj.values, attention.in_proj.bias_values
+    else:
+        weight, bias = attention._parameters.get("in_proj_weight"), attention._parameters.get("in_proj_bias")
     if weights and weight is not None and not weight.requires_grad:
         weights = dict.fromkeys(attentions.PROJECTIONS, constructors.rows([])) | weights
-    if lines and bias is not None and not bias.requires_grad:
-        lines = dict.fromkeys(attentions.PROJECTIONS, np.zeros(attention.embed_dim, np.bool_)) | lines
-    return weights, {**dict.fromkeys(weights), **lines}
+    if vectors and bias is not None and not bias.requires_grad:
+        vectors = dict.fromkeys(attentions.PROJECTIONS, np.zeros(attention.embed_dim, np.bool_)) | vectors
+    return weights, {**dict.fromkeys(weights), **vectors}
 
 
 def _taken_over(
@@ -380,6 +393,8 @@ def _change(
             layer._change_bias_mask(bias_mask, optimizer)
         elif bias_mask is not None:
             layer.bias_mask = bias_mask
+        let_learn = _let_values_learn if isinstance(layer, PackedLinear) else _let_learn
+        let_learn(layer, bias=bias_mask is not None)
 
     return change
 

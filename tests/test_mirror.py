@@ -100,7 +100,7 @@ ONLY_DEFINED_IN_ONE = {
         "has_weight",  # `equinox.nn.Shared` takes the weight out of a layer; torch's ties are two names of one
         "_form", "_nodes", "_others", "_check_library", "_is_layer", "_is_own", "_shape",
         # In place, and attention whose projections are no modules.
-        "_check_freezing", "_make", "_attention", "_let_learn", "_let_projections_learn",
+        "_check_freezing", "_make", "_attention", "_let_learn", "_let_values_learn", "_let_projections_learn",
         "_with_the_frozen",  # parameters of JAX require no gradient
         "_taken_over", "_change", "_replace", "_freeze_others",
         "_output_layer",

@@ -212,6 +212,17 @@ def test_m1_a_file_makes_a_frozen_model_learn_as_it_did(packed):
     assert mt.summary(again).learns == mt.summary(model).learns
 
 
+@FORMS
+@pytest.mark.parametrize("make", [linears, attention, embedding])
+def test_m1_another_mask_of_a_frozen_model_learns(make, packed):
+    """Masked, frozen, masked anew: the layers learned nothing, in silence."""
+    model, masks = make()
+    mt.mask_linears(model, {name: rows([0]) for name in masks}, packed=packed).requires_grad_(False)
+    mt.mask_linears(model, masks, packed=packed)
+    fresh = mt.mask_linears(make()[0].requires_grad_(False), masks, packed=packed)
+    assert mt.summary(model).learns == mt.summary(fresh).learns > 0
+
+
 def test_m1_a_refused_mask_leaves_a_frozen_model_frozen():
     model = linears()[0].requires_grad_(False)
     with pytest.raises(IndexError, match="mask_linears: 1: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -76,8 +77,16 @@ def warn_of_frozen(name: str, old: Any, new: Any, shape: tuple[int, int]) -> Non
         warnings.warn(
             f"{name or 'the model itself'}: entries that could learn are frozen from now on. A masked layer in JAX "
             "does not know whether they have learned: save it with with_base=True, or its file will not load",
-            stacklevel=5,
+            stacklevel=_of_the_caller(),
         )
+
+
+def _of_the_caller() -> int:
+    """Return the stack level, seen from the function that asks, of the first code that is not of this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("maskedlinear_"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def refuse_part(layer: str, name: str) -> NoReturn:

@@ -211,11 +211,7 @@ def bits(layer: str, got: str, dtype: str) -> None:
 
 
 def refuse_pruned_bias(layer: str) -> NoReturn:
-    """Refuse a buffer `bias_mask`, by which torch prunes a bias: the layer's own mask of that name is another.
-
-    Raises:
-        TypeError: Always.
-    """
+    """Refuse a buffer `bias_mask`, by which torch prunes a bias: the layer's own mask of that name is another."""
     raise TypeError(
         f"{layer}: expected buffers of other names than the layer's own, got 'bias_mask', by which torch "
         "prunes a bias; prune the plain layer before it is masked, and make that permanent (prune.remove)"

@@ -80,7 +80,7 @@ class _Notes:
 
     Args:
         seen: Gets the records.
-        asked: Of the options `strict` and `fail_fast`.
+        asked: Options, of which `strict` and `fail_fast` are read.
         total: How many cells there are.
         out: Shows the progress where it is no terminal.
         advance: Shows the progress where it is one: of a record's pair, with the counts in words.

@@ -55,7 +55,7 @@ def run(
         programs: Where programs are kept: each is compiled once for all movements.
         key: What the program depends on, the shapes of the arrays included.
         only: "scalars": single numbers that depend on no array alone are rounded anew, as 1 - b**t of an optimizer;
-            "special": what the special functions of JAX's library compute.
+            "special NAME NAME": what these functions of jax.scipy.special compute.
     """
     key = f"rounding {only} {key}"
     if key not in programs:
@@ -69,6 +69,7 @@ def _program(function: Callable[..., Any], arrays: Any, only: str) -> tuple[Call
     """Return a function of arrays, a size and noise, compiled, and how many numbers of noise it takes."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(arrays)
     counted = _Noise(None)
+    functions = set(only.split()[1:])
 
     def program(noise: _Noise, arrays: Any, size: Any) -> Any:
         free: dict[int, Any] = {}  # by identity, what depends on no array
@@ -79,8 +80,8 @@ def _program(function: Callable[..., Any], arrays: Any, only: str) -> tuple[Call
             is_moved = name not in EXACT
             if only == "scalars":
                 is_moved &= is_free and _is_single(eqn, inputs)
-            if only == "special":
-                is_moved &= bool(function_names(eqn, SPECIAL))
+            if functions:
+                is_moved &= not functions.isdisjoint(function_names(eqn, SPECIAL))
             if is_moved and name not in BASIC:
                 factor = math.sqrt(max((np.size(one) for one in inputs), default=1)) if name in SUMS else FUNCTIONS
                 inputs = [_moved(one, factor * size, noise) for one in inputs]

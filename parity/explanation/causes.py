@@ -339,7 +339,7 @@ def tie_or_kink(e: Evidence) -> Diagnosis | None:
     first = tuple(int(i) for i in index[0])
     what = "derivative" if e.derivative else "value"
     point = "ties" if e.cell.data == "ties" else "zero" if "zero" in e.cell.data else "kinks and edges"
-    point = "numbers as near to zero" if e.cell.data in ("subnormal", "small") else point
+    point = "numbers next to zero" if e.cell.data in ("subnormal", "small") else point
     if e.cell.data == "random":
         point = "some of these numbers, which are ties, kinks or edges,"
     if e.judged == "meaning" and not e.alike_nearby(NEAR):

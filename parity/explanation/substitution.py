@@ -79,7 +79,7 @@ class Bench:
 
     Attributes:
         programs: By framework.
-        numbers: Those of the cell first, then fresh ones.
+        numbers: The numbers of the cell first, then fresh ones.
         outputs: What each framework returned on each of them.
         work: Steps that were run so far while causes were looked for.
         each: Whether results are compared relative to each element, as where a difference is in small ones alone.
@@ -271,7 +271,7 @@ def where_they_part(bench: Bench, framework: str) -> set[Key]:
 
 
 def known(bench: Bench, framework: str) -> Callable[[np.ndarray], bool]:
-    """Return a function that says whether a program has an array's numbers somewhere: in any order, of any sign."""
+    """Return a function that says whether a program may have an array's numbers, in any order (by moments)."""
     steps = bench.programs[framework].steps
     arrays = [*bench.numbers[0].theta, *(step.result for step in steps)]
     arrays += [value for step in steps for value in step.operands.values() if isinstance(value, np.ndarray)]
@@ -335,8 +335,8 @@ def fresh(numbers: Numbers, seed: int, spread: float = 0.5) -> Numbers:
     """Return other numbers of the same shapes and signs: each is multiplied by a number from 1 - spread to 1 + spread.
 
     Args:
-        numbers: Those of the cell.
-        seed: Of the factors.
+        numbers: The numbers of the cell.
+        seed: Seed of the factors.
         spread: How far they are from one.
     """
     rng = np.random.default_rng(seed)
@@ -392,7 +392,7 @@ def bench(torch_function: Any, jax_function: Any, numbers: Numbers, *, also: Seq
     Args:
         torch_function: Of torch tensors.
         jax_function: Of JAX arrays.
-        numbers: Those of the cell.
+        numbers: The numbers of the cell.
         also: More numbers, on which what is proved must hold too.
     """
     from parity.explanation.programs.jax_program import JaxProgram

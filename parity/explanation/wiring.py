@@ -118,18 +118,23 @@ def _rewired(bench: Bench, program: Program, steps: Sequence[Step]) -> Iterator[
             beside = [leaf for place, leaf in step.operands.items() if place != operand] if step.name in SUMS else []
             has = next((name for name, leaf in inputs if np.array_equal(leaf, values)), "") or _of(program, source)
             for number, (name, leaf) in enumerate(inputs):
-                if any(isinstance(one, np.ndarray) and np.array_equal(leaf, one) for one in beside):
-                    continue  # twice one term is a factor, which many a function does not see
+                if _is_among(leaf, beside):
+                    continue
                 if leaf.shape == values.shape and not np.array_equal(leaf, values):
                     edits_for = partial(_given, key=step.key, operand=operand, number=number)
                     change = Change(program.framework, {step.key: _keep}, edits_for=edits_for)
                     yield _claim(change, step, has, name or "the input")
             for one in _earlier(program, step):
-                if any(isinstance(leaf, np.ndarray) and np.array_equal(leaf, one.result) for leaf in beside):  # type: ignore[arg-type]
-                    continue  # twice one term is a factor, which many a function does not see
+                if _is_among(one.result, beside):
+                    continue
                 if one.key != source and _fits(one.result, values) and not np.array_equal(one.result, values):  # type: ignore[arg-type]
                     change = Change(program.framework, _taken(one.key, step.key, operand))
                     yield _claim(change, step, has, _of(program, one.key))
+
+
+def _is_among(array: Any, operands: Sequence[Any]) -> bool:
+    """Return whether an array is one of a sum's other operands: twice a term is a factor, which a norm hides."""
+    return any(isinstance(one, np.ndarray) and np.array_equal(one, array) for one in operands)
 
 
 def _of(program: Program, key: Key | None) -> str:

@@ -85,7 +85,7 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
             f"the sign of a zero, as {cell.world} compiles it, where {eager.world} has no difference: {found.reason}"
         )
         return replace(found, verdict="edge", reason=reason)
-    if _is_refused(cell, found) and judged(replace(cell, data="random")).verdict in ("identical", "within bound"):
+    if _is_refused(cell, found) and judged(replace(cell, data="random")).verdict in AGREES:
         reason = f"numbers outside of what torch's function takes, where nothing is to compare: {found.reason}"
         return replace(found, verdict="edge", reason=reason)
     if (
@@ -139,8 +139,9 @@ def apart(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outco
 
 
 def _is_refused(cell: Cell, found: Outcome) -> bool:
-    """Return whether torch's own checks refuse numbers that are none of the user's."""
-    return not cell.data.startswith("random") and any(re.search(one, found.reason) for one in REFUSED)
+    """Return whether torch's own checks refuse numbers that are none of the user's: a pair may have its own kinds."""
+    kind = cell.data.split("#")[0].split("~")[0]
+    return kind != "random" and kind in data.KINDS and any(re.search(one, found.reason) for one in REFUSED)
 
 
 def _by_labels(runs: Runs, cell: Cell, found: Outcome, judged: Callable[[Cell], Outcome]) -> str:

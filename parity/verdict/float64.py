@@ -242,8 +242,9 @@ def _close(
             return held(sensitivity.with_only(runs, cell, moved, UNIT[dtype], "scalars")), SCALARS
         if both := _special(runs, cell, dtype):
             with contextlib.suppress(compare.Mismatch):
-                said = SPECIAL.format(name=both, dtype=dtype)
-                return held(sensitivity.with_only(runs, cell, moved, UNIT[dtype], "special")), said
+                said = SPECIAL.format(name=" and ".join(both), dtype=dtype)
+                wider = sensitivity.with_only(runs, cell, moved, UNIT[dtype], " ".join(["special", *both]))
+                return held(wider), said
     inside = arithmetic.of_cell(runs, cell, dtype)
     if inside.alike:
         with contextlib.suppress(compare.Mismatch):
@@ -260,11 +261,11 @@ def _close(
     raise first
 
 
-def _special(runs: Runs, cell: Cell, dtype: str) -> str:
-    """Return the name of a special function that both sides call from their libraries; else nothing."""
+def _special(runs: Runs, cell: Cell, dtype: str) -> list[str]:
+    """Return the names of special functions that both sides call from their libraries."""
     torch, jax = (runs.reading(cell, framework, dtype) for framework in EAGER)
     both = torch.special & jax.special if torch is not None and jax is not None else set()
-    return " and ".join(sorted(both))
+    return sorted(both)
 
 
 def _answers(runs: Runs, cell: Cell) -> bool:

@@ -156,8 +156,8 @@ def with_only(runs: Runs, cell: Cell, moved: Moved, unit: float, only: str) -> M
     """Return the sensitivity with what a part of JAX's program does that no port has written.
 
     "scalars" are those that depend on no input. Torch has them as Python's own floats, of 64 bits, in any dtype: the
-    bias correction 1 - 0.999**t of Adam, which loses three digits of float32 in optax. "special" is what the functions
-    of jax.scipy.special compute.
+    bias correction 1 - 0.999**t of Adam, which loses three digits of float32 in optax. "special log_ndtr" is what
+    this function of jax.scipy.special computes.
     """
     own = of_cell(runs, cell, unit, formula="jax", only=only)
     wider = {

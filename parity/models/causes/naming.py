@@ -21,7 +21,7 @@ NAMES = (
     ("constant|another formula", r"^1 in \w+ where \w+ has (?!0 )\S+ \((mul|div)\b", "factor left out"),
     ("constant|another formula", r"^(?!0 )\S+ in torch where JAX has 1 \((mul|div)\b", "factor left out"),
     ("constant|another formula", r"^1 in|has 0 \(mul|^0 in \w+ where \w+ has 1 \(mul", "term left out"),
-    ("another formula", r"^mul \(step \d+\) in \w+ where \w+ has none", "factor left out"),
+    ("another formula", r"^mul \((step [\d.]+|\d+ steps)\) in \w+ where \w+ has none", "factor left out"),
 )
 """A pattern of the cause, one of the text, and the name in models; the first that fits."""
 

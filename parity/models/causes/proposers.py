@@ -102,9 +102,10 @@ def _rotates(context: Context) -> bool:
 
 def _pooled(context: Context) -> Iterator[Diagnosis]:
     """Yield another proved pooling: the first word for the mean of all, the mean for the maximum of a window."""
-    for at in [context.bench] if context.bench is not None else []:
-        steps = at.programs["torch"].steps
-        places = (axes.by_places(name, one.steps) for name, one in at.programs.items())
+    if context.bench is not None:
+        programs = context.bench.programs
+        steps = programs["torch"].steps
+        places = (axes.by_places(name, one.steps) for name, one in programs.items())
         yield from _first(context, itertools.chain(axes.along(steps), *places, axes.windows(steps)))
 
 

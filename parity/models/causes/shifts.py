@@ -116,8 +116,9 @@ def _rolls(steps: Sequence[Step]) -> Iterator[Claim]:
     for group in (rolled, *_groups(rolled, lambda step: tuple(step.operands["shifts"]))):
         if not group:
             continue
-        shifts = list(group[0].operands["shifts"])
-        has = f"a roll by {shifts[0] if len(shifts) == 1 else tuple(shifts)}"
+        shifts = {tuple(step.operands["shifts"]) for step in group}
+        first = tuple(group[0].operands["shifts"])
+        has = "all rolls" if len(shifts) > 1 else f"a roll by {first[0] if len(first) == 1 else first}"
         for by, needs in ((-1, "one in the other direction"), (0, "none")):
 
             def other(operation: Operation, by: int = by) -> Any:

@@ -15,7 +15,7 @@ from parity.models.causes.context import Context
 from parity.records import Diagnosis
 
 TURNS = (2, 3, 4)
-"""So many sums in a layer that runs several times."""
+"""How many sums a layer that runs several times may have in one run."""
 
 SELECTS = ("where", "masked_fill", "masked_fill_", "select_n", "_where")
 

@@ -52,10 +52,10 @@ def roles_paired(torch: Owner, jax: Owner) -> list[tuple[str, str]]:
     shared = [(role, role) for role in torch.items if role in jax.items]
     left = [role for role in torch.items if role not in jax.items]
     right = [role for role in jax.items if role not in torch.items]
+    # A table of which a port says `bias_table` is no bias: it has several axes, and nothing stands beside it.
+    alone = all(len(one.items) == 1 and len(one.main.leaf.shape) > 1 for one in (torch, jax))
     for ours in left:
         for theirs in right:
-            alone = all(len(one.items) == 1 and len(one.main.leaf.shape) > 1 for one in (torch, jax))
-            # `bias_table` is no bias of a table: it has several axes.
             if VALUE in (ours, theirs) and ("weight" in (ours, theirs) or alone):
                 return [*shared, (ours, theirs)]
     return shared
