@@ -200,7 +200,7 @@ def rolled(frame, by, back):
 @pytest.mark.parametrize(
     ("by", "back", "text"),
     [
-        (1, -1, "a roll by -1 in torch where JAX has one in the other direction"),
+        (1, -1, "rolls by -1 and 1 in torch where JAX has them in the other direction"),
         (-1, 0, "a roll by 1 in torch where JAX"),
     ],
     ids=["the other way", "not back"],

@@ -116,10 +116,10 @@ def _rolls(steps: Sequence[Step]) -> Iterator[Claim]:
     for group in (rolled, *_groups(rolled, lambda step: tuple(step.operands["shifts"]))):
         if not group:
             continue
-        shifts = {tuple(step.operands["shifts"]) for step in group}
-        first = tuple(group[0].operands["shifts"])
-        has = "all rolls" if len(shifts) > 1 else f"a roll by {first[0] if len(first) == 1 else first}"
-        for by, needs in ((-1, "one in the other direction"), (0, "none")):
+        shifts = list(dict.fromkeys(tuple(step.operands["shifts"]) for step in group))
+        by_each = " and ".join(str(one[0] if len(one) == 1 else one) for one in shifts)
+        has, it = (f"a roll by {by_each}", "one") if len(shifts) == 1 else (f"rolls by {by_each}", "them")
+        for by, needs in ((-1, f"{it} in the other direction"), (0, "none")):
 
             def other(operation: Operation, by: int = by) -> Any:
                 o = operation.operands
