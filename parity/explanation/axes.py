@@ -47,7 +47,7 @@ def claims(steps: Sequence[Step], others: Sequence[Step]) -> Iterator[Claim]:
             # One axis in the place of one other is told by the operator's argument.
             if axes != now and left in shapes and max(len(axes), len(now)) > 1:
                 yield Claim(
-                    change_all("torch", group, _along(axes)), "default argument: dim",
+                    change_all("torch", group, _reduced(axes)), "default argument: dim",
                     f"{group[0].name} along {_said(now, values.ndim)}", _said(axes, values.ndim), FIX,
                 )  # fmt: skip
     yield from norms(steps)
@@ -122,7 +122,7 @@ def _said(axes: tuple[int, ...], rank: int) -> str:
     return "all axes" if len(axes) == rank else _over(axes)
 
 
-def _along(axes: tuple[int, ...]) -> Callable[[Operation], Any]:
+def _reduced(axes: tuple[int, ...]) -> Callable[[Operation], Any]:
     def edit(operation: Operation) -> Any:
         result = operation.compute(operation.operands)
         values = operation.numpy(operation.operands["self"])
@@ -153,8 +153,8 @@ def norms(steps: Sequence[Step]) -> Iterator[Claim]:
             has = _of(channels // now)
             tried = [(_of(channels // one), partial(_normalised, groups=one)) for one in counts]
         for needs, edit in tried:
-            claim = change_all("torch", group, edit)
-            yield Claim(claim, "normalization axes", f"a norm over {has} ({step.name})", f"one over {needs}", NORM_FIX)
+            change = change_all("torch", group, edit)
+            yield Claim(change, "normalization axes", f"a norm over {has} ({step.name})", f"one over {needs}", NORM_FIX)
 
 
 def _over(axes: tuple[int, ...]) -> str:
@@ -195,30 +195,26 @@ WINDOWS = ("max_pool2d_with_indices", "max_pool2d", "avg_pool2d")
 POOL_FIX = "Pool alike on both sides."
 
 
-def along(steps: Sequence[Step], kinds: Collection[str] = tuple(ALONG)) -> Iterator[Claim]:
+def pooled(steps: Sequence[Step], kinds: Collection[str] = ("one", *ALONG)) -> Iterator[Claim]:
     """Yield what else is taken along the axes of a step: one element, the mean, the largest, the sum."""
     for step in steps:
         values, dim = step.operands.get("self"), step.operands.get("dim")
-        if (
-            TAKEN.get(step.name) not in (*kinds, "one")
-            or not isinstance(values, np.ndarray)
-            or values.dtype.kind != "f"
-        ):
+        if TAKEN.get(step.name) not in kinds or not isinstance(values, np.ndarray) or values.dtype.kind != "f":
             continue
         axes = tuple(dim or range(values.ndim)) if dim is None or isinstance(dim, list) else (dim,)
         if not axes or not all(isinstance(axis, int) for axis in axes):
             continue
-        place = step.operands.get("index") if step.name == "select" else None
+        index = step.operands.get("index") if step.name == "select" else None
         ends = {0: "the first", -1: "the last", values.shape[axes[0]] - 1: "the last"}
-        has = ends.get(place, TAKEN[step.name]) if isinstance(place, int) else TAKEN[step.name]
+        has = ends.get(index, TAKEN[step.name]) if isinstance(index, int) else TAKEN[step.name]
         count = math.prod(values.shape[axis] for axis in axes)
-        along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(str(axis % values.ndim) for axis in axes)}"
+        said = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(str(axis % values.ndim) for axis in axes)}"
         for needs, function in ALONG.items():
             if needs in kinds and needs != has and (len(axes) == 1 or needs not in OF_ONE_AXIS):
                 yield Claim(
                     Change("torch", {step.key: partial(_taken, function=function, axes=axes)}),
                     "pooling",
-                    f"{has} of {count} along {along} is taken",
+                    f"{has} of {count} along {said} is taken",
                     needs,
                     POOL_FIX,
                 )

@@ -41,7 +41,7 @@ def claims(bench: Bench) -> Iterator[Claim]:
     yield from _thresholds(steps)
     yield from _reductions(steps)
     yield from axes.claims(steps, bench.programs["jax"].steps)
-    yield from axes.along([step for step in steps if step.name != "select"], ("the mean", "the maximum"))
+    yield from axes.pooled(steps, ("the mean", "the maximum"))
     yield from axes.windows(steps)
     yield from selections.scans(steps)
     yield from windows.resizes(steps)

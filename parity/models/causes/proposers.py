@@ -106,7 +106,7 @@ def _pooled(context: Context) -> Iterator[Diagnosis]:
         programs = context.bench.programs
         steps = programs["torch"].steps
         places = (axes.by_places(name, one.steps) for name, one in programs.items())
-        yield from _first(context, itertools.chain(axes.along(steps), *places, axes.windows(steps)))
+        yield from _first(context, itertools.chain(axes.pooled(steps), *places, axes.windows(steps)))
 
 
 def _normed(context: Context) -> Iterator[Diagnosis]:
