@@ -13,7 +13,7 @@ import numpy as np
 from parity.execution.calls import Numbers
 from parity.explanation.claims import Claim, place
 from parity.explanation.programs.program import Edit, Operation, Step, set_result
-from parity.explanation.substitution import Bench, Change, known, other, where_they_part
+from parity.explanation.substitution import Bench, Change, holder, other, where_they_part
 from parity.operator import trees
 
 ORDERS = {2: "halves", 3: "thirds", 4: "quarters"}
@@ -202,7 +202,7 @@ def steps(bench: Bench) -> Iterator[Claim]:
     ]
     parting = {name: where_they_part(bench, name) for name in bench.programs}
     groups.sort(key=lambda pair: not any(step.key in parting[pair[0]] for step in pair[1]))
-    held = {name: known(bench, other(name)) for name in bench.programs}
+    held = {name: holder(bench, other(name)) for name in bench.programs}
     for framework, group in groups:
         step = group[0]
         assert step.result is not None
@@ -227,7 +227,7 @@ def steps(bench: Bench) -> Iterator[Claim]:
 
 
 def _is_opposite(values: np.ndarray, moved: np.ndarray) -> bool:
-    """Return whether numbers of two kinds are only exchanged: a mask of turns that is reversed is its opposite.
+    """Return whether a move only exchanges two numbers: an alternating mask, reversed, is its opposite.
 
     Example:
         >>> mask = np.array([0.0, 1.0, 0.0, 1.0])

@@ -66,7 +66,10 @@ def _left_out(framework: str, steps: Sequence[Step], parting: Set[Key]) -> Itera
 
 
 def _left_out_together(framework: str, steps: Sequence[Step]) -> Iterator[Claim]:
-    """Yield steps of one name, by the same operator's result, that the other side lacks: each vector by its norm."""
+    """Yield several steps of one name that the other side may lack together: two vectors, each divided by its norm.
+
+    Together are those whose other operands are results of the same operators.
+    """
     names = {step.key: step.name for step in steps}
     groups: dict[tuple[Any, ...], list[Step]] = {}
     for step in steps:

@@ -270,7 +270,7 @@ def where_they_part(bench: Bench, framework: str) -> set[Key]:
     return {step.key for step in parting} | {source for step in parting for source in step.sources.values()}
 
 
-def known(bench: Bench, framework: str) -> Callable[[np.ndarray], bool]:
+def holder(bench: Bench, framework: str) -> Callable[[np.ndarray], bool]:
     """Return a function that says whether a program may have an array's numbers, in any order (by moments)."""
     steps = bench.programs[framework].steps
     arrays = [*bench.numbers[0].theta, *(step.result for step in steps)]

@@ -52,7 +52,7 @@ def roles_paired(torch: Owner, jax: Owner) -> list[tuple[str, str]]:
     shared = [(role, role) for role in torch.items if role in jax.items]
     left = [role for role in torch.items if role not in jax.items]
     right = [role for role in jax.items if role not in torch.items]
-    # A table of which a port says `bias_table` is no bias: it has several axes, and nothing stands beside it.
+    # `bias_table` is a table and no bias: it has several axes, and is the only weight of its layer.
     alone = all(len(one.items) == 1 and len(one.main.leaf.shape) > 1 for one in (torch, jax))
     for ours in left:
         for theirs in right:
