@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,22 +114,7 @@ def read(array: Array) -> np.ndarray | None:
 
 def register_pytree(kind: type[masks.Mask]) -> None:
     """Make a class of mask a pytree whose leaves are its positions (contract S1)."""
-    jax.tree_util.register_pytree_with_keys(kind, _flatten_with_keys, _unflatten, _flatten)
-
-
-class _Key(jax.tree_util.FlattenedIndexKey):
-    """The place of positions in a mask: messages of JAX about pytrees that differ there say what they are."""
-
-    def __str__(self) -> str:
-        return (
-            f"[{self.key}: positions, which are no parameters; make an optimizer's state of partition(model)[0], which "
-            "is equinox.filter(model, equinox.is_inexact_array)]"
-        )
-
-
-def _flatten_with_keys(mask: masks.Mask) -> tuple[tuple[tuple[_Key, object], ...], _Skeleton]:
-    leaves, skeleton = _flatten(mask)
-    return tuple([(_Key(number), leaf) for number, leaf in enumerate(leaves)]), skeleton
+    jax.tree_util.register_pytree_node(kind, _flatten, _unflatten)
 
 
 def _flatten(mask: masks.Mask) -> tuple[tuple[object, ...], _Skeleton]:
@@ -143,7 +127,7 @@ def _flatten(mask: masks.Mask) -> tuple[tuple[object, ...], _Skeleton]:
     return found
 
 
-def _unflatten(skeleton: _Skeleton, leaves: Iterable[object]) -> masks.Mask:
+def _unflatten(skeleton: _Skeleton, leaves: tuple[object, ...]) -> masks.Mask:
     return skeleton.mask.with_leaves(tuple(leaves))
 
 

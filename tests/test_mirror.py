@@ -54,7 +54,6 @@ ONLY_DEFINED_IN_ONE = {
     },
     "lowering.py": {
         "register_pytree", "_flatten", "_unflatten", "_Skeleton",  # masks are pytrees in JAX
-        "_Key", "_flatten_with_keys",  # whose leaves JAX names in its messages
         "as_tensor", "bools",  # Dynamo cannot follow NumPy inside of compiled code
         "_narrow",  # JAX has 32-bit integers by default
     },
